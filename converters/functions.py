@@ -1,0 +1,93 @@
+"""The operator ``mxort::MatMulMXFP4`` as a model-local ONNX function of standard operators, written once.
+
+Every converted model carries it, so that the file runs in any ONNX Runtime and is its own oracle. With the mxort
+library registered, its kernels take over. The function has no run-time quantisation of A (Q in docs/format.md).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx.helper
+import onnxscript
+from onnxscript import opset15 as op
+
+from mxort.formats import BLOCK_SIZE, E2M1, scale_value
+
+DOMAIN = "mxort"
+VERSION = 1
+MATMUL = "MatMulMXFP4"
+MIN_OPSET = 15
+"""Lowest default-domain opset in which the function is valid (CastLike); every operator in it kept its meaning since."""
+
+ROTATIONS = (1, 32, 64, 128)
+
+_E2M1_VALUES = onnx.helper.make_tensor("e2m1", onnx.TensorProto.FLOAT, [1 << E2M1.bits], E2M1.values)
+_E8M0_VALUES = onnx.helper.make_tensor(
+    "e8m0", onnx.TensorProto.FLOAT, [256], scale_value(np.arange(256, dtype=np.uint8))
+)
+
+
+def _sylvester(size: int) -> np.ndarray:
+    """int8 [size, size] of +-1: the Sylvester Hadamard matrix; its leading blocks are the smaller matrices."""
+    h = np.ones((1, 1), np.int8)
+    while len(h) < size:
+        h = np.block([[h, h], [h, -h]])
+    return h
+
+
+_SYLVESTER = onnx.helper.make_tensor(
+    "sylvester", onnx.TensorProto.INT8, [ROTATIONS[-1]] * 2, _sylvester(ROTATIONS[-1]).tobytes(), raw=True
+)
+
+_domain = onnxscript.values.Opset(DOMAIN, VERSION)
+
+
+@onnxscript.script(_domain, default_opset=op)
+def MatMulMXFP4(  # noqa: N802 (an ONNX operator name)
+    A,
+    B,
+    B_scale,
+    column_scale,
+    bias,
+    K: int,
+    N: int,
+    rotation: int = 1,
+    activation_format: str = "none",
+    accuracy_level: int = 0,
+):
+    """Y[..., N] = (A[..., K] . H . dequant(B)^T) * column_scale + bias; H is applied to the constant side."""
+    low = op.Mod(B, op.Constant(value=onnx.helper.make_tensor("sixteen", onnx.TensorProto.UINT8, [], [16])))
+    high = op.BitShift(
+        B, op.Constant(value=onnx.helper.make_tensor("four", onnx.TensorProto.UINT8, [], [4])), direction="RIGHT"
+    )
+    last = op.Constant(value_ints=[-1])
+    pairs = op.Concat(op.Unsqueeze(low, last), op.Unsqueeze(high, last), axis=-1)  # [N, Kb*16, 2]
+    blocks = op.Reshape(pairs, op.Constant(value_ints=[0, -1, BLOCK_SIZE]))  # [N, Kb, 32]
+    elements = op.Gather(op.Constant(value=_E2M1_VALUES), op.Cast(blocks, to=onnx.TensorProto.INT32))
+    scales = op.Gather(op.Constant(value=_E8M0_VALUES), op.Cast(B_scale, to=onnx.TensorProto.INT32))
+    stored = elements * op.Unsqueeze(scales, last)  # [N, Kb, 32]
+
+    size = op.Constant(value_int=rotation)
+    sizes = op.Concat(op.Reshape(size, last), op.Reshape(size, last), axis=0)
+    signs = op.Slice(op.Constant(value=_SYLVESTER), op.Constant(value_ints=[0, 0]), sizes, op.Constant(value_ints=[0, 1]))
+    hadamard = op.Cast(signs, to=onnx.TensorProto.FLOAT) / op.Sqrt(op.Cast(size, to=onnx.TensorProto.FLOAT))
+    by_rotation = op.Reshape(
+        stored, op.Concat(op.Constant(value_ints=[0, -1]), op.Reshape(size, last), axis=0)
+    )  # [N, ., rotation]
+    rotated = op.Reshape(op.MatMul(by_rotation, hadamard), op.Constant(value_ints=[0, -1]))  # H is symmetric
+
+    columns = op.Reshape(op.Constant(value_int=K), last)
+    weight = op.Transpose(op.Slice(rotated, op.Constant(value_ints=[0]), columns, op.Constant(value_ints=[1])), perm=[1, 0])
+    product = op.MatMul(op.Cast(A, to=onnx.TensorProto.FLOAT), weight)
+    return op.CastLike(product * column_scale + bias, A)
+
+
+def matmul_function(opset: int) -> onnx.FunctionProto:
+    """The function for a model of default-domain ``opset``. Raises ValueError below MIN_OPSET."""
+    if opset < MIN_OPSET:
+        raise ValueError(f"{MATMUL} needs opset {MIN_OPSET} or later, got {opset}")
+    proto = MatMulMXFP4.to_function_proto()
+    del proto.opset_import[:]
+    proto.opset_import.extend([onnx.helper.make_opsetid("", opset)])
+    return proto

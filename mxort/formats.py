@@ -1,0 +1,176 @@
+"""OCP microscaling (MX) element formats, E8M0 scales and packing, in numpy: the readable truth.
+
+Every constant of the formats stands here once for Python (``ep/mx_formats.h`` is its C++ counterpart; a contract
+test compares the two). Sources: OCP Microscaling Formats (MX) Specification v1.0, sections 5.3 (element formats),
+5.4 (E8M0) and 6.3 (conversion); OCP 8-bit Floating Point Specification v1.0 for E4M3 and E5M2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+BLOCK_SIZE = 32
+"""Elements that share one scale (MX specification, section 5.2)."""
+
+SCALE_BIAS = 127
+"""An E8M0 byte b means 2**(b - SCALE_BIAS)."""
+
+SCALE_NAN = 0xFF
+"""The E8M0 byte that means NaN: every element of its block is NaN."""
+
+PACKED_BLOCK_BYTES = BLOCK_SIZE // 2
+"""Bytes of one block of 4-bit codes, two codes a byte, the even k in the low nibble."""
+
+
+@dataclass(frozen=True)
+class ElementFormat:
+    """A signed minifloat: 1 sign bit, ``exponent_bits``, ``mantissa_bits``, subnormals, no signed-zero magic.
+
+    ``first_special`` is the lowest non-negative code that is not a number (None where every code is a number).
+    Codes are sign-magnitude: bit ``bits - 1`` is the sign.
+    """
+
+    name: str
+    exponent_bits: int
+    mantissa_bits: int
+    bias: int
+    first_special: int | None = None
+
+    @property
+    def bits(self) -> int:
+        return 1 + self.exponent_bits + self.mantissa_bits
+
+    @property
+    def sign_bit(self) -> int:
+        return 1 << (self.bits - 1)
+
+    @cached_property
+    def magnitudes(self) -> NDArray[np.float64]:
+        """float64 [n]: value of each non-negative finite code, ascending (the code is the index)."""
+        count = self.sign_bit if self.first_special is None else self.first_special
+        code = np.arange(count)
+        exponent, mantissa = code >> self.mantissa_bits, code & ((1 << self.mantissa_bits) - 1)
+        subnormal = exponent == 0
+        significand = mantissa + np.where(subnormal, 0, 1 << self.mantissa_bits)
+        power = np.where(subnormal, 1, exponent) - self.bias - self.mantissa_bits
+        return np.ldexp(significand.astype(np.float64), power)
+
+    @property
+    def max(self) -> float:
+        """Largest finite magnitude."""
+        return float(self.magnitudes[-1])
+
+    @property
+    def emax(self) -> int:
+        """Exponent of the largest normal number (MX specification, table 1): floor(log2(max))."""
+        return int(np.frexp(self.max)[1]) - 1
+
+    @cached_property
+    def values(self) -> NDArray[np.float32]:
+        """float32 [2**bits]: value of each code; NaN and infinities where the format has them (E4M3, E5M2)."""
+        positive = np.full(self.sign_bit, np.nan)
+        positive[: len(self.magnitudes)] = self.magnitudes
+        if self is E5M2:
+            positive[0x7C] = np.inf
+        return np.concatenate([positive, -positive]).astype(np.float32)
+
+    def encode(self, x: ArrayLike) -> NDArray[np.uint8]:
+        """Codes (uint8, same shape) of finite ``x``: round to nearest, ties to the even code, saturating.
+
+        Raises ValueError for NaN or infinity: in an MX block those are said by the scale, not by the element.
+        """
+        value = np.asarray(x, dtype=np.float64)
+        if not np.isfinite(value).all():
+            raise ValueError(f"{self.name}: cannot encode a non-finite value")
+        magnitude = np.abs(value)
+        midpoints = (self.magnitudes[1:] + self.magnitudes[:-1]) / 2
+        code = np.searchsorted(midpoints, magnitude, side="left")  # a tie lands on the lower code
+        tie = (code < len(midpoints)) & (magnitude == midpoints[np.minimum(code, len(midpoints) - 1)])
+        code = code + (tie & (code % 2 == 1))
+        return (code + np.signbit(value) * self.sign_bit).astype(np.uint8)
+
+    def decode(self, codes: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """float32 values of uint8 ``codes``, same shape. Raises ValueError for a code beyond the format's bits."""
+        if codes.size and int(codes.max()) >= 1 << self.bits:
+            raise ValueError(f"{self.name}: code {int(codes.max())} needs more than {self.bits} bits")
+        return self.values[codes]
+
+
+E2M1 = ElementFormat("e2m1", 2, 1, bias=1)
+E2M3 = ElementFormat("e2m3", 2, 3, bias=1)
+E3M2 = ElementFormat("e3m2", 3, 2, bias=3)
+E4M3 = ElementFormat("e4m3", 4, 3, bias=7, first_special=0x7F)
+E5M2 = ElementFormat("e5m2", 5, 2, bias=15, first_special=0x7C)
+
+ELEMENT_FORMATS = {f.name: f for f in (E2M1, E2M3, E3M2, E4M3, E5M2)}
+
+ACTIVATION_FORMATS: dict[str, ElementFormat | None] = {
+    "none": None,
+    "mxfp8_e4m3": E4M3,
+    "mxfp6_e2m3": E2M3,
+    "mxfp6_e3m2": E3M2,
+    "mxfp4": E2M1,
+}
+"""Values of the operator's ``activation_format`` attribute (None: activations are not quantised)."""
+
+
+def scale_value(scale: ArrayLike) -> NDArray[np.float32]:
+    """float32 values of E8M0 bytes, same shape; 0xFF is NaN, byte 0 is the subnormal 2**-127."""
+    byte = np.asarray(scale, dtype=np.uint8)
+    value = np.ldexp(1.0, byte.astype(np.int32) - SCALE_BIAS)
+    return np.where(byte == SCALE_NAN, np.nan, value).astype(np.float32)
+
+
+def blocks_of(k: int) -> int:
+    """Number of blocks that hold ``k`` elements."""
+    return -(-k // BLOCK_SIZE)
+
+
+def to_blocks(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """float32 [..., K] -> [..., ceil(K/32), 32], the tail padded with zeros."""
+    k = x.shape[-1]
+    pad = blocks_of(k) * BLOCK_SIZE - k
+    if pad:
+        x = np.concatenate([x, np.zeros((*x.shape[:-1], pad), x.dtype)], axis=-1)
+    return x.reshape(*x.shape[:-1], -1, BLOCK_SIZE)
+
+
+def pack_nibbles(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """uint8 4-bit codes [..., 2n] -> bytes [..., n]; the even index goes to the low nibble."""
+    return codes[..., 0::2] | (codes[..., 1::2] << 4)
+
+
+def unpack_nibbles(packed: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Inverse of :func:`pack_nibbles`: bytes [..., n] -> codes [..., 2n]."""
+    codes = np.empty((*packed.shape[:-1], 2 * packed.shape[-1]), np.uint8)
+    codes[..., 0::2] = packed & 0xF
+    codes[..., 1::2] = packed >> 4
+    return codes
+
+
+def dequantize_mxfp4(codes: NDArray[np.uint8], scales: NDArray[np.uint8], k: int) -> NDArray[np.float32]:
+    """Packed MXFP4 rows (codes uint8 [N, ceil(K/32)*16], scales uint8 [N, ceil(K/32)]) -> float32 [N, k]."""
+    values = E2M1.decode(unpack_nibbles(codes)).reshape(*scales.shape, BLOCK_SIZE)
+    return (values * scale_value(scales)[..., None]).reshape(len(scales), -1)[:, :k]
+
+
+def hadamard_rotate(x: NDArray[np.float32], rotation: int) -> NDArray[np.float32]:
+    """Rotates float32 [..., K] along K by blocks of the normalised Sylvester Hadamard matrix of size ``rotation``.
+
+    The arithmetic is part of the operator: float32 butterflies with strides 1, 2, 4, ..., then one multiplication by
+    float32(1/sqrt(rotation)), so that every backend feeds the same numbers to the quantiser. K must be a multiple.
+    """
+    if rotation == 1:
+        return x
+    y = np.ascontiguousarray(x, dtype=np.float32)
+    stride = 1
+    while stride < rotation:
+        pairs = y.reshape(*x.shape[:-1], -1, 2, stride)
+        low, high = pairs[..., 0, :], pairs[..., 1, :]
+        y = np.stack([low + high, low - high], axis=-2).reshape(x.shape)
+        stride *= 2
+    return y * np.float32(1 / np.sqrt(rotation))

