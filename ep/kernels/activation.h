@@ -1,0 +1,109 @@
+// What happens to a row of A before the product: widen to float, rotate, quantise (docs/format.md, "Numerics of A").
+// Included by every kernel file, which compiles it for its own instruction set; see mx_formats.h for why it is static.
+#ifndef MXORT_KERNELS_ACTIVATION_H_
+#define MXORT_KERNELS_ACTIVATION_H_
+
+#include "kernels/float16.h"
+#include "kernels/kernel.h"
+#include "mx_formats.h"
+
+namespace mxort {
+
+// One row widened to float [blocks * 32], the tail filled with zeros.
+MXORT_INLINE void WidenRow(DataType type, const void* a, int64_t k, int64_t padded, float* out) {
+  switch (type) {  // one loop a type, so that each vectorises
+    case DataType::kFloat:
+      __builtin_memcpy(out, a, static_cast<size_t>(k) * sizeof(float));
+      break;
+    case DataType::kFloat16:
+      for (int64_t i = 0; i < k; ++i) out[i] = Float16ToFloat(static_cast<const uint16_t*>(a)[i]);
+      break;
+    case DataType::kBFloat16:
+      for (int64_t i = 0; i < k; ++i) out[i] = BFloat16ToFloat(static_cast<const uint16_t*>(a)[i]);
+      break;
+  }
+  for (int64_t i = k; i < padded; ++i) out[i] = 0.0f;
+}
+
+// In place: blocks of `size` values times the normalised Sylvester Hadamard matrix. The order of the float operations
+// is part of the operator: butterflies with strides 1, 2, 4, ..., then one multiplication.
+template <int kSize>
+MXORT_INLINE void RotateBlocks(float* row, int64_t padded, float normalizer) {
+  for (float* block = row; block < row + padded; block += kSize) {
+    for (int stride = 1; stride < kSize; stride *= 2) {
+      for (int base = 0; base < kSize; base += 2 * stride) {
+        for (int i = base; i < base + stride; ++i) {
+          const float low = block[i], high = block[i + stride];
+          block[i] = low + high;
+          block[i + stride] = low - high;
+        }
+      }
+    }
+    for (int i = 0; i < kSize; ++i) block[i] *= normalizer;
+  }
+}
+MXORT_INLINE void RotateRow(int rotation, float* row, int64_t padded) {
+  // float(1 / sqrt(rotation)): the literals are the correctly rounded floats.
+  if (rotation == 32) RotateBlocks<32>(row, padded, 0.17677669529663687f);
+  if (rotation == 64) RotateBlocks<64>(row, padded, 0.125f);
+  if (rotation == 128) RotateBlocks<128>(row, padded, 0.08838834764831845f);
+}
+
+// Bit pattern of the largest magnitude of a block; a NaN compares above everything, so it shows as > infinity.
+MXORT_INLINE unsigned BlockAbsmax(const float* block) {
+  unsigned absmax = 0;
+  for (int i = 0; i < kBlockSize; ++i) {
+    const unsigned magnitude = FloatBits(block[i]) & kFloatMagnitude;
+    absmax = magnitude > absmax ? magnitude : absmax;
+  }
+  return absmax;
+}
+
+// One block quantised with rule "even": what Q does. Fills `elements` (values before the scale; the quantised number is
+// value * 2^(scale - 127)) and returns the scale byte. A block with a NaN or an infinity gets the NaN scale and zeros.
+template <class F>
+MXORT_INLINE uint8_t QuantizeBlock(const float* block, float* elements) {
+  const unsigned absmax = BlockAbsmax(block);
+  if (absmax >= kFloatExponent) {
+    for (int i = 0; i < kBlockSize; ++i) elements[i] = 0.0f;
+    return kScaleNaN;
+  }
+  const uint8_t scale = ScaleEven<F>(absmax);
+  const float inverse = InverseScale(scale);
+  for (int i = 0; i < kBlockSize; ++i) elements[i] = RoundToElement<F>(block[i] * inverse).value;
+  return scale;
+}
+
+// Replaces a row by its quantised values as floats. They are exact: at most 4 significant bits, and exponents well within
+// float's range in a row of plain activations.
+template <class F>
+MXORT_INLINE void FakeQuantizeRow(float* row, int64_t blocks) {
+  for (int64_t b = 0; b < blocks; ++b, row += kBlockSize) {
+    const float scale = DecodeScale(QuantizeBlock<F>(row, row));
+    for (int i = 0; i < kBlockSize; ++i) row[i] *= scale;
+  }
+}
+MXORT_INLINE void FakeQuantizeRow(ActivationFormat format, float* row, int64_t blocks) {
+  switch (format) {
+    case ActivationFormat::kNone: return;
+    case ActivationFormat::kMxfp8E4M3: return FakeQuantizeRow<E4M3>(row, blocks);
+    case ActivationFormat::kMxfp6E2M3: return FakeQuantizeRow<E2M3>(row, blocks);
+    case ActivationFormat::kMxfp6E3M2: return FakeQuantizeRow<E3M2>(row, blocks);
+    case ActivationFormat::kMxfp4: return FakeQuantizeRow<E2M1>(row, blocks);
+  }
+}
+
+// Widen and rotate; false where a block is not plain (PlainActivation): the row is then all zeros.
+MXORT_INLINE bool WidenAndRotate(const MatMulSpec& spec, DataType type, const void* a, int64_t blocks, float* row) {
+  const int64_t padded = blocks * kBlockSize;
+  WidenRow(type, a, spec.K, padded, row);
+  RotateRow(spec.rotation, row, padded);
+  bool plain = true;
+  for (int64_t b = 0; b < blocks; ++b) plain &= PlainActivation(BlockAbsmax(row + b * kBlockSize));
+  if (!plain) __builtin_memset(row, 0, static_cast<size_t>(padded) * sizeof(float));
+  return plain;
+}
+
+}  // namespace mxort
+
+#endif  // MXORT_KERNELS_ACTIVATION_H_

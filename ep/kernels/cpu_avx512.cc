@@ -1,0 +1,50 @@
+// AVX-512 (F, BW, DQ, VL): the float kernel on 16-lane registers. Compiled with its own flags; no standard library here.
+#include <immintrin.h>
+
+#include "kernels/avx512.h"
+#include "kernels/cpu_kernels.h"
+#include "kernels/float_kernel.h"
+#include "kernels/quantize_rows.h"
+
+namespace mxort {
+namespace {
+
+struct Avx512 {
+  using Vector = __m512;
+  using Codes = __m512i;
+  static constexpr int kMaxRows = 12;
+
+  MXORT_INLINE Vector Zero() { return _mm512_setzero_ps(); }
+  MXORT_INLINE Vector Broadcast(const float* x) { return _mm512_set1_ps(*x); }
+  MXORT_INLINE Vector Add(Vector a, Vector b) { return _mm512_add_ps(a, b); }
+  MXORT_INLINE Vector Multiply(Vector a, Vector b) { return _mm512_mul_ps(a, b); }
+  MXORT_INLINE Vector MultiplyAdd(Vector a, Vector b, Vector c) { return _mm512_fmadd_ps(a, b, c); }
+  MXORT_INLINE Codes LoadCodes(const uint8_t* p) { return _mm512_loadu_si512(p); }
+  // vpermps looks at the low four bits of each index only: the whole E2M1 code.
+  MXORT_INLINE Vector Decode(Codes codes, int shift) {
+    const __m512 table = _mm512_setr_ps(0, .5f, 1, 1.5f, 2, 3, 4, 6, -0.f, -.5f, -1, -1.5f, -2, -3, -4, -6);
+    return _mm512_permutexvar_ps(_mm512_srli_epi32(codes, static_cast<unsigned>(shift)), table);
+  }
+  MXORT_INLINE Vector Unit() { return _mm512_set1_ps(1.0f); }
+  MXORT_INLINE Vector LoadScales(const uint8_t* p) { return LoadScales16(p); }
+  MXORT_INLINE void Store(float* out, Vector x) { _mm512_storeu_ps(out, x); }
+};
+
+bool HasAvx512(const CpuFeatures& cpu) { return cpu.avx512; }
+bool Everything(const MatMulSpec&) { return true; }
+int MaxPanelRows(const MatMulSpec&) { return Avx512::kMaxRows; }
+size_t PanelBytes(const MatMulSpec& spec, int rows) { return FloatPanelBytes(spec, rows); }
+bool Prepare(const MatMulSpec& spec, DataType type, const void* a, int row, int rows, float* scratch, uint8_t* panel) {
+  return PrepareFloatRow(spec, type, a, row, rows, scratch, panel);
+}
+void Compute(const MatMulArgs& args, Range panels, Range strips) {
+  ComputeTiles<FloatTiles<Avx512>>(args, panels, strips);
+}
+
+}  // namespace
+
+const Kernel kAvx512 = {"avx512", &kStrip16, HasAvx512, Everything, MaxPanelRows, PanelBytes, Prepare, Compute};
+
+void QuantizeRowsAvx512(const QuantizeArgs& args, Range rows) { QuantizeRows(args, rows); }
+
+}  // namespace mxort

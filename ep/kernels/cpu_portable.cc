@@ -1,0 +1,88 @@
+// Any x86-64 (and any other CPU): the float kernel on the compiler's generic vectors.
+#include "kernels/cpu_kernels.h"
+#include "kernels/float_kernel.h"
+#include "kernels/quantize_rows.h"
+
+namespace mxort {
+namespace {
+
+// Four vectors of the size that every x86-64 has: the compiler lowers longer ones to scalars.
+struct Generic {
+  static constexpr int kParts = 4, kLanes = kStripColumns / kParts;
+  typedef float Floats __attribute__((vector_size(4 * kLanes)));
+  typedef int32_t Ints __attribute__((vector_size(4 * kLanes)));
+  struct Vector {
+    Floats part[kParts];
+  };
+  struct Codes {
+    Ints part[kParts];
+  };
+  static constexpr int kMaxRows = 4;
+
+  template <class Body>
+  MXORT_INLINE Vector Map(const Body& body) {
+    Vector out;
+    for (int i = 0; i < kParts; ++i) out.part[i] = body(i);
+    return out;
+  }
+  MXORT_INLINE Vector Fill(float x) {
+    return Map([&](int) { return Floats{} + x; });
+  }
+  MXORT_INLINE Vector Zero() { return Fill(0.0f); }
+  MXORT_INLINE Vector Unit() { return Fill(0.5f); }
+  MXORT_INLINE Vector Broadcast(const float* x) { return Fill(*x); }
+  MXORT_INLINE Vector Add(const Vector& a, const Vector& b) {
+    return Map([&](int i) { return a.part[i] + b.part[i]; });
+  }
+  MXORT_INLINE Vector Multiply(const Vector& a, const Vector& b) {
+    return Map([&](int i) { return a.part[i] * b.part[i]; });
+  }
+  MXORT_INLINE Vector MultiplyAdd(const Vector& a, const Vector& b, const Vector& c) {
+    return Map([&](int i) { return a.part[i] * b.part[i] + c.part[i]; });
+  }
+  MXORT_INLINE Codes LoadCodes(const uint8_t* p) {
+    Codes codes;
+    __builtin_memcpy(&codes, p, sizeof codes);
+    return codes;
+  }
+  // 2 * E2M1 by arithmetic, which SSE2 has, instead of a table, which it has not:
+  //   magnitude m      0 1 2 3 4 5 6 7
+  //   m                0 1 2 3 4 5 6 7
+  //   + max(m - 4, 0)  0 1 2 3 4 6 8 10
+  //   + 2 * (m == 7)   0 1 2 3 4 6 8 12
+  MXORT_INLINE Vector Decode(const Codes& codes, int shift) {
+    return Map([&](int i) {
+      const Ints code = codes.part[i] >> shift, m = code & 7;
+      const Ints twice = m + ((m > 4) & (m - 4)) + ((m == 7) & 2);
+      const Ints sign = (code & 8) << 28;
+      return reinterpret_cast<Floats>(reinterpret_cast<Ints>(__builtin_convertvector(twice, Floats)) | sign);
+    });
+  }
+  MXORT_INLINE Vector LoadScales(const uint8_t* p) {
+    return Map([&](int i) {
+      Floats scales{};
+      for (int j = 0; j < kLanes; ++j) scales[j] = DecodeScale(p[i * kLanes + j]);
+      return scales;
+    });
+  }
+  MXORT_INLINE void Store(float* out, const Vector& x) { __builtin_memcpy(out, &x, sizeof x); }
+};
+
+bool Always(const CpuFeatures&) { return true; }
+bool Everything(const MatMulSpec&) { return true; }
+int MaxPanelRows(const MatMulSpec&) { return Generic::kMaxRows; }
+size_t PanelBytes(const MatMulSpec& spec, int rows) { return FloatPanelBytes(spec, rows); }
+bool Prepare(const MatMulSpec& spec, DataType type, const void* a, int row, int rows, float* scratch, uint8_t* panel) {
+  return PrepareFloatRow(spec, type, a, row, rows, scratch, panel);
+}
+void Compute(const MatMulArgs& args, Range panels, Range strips) {
+  ComputeTiles<FloatTiles<Generic>>(args, panels, strips);
+}
+
+}  // namespace
+
+const Kernel kPortable = {"portable", &kStrip16, Always, Everything, MaxPanelRows, PanelBytes, Prepare, Compute};
+
+void QuantizeRowsPortable(const QuantizeArgs& args, Range rows) { QuantizeRows(args, rows); }
+
+}  // namespace mxort

@@ -1,0 +1,103 @@
+// The vocabulary of the CPU kernels: what is to be computed, how weights are laid out, and what a kernel is.
+// Knows neither ONNX Runtime nor HIP.
+#ifndef MXORT_KERNELS_KERNEL_H_
+#define MXORT_KERNELS_KERNEL_H_
+
+#include <cstddef>
+#include <cstdint>
+
+#include "mx_formats.h"
+
+namespace mxort {
+
+enum class DataType { kFloat, kFloat16, kBFloat16 };
+enum class ActivationFormat { kNone, kMxfp8E4M3, kMxfp6E2M3, kMxfp6E3M2, kMxfp4 };
+enum class AccuracyLevel { kFp32 = 1, kBf16 = 3, kInt8 = 4 };
+
+inline constexpr int kMaxRotation = 128;
+
+// The constant part of a MatMulMXFP4: its attributes.
+struct MatMulSpec {
+  int64_t K = 0;
+  int64_t N = 0;
+  int rotation = 1;
+  ActivationFormat activation_format = ActivationFormat::kNone;
+  AccuracyLevel accuracy_level = AccuracyLevel::kBf16;
+};
+
+int64_t BlocksOf(int64_t k);  // ceil(k / block size)
+
+// Weights as the operator receives them: codes [N, blocks * 16], scales [N, blocks].
+struct Weights {
+  const uint8_t* codes = nullptr;
+  const uint8_t* scales = nullptr;
+};
+
+// How a kernel family wants the weights: strips of kStripColumns output columns (layout.cc has the picture).
+struct WeightLayout {
+  const char* name;
+  size_t (*bytes)(const MatMulSpec&);
+  // Packs strips [begin, end); different strips may be packed by different threads.
+  void (*pack)(const MatMulSpec&, const Weights&, int64_t begin, int64_t end, uint8_t* packed);
+};
+
+// Everything a kernel needs to compute a piece of Y. Rows of A are grouped in panels of `panel_rows` (the last panel may
+// have fewer), each as the kernel's own `prepare` left it: interleaved by K block, so that a tile reads one stream.
+struct MatMulArgs {
+  const MatMulSpec* spec;
+  int64_t blocks;              // BlocksOf(spec->K)
+  int64_t M;
+  int panel_rows;
+  const uint8_t* prepared;     // panels, panel_stride bytes apart
+  size_t panel_stride;         // bytes, a multiple of 64
+  const uint8_t* packed;       // weights in the kernel's layout
+  const float* column_scale;   // [N]
+  const float* bias;           // [N]
+  DataType type;               // of A and Y
+  void* y;                     // [M, N]
+};
+
+struct Range {
+  int64_t begin;
+  int64_t end;
+};
+
+// One row of the kernel table.
+struct Kernel {
+  const char* name;
+  const WeightLayout* layout;
+  bool (*cpu_has)(const struct CpuFeatures&);
+  bool (*supports)(const MatMulSpec&);
+  // The most rows a panel may have: what fits the registers.
+  int (*max_panel_rows)(const MatMulSpec&);
+  // Bytes of a panel of `rows` rows.
+  size_t (*panel_bytes)(const MatMulSpec&, int rows);
+  // Widens, rotates and quantises row `row` of a panel of `rows`. `scratch` is float [blocks * 32]. False: the row holds
+  // values that this kernel cannot compute within its accuracy (PlainActivation), and the caller computes that row with
+  // the reference; what the panel holds for it is then unspecified but finite.
+  bool (*prepare)(const MatMulSpec&, DataType, const void* a_row, int row, int rows, float* scratch, uint8_t* panel);
+  // Computes Y for the panels and strips given.
+  void (*compute)(const MatMulArgs&, Range panels, Range strips);
+};
+
+inline constexpr int kStripColumns = 16;
+
+// Fast kernels take rows of which every block is zero or has its largest magnitude in [2^-110, 2^100). Above, a block's
+// dot product could overflow float before the weight's scale makes it small again (32 * 12 * 2^100 < 2^109 cannot); below,
+// an int8 scale absmax / (127 * 254 * 2) would become subnormal and lose bits that a large weight scale would show.
+MXORT_INLINE bool PlainActivation(unsigned absmax) {
+  constexpr unsigned kSmallest = static_cast<unsigned>(kScaleBias - 110) << kFloatMantissaBits;
+  constexpr unsigned kLargest = static_cast<unsigned>(kScaleBias + 100) << kFloatMantissaBits;
+  return absmax == 0 || (absmax >= kSmallest && absmax < kLargest);
+}
+
+struct CpuFeatures {
+  bool avx2_fma = false;          // AVX2, FMA, F16C
+  bool avx512 = false;            // AVX-512 F, BW, DQ, VL
+  bool avx512_vnni_vbmi = false;  // avx512 and VNNI, VBMI
+};
+CpuFeatures DetectCpu();
+
+}  // namespace mxort
+
+#endif  // MXORT_KERNELS_KERNEL_H_

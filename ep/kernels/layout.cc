@@ -1,0 +1,66 @@
+#include "kernels/layout.h"
+
+#include <cstring>
+
+namespace mxort {
+
+int64_t BlocksOf(int64_t k) { return (k + kBlockSize - 1) / kBlockSize; }
+
+namespace {
+
+size_t Bytes(const MatMulSpec& spec) {
+  return static_cast<size_t>(StripsOf(spec.N) * StripBytes(BlocksOf(spec.K)));
+}
+
+// 8 codes in k order, nibble e of `x` = k e, to the order of a lane: nibble j of half w = k 2j + w. That is the even
+// nibbles gathered in the low half and the odd ones in the high half:
+//   in   k7 k6 k5 k4 k3 k2 k1 k0        out  k7 k5 k3 k1 k6 k4 k2 k0      (most significant nibble first)
+uint32_t LaneOrder(uint32_t x) {
+  auto gather_even = [](uint32_t v) {  // nibbles 0, 2, 4, 6 -> 0, 1, 2, 3
+    v &= 0x0F0F0F0Fu;
+    v = (v | (v >> 4)) & 0x00FF00FFu;
+    return (v | (v >> 8)) & 0xFFFFu;
+  };
+  return gather_even(x) | (gather_even(x >> 4) << 16);
+}
+
+// A block whose codes are all +-0 may carry any scale; 1 keeps it away from the rare scales.
+uint8_t CanonicalScale(const uint8_t* codes, uint8_t scale) {
+  uint64_t half[2];
+  std::memcpy(half, codes, sizeof half);
+  const bool zero = ((half[0] | half[1]) & 0x7777777777777777u) == 0;
+  return zero && scale != kScaleNaN ? static_cast<uint8_t>(kScaleBias) : scale;
+}
+
+void Pack(const MatMulSpec& spec, const Weights& weights, int64_t begin, int64_t end, uint8_t* packed) {
+  static_assert(kPackedBlockBytes == 16 && kVectorElements == 8, "LaneOrder and CanonicalScale are written for these");
+  const int64_t blocks = BlocksOf(spec.K);
+  for (int64_t strip = begin; strip < end; ++strip) {
+    uint8_t* out = packed + strip * StripBytes(blocks);
+    std::memset(out, 0, static_cast<size_t>(StripBytes(blocks)));
+    for (int64_t column = 0; column < kStripColumns; ++column) {
+      const int64_t n = strip * kStripColumns + column;
+      if (n >= spec.N) break;
+      for (int64_t block = 0; block < blocks; ++block) {
+        const uint8_t* codes = weights.codes + (n * blocks + block) * kPackedBlockBytes;
+        const int64_t group = block / kGroupBlocks * kGroupBlocks, in_group = block - group;
+        const int64_t group_blocks = blocks - group < kGroupBlocks ? blocks - group : kGroupBlocks;
+        uint8_t* base = out + group * kBlockBytes;
+        for (int i = 0; i < kBlockVectors; ++i) {
+          uint32_t lane;
+          std::memcpy(&lane, codes + 4 * i, sizeof lane);
+          lane = LaneOrder(lane);
+          std::memcpy(base + in_group * kBlockCodeBytes + i * kVectorBytes + 4 * column, &lane, sizeof lane);
+        }
+        base[group_blocks * kBlockCodeBytes + in_group * kStripColumns + column] =
+            CanonicalScale(codes, weights.scales[n * blocks + block]);
+      }
+    }
+  }
+}
+
+}  // namespace
+
+const WeightLayout kStrip16 = {"strip16", Bytes, Pack};
+
+}  // namespace mxort

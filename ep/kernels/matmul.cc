@@ -1,0 +1,153 @@
+#include "kernels/matmul.h"
+
+#include <algorithm>
+#include <cstring>
+#include <map>
+#include <mutex>
+#include <new>
+#include <string_view>
+#include <tuple>
+
+#include "kernels/cpu_kernels.h"
+#include "kernels/float16.h"
+#include "kernels/layout.h"
+
+namespace mxort {
+namespace {
+
+constexpr std::align_val_t kAlignment{64};
+
+// Scratch of one thread, kept between calls: an allocation of megabytes a call would cost page faults each time.
+class Workspace {
+ public:
+  uint8_t* Get(size_t bytes) {
+    if (bytes > size_) {
+      Release();
+      data_ = static_cast<uint8_t*>(::operator new(bytes, kAlignment));
+      size_ = bytes;
+    }
+    return data_;
+  }
+  ~Workspace() { Release(); }
+
+ private:
+  void Release() {
+    if (data_) ::operator delete(data_, kAlignment);
+    data_ = nullptr;
+    size_ = 0;
+  }
+  uint8_t* data_ = nullptr;
+  size_t size_ = 0;
+};
+
+int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Work below which handing it to another thread costs more than it saves: some microseconds.
+constexpr int64_t kTaskValues = 16 * 1024;            // of A, when preparing
+constexpr int64_t kTaskMultiplies = 512 * 1024;       // when multiplying
+constexpr int64_t kPreparedCacheBytes = 256 * 1024;  // prepared panels of one task stay in L2
+
+// Panels of equal height: 16 rows on a kernel of 12 become 8 + 8, not 12 + 4.
+int PanelRows(const MatMulCall& call) {
+  const int64_t panels = CeilDiv(call.M, call.kernel->max_panel_rows(*call.spec));
+  return static_cast<int>(CeilDiv(call.M, panels));
+}
+
+// Fills the panels and returns the rows that the kernel declined.
+std::vector<int64_t> PreparePanels(const MatMulCall& call, const MatMulArgs& args, uint8_t* prepared,
+                                   const ParallelFor& parallel) {
+  const MatMulSpec& spec = *call.spec;
+  const int64_t panels = CeilDiv(call.M, args.panel_rows);
+  const int64_t panels_per_task = std::max<int64_t>(1, kTaskValues / (spec.K * args.panel_rows));
+  std::mutex mutex;
+  std::vector<int64_t> declined;
+  parallel(CeilDiv(panels, panels_per_task), [&](int64_t task) {
+    thread_local Workspace scratch_space;
+    auto* scratch = reinterpret_cast<float*>(
+        scratch_space.Get(static_cast<size_t>(args.blocks * kBlockSize) * sizeof(float)));
+    const int64_t row_end = std::min(call.M, (task + 1) * panels_per_task * args.panel_rows);
+    for (int64_t m = task * panels_per_task * args.panel_rows; m < row_end; ++m) {
+      const int64_t panel = m / args.panel_rows, first = panel * args.panel_rows;
+      const int rows = static_cast<int>(std::min<int64_t>(args.panel_rows, call.M - first));
+      const char* a = static_cast<const char*>(call.a) + static_cast<size_t>(m * spec.K) * DataTypeBytes(call.type);
+      uint8_t* out = prepared + static_cast<size_t>(panel) * args.panel_stride;
+      if (call.kernel->prepare(spec, call.type, a, static_cast<int>(m - first), rows, scratch, out)) continue;
+      const std::lock_guard<std::mutex> lock(mutex);
+      declined.push_back(m);
+    }
+  });
+  return declined;
+}
+
+void ComputeAll(const MatMulCall& call, const MatMulArgs& args, const ParallelFor& parallel) {
+  const int64_t strips = StripsOf(call.spec->N), panels = CeilDiv(call.M, args.panel_rows);
+  const int64_t panels_per_task = std::clamp<int64_t>(
+      kPreparedCacheBytes / static_cast<int64_t>(std::max<size_t>(1, args.panel_stride)), 1, panels);
+  const int64_t panel_tasks = CeilDiv(panels, panels_per_task);
+  const int64_t strip_multiplies =
+      std::min(call.M, panels_per_task * args.panel_rows) * args.blocks * kBlockSize * kStripColumns;
+  const int64_t strips_per_task = std::max<int64_t>(1, kTaskMultiplies / strip_multiplies);
+  const int64_t strip_tasks = CeilDiv(strips, strips_per_task);
+  parallel(panel_tasks * strip_tasks, [&](int64_t task) {
+    const int64_t panel = task / strip_tasks * panels_per_task, strip = task % strip_tasks * strips_per_task;
+    call.kernel->compute(args, {panel, std::min(panels, panel + panels_per_task)},
+                         {strip, std::min(strips, strip + strips_per_task)});
+  });
+}
+
+}  // namespace
+
+void SerialFor(int64_t tasks, const std::function<void(int64_t)>& body) {
+  for (int64_t i = 0; i < tasks; ++i) body(i);
+}
+
+void PackedWeights::Free::operator()(uint8_t* p) const { ::operator delete(p, kAlignment); }
+
+PackedWeights::PackedWeights(const MatMulSpec& spec, const WeightLayout& layout, const Weights& weights)
+    : bytes_(layout.bytes(spec)), data_(static_cast<uint8_t*>(::operator new(std::max<size_t>(1, bytes_), kAlignment))) {
+  layout.pack(spec, weights, 0, StripsOf(spec.N), data_.get());
+}
+
+std::shared_ptr<const PackedWeights> SharedPackedWeights(const MatMulSpec& spec, const WeightLayout& layout,
+                                                         const Weights& weights) {
+  using Key = std::tuple<std::string_view, int64_t, int64_t, size_t, size_t>;
+  // Leaked on purpose: kernels of a session may be destroyed after static destructors have run.
+  static auto& mutex = *new std::mutex;
+  static auto& cache = *new std::map<Key, std::weak_ptr<const PackedWeights>>;
+  const auto hash = [](const uint8_t* p, int64_t n) {
+    return std::hash<std::string_view>()({reinterpret_cast<const char*>(p), static_cast<size_t>(n)});
+  };
+  const int64_t scale_bytes = spec.N * BlocksOf(spec.K);
+  const Key key{layout.name, spec.K, spec.N, hash(weights.codes, scale_bytes * kPackedBlockBytes),
+                hash(weights.scales, scale_bytes)};
+  const std::lock_guard<std::mutex> lock(mutex);
+  std::weak_ptr<const PackedWeights>& slot = cache[key];
+  if (auto existing = slot.lock()) return existing;
+  // The deleter drops the dead entry, so that the map does not grow with every model that was ever loaded.
+  std::shared_ptr<const PackedWeights> packed(new PackedWeights(spec, layout, weights), [key](const PackedWeights* p) {
+    delete p;
+    const std::lock_guard<std::mutex> inner(mutex);
+    const auto it = cache.find(key);
+    if (it != cache.end() && it->second.expired()) cache.erase(it);
+  });
+  slot = packed;
+  return packed;
+}
+
+void MatMul(const MatMulCall& call, const ParallelFor& parallel) {
+  if (call.M == 0 || call.spec->N == 0) return;
+  thread_local Workspace workspace;
+  const int panel_rows = PanelRows(call);
+  const size_t stride = (call.kernel->panel_bytes(*call.spec, panel_rows) + 63) / 64 * 64;
+  uint8_t* prepared = workspace.Get(stride * static_cast<size_t>(CeilDiv(call.M, panel_rows)));
+  const MatMulArgs args = {call.spec, BlocksOf(call.spec->K), call.M,    panel_rows, prepared,
+                           stride,    call.packed->data(),    call.column_scale, call.bias,  call.type, call.y};
+  const std::vector<int64_t> declined = PreparePanels(call, args, prepared, parallel);
+  if (static_cast<int64_t>(declined.size()) < call.M) ComputeAll(call, args, parallel);
+  parallel(static_cast<int64_t>(declined.size()), [&](int64_t i) {
+    const int64_t row = declined[static_cast<size_t>(i)];
+    ReferenceMatMul(*call.spec, call.type, call.a, call.weights, call.column_scale, call.bias, {row, row + 1}, call.y);
+  });
+}
+
+}  // namespace mxort

@@ -1,0 +1,27 @@
+// Weight quantisation: float rows to MXFP4 codes and scales, bit-identical to mxort/scales.py.
+#ifndef MXORT_KERNELS_QUANTIZE_H_
+#define MXORT_KERNELS_QUANTIZE_H_
+
+#include "kernels/kernel.h"
+#include "mx_formats.h"
+
+namespace mxort {
+
+struct QuantizeArgs {
+  const float* w;  // [rows, k]
+  int64_t k;
+  ScaleRule rule;
+  uint8_t* codes;   // [rows, blocks * 16]
+  uint8_t* scales;  // [rows, blocks]
+};
+
+// Quantises the rows given on the best instruction set of this CPU; every variant gives the same bits.
+void QuantizeMxfp4(const QuantizeArgs& args, Range rows);
+
+void QuantizeRowsPortable(const QuantizeArgs& args, Range rows);
+void QuantizeRowsAvx2(const QuantizeArgs& args, Range rows);
+void QuantizeRowsAvx512(const QuantizeArgs& args, Range rows);
+
+}  // namespace mxort
+
+#endif  // MXORT_KERNELS_QUANTIZE_H_

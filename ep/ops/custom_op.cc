@@ -1,0 +1,302 @@
+// Compiled against the newest headers and, as a gate in `make check`, against those of ONNX Runtime 1.21: a function that
+// 1.22 lacks is then a compile error instead of a crash.
+#include "ops/custom_op.h"
+
+#include <atomic>
+#include <cstdlib>
+#include <map>
+#include <memory>
+#include <mutex>
+
+#include "kernels/float16.h"
+#include "kernels/kernel_table.h"
+#include "kernels/matmul.h"
+#include "ops/matmul_spec.h"
+#include "ops/ort_status.h"
+
+namespace mxort {
+
+const OrtApi* NegotiateApi(const OrtApiBase* base, uint32_t* version) {
+  const std::string text = base->GetVersionString();  // "1.<minor>.<patch>"
+  const size_t dot = text.find('.');
+  const int minor = dot == std::string::npos ? 0 : std::atoi(text.c_str() + dot + 1);
+  *version = static_cast<uint32_t>(minor < ORT_API_VERSION ? minor : ORT_API_VERSION);
+  return base->GetApi(*version);
+}
+
+namespace {
+
+enum Input { kA, kB, kBScale, kColumnScale, kBias, kInputs };
+
+struct DType {
+  ONNXTensorElementDataType onnx;
+  DataType type;
+};
+constexpr DType kTypes[] = {{ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, DataType::kFloat},
+                            {ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16, DataType::kFloat16},
+                            {ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16, DataType::kBFloat16}};
+
+// ---- reading what ONNX Runtime hands over ---------------------------------------------------------------------------
+
+std::string NodeName(const OrtApi& api, const OrtKernelInfo* info) {
+  size_t size = 0;
+  if (OrtStatus* status = api.KernelInfo_GetNodeName(info, nullptr, &size)) api.ReleaseStatus(status);
+  std::string name(size, '\0');
+  if (OrtStatus* status = api.KernelInfo_GetNodeName(info, name.data(), &size)) {
+    api.ReleaseStatus(status);
+    return {};
+  }
+  name.resize(size ? size - 1 : 0);
+  return name;
+}
+
+// An attribute that is absent leaves `value` alone; one of the wrong type is an error. ONNX Runtime reports both with the
+// same code, hence the look at the text (unchanged from 1.22 to 1.31; a test pins it).
+void Optional(const OrtApi& api, OrtStatus* status) {
+  if (!status) return;
+  const std::string message = api.GetErrorMessage(status);
+  if (message.find("No attribute with") == std::string::npos) Check(api, status);
+  api.ReleaseStatus(status);
+}
+
+MatMulAttributes ReadAttributes(const OrtApi& api, const OrtKernelInfo* info) {
+  MatMulAttributes attributes;
+  Check(api, api.KernelInfoGetAttribute_int64(info, "K", &attributes.K));
+  Check(api, api.KernelInfoGetAttribute_int64(info, "N", &attributes.N));
+  Optional(api, api.KernelInfoGetAttribute_int64(info, "rotation", &attributes.rotation));
+  Optional(api, api.KernelInfoGetAttribute_int64(info, "accuracy_level", &attributes.accuracy_level));
+  size_t size = 0;
+  OrtStatus* status = api.KernelInfoGetAttribute_string(info, "activation_format", nullptr, &size);
+  Optional(api, status);
+  if (size > 0) {
+    std::string text(size, '\0');
+    Check(api, api.KernelInfoGetAttribute_string(info, "activation_format", text.data(), &size));
+    text.resize(size - 1);
+    attributes.activation_format = text;
+  }
+  return attributes;
+}
+
+struct Tensor {
+  Shape shape;
+  void* data;
+};
+
+Tensor ReadTensor(const OrtApi& api, const OrtValue* value) {
+  OrtTensorTypeAndShapeInfo* info = nullptr;
+  Check(api, api.GetTensorTypeAndShape(value, &info));
+  const std::unique_ptr<OrtTensorTypeAndShapeInfo, decltype(api.ReleaseTensorTypeAndShapeInfo)> owner(
+      info, api.ReleaseTensorTypeAndShapeInfo);
+  size_t rank = 0;
+  Check(api, api.GetDimensionsCount(info, &rank));
+  Tensor tensor{Shape(rank), nullptr};
+  Check(api, api.GetDimensions(info, tensor.shape.data(), rank));
+  Check(api, api.GetTensorMutableData(const_cast<OrtValue*>(value), &tensor.data));
+  return tensor;
+}
+
+// ---- the kernel -----------------------------------------------------------------------------------------------------
+
+class MatMulKernel {
+ public:
+  MatMulKernel(const OrtApi& api, DataType type, const OrtKernelInfo* info)
+      : api_(api),
+        type_(type),
+        where_(std::string(kMatMulName) + " '" + NodeName(api, info) + "'"),
+        spec_(CheckAttributes(ReadAttributes(api, info))),
+        kernel_(SelectKernel(spec_, DetectCpu(), KernelOverride())) {
+    const OrtValue* b = ConstantInput(info, kB);
+    const OrtValue* b_scale = ConstantInput(info, kBScale);
+    if (!b || !b_scale) return;  // weights that change from run to run are packed in every run
+    const Tensor codes = ReadTensor(api, b), scales = ReadTensor(api, b_scale);
+    CheckShapes(spec_, {spec_.K}, codes.shape, scales.shape, {spec_.N}, {spec_.N});
+    packed_ = SharedPackedWeights(spec_, *kernel_.layout,
+                                  {static_cast<const uint8_t*>(codes.data), static_cast<const uint8_t*>(scales.data)});
+  }
+
+  const std::string& where() const { return where_; }
+  const OrtApi& api() const { return api_; }
+
+  void Compute(OrtKernelContext* context) const {
+    Tensor inputs[kInputs];
+    for (size_t i = 0; i < kInputs; ++i) {
+      const OrtValue* value = nullptr;
+      Check(api_, api_.KernelContext_GetInput(context, i, &value));
+      if (!value) throw std::invalid_argument("input " + std::to_string(i) + " is missing");
+      inputs[i] = ReadTensor(api_, value);
+    }
+    const Shape shape = CheckShapes(spec_, inputs[kA].shape, inputs[kB].shape, inputs[kBScale].shape,
+                                    inputs[kColumnScale].shape, inputs[kBias].shape);
+    OrtValue* y = nullptr;
+    Check(api_, api_.KernelContext_GetOutput(context, 0, shape.data(), shape.size(), &y));
+    MatMulCall call;
+    call.spec = &spec_;
+    call.kernel = &kernel_;
+    call.weights = {static_cast<const uint8_t*>(inputs[kB].data), static_cast<const uint8_t*>(inputs[kBScale].data)};
+    const auto packed = packed_ ? packed_ : std::make_shared<PackedWeights>(spec_, *kernel_.layout, call.weights);
+    call.packed = packed.get();
+    call.column_scale = static_cast<const float*>(inputs[kColumnScale].data);
+    call.bias = static_cast<const float*>(inputs[kBias].data);
+    call.type = type_;
+    call.M = 1;
+    for (size_t i = 0; i + 1 < shape.size(); ++i) call.M *= shape[i];
+    call.a = inputs[kA].data;
+    if (call.M == 0) return;
+    Check(api_, api_.GetTensorMutableData(y, &call.y));
+    MatMul(call, [&](int64_t tasks, const std::function<void(int64_t)>& body) { Parallel(context, tasks, body); });
+  }
+
+ private:
+  const OrtValue* ConstantInput(const OrtKernelInfo* info, size_t index) const {
+    int is_constant = 0;
+    const OrtValue* value = nullptr;
+    Check(api_, api_.KernelInfoGetConstantInput_tensor(info, index, &is_constant, &value));
+    return is_constant ? value : nullptr;
+  }
+
+  // ONNX Runtime's own threads: the session's intra_op_num_threads is obeyed and nothing is oversubscribed. An exception
+  // (memory) must not cross ONNX Runtime's frames; the first one is carried over.
+  void Parallel(OrtKernelContext* context, int64_t tasks, const std::function<void(int64_t)>& body) const {
+    if (tasks <= 1) return SerialFor(tasks, body);
+    struct State {
+      const std::function<void(int64_t)>* body;
+      std::mutex mutex;
+      std::exception_ptr error;
+    } state{&body, {}, nullptr};
+    const auto run = [](void* user, size_t task) {
+      State& s = *static_cast<State*>(user);
+      try {
+        (*s.body)(static_cast<int64_t>(task));
+      } catch (...) {
+        const std::lock_guard<std::mutex> lock(s.mutex);
+        if (!s.error) s.error = std::current_exception();
+      }
+    };
+    Check(api_, api_.KernelContext_ParallelFor(context, run, static_cast<size_t>(tasks), 0, &state));
+    if (state.error) std::rethrow_exception(state.error);
+  }
+
+  const OrtApi& api_;
+  const DataType type_;
+  const std::string where_;
+  const MatMulSpec spec_;
+  const Kernel& kernel_;
+  std::shared_ptr<const PackedWeights> packed_;  // null: the weights are not constant
+};
+
+// ---- schema ---------------------------------------------------------------------------------------------------------
+
+struct MatMulOp : OrtCustomOp {
+  const OrtApi* api;
+  DType dtype;
+};
+
+const MatMulOp& Self(const OrtCustomOp* op) { return *static_cast<const MatMulOp*>(op); }
+
+// The output has A's dimensions with the last one replaced by N. The C++ wrapper marks symbolic dimensions in a way that
+// ONNX Runtime rejects, so this is the C API: value -1 and a name. A dimension with neither gets a fresh name, because a
+// bare -1 would be written into the model as a value.
+void InferShape(const MatMulOp& op, OrtShapeInferContext* context) {
+  const OrtApi& api = *op.api;
+  OrtTensorTypeAndShapeInfo* a = nullptr;
+  Check(api, api.ShapeInferContext_GetInputTypeShape(context, kA, &a));
+  size_t rank = 0;
+  Check(api, api.GetDimensionsCount(a, &rank));
+  if (rank == 0) return;  // also what an unknown rank reads as: leave the output's shape open
+  Shape dims(rank);
+  Check(api, api.GetDimensions(a, dims.data(), rank));
+  std::vector<const char*> names(rank);
+  Check(api, api.GetSymbolicDimensions(a, names.data(), rank));
+  const OrtOpAttr* attribute = nullptr;
+  Check(api, api.ShapeInferContext_GetAttribute(context, "N", &attribute));
+  size_t size = 0;
+  Check(api, api.ReadOpAttr(attribute, ORT_OP_ATTR_INT, &dims.back(), sizeof(int64_t), &size));
+  std::vector<std::string> symbols(rank);
+  static std::atomic<int64_t> fresh{0};
+  for (size_t i = 0; i + 1 < rank; ++i) {
+    if (dims[i] >= 0) continue;
+    dims[i] = -1;
+    symbols[i] = names[i] && *names[i] ? names[i] : "mxort_unk_" + std::to_string(fresh++);
+  }
+  for (size_t i = 0; i < rank; ++i) names[i] = symbols[i].c_str();
+  OrtTensorTypeAndShapeInfo* y = nullptr;
+  Check(api, api.CreateTensorTypeAndShapeInfo(&y));
+  const std::unique_ptr<OrtTensorTypeAndShapeInfo, decltype(api.ReleaseTensorTypeAndShapeInfo)> owner(
+      y, api.ReleaseTensorTypeAndShapeInfo);
+  Check(api, api.SetTensorElementType(y, op.dtype.onnx));
+  Check(api, api.SetDimensions(y, dims.data(), rank));
+  Check(api, api.SetSymbolicDimensions(y, names.data(), rank));
+  Check(api, api.ShapeInferContext_SetOutputTypeShape(context, 0, y));
+}
+
+MatMulOp MakeOp(const OrtApi* api, uint32_t version, DType dtype) {
+  MatMulOp op{};
+  op.version = version;  // the negotiated one: a runtime rejects a version newer than its own
+  op.api = api;
+  op.dtype = dtype;
+  op.GetName = [](const OrtCustomOp*) { return kMatMulName; };
+  op.GetExecutionProviderType = [](const OrtCustomOp*) -> const char* { return nullptr; };
+  op.GetInputTypeCount = [](const OrtCustomOp*) -> size_t { return kInputs; };
+  op.GetInputType = [](const OrtCustomOp* self, size_t index) {
+    if (index == kA) return Self(self).dtype.onnx;
+    return index == kB || index == kBScale ? ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8 : ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
+  };
+  op.GetInputCharacteristic = [](const OrtCustomOp*, size_t) { return INPUT_OUTPUT_REQUIRED; };
+  op.GetInputMemoryType = [](const OrtCustomOp*, size_t) { return OrtMemTypeDefault; };
+  op.GetOutputTypeCount = [](const OrtCustomOp*) -> size_t { return 1; };
+  op.GetOutputType = [](const OrtCustomOp* self, size_t) { return Self(self).dtype.onnx; };
+  op.GetOutputCharacteristic = [](const OrtCustomOp*, size_t) { return INPUT_OUTPUT_REQUIRED; };
+  op.GetVariadicInputMinArity = [](const OrtCustomOp*) { return 0; };
+  op.GetVariadicInputHomogeneity = [](const OrtCustomOp*) { return 0; };
+  op.GetVariadicOutputMinArity = [](const OrtCustomOp*) { return 0; };
+  op.GetVariadicOutputHomogeneity = [](const OrtCustomOp*) { return 0; };
+  op.GetStartVersion = [](const OrtCustomOp*) { return 1; };
+  op.GetEndVersion = [](const OrtCustomOp*) { return 1; };
+  op.InferOutputShapeFn = [](const OrtCustomOp* self, OrtShapeInferContext* context) -> OrtStatusPtr {
+    return Guard(*Self(self).api, kMatMulName, [&] { InferShape(Self(self), context); });
+  };
+  op.CreateKernelV2 = [](const OrtCustomOp* self, const OrtApi*, const OrtKernelInfo* info,
+                         void** kernel) -> OrtStatusPtr {
+    const MatMulOp& op_self = Self(self);
+    const std::string where = std::string(kMatMulName) + " '" + NodeName(*op_self.api, info) + "'";
+    return Guard(*op_self.api, where, [&] { *kernel = new MatMulKernel(*op_self.api, op_self.dtype.type, info); });
+  };
+  op.KernelComputeV2 = [](void* kernel, OrtKernelContext* context) -> OrtStatusPtr {
+    const auto& self = *static_cast<const MatMulKernel*>(kernel);
+    return Guard(self.api(), self.where(), [&] { self.Compute(context); });
+  };
+  op.KernelDestroy = [](void* kernel) { delete static_cast<MatMulKernel*>(kernel); };
+  return op;
+}
+
+struct Domain {
+  const OrtApi* api = nullptr;
+  std::vector<MatMulOp> ops;
+  OrtCustomOpDomain* domain = nullptr;
+};
+
+}  // namespace
+
+OrtCustomOpDomain* CustomOpDomain(const OrtApiBase* base, const OrtApi** api) {
+  // A process may hold two runtimes (onnxruntime and one bundled with another package); each gets its own domain.
+  static auto& mutex = *new std::mutex;
+  static auto& domains = *new std::map<const OrtApiBase*, Domain>;
+  const std::lock_guard<std::mutex> lock(mutex);
+  Domain& entry = domains[base];
+  if (!entry.domain) {
+    uint32_t version = 0;
+    entry.api = NegotiateApi(base, &version);
+    if (!entry.api) throw std::runtime_error(std::string("unsupported ONNX Runtime ") + base->GetVersionString());
+    if (entry.ops.empty()) {
+      for (const DType dtype : kTypes) entry.ops.push_back(MakeOp(entry.api, version, dtype));
+    }
+    OrtCustomOpDomain* domain = nullptr;
+    Check(*entry.api, entry.api->CreateCustomOpDomain(kDomain, &domain));
+    for (const MatMulOp& op : entry.ops) Check(*entry.api, entry.api->CustomOpDomain_Add(domain, &op));
+    entry.domain = domain;
+  }
+  *api = entry.api;
+  return entry.domain;
+}
+
+}  // namespace mxort

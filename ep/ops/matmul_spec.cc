@@ -1,0 +1,94 @@
+#include "ops/matmul_spec.h"
+
+#include <limits>
+#include <stdexcept>
+
+#include "mx_formats.h"
+
+namespace mxort {
+namespace {
+
+[[noreturn]] void Fail(const std::string& what, const std::string& got, const std::string& expected) {
+  throw std::invalid_argument(what + ": got " + got + ", expected " + expected);
+}
+
+std::string Text(const Shape& shape) {
+  std::string text = "[";
+  for (size_t i = 0; i < shape.size(); ++i) text += (i ? "," : "") + std::to_string(shape[i]);
+  return text + "]";
+}
+
+struct FormatName {
+  const char* name;
+  ActivationFormat format;
+};
+constexpr FormatName kFormats[] = {
+    {"none", ActivationFormat::kNone},
+    {"mxfp8_e4m3", ActivationFormat::kMxfp8E4M3},
+    {"mxfp6_e2m3", ActivationFormat::kMxfp6E2M3},
+    {"mxfp6_e3m2", ActivationFormat::kMxfp6E3M2},
+    {"mxfp4", ActivationFormat::kMxfp4},
+};
+
+ActivationFormat FormatOf(const std::string& name) {
+  std::string known;
+  for (const FormatName& row : kFormats) {
+    if (name == row.name) return row.format;
+    known += std::string(known.empty() ? "" : ", ") + row.name;
+  }
+  Fail("attribute activation_format", "'" + name + "'", "one of " + known);
+}
+
+AccuracyLevel LevelOf(int64_t level) {
+  switch (level) {
+    case 0:  // the default
+    case 3: return AccuracyLevel::kBf16;
+    case 1: return AccuracyLevel::kFp32;
+    case 4: return AccuracyLevel::kInt8;
+    default: Fail("attribute accuracy_level", std::to_string(level), "0, 1, 3 or 4");
+  }
+}
+
+void CheckDimension(const char* name, int64_t value) {
+  constexpr int64_t kMax = std::numeric_limits<int32_t>::max();
+  if (value < 1 || value > kMax) {
+    Fail(std::string("attribute ") + name, std::to_string(value), "1 to " + std::to_string(kMax));
+  }
+}
+
+void CheckShape(const char* name, const Shape& got, const Shape& expected) {
+  if (got != expected) Fail(std::string("input ") + name, "shape " + Text(got), Text(expected));
+}
+
+}  // namespace
+
+MatMulSpec CheckAttributes(const MatMulAttributes& attributes) {
+  CheckDimension("K", attributes.K);
+  CheckDimension("N", attributes.N);
+  const int64_t rotation = attributes.rotation;
+  if (rotation != 1 && rotation != 32 && rotation != 64 && rotation != kMaxRotation) {
+    Fail("attribute rotation", std::to_string(rotation), "1, 32, 64 or 128");
+  }
+  const int64_t padded = BlocksOf(attributes.K) * kBlockSize;
+  if (padded % rotation != 0) {
+    Fail("attribute rotation", std::to_string(rotation) + " with K=" + std::to_string(attributes.K),
+         "a divisor of K rounded up to blocks, " + std::to_string(padded));
+  }
+  return {attributes.K, attributes.N, static_cast<int>(rotation), FormatOf(attributes.activation_format),
+          LevelOf(attributes.accuracy_level)};
+}
+
+Shape CheckShapes(const MatMulSpec& spec, const Shape& a, const Shape& b, const Shape& b_scale,
+                  const Shape& column_scale, const Shape& bias) {
+  if (a.empty() || a.back() != spec.K) Fail("input A", "shape " + Text(a), "[..., " + std::to_string(spec.K) + "]");
+  const int64_t blocks = BlocksOf(spec.K);
+  CheckShape("B", b, {spec.N, blocks * kPackedBlockBytes});
+  CheckShape("B_scale", b_scale, {spec.N, blocks});
+  CheckShape("column_scale", column_scale, {spec.N});
+  CheckShape("bias", bias, {spec.N});
+  Shape y = a;
+  y.back() = spec.N;
+  return y;
+}
+
+}  // namespace mxort

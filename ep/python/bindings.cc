@@ -1,0 +1,220 @@
+// mxort._native: the library's own tables and kernels, called directly by the converter, the tests and the benchmarks.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "kernels/float16.h"
+#include "kernels/kernel_table.h"
+#include "kernels/matmul.h"
+#include "kernels/quantize.h"
+#include "ops/matmul_spec.h"
+
+namespace py = pybind11;
+
+namespace mxort {
+namespace {
+
+template <class T>
+using Array = py::array_t<T, py::array::c_style>;
+
+// This module's own threads: conversion and benchmarks run outside of any ONNX Runtime session.
+ParallelFor ThreadedFor(int threads) {
+  if (threads <= 1) return SerialFor;
+  return [threads](int64_t tasks, const std::function<void(int64_t)>& body) {
+    std::vector<std::thread> pool;
+    const auto run = [&](int64_t t) {
+      for (int64_t i = tasks * t / threads; i < tasks * (t + 1) / threads; ++i) body(i);
+    };
+    for (int t = 1; t < threads; ++t) pool.emplace_back(run, t);
+    run(0);
+    for (std::thread& thread : pool) thread.join();
+  };
+}
+
+ScaleRule RuleOf(const std::string& name) {
+  if (name == "floor") return ScaleRule::kFloor;
+  if (name == "even") return ScaleRule::kEven;
+  if (name == "rceil") return ScaleRule::kRceil;
+  if (name == "mse") return ScaleRule::kMse;
+  throw std::invalid_argument("scale rule: got '" + name + "', expected one of floor, even, rceil, mse");
+}
+
+py::tuple Quantize(const Array<float>& w, const std::string& rule_name, int threads) {
+  if (w.ndim() != 2) throw std::invalid_argument("weights: got rank " + std::to_string(w.ndim()) + ", expected 2");
+  const ScaleRule rule = RuleOf(rule_name);
+  const int64_t n = w.shape(0), k = w.shape(1), blocks = BlocksOf(k);
+  Array<uint8_t> codes({n, blocks * kPackedBlockBytes}), scales({n, blocks});
+  const QuantizeArgs args = {w.data(), k, rule, codes.mutable_data(), scales.mutable_data()};
+  {
+    const py::gil_scoped_release release;
+    const int workers = threads > 0 ? threads : static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+    ThreadedFor(workers)(workers, [&](int64_t i) { QuantizeMxfp4(args, {n * i / workers, n * (i + 1) / workers}); });
+  }
+  return py::make_tuple(codes, scales);
+}
+
+DataType TypeOf(const py::array& a) {
+  const std::string name = py::str(a.dtype());
+  if (name == "float32") return DataType::kFloat;
+  if (name == "float16") return DataType::kFloat16;
+  if (name == "bfloat16") return DataType::kBFloat16;  // ml_dtypes
+  throw std::invalid_argument("A: got dtype " + name + ", expected float32, float16 or bfloat16");
+}
+
+template <class T>
+Shape ShapeOf(const T& a) {
+  return Shape(a.shape(), a.shape() + a.ndim());
+}
+
+// Weights packed once for a kernel, to be multiplied many times: what a session's node holds.
+class Node {
+ public:
+  Node(const Array<uint8_t>& codes, const Array<uint8_t>& scales, const Array<float>& column_scale,
+       const Array<float>& bias, const MatMulAttributes& attributes, const std::string& kernel)
+      : spec_(CheckAttributes(attributes)),
+        kernel_(SelectKernel(spec_, DetectCpu(), kernel.empty() ? KernelOverride() : kernel)),
+        codes_(codes),
+        scales_(scales),
+        column_scale_(column_scale),
+        bias_(bias) {
+    CheckShapes(spec_, {spec_.K}, ShapeOf(codes), ShapeOf(scales), ShapeOf(column_scale), ShapeOf(bias));
+    packed_ = SharedPackedWeights(spec_, *kernel_.layout, {codes_.data(), scales_.data()});
+  }
+
+  std::string kernel() const { return kernel_.name; }
+  size_t packed_bytes() const { return packed_->bytes(); }
+
+  py::array Run(const py::array& a, int threads) const {
+    if (!(a.flags() & py::array::c_style)) throw std::invalid_argument("A: got a strided array, expected C order");
+    const Shape shape = CheckShapes(spec_, ShapeOf(a), ShapeOf(codes_), ShapeOf(scales_), ShapeOf(column_scale_),
+                                    ShapeOf(bias_));
+    py::array y(a.dtype(), shape);
+    MatMulCall call;
+    call.spec = &spec_;
+    call.kernel = &kernel_;
+    call.packed = packed_.get();
+    call.weights = {codes_.data(), scales_.data()};
+    call.column_scale = column_scale_.data();
+    call.bias = bias_.data();
+    call.type = TypeOf(a);
+    call.M = 1;
+    for (size_t i = 0; i + 1 < shape.size(); ++i) call.M *= shape[i];
+    call.a = a.data();
+    call.y = y.mutable_data();
+    const py::gil_scoped_release release;
+    MatMul(call, ThreadedFor(threads));
+    return y;
+  }
+
+ private:
+  MatMulSpec spec_;
+  const Kernel& kernel_;
+  Array<uint8_t> codes_, scales_;
+  Array<float> column_scale_, bias_;
+  std::shared_ptr<const PackedWeights> packed_;
+};
+
+template <class F>
+py::dict DescribeFormat() {
+  const unsigned sign = SignBit<F>();
+  std::vector<float> values;
+  for (unsigned code = 0; code < 2 * sign; ++code) values.push_back(DecodeElement<F>(static_cast<uint8_t>(code)));
+  return py::dict(py::arg("exponent_bits") = F::kExponentBits, py::arg("mantissa_bits") = F::kMantissaBits,
+                  py::arg("bias") = F::kBias, py::arg("emax") = F::kEmax, py::arg("max") = F::kMax,
+                  py::arg("values") = values);
+}
+
+py::dict Describe() {
+  py::dict formats;
+  formats[E2M1::kName] = DescribeFormat<E2M1>();
+  formats[E2M3::kName] = DescribeFormat<E2M3>();
+  formats[E3M2::kName] = DescribeFormat<E3M2>();
+  formats[E4M3::kName] = DescribeFormat<E4M3>();
+  formats[E5M2::kName] = DescribeFormat<E5M2>();
+  std::vector<float> scales;
+  for (int byte = 0; byte < 256; ++byte) scales.push_back(DecodeScale(static_cast<uint8_t>(byte)));
+  const CpuFeatures cpu = DetectCpu();
+  py::list kernels;
+  for (const Kernel* kernel : KernelTable()) {
+    kernels.append(py::dict(py::arg("name") = kernel->name, py::arg("layout") = kernel->layout->name,
+                            py::arg("available") = kernel->cpu_has(cpu)));
+  }
+  return py::dict(py::arg("domain") = kDomain, py::arg("block_size") = kBlockSize, py::arg("scale_bias") = kScaleBias,
+                  py::arg("scale_nan") = static_cast<int>(kScaleNaN), py::arg("element_formats") = formats,
+                  py::arg("scale_values") = scales, py::arg("kernels") = kernels,
+                  py::arg("cpu") = py::dict(py::arg("avx2_fma") = cpu.avx2_fma, py::arg("avx512") = cpu.avx512,
+                                            py::arg("avx512_vnni_vbmi") = cpu.avx512_vnni_vbmi),
+                  py::arg("ort_header_api") = MXORT_ORT_API, py::arg("compiler") = MXORT_COMPILER);
+}
+
+// Every value of `x` through the element rounding of format F: (codes, values), for exhaustive tests.
+template <class F>
+py::tuple RoundAll(const Array<float>& x) {
+  Array<uint8_t> codes(x.size());
+  Array<float> values(x.size());
+  for (py::ssize_t i = 0; i < x.size(); ++i) {
+    const Element element = RoundToElement<F>(x.data()[i]);
+    codes.mutable_data()[i] = element.code;
+    values.mutable_data()[i] = element.value;
+  }
+  return py::make_tuple(codes, values);
+}
+
+py::tuple Round(const Array<float>& x, const std::string& format) {
+  if (format == E2M1::kName) return RoundAll<E2M1>(x);
+  if (format == E2M3::kName) return RoundAll<E2M3>(x);
+  if (format == E3M2::kName) return RoundAll<E3M2>(x);
+  if (format == E4M3::kName) return RoundAll<E4M3>(x);
+  if (format == E5M2::kName) return RoundAll<E5M2>(x);
+  throw std::invalid_argument("element format: got '" + format + "', expected e2m1, e2m3, e3m2, e4m3 or e5m2");
+}
+
+// float [n] -> bit patterns of float16 or bfloat16 [n], and back.
+Array<uint16_t> ToHalf(const Array<float>& x, bool bfloat16) {
+  Array<uint16_t> out(x.size());
+  for (py::ssize_t i = 0; i < x.size(); ++i) {
+    out.mutable_data()[i] = bfloat16 ? FloatToBFloat16(x.data()[i]) : FloatToFloat16(x.data()[i]);
+  }
+  return out;
+}
+Array<float> FromHalf(const Array<uint16_t>& x, bool bfloat16) {
+  Array<float> out(x.size());
+  for (py::ssize_t i = 0; i < x.size(); ++i) {
+    out.mutable_data()[i] = bfloat16 ? BFloat16ToFloat(x.data()[i]) : Float16ToFloat(x.data()[i]);
+  }
+  return out;
+}
+
+}  // namespace
+}  // namespace mxort
+
+PYBIND11_MODULE(_native, m) {
+  using namespace mxort;
+  m.doc() = "Tables and kernels of libmxort, called directly (no ONNX Runtime involved).";
+  m.def("describe", &Describe, "Format constants, kernel table, CPU features and build of this library, as a dict.");
+  m.def("quantize_mxfp4", &Quantize, py::arg("weights").noconvert(), py::arg("rule"), py::arg("threads") = 0,
+        "float32 [N, K] in C order -> (codes uint8 [N, ceil(K/32)*16], scales uint8 [N, ceil(K/32)]).");
+  m.def("round_to_element", &Round, py::arg("x").noconvert(), py::arg("format"), "float32 [n] -> (codes, values).");
+  m.def("float_to_half", &ToHalf, py::arg("x").noconvert(), py::arg("bfloat16"));
+  m.def("half_to_float", &FromHalf, py::arg("x").noconvert(), py::arg("bfloat16"));
+  py::class_<Node>(m, "MatMulMXFP4", "One operator with constant weights on a kernel of the table.")
+      .def(py::init([](const Array<uint8_t>& codes, const Array<uint8_t>& scales, const Array<float>& column_scale,
+                       const Array<float>& bias, int64_t k, int rotation, const std::string& activation_format,
+                       int accuracy_level, const std::string& kernel) {
+             const MatMulAttributes attributes{k, codes.ndim() ? codes.shape(0) : 0, rotation, activation_format,
+                                               accuracy_level};
+             return Node(codes, scales, column_scale, bias, attributes, kernel);
+           }),
+           py::arg("codes").noconvert(), py::arg("scales").noconvert(), py::arg("column_scale").noconvert(),
+           py::arg("bias").noconvert(), py::arg("K"), py::arg("rotation") = 1, py::arg("activation_format") = "none",
+           py::arg("accuracy_level") = 0, py::arg("kernel") = "")
+      .def_property_readonly("kernel", &Node::kernel, "Name of the kernel that runs it.")
+      .def_property_readonly("packed_bytes", &Node::packed_bytes)
+      .def("__call__", &Node::Run, py::arg("a"), py::arg("threads") = 1, "A [..., K] -> Y [..., N] of A's dtype.");
+}
