@@ -15,10 +15,10 @@
 
 namespace mxort {
 
-inline constexpr int kBlockSize = 32;                      // elements that share one scale
-inline constexpr int kPackedBlockBytes = kBlockSize / 2;   // two 4-bit codes a byte, even k in the low nibble
-inline constexpr int kScaleBias = 127;                     // E8M0 byte b means 2^(b - 127)
-inline constexpr unsigned char kScaleNaN = 0xFF;           // the whole block is NaN
+inline constexpr int kBlockSize = 32;                     // elements that share one scale
+inline constexpr int kPackedBlockBytes = kBlockSize / 2;  // two 4-bit codes a byte, even k in the low nibble
+inline constexpr int kScaleBias = 127;                    // E8M0 byte b means 2^(b - 127)
+inline constexpr unsigned char kScaleNaN = 0xFF;          // the whole block is NaN
 inline constexpr int kFloatMantissaBits = 23;
 inline constexpr unsigned kFloatMagnitude = 0x7FFFFFFFu;
 inline constexpr unsigned kFloatExponent = 0x7F800000u;
@@ -88,7 +88,8 @@ MXORT_INLINE Element RoundToElement(float x) {
   constexpr unsigned kMinNormal = static_cast<unsigned>(MinExponent<F>() + kScaleBias) << kFloatMantissaBits;
   unsigned exponent = FloatBits(magnitude) & kFloatExponent;
   exponent = exponent > kMinNormal ? exponent : kMinNormal;
-  const float magic = BitsFloat(exponent + (static_cast<unsigned>(kFloatMantissaBits - F::kMantissaBits) << kFloatMantissaBits));
+  const float magic =
+      BitsFloat(exponent + (static_cast<unsigned>(kFloatMantissaBits - F::kMantissaBits) << kFloatMantissaBits));
   const float sum = magnitude + magic;
   const unsigned units = FloatBits(sum) & ((2u << F::kMantissaBits) * 2 - 1);
   const unsigned code = units + ((exponent - kMinNormal) >> (kFloatMantissaBits - F::kMantissaBits));
@@ -107,7 +108,8 @@ MXORT_INLINE float DecodeElement(unsigned char code) {
   if (magnitude >= static_cast<unsigned>(F::kFirstSpecial)) {
     bits = F::kMantissaBits == 2 && magnitude == static_cast<unsigned>(F::kFirstSpecial) ? kFloatExponent : kFloatNaN;
   } else if (exponent == 0) {
-    constexpr unsigned kUnit = static_cast<unsigned>(MinExponent<F>() - F::kMantissaBits + kScaleBias) << kFloatMantissaBits;
+    constexpr unsigned kUnit = static_cast<unsigned>(MinExponent<F>() - F::kMantissaBits + kScaleBias)
+                               << kFloatMantissaBits;
     bits = FloatBits(static_cast<float>(magnitude) * BitsFloat(kUnit));
   } else {
     bits = (magnitude << (kFloatMantissaBits - F::kMantissaBits)) +

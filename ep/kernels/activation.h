@@ -74,8 +74,8 @@ MXORT_INLINE uint8_t QuantizeBlock(const float* block, float* elements) {
   return scale;
 }
 
-// Replaces a row by its quantised values as floats. They are exact: at most 4 significant bits, and exponents well within
-// float's range in a row of plain activations.
+// Replaces a row by its quantised values as floats. They are exact: at most 4 significant bits, and exponents well
+// within float's range in a row of plain activations.
 template <class F>
 MXORT_INLINE void FakeQuantizeRow(float* row, int64_t blocks) {
   for (int64_t b = 0; b < blocks; ++b, row += kBlockSize) {
@@ -85,11 +85,16 @@ MXORT_INLINE void FakeQuantizeRow(float* row, int64_t blocks) {
 }
 MXORT_INLINE void FakeQuantizeRow(ActivationFormat format, float* row, int64_t blocks) {
   switch (format) {
-    case ActivationFormat::kNone: return;
-    case ActivationFormat::kMxfp8E4M3: return FakeQuantizeRow<E4M3>(row, blocks);
-    case ActivationFormat::kMxfp6E2M3: return FakeQuantizeRow<E2M3>(row, blocks);
-    case ActivationFormat::kMxfp6E3M2: return FakeQuantizeRow<E3M2>(row, blocks);
-    case ActivationFormat::kMxfp4: return FakeQuantizeRow<E2M1>(row, blocks);
+    case ActivationFormat::kNone:
+      return;
+    case ActivationFormat::kMxfp8E4M3:
+      return FakeQuantizeRow<E4M3>(row, blocks);
+    case ActivationFormat::kMxfp6E2M3:
+      return FakeQuantizeRow<E2M3>(row, blocks);
+    case ActivationFormat::kMxfp6E3M2:
+      return FakeQuantizeRow<E3M2>(row, blocks);
+    case ActivationFormat::kMxfp4:
+      return FakeQuantizeRow<E2M1>(row, blocks);
   }
 }
 

@@ -1,5 +1,6 @@
 // AVX2 + FMA: the float kernel on pairs of 8-lane registers. Compiled with -mavx2 -mfma -mf16c.
-// No standard library here: its inline functions would be merged with those of other files by the linker (mx_formats.h).
+// No standard library here: its inline functions would be merged with those of other files by the linker
+// (mx_formats.h).
 #include <immintrin.h>
 
 #include "kernels/cpu_kernels.h"
@@ -21,9 +22,6 @@ struct Avx2 {
   MXORT_INLINE Vector Zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
   MXORT_INLINE Vector Broadcast(const float* x) { return {_mm256_broadcast_ss(x), _mm256_broadcast_ss(x)}; }
   MXORT_INLINE Vector Add(Vector a, Vector b) { return {_mm256_add_ps(a.low, b.low), _mm256_add_ps(a.high, b.high)}; }
-  MXORT_INLINE Vector Multiply(Vector a, Vector b) {
-    return {_mm256_mul_ps(a.low, b.low), _mm256_mul_ps(a.high, b.high)};
-  }
   MXORT_INLINE Vector MultiplyAdd(Vector a, Vector b, Vector c) {
     return {_mm256_fmadd_ps(a.low, b.low, c.low), _mm256_fmadd_ps(a.high, b.high, c.high)};
   }
@@ -31,7 +29,8 @@ struct Avx2 {
     return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)),
             _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 32))};
   }
-  // vpermps looks at the low three bits of each index only, which are E2M1's magnitude; the sign is bit 3.
+  // Twice the value, as in cpu_portable.cc. vpermps looks at the low three bits of each index only, which are E2M1's
+  // magnitude; the sign is bit 3.
   MXORT_INLINE __m256 DecodeHalf(__m256i codes, int shift) {
     const __m256 table = _mm256_setr_ps(0, 1, 2, 3, 4, 6, 8, 12);
     const __m256i index = _mm256_srli_epi32(codes, shift);
@@ -41,13 +40,14 @@ struct Avx2 {
   MXORT_INLINE Vector Decode(Codes codes, int shift) {
     return {DecodeHalf(codes.low, shift), DecodeHalf(codes.high, shift)};
   }
-  MXORT_INLINE Vector Unit() { return {_mm256_set1_ps(0.5f), _mm256_set1_ps(0.5f)}; }
+  // Half the scales: exact down to 2^-128, a float subnormal.
   MXORT_INLINE __m256 LoadScalesHalf(const uint8_t* p) {
     const __m256i byte = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
     const __m256i bits = _mm256_max_epu32(_mm256_slli_epi32(byte, kFloatMantissaBits),
                                           _mm256_set1_epi32(static_cast<int>(kFloatTwoToMinus127)));
     const __m256i is_nan = _mm256_cmpeq_epi32(byte, _mm256_set1_epi32(kScaleNaN));
-    return _mm256_castsi256_ps(_mm256_or_si256(bits, _mm256_and_si256(is_nan, _mm256_set1_epi32(kFloatNaN))));
+    const __m256i scale = _mm256_or_si256(bits, _mm256_and_si256(is_nan, _mm256_set1_epi32(kFloatNaN)));
+    return _mm256_mul_ps(_mm256_castsi256_ps(scale), _mm256_set1_ps(0.5f));
   }
   MXORT_INLINE Vector LoadScales(const uint8_t* p) { return {LoadScalesHalf(p), LoadScalesHalf(p + 8)}; }
   MXORT_INLINE void Store(float* out, Vector x) {

@@ -1,4 +1,5 @@
-// AVX-512 (F, BW, DQ, VL): the float kernel on 16-lane registers. Compiled with its own flags; no standard library here.
+// AVX-512 (F, BW, DQ, VL): the float kernel on 16-lane registers. Compiled with its own flags; no standard library
+// here.
 #include <immintrin.h>
 
 #include "kernels/avx512.h"
@@ -17,7 +18,6 @@ struct Avx512 {
   MXORT_INLINE Vector Zero() { return _mm512_setzero_ps(); }
   MXORT_INLINE Vector Broadcast(const float* x) { return _mm512_set1_ps(*x); }
   MXORT_INLINE Vector Add(Vector a, Vector b) { return _mm512_add_ps(a, b); }
-  MXORT_INLINE Vector Multiply(Vector a, Vector b) { return _mm512_mul_ps(a, b); }
   MXORT_INLINE Vector MultiplyAdd(Vector a, Vector b, Vector c) { return _mm512_fmadd_ps(a, b, c); }
   MXORT_INLINE Codes LoadCodes(const uint8_t* p) { return _mm512_loadu_si512(p); }
   // vpermps looks at the low four bits of each index only: the whole E2M1 code.
@@ -25,7 +25,6 @@ struct Avx512 {
     const __m512 table = _mm512_setr_ps(0, .5f, 1, 1.5f, 2, 3, 4, 6, -0.f, -.5f, -1, -1.5f, -2, -3, -4, -6);
     return _mm512_permutexvar_ps(_mm512_srli_epi32(codes, static_cast<unsigned>(shift)), table);
   }
-  MXORT_INLINE Vector Unit() { return _mm512_set1_ps(1.0f); }
   MXORT_INLINE Vector LoadScales(const uint8_t* p) { return LoadScales16(p); }
   MXORT_INLINE void Store(float* out, Vector x) { _mm512_storeu_ps(out, x); }
 };

@@ -1,8 +1,8 @@
 // AVX-512 VNNI + VBMI: block dot products as exact integers. Compiled with its own flags; no standard library here.
 //
-// Weights: 2 * E2M1 is an integer in [-12, 12]; + 12 makes it the unsigned operand of vpdpbusd. Activations: int8, in one
-// or two terms (kTerms). With q the activation integers, sum((2w + 12) q) - 12 sum(q) = 2 sum(w q); the second term is
-// known before the product and is what the accumulator starts from.
+// Weights: 2 * E2M1 is an integer in [-12, 12]; + 12 makes it the unsigned operand of vpdpbusd. Activations: int8, in
+// one or two terms (kTerms). With q the activation integers, sum((2w + 12) q) - 12 sum(q) = 2 sum(w q); the second term
+// is known before the product and is what the accumulator starts from.
 //
 //   activation_format  level  terms  a =                                        error of a
 //   mxfp4              any    1      q * scale / 2,  q = 2 * element            none
@@ -33,8 +33,8 @@ bool TwoTerms(const MatMulSpec& spec) {
   return spec.activation_format == ActivationFormat::kNone && spec.accuracy_level == AccuracyLevel::kBf16;
 }
 
-// What a panel holds of one block of its kRows rows: [rows][terms][32] integers in the order of the packed weights, then
-// [rows] scales (float) and [rows][terms] starts of the accumulators, -12 * sum(q) (int32).
+// What a panel holds of one block of its kRows rows: [rows][terms][32] integers in the order of the packed weights,
+// then [rows] scales (float) and [rows][terms] starts of the accumulators, -12 * sum(q) (int32).
 MXORT_INLINE constexpr int PanelBlockBytes(int rows, int terms) { return rows * (terms * kBlockSize + 4 + terms * 4); }
 MXORT_INLINE constexpr int ScaleOffset(int rows, int terms) { return rows * terms * kBlockSize; }
 MXORT_INLINE constexpr int StartOffset(int rows, int terms) { return ScaleOffset(rows, terms) + rows * 4; }
@@ -110,7 +110,8 @@ bool Prepare(const MatMulSpec& spec, DataType type, const void* a, int row, int 
 // 2 * E2M1 + 12 for the low nibble of each byte. vpermb looks at the low six bits of an index, and the table repeats
 // every 16 entries, so the upper nibble of each byte does not matter.
 MXORT_INLINE __m512i DecodeLowNibbles(__m512i codes) {
-  const __m512i table = _mm512_broadcast_i32x4(_mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0));
+  const __m512i table =
+      _mm512_broadcast_i32x4(_mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0));
   return _mm512_permutexvar_epi8(codes, table);
 }
 
@@ -191,7 +192,6 @@ void Compute(const MatMulArgs& args, Range panels, Range strips) {
 
 }  // namespace
 
-const Kernel kAvx512Vnni = {"avx512_vnni", &kStrip16,  HasVnni, Supports,
-                            MaxPanelRows,  PanelBytes, Prepare, Compute};
+const Kernel kAvx512Vnni = {"avx512_vnni", &kStrip16, HasVnni, Supports, MaxPanelRows, PanelBytes, Prepare, Compute};
 
 }  // namespace mxort

@@ -29,13 +29,9 @@ struct Generic {
     return Map([&](int) { return Floats{} + x; });
   }
   MXORT_INLINE Vector Zero() { return Fill(0.0f); }
-  MXORT_INLINE Vector Unit() { return Fill(0.5f); }
   MXORT_INLINE Vector Broadcast(const float* x) { return Fill(*x); }
   MXORT_INLINE Vector Add(const Vector& a, const Vector& b) {
     return Map([&](int i) { return a.part[i] + b.part[i]; });
-  }
-  MXORT_INLINE Vector Multiply(const Vector& a, const Vector& b) {
-    return Map([&](int i) { return a.part[i] * b.part[i]; });
   }
   MXORT_INLINE Vector MultiplyAdd(const Vector& a, const Vector& b, const Vector& c) {
     return Map([&](int i) { return a.part[i] * b.part[i] + c.part[i]; });
@@ -58,10 +54,11 @@ struct Generic {
       return reinterpret_cast<Floats>(reinterpret_cast<Ints>(__builtin_convertvector(twice, Floats)) | sign);
     });
   }
+  // Half the scales, because Decode gives twice the values; exact down to 2^-128, a float subnormal.
   MXORT_INLINE Vector LoadScales(const uint8_t* p) {
     return Map([&](int i) {
       Floats scales{};
-      for (int j = 0; j < kLanes; ++j) scales[j] = DecodeScale(p[i * kLanes + j]);
+      for (int j = 0; j < kLanes; ++j) scales[j] = DecodeScale(p[i * kLanes + j]) * 0.5f;
       return scales;
     });
   }

@@ -23,14 +23,14 @@ MXORT_INLINE float Float16ToFloat(uint16_t x) {
   return BitsFloat(sign | ((exponent + 112) << 23) | (mantissa << 13));
 }
 
-// Round to nearest even, overflow to infinity. Below 2^-14 the sum with 0.5 leaves the subnormal in the mantissa, rounded
-// by the adder: 0.5 has an ulp of 2^-24, the spacing of float16's subnormals.
+// Round to nearest even, overflow to infinity. Below 2^-14 the sum with 0.5 leaves the subnormal in the mantissa,
+// rounded by the adder: 0.5 has an ulp of 2^-24, the spacing of float16's subnormals.
 MXORT_INLINE uint16_t FloatToFloat16(float x) {
   const unsigned bits = FloatBits(x), magnitude = bits & kFloatMagnitude;
   const unsigned sign = (bits >> 16) & 0x8000u;
   if (magnitude > kFloatExponent) return static_cast<uint16_t>(sign | 0x7E00);
   if (magnitude >= 0x47800000u) return static_cast<uint16_t>(sign | 0x7C00);  // >= 65536
-  if (magnitude < 0x38800000u) {                                             // < 2^-14
+  if (magnitude < 0x38800000u) {                                              // < 2^-14
     return static_cast<uint16_t>(sign | (FloatBits(BitsFloat(magnitude) + 0.5f) - 0x3F000000u));
   }
   return static_cast<uint16_t>(sign | ((magnitude - 0x38000000u + 0xFFF + ((magnitude >> 13) & 1)) >> 13));

@@ -1,8 +1,9 @@
-// The float kernel: Y = A . W^T with FMA-class arithmetic, written once over a 16-lane vector policy `S` and compiled for
-// each instruction set. It serves every activation format (quantised activations are exact floats) and every level.
+// The float kernel: Y = A . W^T with FMA-class arithmetic, written once over a 16-lane vector policy `S` and compiled
+// for each instruction set. It serves every activation format (quantised activations are exact floats) and every level.
 //
-// S provides:  Vector (16 floats), Codes (16 lanes of 8 codes), kMaxRows (rows that fit its registers), kUnit (what its
-// Decode multiplies E2M1 values by), Zero, Broadcast, LoadCodes, Decode<shift>, MultiplyAdd, LoadScales, Load, Store.
+// S provides:  Vector (16 floats), Codes (16 lanes of 8 codes), kMaxRows (rows that fit its registers), Zero,
+// Broadcast, Add, MultiplyAdd, LoadCodes, Decode (E2M1 values, or twice them), LoadScales (the scales, or half of
+// them), Store.
 #ifndef MXORT_KERNELS_FLOAT_KERNEL_H_
 #define MXORT_KERNELS_FLOAT_KERNEL_H_
 
@@ -39,9 +40,9 @@ MXORT_INLINE void StoreStrip(const MatMulArgs& args, int64_t row, int64_t strip,
   }
 }
 
-// A panel of kRows rows by one strip. A block's dot product is summed first and scaled then: exact for every E8M0 value,
-// and a sum of short sums is more accurate than one long one. kParts independent sums hide the FMA's latency when kRows is
-// small.
+// A panel of kRows rows by one strip. A block's dot product is summed first and scaled then: exact for every E8M0
+// value, and a sum of short sums is more accurate than one long one. kParts independent sums hide the FMA's latency
+// when kRows is small.
 template <class S, int kRows>
 MXORT_INLINE void FloatTile(const MatMulArgs& args, int64_t panel, int64_t strip) {
   constexpr int kParts = kRows >= 4 ? 1 : kRows == 1 ? 4 : 2;
@@ -86,7 +87,7 @@ MXORT_INLINE void FloatTile(const MatMulArgs& args, int64_t panel, int64_t strip
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
     alignas(64) float out[kStripColumns];
-    S::Store(out, S::Multiply(total[r], S::Unit()));
+    S::Store(out, total[r]);
     StoreStrip(args, panel * args.panel_rows + r, strip, out);
   }
 }

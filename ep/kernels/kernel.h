@@ -41,20 +41,20 @@ struct WeightLayout {
   void (*pack)(const MatMulSpec&, const Weights&, int64_t begin, int64_t end, uint8_t* packed);
 };
 
-// Everything a kernel needs to compute a piece of Y. Rows of A are grouped in panels of `panel_rows` (the last panel may
-// have fewer), each as the kernel's own `prepare` left it: interleaved by K block, so that a tile reads one stream.
+// Everything a kernel needs to compute a piece of Y. Rows of A are grouped in panels of `panel_rows` (the last panel
+// may have fewer), each as the kernel's own `prepare` left it: interleaved by K block, so that a tile reads one stream.
 struct MatMulArgs {
   const MatMulSpec* spec;
-  int64_t blocks;              // BlocksOf(spec->K)
+  int64_t blocks;  // BlocksOf(spec->K)
   int64_t M;
   int panel_rows;
-  const uint8_t* prepared;     // panels, panel_stride bytes apart
-  size_t panel_stride;         // bytes, a multiple of 64
-  const uint8_t* packed;       // weights in the kernel's layout
-  const float* column_scale;   // [N]
-  const float* bias;           // [N]
-  DataType type;               // of A and Y
-  void* y;                     // [M, N]
+  const uint8_t* prepared;    // panels, panel_stride bytes apart
+  size_t panel_stride;        // bytes, a multiple of 64
+  const uint8_t* packed;      // weights in the kernel's layout
+  const float* column_scale;  // [N]
+  const float* bias;          // [N]
+  DataType type;              // of A and Y
+  void* y;                    // [M, N]
 };
 
 struct Range {
@@ -72,9 +72,9 @@ struct Kernel {
   int (*max_panel_rows)(const MatMulSpec&);
   // Bytes of a panel of `rows` rows.
   size_t (*panel_bytes)(const MatMulSpec&, int rows);
-  // Widens, rotates and quantises row `row` of a panel of `rows`. `scratch` is float [blocks * 32]. False: the row holds
-  // values that this kernel cannot compute within its accuracy (PlainActivation), and the caller computes that row with
-  // the reference; what the panel holds for it is then unspecified but finite.
+  // Widens, rotates and quantises row `row` of a panel of `rows`. `scratch` is float [blocks * 32]. False: the row
+  // holds values that this kernel cannot compute within its accuracy (PlainActivation), and the caller computes that
+  // row with the reference; what the panel holds for it is then unspecified but finite.
   bool (*prepare)(const MatMulSpec&, DataType, const void* a_row, int row, int rows, float* scratch, uint8_t* panel);
   // Computes Y for the panels and strips given.
   void (*compute)(const MatMulArgs&, Range panels, Range strips);
@@ -83,8 +83,9 @@ struct Kernel {
 inline constexpr int kStripColumns = 16;
 
 // Fast kernels take rows of which every block is zero or has its largest magnitude in [2^-110, 2^100). Above, a block's
-// dot product could overflow float before the weight's scale makes it small again (32 * 12 * 2^100 < 2^109 cannot); below,
-// an int8 scale absmax / (127 * 254 * 2) would become subnormal and lose bits that a large weight scale would show.
+// dot product could overflow float before the weight's scale makes it small again (32 * 12 * 2^100 < 2^109 cannot);
+// below, an int8 scale absmax / (127 * 254 * 2) would become subnormal and lose bits that a large weight scale would
+// show.
 MXORT_INLINE bool PlainActivation(unsigned absmax) {
   constexpr unsigned kSmallest = static_cast<unsigned>(kScaleBias - 110) << kFloatMantissaBits;
   constexpr unsigned kLargest = static_cast<unsigned>(kScaleBias + 100) << kFloatMantissaBits;

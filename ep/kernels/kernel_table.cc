@@ -20,7 +20,8 @@ bool DeclineRow(const MatMulSpec&, DataType, const void*, int, int, float*, uint
 void ComputeNothing(const MatMulArgs&, Range, Range) {}
 
 const WeightLayout kNoLayout = {"none", NoBytes, [](const MatMulSpec&, const Weights&, int64_t, int64_t, uint8_t*) {}};
-const Kernel kReference = {"reference", &kNoLayout, Always, Everything, OneRow, NoPanelBytes, DeclineRow, ComputeNothing};
+const Kernel kReference = {"reference", &kNoLayout,   Always,     Everything,
+                           OneRow,      NoPanelBytes, DeclineRow, ComputeNothing};
 
 }  // namespace
 
@@ -63,8 +64,7 @@ CpuFeatures DetectCpu() {
   cpu.avx2_fma = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && f16c;
   cpu.avx512 = cpu.avx2_fma && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  cpu.avx512_vnni_vbmi =
-      cpu.avx512 && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi");
+  cpu.avx512_vnni_vbmi = cpu.avx512 && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi");
   return cpu;
 }
 #else

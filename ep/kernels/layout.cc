@@ -8,9 +8,7 @@ int64_t BlocksOf(int64_t k) { return (k + kBlockSize - 1) / kBlockSize; }
 
 namespace {
 
-size_t Bytes(const MatMulSpec& spec) {
-  return static_cast<size_t>(StripsOf(spec.N) * StripBytes(BlocksOf(spec.K)));
-}
+size_t Bytes(const MatMulSpec& spec) { return static_cast<size_t>(StripsOf(spec.N) * StripBytes(BlocksOf(spec.K))); }
 
 // 8 codes in k order, nibble e of `x` = k e, to the order of a lane: nibble j of half w = k 2j + w. That is the even
 // nibbles gathered in the low half and the odd ones in the high half:

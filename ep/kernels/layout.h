@@ -15,7 +15,8 @@ namespace mxort {
 //
 //   block = 4 vectors of 64 bytes; vector i, 32-bit lane n (column n), nibble j of 16-bit half w  =  k 8i + 2j + w
 //
-// so byte b of a lane holds, low nibble first, k 8i + {0,4,1,5}[b] and k 8i + {2,6,3,7}[b]. Columns beyond N hold code 0.
+// so byte b of a lane holds, low nibble first, k 8i + {0,4,1,5}[b] and k 8i + {2,6,3,7}[b]. Columns beyond N hold code
+// 0.
 inline constexpr int kGroupBlocks = 4;
 inline constexpr int kBlockVectors = 4;
 inline constexpr int kVectorBytes = 4 * kStripColumns;

@@ -43,8 +43,8 @@ class Workspace {
 int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Work below which handing it to another thread costs more than it saves: some microseconds.
-constexpr int64_t kTaskValues = 16 * 1024;            // of A, when preparing
-constexpr int64_t kTaskMultiplies = 512 * 1024;       // when multiplying
+constexpr int64_t kTaskValues = 16 * 1024;           // of A, when preparing
+constexpr int64_t kTaskMultiplies = 512 * 1024;      // when multiplying
 constexpr int64_t kPreparedCacheBytes = 256 * 1024;  // prepared panels of one task stay in L2
 
 // Panels of equal height: 16 rows on a kernel of 12 become 8 + 8, not 12 + 4.
@@ -63,8 +63,8 @@ std::vector<int64_t> PreparePanels(const MatMulCall& call, const MatMulArgs& arg
   std::vector<int64_t> declined;
   parallel(CeilDiv(panels, panels_per_task), [&](int64_t task) {
     thread_local Workspace scratch_space;
-    auto* scratch = reinterpret_cast<float*>(
-        scratch_space.Get(static_cast<size_t>(args.blocks * kBlockSize) * sizeof(float)));
+    auto* scratch =
+        reinterpret_cast<float*>(scratch_space.Get(static_cast<size_t>(args.blocks * kBlockSize) * sizeof(float)));
     const int64_t row_end = std::min(call.M, (task + 1) * panels_per_task * args.panel_rows);
     for (int64_t m = task * panels_per_task * args.panel_rows; m < row_end; ++m) {
       const int64_t panel = m / args.panel_rows, first = panel * args.panel_rows;
@@ -104,7 +104,8 @@ void SerialFor(int64_t tasks, const std::function<void(int64_t)>& body) {
 void PackedWeights::Free::operator()(uint8_t* p) const { ::operator delete(p, kAlignment); }
 
 PackedWeights::PackedWeights(const MatMulSpec& spec, const WeightLayout& layout, const Weights& weights)
-    : bytes_(layout.bytes(spec)), data_(static_cast<uint8_t*>(::operator new(std::max<size_t>(1, bytes_), kAlignment))) {
+    : bytes_(layout.bytes(spec)),
+      data_(static_cast<uint8_t*>(::operator new(std::max<size_t>(1, bytes_), kAlignment))) {
   layout.pack(spec, weights, 0, StripsOf(spec.N), data_.get());
 }
 
@@ -140,8 +141,8 @@ void MatMul(const MatMulCall& call, const ParallelFor& parallel) {
   const int panel_rows = PanelRows(call);
   const size_t stride = (call.kernel->panel_bytes(*call.spec, panel_rows) + 63) / 64 * 64;
   uint8_t* prepared = workspace.Get(stride * static_cast<size_t>(CeilDiv(call.M, panel_rows)));
-  const MatMulArgs args = {call.spec, BlocksOf(call.spec->K), call.M,    panel_rows, prepared,
-                           stride,    call.packed->data(),    call.column_scale, call.bias,  call.type, call.y};
+  const MatMulArgs args = {call.spec,           BlocksOf(call.spec->K), call.M,    panel_rows, prepared, stride,
+                           call.packed->data(), call.column_scale,      call.bias, call.type,  call.y};
   const std::vector<int64_t> declined = PreparePanels(call, args, prepared, parallel);
   if (static_cast<int64_t>(declined.size()) < call.M) ComputeAll(call, args, parallel);
   parallel(static_cast<int64_t>(declined.size()), [&](int64_t i) {

@@ -1,4 +1,5 @@
-// Weight quantisation of float rows, compiled by each cpu_<isa>.cc for its instruction set (vectorised by the compiler).
+// Weight quantisation of float rows, compiled by each cpu_<isa>.cc for its instruction set (vectorised by the
+// compiler).
 #ifndef MXORT_KERNELS_QUANTIZE_ROWS_H_
 #define MXORT_KERNELS_QUANTIZE_ROWS_H_
 
@@ -31,10 +32,14 @@ MXORT_INLINE uint8_t ScaleMse(const float* block, unsigned absmax) {
 
 MXORT_INLINE uint8_t ChooseScale(const float* block, unsigned absmax, ScaleRule rule) {
   switch (rule) {
-    case ScaleRule::kFloor: return ScaleFloor<E2M1>(absmax);
-    case ScaleRule::kEven: return ScaleEven<E2M1>(absmax);
-    case ScaleRule::kRceil: return ScaleRceil<E2M1>(absmax);
-    case ScaleRule::kMse: return ScaleMse(block, absmax);
+    case ScaleRule::kFloor:
+      return ScaleFloor<E2M1>(absmax);
+    case ScaleRule::kEven:
+      return ScaleEven<E2M1>(absmax);
+    case ScaleRule::kRceil:
+      return ScaleRceil<E2M1>(absmax);
+    case ScaleRule::kMse:
+      return ScaleMse(block, absmax);
   }
   return 0;
 }

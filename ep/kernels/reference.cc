@@ -27,11 +27,20 @@ std::vector<double> ActivationRow(const MatMulSpec& spec, DataType type, const v
   RotateRow(spec.rotation, row.data(), padded);
   std::vector<double> out(row.begin(), row.end());
   switch (spec.activation_format) {
-    case ActivationFormat::kNone: break;
-    case ActivationFormat::kMxfp8E4M3: QuantizeRow<E4M3>(row, out); break;
-    case ActivationFormat::kMxfp6E2M3: QuantizeRow<E2M3>(row, out); break;
-    case ActivationFormat::kMxfp6E3M2: QuantizeRow<E3M2>(row, out); break;
-    case ActivationFormat::kMxfp4: QuantizeRow<E2M1>(row, out); break;
+    case ActivationFormat::kNone:
+      break;
+    case ActivationFormat::kMxfp8E4M3:
+      QuantizeRow<E4M3>(row, out);
+      break;
+    case ActivationFormat::kMxfp6E2M3:
+      QuantizeRow<E2M3>(row, out);
+      break;
+    case ActivationFormat::kMxfp6E3M2:
+      QuantizeRow<E3M2>(row, out);
+      break;
+    case ActivationFormat::kMxfp4:
+      QuantizeRow<E2M1>(row, out);
+      break;
   }
   return out;
 }
@@ -52,7 +61,8 @@ void ReferenceMatMul(const MatMulSpec& spec, DataType type, const void* a, const
         const double scale = static_cast<double>(DecodeScale(weights.scales[n * blocks + block]));
         for (int i = 0; i < kBlockSize; ++i) {
           const uint8_t code = (codes[i / 2] >> (4 * (i % 2))) & 0xF;
-          sum += row[static_cast<size_t>(block * kBlockSize + i)] * (static_cast<double>(DecodeElement<E2M1>(code)) * scale);
+          sum += row[static_cast<size_t>(block * kBlockSize + i)] *
+                 (static_cast<double>(DecodeElement<E2M1>(code)) * scale);
         }
       }
       const double result = sum * static_cast<double>(column_scale[n]) + static_cast<double>(bias[n]);

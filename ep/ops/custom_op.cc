@@ -1,5 +1,5 @@
-// Compiled against the newest headers and, as a gate in `make check`, against those of ONNX Runtime 1.21: a function that
-// 1.22 lacks is then a compile error instead of a crash.
+// Compiled against the newest headers and, as a gate in `make check`, against those of ONNX Runtime 1.21: a function
+// that 1.22 lacks is then a compile error instead of a crash.
 #include "ops/custom_op.h"
 
 #include <atomic>
@@ -50,27 +50,33 @@ std::string NodeName(const OrtApi& api, const OrtKernelInfo* info) {
   return name;
 }
 
-// An attribute that is absent leaves `value` alone; one of the wrong type is an error. ONNX Runtime reports both with the
-// same code, hence the look at the text (unchanged from 1.22 to 1.31; a test pins it).
-void Optional(const OrtApi& api, OrtStatus* status) {
+// What reading an attribute returned. An absent optional one leaves its default alone; anything else is an error. ONNX
+// Runtime reports absence and a wrong type with the same code, hence the look at the text (the same from 1.22 to 1.31;
+// a test pins it on each of them).
+void CheckAttribute(const OrtApi& api, const char* name, bool optional, OrtStatus* status) {
   if (!status) return;
   const std::string message = api.GetErrorMessage(status);
-  if (message.find("No attribute with") == std::string::npos) Check(api, status);
   api.ReleaseStatus(status);
+  const bool absent = message.find("No attribute with") != std::string::npos;
+  if (absent && optional) return;
+  throw std::invalid_argument(std::string("attribute ") + name + (absent ? " is missing" : ": " + message));
 }
 
 MatMulAttributes ReadAttributes(const OrtApi& api, const OrtKernelInfo* info) {
   MatMulAttributes attributes;
-  Check(api, api.KernelInfoGetAttribute_int64(info, "K", &attributes.K));
-  Check(api, api.KernelInfoGetAttribute_int64(info, "N", &attributes.N));
-  Optional(api, api.KernelInfoGetAttribute_int64(info, "rotation", &attributes.rotation));
-  Optional(api, api.KernelInfoGetAttribute_int64(info, "accuracy_level", &attributes.accuracy_level));
-  size_t size = 0;
-  OrtStatus* status = api.KernelInfoGetAttribute_string(info, "activation_format", nullptr, &size);
-  Optional(api, status);
+  const auto read_int = [&](const char* name, bool optional, int64_t* value) {
+    CheckAttribute(api, name, optional, api.KernelInfoGetAttribute_int64(info, name, value));
+  };
+  read_int("K", false, &attributes.K);
+  read_int("N", false, &attributes.N);
+  read_int("rotation", true, &attributes.rotation);
+  read_int("accuracy_level", true, &attributes.accuracy_level);
+  constexpr const char* kFormat = "activation_format";
+  size_t size = 0;  // with the terminating zero; stays 0 where the attribute is absent
+  CheckAttribute(api, kFormat, true, api.KernelInfoGetAttribute_string(info, kFormat, nullptr, &size));
   if (size > 0) {
     std::string text(size, '\0');
-    Check(api, api.KernelInfoGetAttribute_string(info, "activation_format", text.data(), &size));
+    CheckAttribute(api, kFormat, true, api.KernelInfoGetAttribute_string(info, kFormat, text.data(), &size));
     text.resize(size - 1);
     attributes.activation_format = text;
   }
@@ -154,8 +160,8 @@ class MatMulKernel {
     return is_constant ? value : nullptr;
   }
 
-  // ONNX Runtime's own threads: the session's intra_op_num_threads is obeyed and nothing is oversubscribed. An exception
-  // (memory) must not cross ONNX Runtime's frames; the first one is carried over.
+  // ONNX Runtime's own threads: the session's intra_op_num_threads is obeyed and nothing is oversubscribed. An
+  // exception (memory) must not cross ONNX Runtime's frames; the first one is carried over.
   void Parallel(OrtKernelContext* context, int64_t tasks, const std::function<void(int64_t)>& body) const {
     if (tasks <= 1) return SerialFor(tasks, body);
     struct State {
@@ -193,9 +199,9 @@ struct MatMulOp : OrtCustomOp {
 
 const MatMulOp& Self(const OrtCustomOp* op) { return *static_cast<const MatMulOp*>(op); }
 
-// The output has A's dimensions with the last one replaced by N. The C++ wrapper marks symbolic dimensions in a way that
-// ONNX Runtime rejects, so this is the C API: value -1 and a name. A dimension with neither gets a fresh name, because a
-// bare -1 would be written into the model as a value.
+// The output has A's dimensions with the last one replaced by N. The C++ wrapper marks symbolic dimensions in a way
+// that ONNX Runtime rejects, so this is the C API: value -1 and a name. A dimension with neither gets a fresh name,
+// because a bare -1 would be written into the model as a value.
 void InferShape(const MatMulOp& op, OrtShapeInferContext* context) {
   const OrtApi& api = *op.api;
   OrtTensorTypeAndShapeInfo* a = nullptr;
@@ -223,7 +229,10 @@ void InferShape(const MatMulOp& op, OrtShapeInferContext* context) {
   Check(api, api.CreateTensorTypeAndShapeInfo(&y));
   const std::unique_ptr<OrtTensorTypeAndShapeInfo, decltype(api.ReleaseTensorTypeAndShapeInfo)> owner(
       y, api.ReleaseTensorTypeAndShapeInfo);
-  Check(api, api.SetTensorElementType(y, op.dtype.onnx));
+  // A's type, not the op's own: for ops that share a name ONNX Runtime asks only the first one.
+  ONNXTensorElementDataType type;
+  Check(api, api.GetTensorElementType(a, &type));
+  Check(api, api.SetTensorElementType(y, type));
   Check(api, api.SetDimensions(y, dims.data(), rank));
   Check(api, api.SetSymbolicDimensions(y, names.data(), rank));
   Check(api, api.ShapeInferContext_SetOutputTypeShape(context, 0, y));

@@ -42,10 +42,14 @@ ActivationFormat FormatOf(const std::string& name) {
 AccuracyLevel LevelOf(int64_t level) {
   switch (level) {
     case 0:  // the default
-    case 3: return AccuracyLevel::kBf16;
-    case 1: return AccuracyLevel::kFp32;
-    case 4: return AccuracyLevel::kInt8;
-    default: Fail("attribute accuracy_level", std::to_string(level), "0, 1, 3 or 4");
+    case 3:
+      return AccuracyLevel::kBf16;
+    case 1:
+      return AccuracyLevel::kFp32;
+    case 4:
+      return AccuracyLevel::kInt8;
+    default:
+      Fail("attribute accuracy_level", std::to_string(level), "0, 1, 3 or 4");
   }
 }
 

@@ -23,7 +23,8 @@ inline void Check(const OrtApi& api, OrtStatus* status) {
   throw error;
 }
 
-// Runs `body`; an exception becomes an OrtStatus whose message starts with `where`. Nothing leaves a C callback otherwise.
+// Runs `body`; an exception becomes an OrtStatus whose message starts with `where`. Nothing leaves a C callback
+// otherwise.
 template <class Body>
 OrtStatus* Guard(const OrtApi& api, const std::string& where, const Body& body) noexcept {
   try {

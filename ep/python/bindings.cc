@@ -89,11 +89,12 @@ class Node {
 
   std::string kernel() const { return kernel_.name; }
   size_t packed_bytes() const { return packed_->bytes(); }
+  uintptr_t packed_address() const { return reinterpret_cast<uintptr_t>(packed_->data()); }
 
   py::array Run(const py::array& a, int threads) const {
     if (!(a.flags() & py::array::c_style)) throw std::invalid_argument("A: got a strided array, expected C order");
-    const Shape shape = CheckShapes(spec_, ShapeOf(a), ShapeOf(codes_), ShapeOf(scales_), ShapeOf(column_scale_),
-                                    ShapeOf(bias_));
+    const Shape shape =
+        CheckShapes(spec_, ShapeOf(a), ShapeOf(codes_), ShapeOf(scales_), ShapeOf(column_scale_), ShapeOf(bias_));
     py::array y(a.dtype(), shape);
     MatMulCall call;
     call.spec = &spec_;
@@ -153,6 +154,18 @@ py::dict Describe() {
                   py::arg("ort_header_api") = MXORT_ORT_API, py::arg("compiler") = MXORT_COMPILER);
 }
 
+// The choice for a CPU that is described instead of detected.
+std::string SelectFor(const std::vector<std::string>& features, const std::string& first,
+                      const std::string& activation_format, int accuracy_level) {
+  const auto has = [&](const char* name) { return std::count(features.begin(), features.end(), name) > 0; };
+  CpuFeatures cpu;
+  cpu.avx2_fma = has("avx2_fma");
+  cpu.avx512 = has("avx512");
+  cpu.avx512_vnni_vbmi = has("avx512_vnni_vbmi");
+  const MatMulSpec spec = CheckAttributes({kBlockSize, 1, 1, activation_format, accuracy_level});
+  return SelectKernel(spec, cpu, first).name;
+}
+
 // Every value of `x` through the element rounding of format F: (codes, values), for exhaustive tests.
 template <class F>
 py::tuple RoundAll(const Array<float>& x) {
@@ -201,6 +214,8 @@ PYBIND11_MODULE(_native, m) {
   m.def("quantize_mxfp4", &Quantize, py::arg("weights").noconvert(), py::arg("rule"), py::arg("threads") = 0,
         "float32 [N, K] in C order -> (codes uint8 [N, ceil(K/32)*16], scales uint8 [N, ceil(K/32)]).");
   m.def("round_to_element", &Round, py::arg("x").noconvert(), py::arg("format"), "float32 [n] -> (codes, values).");
+  m.def("select_kernel", &SelectFor, py::arg("features"), py::arg("first"), py::arg("activation_format"),
+        py::arg("accuracy_level"), "Name of the kernel that a CPU with these features would use.");
   m.def("float_to_half", &ToHalf, py::arg("x").noconvert(), py::arg("bfloat16"));
   m.def("half_to_float", &FromHalf, py::arg("x").noconvert(), py::arg("bfloat16"));
   py::class_<Node>(m, "MatMulMXFP4", "One operator with constant weights on a kernel of the table.")
@@ -216,5 +231,6 @@ PYBIND11_MODULE(_native, m) {
            py::arg("accuracy_level") = 0, py::arg("kernel") = "")
       .def_property_readonly("kernel", &Node::kernel, "Name of the kernel that runs it.")
       .def_property_readonly("packed_bytes", &Node::packed_bytes)
+      .def_property_readonly("packed_address", &Node::packed_address, "Equal where two nodes share one packing.")
       .def("__call__", &Node::Run, py::arg("a"), py::arg("threads") = 1, "A [..., K] -> Y [..., N] of A's dtype.");
 }

@@ -1,0 +1,72 @@
+# make demo        convert and run two real models (a few minutes; does all set-up itself)
+# make check       everything that must hold: format, lint, types, tests, sanitizers
+# make check-full  the same with the exhaustive sweeps
+# make bench       measure the kernels and write docs/performance.md's numbers
+# make clean       remove what the above made
+PYTHON := .venv/bin/python
+SOURCES := $(shell find ep cmake -type f 2>/dev/null) CMakeLists.txt pyproject.toml scripts/setup.sh
+CXX_FILES := $(shell find ep tests/cpp samples -name '*.cc' -o -name '*.h' -o -name '*.hip' 2>/dev/null)
+OLD_ONNXRUNTIMES := 1.22.1 1.24.4
+
+.PHONY: demo check check-full bench clean lint test cpp-test sanitize format
+
+demo: build/.demo
+	$(PYTHON) samples/demo.py
+
+check: lint cpp-test test sanitize
+
+check-full: PYTEST_MARKS :=
+check-full: check
+
+PYTEST_MARKS = -m 'not slow'
+
+lint: build/.dev
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/clang-format --dry-run --Werror $(CXX_FILES)
+	.venv/bin/mypy
+
+test: build/.demo $(OLD_ONNXRUNTIMES:%=build/ort/%)
+	$(PYTHON) -m pytest $(PYTEST_MARKS) --durations=10
+
+cpp-test: build/.dev
+	.venv/bin/cmake -S . -B build/tests -G Ninja -DCMAKE_BUILD_TYPE=Release -DMXORT_TESTS=ON \
+	  -Dpybind11_DIR=$$($(PYTHON) -m pybind11 --cmakedir) -DPython_EXECUTABLE=$(abspath $(PYTHON)) >/dev/null
+	.venv/bin/cmake --build build/tests
+	.venv/bin/ctest --test-dir build/tests --output-on-failure
+
+# The kernel and operator tests once more on a build with AddressSanitizer and UndefinedBehaviorSanitizer. Python itself
+# is not instrumented, so the runtimes are preloaded and the leaks that Python leaves at exit are not reported.
+sanitize: build/.dev
+	.venv/bin/cmake -S . -B build/sanitize -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo \
+	  -DMXORT_SANITIZE=address,undefined -Dpybind11_DIR=$$($(PYTHON) -m pybind11 --cmakedir) \
+	  -DPython_EXECUTABLE=$(abspath $(PYTHON)) >/dev/null
+	.venv/bin/cmake --build build/sanitize
+	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
+	  ASAN_OPTIONS=detect_leaks=0 MXORT_TEST_LIBRARIES=build/sanitize \
+	  $(PYTHON) -m pytest -q -p no:cacheprovider $(PYTEST_MARKS) tests/test_formats.py tests/test_scales.py \
+	  tests/kernels tests/ops
+
+bench: build/.dev
+	$(PYTHON) -m mxort.cli bench ops
+
+format: build/.dev
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+	.venv/bin/clang-format -i $(CXX_FILES)
+
+build/.dev: $(SOURCES)
+	scripts/setup.sh dev
+	@touch $@
+
+build/.demo: build/.dev
+	scripts/setup.sh dev samples
+	@touch $@
+
+# Other releases of onnxruntime beside the one of the environment; tests run them with PYTHONPATH.
+build/ort/%: | build/.dev
+	$(PYTHON) -m pip --disable-pip-version-check -q install --no-deps --target $@.tmp onnxruntime==$*
+	mv $@.tmp $@
+
+clean:
+	rm -rf build .venv

@@ -1,0 +1,251 @@
+"""Every row of the kernel table against the double-precision oracle: formats, rotations, dtypes, tails, extremes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import ml_dtypes
+import numpy as np
+import oracle
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracle import FORMATS_AND_LEVELS, Case, random_case
+
+from mxort import _native
+from mxort.formats import SCALE_NAN
+
+KERNELS = [k["name"] for k in _native.describe()["kernels"] if k["available"]]
+DTYPES = [np.float32, np.float16, ml_dtypes.bfloat16]
+ROWS = [0, 1, 2, 3, 5, 16, 17, 64, 129]
+# (K, N, rotation): one block, tails in K and N, less than one strip, more than one group of blocks, each rotation
+SHAPES = [(1, 1, 1), (32, 16, 1), (100, 24, 1), (257, 33, 1), (160, 17, 32), (33, 5, 32), (192, 40, 64), (384, 31, 128)]
+
+each_kernel = pytest.mark.parametrize("kernel", KERNELS)
+
+
+def run(case: Case, a: np.ndarray, kernel: str, threads: int = 1) -> np.ndarray:
+    node = _native.MatMulMXFP4(
+        case.codes,
+        case.scales,
+        case.column_scale,
+        case.bias,
+        K=case.K,
+        rotation=case.rotation,
+        activation_format=case.activation_format,
+        accuracy_level=case.accuracy_level,
+        kernel=kernel,
+    )
+    return node(a, threads)
+
+
+@each_kernel
+@pytest.mark.parametrize(("activation_format", "level"), FORMATS_AND_LEVELS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: np.dtype(d).name)
+def test_oracle(kernel: str, activation_format: str, level: int, dtype: type) -> None:
+    rng = np.random.default_rng(0)
+    for k, n, rotation in SHAPES:
+        case = random_case(rng, n, k, rotation, activation_format=activation_format, accuracy_level=level)
+        for m in ROWS:
+            a = rng.standard_normal((m, k)).astype(dtype)
+            what = f"{kernel} {activation_format} level {level} K={k} N={n} rotation={rotation} M={m}"
+            oracle.assert_close(case, a, run(case, a, kernel, threads=1 + m % 3), what)
+
+
+@each_kernel
+@pytest.mark.parametrize("distribution", ["normal", "laplace"])
+@pytest.mark.parametrize("level", [1, 3, 4])
+def test_relative_rms_of_each_accuracy_level(kernel: str, distribution: str, level: int) -> None:
+    rng = np.random.default_rng(3)
+    case = random_case(rng, 96, 1024, accuracy_level=level)
+    case.bias[:] = 0
+    a = getattr(rng, distribution)(size=(40, 1024)).astype(np.float32)
+    exact, _ = oracle.evaluate(case, a)
+    assert oracle.relative_rms(run(case, a, kernel), exact) <= oracle.RELATIVE_RMS[level]
+
+
+@each_kernel
+def test_every_code_and_scale(kernel: str) -> None:
+    """One-hot A picks single weights: all 16 codes times all 256 scales, exact in float or NaN."""
+    every_code = np.arange(16, dtype=np.uint8) | (np.arange(16, dtype=np.uint8)[::-1] << 4)
+    codes = np.tile(every_code, (256, 1))
+    scales = np.arange(256, dtype=np.uint8)[:, None]
+    case = Case(codes, scales, 32, accuracy_level=1, column_scale=np.ones(256, np.float32), bias=np.zeros(256, np.float32))
+    y = run(case, np.eye(32, dtype=np.float32), kernel)
+    with np.errstate(over="ignore"):
+        expected = case.weights.T.astype(np.float32)
+    np.testing.assert_array_equal(y, expected)
+
+
+@each_kernel
+@pytest.mark.parametrize(("activation_format", "level"), FORMATS_AND_LEVELS)
+@pytest.mark.parametrize("byte", [0, 1, 2, 126, 200, 252, 253, 254])
+def test_extreme_weight_scales(kernel: str, activation_format: str, level: int, byte: int) -> None:
+    rng = np.random.default_rng(byte)
+    case = random_case(rng, 20, 96, activation_format=activation_format, accuracy_level=level)
+    case.scales[:] = byte
+    a = (rng.standard_normal((3, 96)) * 2.0 ** np.clip(126 - byte, -100, 100)).astype(np.float32)
+    oracle.assert_close(case, a, run(case, a, kernel), f"{kernel} scale {byte}")
+
+
+@each_kernel
+@pytest.mark.parametrize(("activation_format", "level"), FORMATS_AND_LEVELS)
+@pytest.mark.parametrize("exponent", [-149, -140, -126, -115, -100, 90, 99, 110, 126])
+def test_extreme_activations(kernel: str, activation_format: str, level: int, exponent: int) -> None:
+    """Magnitudes from float's smallest subnormals to its largest numbers, with weight scales that bring them back."""
+    rng = np.random.default_rng(exponent + 200)
+    case = random_case(rng, 20, 96, activation_format=activation_format, accuracy_level=level)
+    case.scales[:] = np.clip(127 - exponent, 1, 252)
+    case.bias[:] = 0
+    a = np.ldexp(rng.uniform(-1.9, 1.9, (4, 96)), exponent).astype(np.float32)
+    a[2, 40:] = 0
+    oracle.assert_close(case, a, run(case, a, kernel), f"{kernel} 2^{exponent}")
+
+
+@each_kernel
+@pytest.mark.parametrize(("activation_format", "level"), FORMATS_AND_LEVELS)
+def test_nan_and_infinity(kernel: str, activation_format: str, level: int) -> None:
+    """NaN in a row of A makes that row NaN and no other; a NaN scale makes that column NaN and no other."""
+    rng = np.random.default_rng(5)
+    case = random_case(rng, 18, 64, activation_format=activation_format, accuracy_level=level)
+    a = rng.standard_normal((5, 64)).astype(np.float32)
+    a[1, 3], a[3, 40] = np.nan, np.inf
+    case.scales[7, 1] = SCALE_NAN
+    y = run(case, a, kernel)
+    assert np.isnan(y[1]).all()
+    assert np.isnan(y[:, 7]).all()
+    assert not np.isfinite(y[3]).any()  # infinity times any weight: infinity, or NaN for a zero weight or inside Q
+    keep = np.ix_([0, 2, 4], [c for c in range(18) if c != 7])
+    assert np.isfinite(y[keep]).all()
+    oracle.assert_close(case, a, y, kernel)
+
+
+@each_kernel
+def test_a_nan_scale_of_a_zero_block_is_nan(kernel: str) -> None:
+    case = random_case(np.random.default_rng(6), 3, 32)
+    case.codes[1], case.scales[1] = 0, SCALE_NAN
+    y = run(case, np.zeros((1, 32), np.float32), kernel)
+    np.testing.assert_array_equal(np.isnan(y[0]), [False, True, False])
+
+
+@each_kernel
+def test_unaligned_inputs_and_outputs(kernel: str) -> None:
+    rng = np.random.default_rng(7)
+    case = random_case(rng, 37, 100)
+    for offset in (1, 3, 7):
+        buffer = np.empty(5 * 100 + offset, np.float32)
+        a = buffer[offset:].reshape(5, 100)
+        a[:] = rng.standard_normal((5, 100))
+        oracle.assert_close(case, a, run(case, a, kernel), f"{kernel} offset {offset}")
+
+
+@each_kernel
+def test_threads_do_not_change_a_bit(kernel: str) -> None:
+    rng = np.random.default_rng(8)
+    case = random_case(rng, 700, 512)
+    a = rng.standard_normal((33, 512)).astype(np.float32)
+    one = run(case, a, kernel)
+    for threads in (2, 3, 8):
+        np.testing.assert_array_equal(run(case, a, kernel, threads), one)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    kernel=st.sampled_from(KERNELS),
+    shape=st.tuples(st.integers(0, 40), st.integers(1, 80), st.integers(1, 300)),
+    rotation=st.sampled_from([1, 32]),
+    attributes=st.sampled_from(FORMATS_AND_LEVELS),
+    dtype=st.sampled_from(DTYPES),
+    spread=st.integers(0, 60),
+)
+def test_random_problems(
+    seed: int, kernel: str, shape: tuple[int, int, int], rotation: int, attributes: tuple[str, int], dtype: type, spread: int
+) -> None:
+    """Any shape; blocks whose magnitudes differ by up to 2^spread; random codes and scales instead of quantised ones."""
+    rng = np.random.default_rng(seed)
+    m, n, k = shape
+    case = random_case(rng, n, k, rotation, activation_format=attributes[0], accuracy_level=attributes[1])
+    case.codes[:] = rng.integers(0, 256, case.codes.shape)
+    if rotation == 1 and k % 32:  # the padded tail holds code 0
+        case.codes.reshape(n, -1)[:, (k + 1) // 2 :] = 0
+        if k % 2:
+            case.codes[:, k // 2] &= 0xF
+    case.scales[:] = rng.integers(127 - spread, 128 + spread, case.scales.shape)
+    with np.errstate(over="ignore"):
+        a = (rng.standard_normal((m, k)) * 2.0 ** rng.integers(-spread, spread + 1, (m, k))).astype(dtype)
+    oracle.assert_close(case, a, run(case, a, kernel, threads=seed % 3 + 1), f"{kernel} {shape}")
+
+
+def test_selection_is_a_pure_function_of_features() -> None:
+    """A kernel that the CPU lacks is never chosen, whatever is asked for."""
+    order = [k["name"] for k in _native.describe()["kernels"]]
+    assert order[-1] == "reference"
+    for features in ([], ["avx2_fma"], ["avx2_fma", "avx512"], ["avx2_fma", "avx512", "avx512_vnni_vbmi"]):
+        for activation_format, level in FORMATS_AND_LEVELS:
+            chosen = _native.select_kernel(features, "", activation_format, level)
+            needs = {"portable": [], "avx2": features[:1], "avx512": features[:2]}.get(chosen, features)
+            assert set(needs) <= set(features)
+            assert chosen == {0: "portable", 1: "avx2", 2: "avx512"}.get(len(features), chosen)
+    assert _native.select_kernel(features, "", "none", 3) == "avx512_vnni"
+    assert _native.select_kernel(features, "", "none", 1) == "avx512"
+    assert _native.select_kernel(features, "avx2", "none", 3) == "avx2"
+    with pytest.raises(ValueError, match="this CPU cannot run it"):
+        _native.select_kernel(["avx2_fma"], "avx512", "none", 3)
+    with pytest.raises(ValueError, match="unknown kernel 'sse9', expected one of avx512_vnni"):
+        _native.select_kernel(features, "sse9", "none", 3)
+
+
+def test_override_variable() -> None:
+    code = (
+        "import numpy as np; from mxort import _native as n; o = np.ones(1, np.float32);"
+        "print(n.MatMulMXFP4(np.zeros((1, 16), np.uint8), np.zeros((1, 1), np.uint8), o, o, K=32).kernel)"
+    )
+
+    def chosen(value: str) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "MXORT_KERNEL": value}
+        return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+
+    assert chosen("portable").stdout.strip() == "portable"
+    assert "unknown kernel 'nonsense', expected one of" in chosen("nonsense").stderr
+
+
+def test_packed_weights_are_shared_by_content() -> None:
+    case = random_case(np.random.default_rng(9), 64, 512)
+    args = (case.column_scale, case.bias)
+    first = _native.MatMulMXFP4(case.codes, case.scales, *args, K=512)
+    second = _native.MatMulMXFP4(case.codes.copy(), case.scales.copy(), *args, K=512)
+    other_codes = case.codes.copy()
+    other_codes[0, 0] ^= 1
+    other = _native.MatMulMXFP4(other_codes, case.scales, *args, K=512)
+    assert first.packed_address == second.packed_address
+    assert first.packed_address != other.packed_address
+
+
+def test_bad_arguments() -> None:
+    case = random_case(np.random.default_rng(10), 4, 32)
+
+    def make(**changes: object) -> object:
+        values: dict[str, object] = {"codes": case.codes, "scales": case.scales, "column_scale": case.column_scale}
+        values |= {"bias": case.bias, "K": 32} | changes
+        return _native.MatMulMXFP4(**values)
+
+    with pytest.raises(ValueError, match=r"input B: got shape \[4,15\], expected \[4,16\]"):
+        make(codes=np.zeros((4, 15), np.uint8))
+    with pytest.raises(ValueError, match=r"input B_scale: got shape \[4,2\], expected \[4,1\]"):
+        make(scales=np.zeros((4, 2), np.uint8))
+    with pytest.raises(ValueError, match="attribute rotation: got 7, expected 1, 32, 64 or 128"):
+        make(rotation=7)
+    with pytest.raises(ValueError, match=r"attribute rotation: got 64 with K=32, expected a divisor of .* 32"):
+        make(rotation=64)
+    with pytest.raises(ValueError, match="attribute accuracy_level: got 2, expected 0, 1, 3 or 4"):
+        make(accuracy_level=2)
+    with pytest.raises(ValueError, match="attribute activation_format: got 'int8', expected one of none, mxfp8_e4m3"):
+        make(activation_format="int8")
+    node = make()
+    with pytest.raises(ValueError, match=r"input A: got shape \[1,31\], expected \[..., 32\]"):
+        node(np.zeros((1, 31), np.float32))  # type: ignore[operator]
+    with pytest.raises(ValueError, match="A: got dtype float64, expected float32, float16 or bfloat16"):
+        node(np.zeros((1, 32)))  # type: ignore[operator]

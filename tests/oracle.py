@@ -1,0 +1,127 @@
+"""The operator in double precision, from mxort/formats.py alone, with bounds for what a float kernel may differ by."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from mxort.formats import (
+    ACTIVATION_FORMATS,
+    BLOCK_SIZE,
+    E2M1,
+    blocks_of,
+    dequantize_mxfp4,
+    hadamard_rotate,
+    pack_nibbles,
+    scale_value,
+    to_blocks,
+)
+from mxort.scales import quantize_blocks
+
+FLOAT_EPSILON = 2.0**-24
+"""Largest relative error of one float32 operation."""
+
+FORMATS_AND_LEVELS = [("none", 1), ("none", 3), ("none", 4), *((f, 0) for f in ACTIVATION_FORMATS if f != "none")]
+
+OUTPUT_EPSILON = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
+LARGEST = {"float32": 2.0**128, "float16": 65520.0, "bfloat16": 2.0**128}
+"""From here on a result may round to infinity."""
+
+SMALLEST_SUBNORMAL = {"float32": 2.0**-149, "float16": 2.0**-24, "bfloat16": 2.0**-133}
+
+RELATIVE_RMS = {1: 1e-6, 3: 3e-5, 4: 1e-2}
+"""Bound of the error by accuracy level. The operator promises 3e-3 for level 3; the CPU kernels keep 3e-5."""
+
+INT8_STEPS = {3: 127 * 254, 4: 127}
+"""Levels 3 and 4 may round A to this many steps of a block's largest magnitude (cpu_avx512_vnni.cc)."""
+
+
+@dataclass
+class Case:
+    """A MatMulMXFP4 with its weights: codes uint8 [N, blocks*16], scales uint8 [N, blocks]."""
+
+    codes: np.ndarray
+    scales: np.ndarray
+    K: int
+    rotation: int = 1
+    activation_format: str = "none"
+    accuracy_level: int = 0
+    column_scale: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
+    bias: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
+
+    @property
+    def N(self) -> int:  # noqa: N802 (the operator's attribute)
+        return len(self.codes)
+
+    @property
+    def weights(self) -> np.ndarray:
+        """float64 [N, blocks*32]."""
+        elements = dequantize_mxfp4(self.codes, np.full_like(self.scales, 127), blocks_of(self.K) * BLOCK_SIZE)
+        return (to_blocks(elements).astype(np.float64) * scale_value(self.scales).astype(np.float64)[..., None]).reshape(
+            self.N, -1
+        )
+
+
+def random_case(rng: np.random.Generator, n: int, k: int, rotation: int = 1, **attributes: object) -> Case:
+    """Weights of a normal distribution, quantised with the numpy rules."""
+    w = np.zeros((n, blocks_of(k) * BLOCK_SIZE), np.float32)
+    w[:, :k] = rng.standard_normal((n, k))
+    codes, scales = quantize_blocks(to_blocks(hadamard_rotate(w, rotation)), E2M1, "mse")
+    columns = {"column_scale": rng.random(n, np.float32) + 0.5, "bias": rng.standard_normal(n).astype(np.float32)}
+    return Case(pack_nibbles(codes).reshape(n, -1), scales, k, rotation, **columns, **attributes)  # type: ignore[arg-type]
+
+
+def activations(case: Case, a: np.ndarray) -> np.ndarray:
+    """A [M, K] of any float dtype -> what the product sees: float64 [M, blocks*32]."""
+    x = np.zeros((len(a), blocks_of(case.K) * BLOCK_SIZE), np.float32)
+    x[:, : case.K] = a.astype(np.float32)
+    x = hadamard_rotate(x, case.rotation)
+    fmt = ACTIVATION_FORMATS[case.activation_format]
+    if fmt is None:
+        return x.astype(np.float64)
+    codes, scales = quantize_blocks(to_blocks(x), fmt, "even")
+    return (fmt.decode(codes).astype(np.float64) * scale_value(scales).astype(np.float64)[..., None]).reshape(x.shape)
+
+
+def evaluate(case: Case, a: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(Y, bound), both float64 [M, N]: the exact result and how far each element of a kernel's result may be from it.
+
+    Float accumulation of n terms errs by at most n * epsilon * sum|terms|. No kernel adds more than 32 products in a row
+    before it adds the blocks' sums, and a handful of multiplications by scales comes on top. Levels 3 and 4 may also
+    move each element of A by half a step of its block. The output is rounded once to its dtype.
+    """
+    x, w = activations(case, a), case.weights
+    with np.errstate(invalid="ignore"):  # NaN times zero is what is wanted
+        exact = (x @ w.T) * case.column_scale + case.bias
+        magnitude = (np.abs(x) @ np.abs(w).T) * np.abs(case.column_scale) + np.abs(case.bias)
+        bound = (BLOCK_SIZE + blocks_of(case.K) + 8) * FLOAT_EPSILON * magnitude
+        steps = INT8_STEPS.get(case.accuracy_level or 3)
+        if case.activation_format == "none" and steps:
+            absmax = np.abs(to_blocks(x.astype(np.float32))).max(axis=-1)
+            half_step = np.repeat(absmax.astype(np.float64) / steps / 2, BLOCK_SIZE, axis=-1)
+            # 1e-3: the division into steps is itself in float, at most 127 * 254 steps of 2^-24 each
+            bound += (half_step * (1 + 4e-3)) @ np.abs(w).T * np.abs(case.column_scale)
+    name = str(a.dtype)
+    return exact, bound + OUTPUT_EPSILON[name] * np.abs(exact) * 1.0001 + SMALLEST_SUBNORMAL[name]
+
+
+def assert_close(case: Case, a: np.ndarray, y: np.ndarray, what: str) -> None:
+    """Every element within its bound, NaN where the oracle has NaN; and the level's relative RMS for enough elements."""
+    assert y.dtype == a.dtype
+    exact, bound = evaluate(case, a)
+    got = y.astype(np.float64)
+    assert got.shape == exact.shape, what
+    np.testing.assert_array_equal(np.isnan(got), np.isnan(exact), what)
+    with np.errstate(invalid="ignore"):
+        excess = np.where(np.isfinite(exact), np.abs(got - exact) - bound, 0)
+    overflow = np.isinf(got) & (np.abs(exact) + bound >= LARGEST[str(a.dtype)]) & (np.sign(got) == np.sign(exact))
+    excess[overflow] = 0
+    worst = np.unravel_index(np.argmax(excess), excess.shape) if excess.size else None
+    assert worst is None or excess[worst] <= 0, (
+        f"{what}: at {worst} got {got[worst]}, exact {exact[worst]}, bound {bound[worst]}"
+    )
+
+
+def relative_rms(y: np.ndarray, exact: np.ndarray) -> float:
+    return float(np.sqrt(((y.astype(np.float64) - exact) ** 2).sum() / (exact**2).sum()))
