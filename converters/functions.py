@@ -1,10 +1,14 @@
 """The operator ``mxort::MatMulMXFP4`` as a model-local ONNX function of standard operators, written once.
 
-Every converted model carries it, so that the file runs in any ONNX Runtime and is its own oracle. With the mxort
-library registered, its kernels take over. The function has no run-time quantisation of A (Q in docs/format.md).
+Every converted model carries it, so that the file runs in any ONNX Runtime and is its own oracle. With the
+mxort library registered, its kernels take over. The function has no run-time quantisation of A (Q in
+docs/format.md).
 """
 
+# ruff: noqa: N803 (the names of the operator's inputs and attributes)
 from __future__ import annotations
+
+from typing import no_type_check
 
 import numpy as np
 import onnx
@@ -18,7 +22,9 @@ DOMAIN = "mxort"
 VERSION = 1
 MATMUL = "MatMulMXFP4"
 MIN_OPSET = 15
-"""Lowest default-domain opset in which the function is valid (CastLike); every operator in it kept its meaning since."""
+"""Lowest default-domain opset in which the function is valid (CastLike); every operator in it kept its
+meaning since.
+"""
 
 ROTATIONS = (1, 32, 64, 128)
 
@@ -29,7 +35,7 @@ _E8M0_VALUES = onnx.helper.make_tensor(
 
 
 def _sylvester(size: int) -> np.ndarray:
-    """int8 [size, size] of +-1: the Sylvester Hadamard matrix; its leading blocks are the smaller matrices."""
+    """int8 [size, size] of +-1: the Sylvester Hadamard matrix; its leading blocks are the smaller ones."""
     h = np.ones((1, 1), np.int8)
     while len(h) < size:
         h = np.block([[h, h], [h, -h]])
@@ -43,6 +49,7 @@ _SYLVESTER = onnx.helper.make_tensor(
 _domain = onnxscript.values.Opset(DOMAIN, VERSION)
 
 
+@no_type_check  # a graph in Python's clothes: nothing in it has a Python type
 @onnxscript.script(_domain, default_opset=op)
 def MatMulMXFP4(  # noqa: N802 (an ONNX operator name)
     A,
@@ -59,7 +66,9 @@ def MatMulMXFP4(  # noqa: N802 (an ONNX operator name)
     """Y[..., N] = (A[..., K] . H . dequant(B)^T) * column_scale + bias; H is applied to the constant side."""
     low = op.Mod(B, op.Constant(value=onnx.helper.make_tensor("sixteen", onnx.TensorProto.UINT8, [], [16])))
     high = op.BitShift(
-        B, op.Constant(value=onnx.helper.make_tensor("four", onnx.TensorProto.UINT8, [], [4])), direction="RIGHT"
+        B,
+        op.Constant(value=onnx.helper.make_tensor("four", onnx.TensorProto.UINT8, [], [4])),
+        direction="RIGHT",
     )
     last = op.Constant(value_ints=[-1])
     pairs = op.Concat(op.Unsqueeze(low, last), op.Unsqueeze(high, last), axis=-1)  # [N, Kb*16, 2]
@@ -70,7 +79,9 @@ def MatMulMXFP4(  # noqa: N802 (an ONNX operator name)
 
     size = op.Constant(value_int=rotation)
     sizes = op.Concat(op.Reshape(size, last), op.Reshape(size, last), axis=0)
-    signs = op.Slice(op.Constant(value=_SYLVESTER), op.Constant(value_ints=[0, 0]), sizes, op.Constant(value_ints=[0, 1]))
+    signs = op.Slice(
+        op.Constant(value=_SYLVESTER), op.Constant(value_ints=[0, 0]), sizes, op.Constant(value_ints=[0, 1])
+    )
     hadamard = op.Cast(signs, to=onnx.TensorProto.FLOAT) / op.Sqrt(op.Cast(size, to=onnx.TensorProto.FLOAT))
     by_rotation = op.Reshape(
         stored, op.Concat(op.Constant(value_ints=[0, -1]), op.Reshape(size, last), axis=0)
@@ -78,7 +89,9 @@ def MatMulMXFP4(  # noqa: N802 (an ONNX operator name)
     rotated = op.Reshape(op.MatMul(by_rotation, hadamard), op.Constant(value_ints=[0, -1]))  # H is symmetric
 
     columns = op.Reshape(op.Constant(value_int=K), last)
-    weight = op.Transpose(op.Slice(rotated, op.Constant(value_ints=[0]), columns, op.Constant(value_ints=[1])), perm=[1, 0])
+    weight = op.Transpose(
+        op.Slice(rotated, op.Constant(value_ints=[0]), columns, op.Constant(value_ints=[1])), perm=[1, 0]
+    )
     product = op.MatMul(op.Cast(A, to=onnx.TensorProto.FLOAT), weight)
     return op.CastLike(product * column_scale + bias, A)
 
@@ -87,7 +100,7 @@ def matmul_function(opset: int) -> onnx.FunctionProto:
     """The function for a model of default-domain ``opset``. Raises ValueError below MIN_OPSET."""
     if opset < MIN_OPSET:
         raise ValueError(f"{MATMUL} needs opset {MIN_OPSET} or later, got {opset}")
-    proto = MatMulMXFP4.to_function_proto()
+    proto: onnx.FunctionProto = MatMulMXFP4.to_function_proto()
     del proto.opset_import[:]
     proto.opset_import.extend([onnx.helper.make_opsetid("", opset)])
     return proto

@@ -136,7 +136,7 @@ def to_blocks(x: NDArray[np.float32]) -> NDArray[np.float32]:
     pad = blocks_of(k) * BLOCK_SIZE - k
     if pad:
         x = np.concatenate([x, np.zeros((*x.shape[:-1], pad), x.dtype)], axis=-1)
-    return x.reshape(*x.shape[:-1], -1, BLOCK_SIZE)
+    return x.reshape(*x.shape[:-1], blocks_of(k), BLOCK_SIZE)
 
 
 def pack_nibbles(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -155,7 +155,8 @@ def unpack_nibbles(packed: NDArray[np.uint8]) -> NDArray[np.uint8]:
 def dequantize_mxfp4(codes: NDArray[np.uint8], scales: NDArray[np.uint8], k: int) -> NDArray[np.float32]:
     """Packed MXFP4 rows (codes uint8 [N, ceil(K/32)*16], scales uint8 [N, ceil(K/32)]) -> float32 [N, k]."""
     values = E2M1.decode(unpack_nibbles(codes)).reshape(*scales.shape, BLOCK_SIZE)
-    return (values * scale_value(scales)[..., None]).reshape(len(scales), -1)[:, :k]
+    weights = values * scale_value(scales)[..., None]
+    return weights.reshape(len(scales), scales.shape[1] * BLOCK_SIZE)[:, :k]
 
 
 def hadamard_rotate(x: NDArray[np.float32], rotation: int) -> NDArray[np.float32]:
@@ -169,7 +170,7 @@ def hadamard_rotate(x: NDArray[np.float32], rotation: int) -> NDArray[np.float32
     y = np.ascontiguousarray(x, dtype=np.float32)
     stride = 1
     while stride < rotation:
-        pairs = y.reshape(*x.shape[:-1], -1, 2, stride)
+        pairs = y.reshape(*x.shape[:-1], x.shape[-1] // (2 * stride), 2, stride)
         low, high = pairs[..., 0, :], pairs[..., 1, :]
         y = np.stack([low + high, low - high], axis=-2).reshape(x.shape)
         stride *= 2
