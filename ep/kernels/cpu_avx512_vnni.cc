@@ -122,6 +122,12 @@ MXORT_INLINE __m512i Broadcast4(const uint8_t* p) {
   return _mm512_set1_epi32(bits);
 }
 
+// sum += u8 products of `weights` with the four int8 at `quad`, in every lane. In assembly because GCC 12 to 14 broadcast
+// into a register first, which doubles the instructions of the inner loop.
+MXORT_INLINE void Multiply4(__m512i& sum, __m512i weights, const uint8_t* quad) {
+  asm("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(weights), "m"(*reinterpret_cast<const int32_t*>(quad)));
+}
+
 // A panel of kRows rows by one strip.
 template <int kRows, int kTerms>
 MXORT_INLINE void VnniTile(const MatMulArgs& args, int64_t panel, int64_t strip) {
@@ -144,8 +150,8 @@ MXORT_INLINE void VnniTile(const MatMulArgs& args, int64_t panel, int64_t strip)
 #pragma GCC unroll 16
         for (int i = 0; i < kRows * kTerms; ++i) {
           const uint8_t* quads = a + i * kBlockSize + v * kVectorElements;
-          dot[i] = _mm512_dpbusd_epi32(dot[i], low, Broadcast4(quads));
-          dot[i] = _mm512_dpbusd_epi32(dot[i], high, Broadcast4(quads + 4));
+          Multiply4(dot[i], low, quads);
+          Multiply4(dot[i], high, quads + 4);
         }
       }
       const __m512 weight_scale = LoadScales16(weight_scales);

@@ -226,5 +226,5 @@ def test_each_type_has_its_own_kernel(elem_type: int, tmp_path: Path) -> None:
     proto = op_model.model(random_case(np.random.default_rng(12), 7, 32), elem_type=elem_type)
     optimized = tmp_path / "optimized.onnx"
     op_model.session(proto, optimized=str(optimized))
-    own_casts = 2  # before and after the node (op_model.model)
+    own_casts = 2 if elem_type == TensorProto.BFLOAT16 else 1  # of the other identity casts, the first is removed
     assert [n.op_type for n in onnx.load(optimized).graph.node].count("Cast") == own_casts
