@@ -1,9 +1,11 @@
-"""mxort/compare.py: the figures against ones worked out by hand, and whole comparisons of small models."""
+"""mxort/comparison.py: the figures against ones worked out by hand, and whole comparisons of small models."""
 
 from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 
 import numpy as np
 import onnx
@@ -11,8 +13,8 @@ import pytest
 from tiny_models import WIDTHS, mlp
 
 import mxort
-from mxort import compare as module
-from mxort.compare import compare, compare_tensors
+from mxort import comparison
+from mxort.comparison import compare, compare_tensors
 from mxort.errors import MxortError
 from mxort.formats import dequantize_mxfp4
 
@@ -106,7 +108,7 @@ def test_layers_have_the_error_of_their_quantised_weights(pair, tmp_path):
 
 def test_layers_in_batches_are_the_same_layers(pair, monkeypatch):
     at_once = compare(*pair, layers=True)
-    monkeypatch.setattr(module, "LAYERS_PER_RUN", 1)
+    monkeypatch.setattr(comparison, "LAYERS_PER_RUN", 1)
     seen = []
     one_by_one = compare(*pair, layers=True, progress=lambda what, fraction: seen.append((what, fraction)))
     assert one_by_one.layers == at_once.layers
@@ -195,3 +197,8 @@ def test_json_has_no_infinity(tmp_path):
 def test_a_nan_is_the_worst_output(tmp_path):
     good, bad = mlp(tmp_path / "a.onnx"), mlp(tmp_path / "b.onnx", scale=math.nan)
     assert math.isnan(compare(good, bad).worst_sqnr_db)
+
+
+def test_the_package_offers_the_function_whatever_was_imported_first():
+    code = "import mxort, mxort.bench_ops, mxort.tables; assert callable(mxort.compare)"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -2,6 +2,7 @@
 // that 1.22 lacks is then a compile error instead of a crash.
 #include "ops/custom_op.h"
 
+#include <array>
 #include <atomic>
 #include <cstdlib>
 #include <map>
@@ -25,8 +26,6 @@ const OrtApi* NegotiateApi(const OrtApiBase* base, uint32_t* version) {
 }
 
 namespace {
-
-enum Input { kA, kB, kBScale, kColumnScale, kBias, kInputs };
 
 struct DType {
   ONNXTensorElementDataType onnx;
@@ -85,7 +84,7 @@ MatMulAttributes ReadAttributes(const OrtApi& api, const OrtKernelInfo* info) {
 
 struct Tensor {
   Shape shape;
-  void* data;
+  void* data = nullptr;
 };
 
 Tensor ReadTensor(const OrtApi& api, const OrtValue* value) {
@@ -104,6 +103,8 @@ Tensor ReadTensor(const OrtApi& api, const OrtValue* value) {
 // ---- the kernel -----------------------------------------------------------------------------------------------------
 
 class MatMulKernel {
+  using Inputs = std::array<Tensor, kInputs>;
+
  public:
   MatMulKernel(const OrtApi& api, DataType type, const OrtKernelInfo* info)
       : api_(api),
@@ -111,53 +112,68 @@ class MatMulKernel {
         where_(std::string(kMatMulName) + " '" + NodeName(api, info) + "'"),
         spec_(CheckAttributes(ReadAttributes(api, info))),
         kernel_(SelectKernel(spec_, DetectCpu(), KernelOverride())) {
-    const OrtValue* b = ConstantInput(info, kB);
-    const OrtValue* b_scale = ConstantInput(info, kBScale);
-    if (!b || !b_scale) return;  // weights that change from run to run are packed in every run
-    const Tensor codes = ReadTensor(api, b), scales = ReadTensor(api, b_scale);
-    CheckShapes(spec_, {spec_.K}, codes.shape, scales.shape, {spec_.N}, {spec_.N});
-    packed_ = SharedPackedWeights(spec_, *kernel_.layout,
-                                  {static_cast<const uint8_t*>(codes.data), static_cast<const uint8_t*>(scales.data)});
+    for (size_t i = kB; i < kInputs; ++i) {
+      int is_constant = 0;
+      const OrtValue* value = nullptr;
+      Check(api_, api_.KernelInfoGetConstantInput_tensor(info, i, &is_constant, &value));
+      if (is_constant) constants_[i] = ReadChecked(i, value);
+      all_constant_ &= is_constant != 0;
+    }
+    if (constants_[kB].data && constants_[kBScale].data) {
+      packed_ = SharedPackedWeights(spec_, *kernel_.layout, WeightsOf(constants_));
+    }
   }
 
   const std::string& where() const { return where_; }
   const OrtApi& api() const { return api_; }
 
   void Compute(OrtKernelContext* context) const {
-    Tensor inputs[kInputs];
-    for (size_t i = 0; i < kInputs; ++i) {
-      const OrtValue* value = nullptr;
-      Check(api_, api_.KernelContext_GetInput(context, i, &value));
-      if (!value) throw std::invalid_argument("input " + std::to_string(i) + " is missing");
-      inputs[i] = ReadTensor(api_, value);
-    }
-    const Shape shape = CheckShapes(spec_, inputs[kA].shape, inputs[kB].shape, inputs[kBScale].shape,
-                                    inputs[kColumnScale].shape, inputs[kBias].shape);
+    const Tensor a = ReadTensor(api_, InputValue(context, kA));
+    const Shape shape = OutputShape(spec_, a.shape);
     OrtValue* y = nullptr;
     Check(api_, api_.KernelContext_GetOutput(context, 0, shape.data(), shape.size(), &y));
+    if (all_constant_) return Run(context, a, y, constants_);
+    Inputs inputs = constants_;
+    for (size_t i = kB; i < kInputs; ++i) {
+      if (!inputs[i].data) inputs[i] = ReadChecked(i, InputValue(context, i));
+    }
+    Run(context, a, y, inputs);
+  }
+
+ private:
+  static Weights WeightsOf(const Inputs& inputs) {
+    return {static_cast<const uint8_t*>(inputs[kB].data), static_cast<const uint8_t*>(inputs[kBScale].data)};
+  }
+
+  Tensor ReadChecked(size_t index, const OrtValue* value) const {
+    Tensor tensor = ReadTensor(api_, value);
+    CheckInput(spec_, static_cast<Input>(index), tensor.shape);
+    return tensor;
+  }
+
+  const OrtValue* InputValue(OrtKernelContext* context, size_t index) const {
+    const OrtValue* value = nullptr;
+    Check(api_, api_.KernelContext_GetInput(context, index, &value));
+    if (!value) throw std::invalid_argument("input " + std::to_string(index) + " is missing");
+    return value;
+  }
+
+  void Run(OrtKernelContext* context, const Tensor& a, OrtValue* y, const Inputs& inputs) const {
     MatMulCall call;
     call.spec = &spec_;
     call.kernel = &kernel_;
-    call.weights = {static_cast<const uint8_t*>(inputs[kB].data), static_cast<const uint8_t*>(inputs[kBScale].data)};
+    call.weights = WeightsOf(inputs);
     const auto packed = packed_ ? packed_ : std::make_shared<PackedWeights>(spec_, *kernel_.layout, call.weights);
     call.packed = packed.get();
     call.column_scale = static_cast<const float*>(inputs[kColumnScale].data);
     call.bias = static_cast<const float*>(inputs[kBias].data);
     call.type = type_;
     call.M = 1;
-    for (size_t i = 0; i + 1 < shape.size(); ++i) call.M *= shape[i];
-    call.a = inputs[kA].data;
+    for (size_t i = 0; i + 1 < a.shape.size(); ++i) call.M *= a.shape[i];
+    call.a = a.data;
     if (call.M == 0) return;
     Check(api_, api_.GetTensorMutableData(y, &call.y));
     MatMul(call, [&](int64_t tasks, const std::function<void(int64_t)>& body) { Parallel(context, tasks, body); });
-  }
-
- private:
-  const OrtValue* ConstantInput(const OrtKernelInfo* info, size_t index) const {
-    int is_constant = 0;
-    const OrtValue* value = nullptr;
-    Check(api_, api_.KernelInfoGetConstantInput_tensor(info, index, &is_constant, &value));
-    return is_constant ? value : nullptr;
   }
 
   // ONNX Runtime's own threads: the session's intra_op_num_threads is obeyed and nothing is oversubscribed. An
@@ -187,6 +203,8 @@ class MatMulKernel {
   const std::string where_;
   const MatMulSpec spec_;
   const Kernel& kernel_;
+  Inputs constants_;  // data null where the input is no constant; ONNX Runtime keeps constants as long as the session
+  bool all_constant_ = true;
   std::shared_ptr<const PackedWeights> packed_;  // null: the weights are not constant
 };
 

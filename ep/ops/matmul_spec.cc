@@ -82,17 +82,27 @@ MatMulSpec CheckAttributes(const MatMulAttributes& attributes) {
           LevelOf(attributes.accuracy_level)};
 }
 
-Shape CheckShapes(const MatMulSpec& spec, const Shape& a, const Shape& b, const Shape& b_scale,
-                  const Shape& column_scale, const Shape& bias) {
-  if (a.empty() || a.back() != spec.K) Fail("input A", "shape " + Text(a), "[..., " + std::to_string(spec.K) + "]");
+void CheckInput(const MatMulSpec& spec, Input input, const Shape& shape) {
   const int64_t blocks = BlocksOf(spec.K);
-  CheckShape("B", b, {spec.N, blocks * kPackedBlockBytes});
-  CheckShape("B_scale", b_scale, {spec.N, blocks});
-  CheckShape("column_scale", column_scale, {spec.N});
-  CheckShape("bias", bias, {spec.N});
-  Shape y = a;
-  y.back() = spec.N;
-  return y;
+  switch (input) {
+    case kB:
+      return CheckShape("B", shape, {spec.N, blocks * kPackedBlockBytes});
+    case kBScale:
+      return CheckShape("B_scale", shape, {spec.N, blocks});
+    case kColumnScale:
+      return CheckShape("column_scale", shape, {spec.N});
+    case kBias:
+      return CheckShape("bias", shape, {spec.N});
+    case kA:
+    case kInputs:
+      break;
+  }
+}
+
+Shape OutputShape(const MatMulSpec& spec, Shape a) {
+  if (a.empty() || a.back() != spec.K) Fail("input A", "shape " + Text(a), "[..., " + std::to_string(spec.K) + "]");
+  a.back() = spec.N;
+  return a;
 }
 
 }  // namespace mxort

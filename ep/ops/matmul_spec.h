@@ -27,9 +27,11 @@ MatMulSpec CheckAttributes(const MatMulAttributes& attributes);
 
 using Shape = std::vector<int64_t>;
 
-// Throws std::invalid_argument "input X: got shape Y, expected Z". Returns the shape of the output.
-Shape CheckShapes(const MatMulSpec& spec, const Shape& a, const Shape& b, const Shape& b_scale,
-                  const Shape& column_scale, const Shape& bias);
+enum Input { kA, kB, kBScale, kColumnScale, kBias, kInputs };
+
+// Both throw std::invalid_argument "input X: got shape Y, expected Z". CheckInput is for every input but A.
+void CheckInput(const MatMulSpec& spec, Input input, const Shape& shape);
+Shape OutputShape(const MatMulSpec& spec, Shape a);
 
 }  // namespace mxort
 

@@ -83,7 +83,10 @@ class Node {
         scales_(scales),
         column_scale_(column_scale),
         bias_(bias) {
-    CheckShapes(spec_, {spec_.K}, ShapeOf(codes), ShapeOf(scales), ShapeOf(column_scale), ShapeOf(bias));
+    CheckInput(spec_, kB, ShapeOf(codes));
+    CheckInput(spec_, kBScale, ShapeOf(scales));
+    CheckInput(spec_, kColumnScale, ShapeOf(column_scale));
+    CheckInput(spec_, kBias, ShapeOf(bias));
     packed_ = SharedPackedWeights(spec_, *kernel_.layout, {codes_.data(), scales_.data()});
   }
 
@@ -93,8 +96,7 @@ class Node {
 
   py::array Run(const py::array& a, int threads) const {
     if (!(a.flags() & py::array::c_style)) throw std::invalid_argument("A: got a strided array, expected C order");
-    const Shape shape =
-        CheckShapes(spec_, ShapeOf(a), ShapeOf(codes_), ShapeOf(scales_), ShapeOf(column_scale_), ShapeOf(bias_));
+    const Shape shape = OutputShape(spec_, ShapeOf(a));
     py::array y(a.dtype(), shape);
     MatMulCall call;
     call.spec = &spec_;

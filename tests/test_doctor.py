@@ -1,0 +1,146 @@
+"""mxort/doctor.py: healthy here, and what it says of things that are broken."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from mxort import _native, doctor, session
+from mxort.errors import MxortError
+from mxort.formats import ACTIVATION_FORMATS, dequantize_mxfp4
+from mxort.machine import describe_machine, status_bytes
+from mxort.op_models import MatMulMXFP4, random_mxfp4, relative_rms
+
+
+@pytest.fixture(scope="module")
+def diagnosis():
+    return doctor.diagnose()
+
+
+def status(diagnosis, name):
+    return next(check for check in diagnosis.checks if check.name == name)
+
+
+def test_this_machine_is_healthy(diagnosis):
+    assert diagnosis.healthy, diagnosis.checks
+    assert status(diagnosis, "library").detail.startswith(session.get_library_path())
+
+
+def test_every_kernel_is_listed_and_available_ones_are_checked(diagnosis):
+    native = _native.describe()["kernels"]
+    assert [(k.name, k.available) for k in diagnosis.kernels] == [(k["name"], k["available"]) for k in native]
+    for kernel in diagnosis.kernels:
+        assert bool(kernel.errors) == kernel.available
+        assert kernel.failed == ()
+    reference = next(kernel for kernel in diagnosis.kernels if kernel.name == "reference")
+    assert len(reference.errors) == len(doctor._CHECK_CASES)
+
+
+def test_each_activation_format_has_one_chosen_kernel(diagnosis):
+    chosen = [name for kernel in diagnosis.kernels for name in kernel.chosen_for]
+    assert sorted(chosen) == sorted(ACTIVATION_FORMATS)
+
+
+def test_json(diagnosis):
+    values = json.loads(json.dumps(diagnosis.to_dict(), allow_nan=False))
+    assert values["healthy"] is True
+    assert {check["status"] for check in values["checks"]} <= {"ok", "info", "warning"}
+
+
+def with_kernel(monkeypatch, spoil):
+    """Every kernel of the table computes as it does and ``spoil`` then has a go at the result."""
+    original = MatMulMXFP4.native
+
+    class Spoiled:
+        def __init__(self, node):
+            self.node, self.kernel = node, node.kernel
+
+        def __call__(self, a, threads=1):
+            return spoil(self.kernel, self.node(a, threads=threads))
+
+    monkeypatch.setattr(MatMulMXFP4, "native", lambda self, kernel="": Spoiled(original(self, kernel)))
+
+
+@pytest.mark.parametrize("fault", [1.01, 0.0, np.nan])
+def test_a_kernel_that_computes_wrong_is_named(monkeypatch, fault):
+    with_kernel(monkeypatch, lambda name, y: y * np.float32(fault) if name == "portable" else y)
+    diagnosis = doctor.diagnose()
+    assert not diagnosis.healthy
+    check = status(diagnosis, "kernels")
+    assert check.status == doctor.FAILED
+    assert "wrong results: portable (none/0" in check.detail
+    assert [kernel.name for kernel in diagnosis.kernels if kernel.failed] == ["portable"]
+
+
+def test_one_wrong_column_is_seen(monkeypatch):
+    def spoil(name, y):
+        y[:, -1] += 1
+        return y
+
+    with_kernel(monkeypatch, spoil)
+    assert all(kernel.failed for kernel in doctor.check_kernels() if kernel.available)
+
+
+def test_a_missing_library_is_a_finding_not_a_crash(monkeypatch):
+    def missing():
+        raise MxortError("libmxort.so: the library is missing")
+
+    monkeypatch.setattr(session, "get_library_path", missing)
+    diagnosis = doctor.diagnose()
+    assert not diagnosis.healthy
+    assert status(diagnosis, "library").detail == "libmxort.so: the library is missing"
+    assert status(diagnosis, "operator").status == doctor.FAILED
+
+
+def test_a_missing_onnxruntime_is_a_finding(monkeypatch):
+    def missing():
+        raise MxortError("onnxruntime cannot be imported")
+
+    monkeypatch.setattr(session, "require_onnxruntime", missing)
+    assert status(doctor.diagnose(), "onnxruntime").status == doctor.FAILED
+
+
+def test_several_onnxruntimes_are_a_warning(monkeypatch):
+    both = {"onnxruntime": ["onnxruntime", "onnxruntime-rocm"]}
+    monkeypatch.setattr(doctor.metadata, "packages_distributions", lambda: both)
+    check = doctor._onnxruntime()
+    assert check.status == doctor.WARNING
+    assert "onnxruntime, onnxruntime-rocm" in check.detail
+
+
+def test_hip_that_is_not_there_is_said(monkeypatch):
+    monkeypatch.setattr(doctor, "HIP_LIBRARIES", ("libamdhip64_absent.so.7",))
+    assert "libamdhip64_absent not found" in doctor._gpu().detail
+    monkeypatch.setattr(doctor, "HIP_LIBRARIES", ("libc.so.6",))
+    assert "libc.so.6 found" in doctor._gpu().detail
+
+
+def test_the_oracle_by_hand():
+    """expected() of one block that can be worked out: 0.5 * 2^1 * 3 + 6 * 2^1 * 1 in column 0, -1 * 2^0 * 3 in column 1."""
+    codes = np.zeros((2, 16), np.uint8)
+    codes[0, 0] = 0x1 | 0x7 << 4  # 0.5, 6
+    codes[1, 0] = 0xA  # -1, 0
+    node = MatMulMXFP4(codes, np.array([[128], [127]], np.uint8), K=2)
+    a = np.array([[3, 1]], np.float32)
+    assert node.expected(a).tolist() == [[15.0, -3.0]]
+    assert dequantize_mxfp4(codes, node.scales, 2).tolist() == [[1.0, 12.0], [-1.0, 0.0]]
+    assert relative_rms(np.array([3.0, 4.0]), np.array([3.0, 4.5])) == pytest.approx(0.5 / np.hypot(3, 4.5))
+
+
+def test_random_weights_have_no_padding():
+    codes, scales = random_mxfp4(45, 8, np.random.default_rng(0))
+    assert codes.shape == (8, 32)
+    assert scales.shape == (8, 2)
+    assert not codes[:, 23:].any()
+    assert not (codes[:, 22] >> 4).any()
+
+
+def test_machine():
+    machine = describe_machine()
+    assert machine.cores >= 1
+    assert machine.memory_bytes > 1e8
+    assert machine.cpu in machine.line()
+    assert 1e6 < status_bytes("VmRSS") <= status_bytes("VmHWM")
+    assert status_bytes("NoSuchField") == 0

@@ -1,0 +1,165 @@
+"""``mxort.convert`` as a whole: its interface, its report, and models larger than memory should be."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx.helper
+import pytest
+from onnx import numpy_helper
+
+import mxort
+
+
+def linear(*shapes: tuple[int, int]) -> onnx.ModelProto:
+    """A model of MatMuls in a row."""
+    rng = np.random.default_rng(9)
+    nodes = [
+        onnx.helper.make_node("MatMul", [f"x{i}", f"w{i}"], [f"x{i + 1}"], name=f"layer.{i}")
+        for i in range(len(shapes))
+    ]
+    weights = [
+        numpy_helper.from_array(rng.standard_normal(shape, dtype=np.float32), f"w{i}")
+        for i, shape in enumerate(shapes)
+    ]
+    value = onnx.helper.make_tensor_value_info
+    inputs = [value("x0", onnx.TensorProto.FLOAT, ["b", shapes[0][0]])]
+    outputs = [value(f"x{len(shapes)}", onnx.TensorProto.FLOAT, ["b", shapes[-1][1]])]
+    graph = onnx.helper.make_graph(nodes, "g", inputs, outputs, weights)
+    return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+
+
+def test_report(tmp_path):
+    onnx.save(linear((64, 96), (96, 10)), tmp_path / "in.onnx")
+    report = mxort.convert(tmp_path / "in.onnx", tmp_path / "out.onnx", "w4a8", exclude=("layer.1",))
+    first, second = report.sites
+    assert (first.node, first.op_type, first.status, first.K, first.N) == (
+        "layer.0",
+        "MatMul",
+        "converted",
+        64,
+        96,
+    )
+    assert (first.weight, first.original_bytes, first.converted_bytes) == ("w0", 64 * 96 * 4, 96 * 2 * 17)
+    assert (first.activation_format, first.algorithm, first.rotation) == ("mxfp8_e4m3", "rtn", 1)
+    assert 18 < first.sqnr_db < 20
+    assert (second.status, second.reason) == ("skipped", "excluded by pattern 'layer.1'")
+    assert (second.K, second.N, second.original_bytes) == (96, 10, 96 * 10 * 4)
+    assert report.recipe == mxort.Recipe.from_preset("w4a8", exclude=("layer.1",))
+    assert (report.source, report.output) == (str(tmp_path / "in.onnx"), str(tmp_path / "out.onnx"))
+    assert (report.opset, report.ir_version) == (17, 10)
+    assert report.seconds > 0 and report.peak_rss_bytes > 10**7
+    assert report.model is None
+    assert mxort.Report.from_json(report.to_json()) == report
+
+
+def test_recipe_may_be_an_object():
+    recipe = mxort.Recipe(rotation=32, min_elements=5000)
+    report = mxort.convert(linear((64, 96), (96, 10)), recipe=recipe, strict=True)
+    assert report.recipe == mxort.Recipe(rotation=32, min_elements=5000, strict=True)
+    assert [s.status for s in report.sites] == ["converted", "skipped"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({"recipe": "fast"}, "unknown preset: got 'fast', expected one of weight-only, mi355x, w4a8, w4a4"),
+        ({"rotation": 5}, "unknown rotation"),
+        ({"colour": 5}, "unknown option: got 'colour'"),
+    ],
+)
+def test_bad_options_come_first(arguments, match):
+    """Before the model is read: nobody should wait for a typo."""
+    with pytest.raises(mxort.MxortError, match=match):
+        mxort.convert("missing.onnx", "out.onnx", **arguments)
+
+
+def test_progress(tmp_path):
+    onnx.save(linear((64, 96), (96, 32), (32, 64)), tmp_path / "in.onnx")
+    calls = []
+    mxort.convert(tmp_path / "in.onnx", tmp_path / "out.onnx", progress=lambda *call: calls.append(call))
+    what, fractions = zip(*calls, strict=True)
+    assert list(fractions) == sorted(fractions)
+    assert fractions[0] == 0 and fractions[-1] == 1
+    assert [w for w in what if w.startswith("quantising")] == [f"quantising layer.{i}" for i in range(3)]
+
+
+def test_equal_inputs_give_equal_files(tmp_path):
+    onnx.save(linear((64, 96), (96, 32)), tmp_path / "in.onnx")
+    for name in ("a.onnx", "b.onnx"):
+        mxort.convert(tmp_path / "in.onnx", tmp_path / name)
+    assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
+
+
+def test_public_names():
+    assert set(mxort.__all__) >= {"convert", "Recipe", "Report", "MxortError", "register", "InferenceSession"}
+    for name in ("convert", "Recipe", "Report", "SiteReport", "MxortError", "PRESETS"):
+        assert getattr(mxort, name) is not None
+        assert name in dir(mxort)
+    with pytest.raises(AttributeError, match="no attribute 'convrt'"):
+        _ = mxort.convrt
+
+
+def test_importing_mxort_is_light():
+    """A serving process registers the library; it should not load the converter for that."""
+    code = "import sys, mxort; print([m for m in ('onnx', 'onnx_ir', 'onnxruntime', 'torch') if m in sys.modules])"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        == "[]\n"
+    )
+
+
+_MEASURE = textwrap.dedent("""
+    import json, resource, sys
+    import mxort, mxort.pipeline
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    report = mxort.convert(sys.argv[1], sys.argv[2], **json.loads(sys.argv[3]))
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(json.dumps({"before": before, "after": after, "converted": len(report.converted)}))
+""")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"rotation": 64, "column_multiplier": True, "include": ["layer.0"]}, {"exclude": ["*"]}],
+    ids=["weight-only", "rotation and multiplier", "nothing converted"],
+)
+def test_memory_stays_bounded(tmp_path, options):
+    """A 600 MB model in 100 MB tensors takes less than 1.5 tensors + 300 MB; loading it whole would take 600
+    MB.
+    """
+    rows, columns, count = 5000, 5000, 6
+    largest = rows * columns * 4
+    model = _external_model(tmp_path, rows, columns, count)
+    command = [sys.executable, "-c", _MEASURE, str(model), str(tmp_path / "out.onnx"), json.dumps(options)]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    measured = json.loads(run.stdout)
+    assert measured["after"] <= 1.5 * largest + 300_000_000
+    expected = {"include": 1, "exclude": 0}
+    assert measured["converted"] == next((n for key, n in expected.items() if key in options), count)
+    onnx.checker.check_model(str(tmp_path / "out.onnx"))
+
+
+def _external_model(folder: Path, rows: int, columns: int, count: int) -> Path:
+    """Writes MatMuls in a row whose weights differ, without holding them all."""
+    rng = np.random.default_rng(10)
+    block = rng.standard_normal((rows, columns), dtype=np.float32)
+    model = linear(*[(32, 32)] * count)
+    model.graph.input[0].type.tensor_type.shape.dim[1].dim_value = rows
+    model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = columns
+    with (folder / "big.data").open("wb") as file:
+        for i, tensor in enumerate(model.graph.initializer):
+            tensor.dims[:] = [rows, columns]
+            tensor.ClearField("raw_data")
+            tensor.data_location = onnx.TensorProto.EXTERNAL
+            for key, value in (("location", "big.data"), ("offset", file.tell()), ("length", block.nbytes)):
+                tensor.external_data.add(key=key, value=str(value))
+            file.write((block * np.float32(1 + i / 16)).data)
+    (folder / "big.onnx").write_bytes(model.SerializeToString())
+    return folder / "big.onnx"
