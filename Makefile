@@ -29,23 +29,28 @@ lint: build/.dev
 test: build/.demo $(OLD_ONNXRUNTIMES:%=build/ort/%)
 	$(PYTHON) -m pytest $(PYTEST_MARKS) --durations=10
 
+CMAKE = .venv/bin/cmake -S . -G Ninja -Dpybind11_DIR=$$($(PYTHON) -m pybind11 --cmakedir) \
+	-DPython_EXECUTABLE=$(abspath $(PYTHON)) -DMXORT_TESTS=ON
+
 cpp-test: build/.dev
-	.venv/bin/cmake -S . -B build/tests -G Ninja -DCMAKE_BUILD_TYPE=Release -DMXORT_TESTS=ON \
-	  -Dpybind11_DIR=$$($(PYTHON) -m pybind11 --cmakedir) -DPython_EXECUTABLE=$(abspath $(PYTHON)) >/dev/null
+	$(CMAKE) -B build/tests -DCMAKE_BUILD_TYPE=Release >/dev/null
 	.venv/bin/cmake --build build/tests
 	.venv/bin/ctest --test-dir build/tests --output-on-failure
 
-# The kernel and operator tests once more on a build with AddressSanitizer and UndefinedBehaviorSanitizer. Python itself
-# is not instrumented, so the runtimes are preloaded and the leaks that Python leaves at exit are not reported.
+# The kernel and operator tests once more with AddressSanitizer and UndefinedBehaviorSanitizer, and the threads' test with
+# ThreadSanitizer. Python itself is not instrumented, so the runtimes are preloaded, and the leaks that Python leaves at
+# exit are not reported.
 sanitize: build/.dev
-	.venv/bin/cmake -S . -B build/sanitize -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo \
-	  -DMXORT_SANITIZE=address,undefined -Dpybind11_DIR=$$($(PYTHON) -m pybind11 --cmakedir) \
-	  -DPython_EXECUTABLE=$(abspath $(PYTHON)) >/dev/null
+	$(CMAKE) -B build/sanitize -DCMAKE_BUILD_TYPE=RelWithDebInfo -DMXORT_SANITIZE=address,undefined >/dev/null
 	.venv/bin/cmake --build build/sanitize
+	.venv/bin/ctest --test-dir build/sanitize --output-on-failure
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 MXORT_TEST_LIBRARIES=build/sanitize \
 	  $(PYTHON) -m pytest -q -p no:cacheprovider $(PYTEST_MARKS) tests/test_formats.py tests/test_scales.py \
 	  tests/kernels tests/ops
+	$(CMAKE) -B build/tsan -DCMAKE_BUILD_TYPE=RelWithDebInfo -DMXORT_SANITIZE=thread >/dev/null
+	.venv/bin/cmake --build build/tsan --target test_threads
+	build/tsan/test_threads
 
 bench: build/.dev
 	$(PYTHON) -m mxort.cli bench ops
