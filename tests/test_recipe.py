@@ -105,10 +105,10 @@ def test_bad_values(options, message):
 
 def test_unknown_names():
     with pytest.raises(
-        MxortError, match="unknown preset: got 'mi355', expected one of .*; did you mean 'mi355x'"
+        MxortError, match=r"unknown preset: got 'mi355', expected one of .*; did you mean 'mi355x'"
     ):
         Recipe.from_preset("mi355")
-    with pytest.raises(MxortError, match="unknown option: got 'rotaton', .*; did you mean 'rotation'"):
+    with pytest.raises(MxortError, match=r"unknown option: got 'rotaton', .*; did you mean 'rotation'"):
         Recipe.from_preset("w4a8", rotaton=32)
     with pytest.raises(MxortError, match="unknown option"):
         Recipe.from_json('{"colour": "blue"}')

@@ -10,13 +10,13 @@ from html.parser import HTMLParser
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_models import mlp
 
 import mxort
 from mxort import report_html
 from mxort.recipe import Recipe
 from mxort.report import CONVERTED, SKIPPED, Report, SiteReport
 from mxort.report_html import nice_ticks, render
+from tiny_models import mlp
 
 VOID = {"meta", "line", "rect"}
 
@@ -46,7 +46,9 @@ class Page(HTMLParser):
         self.text.append((self.open[-1] if self.open else "", data))
 
     def all(self, tag, css=None):
-        return [a for t, a in self.elements if t == tag and (css is None or css in a.get("class", "").split())]
+        return [
+            a for t, a in self.elements if t == tag and (css is None or css in a.get("class", "").split())
+        ]
 
 
 def site(node, sqnr=18.0, **fields):
@@ -55,7 +57,12 @@ def site(node, sqnr=18.0, **fields):
 
 
 def report(*sites, **fields):
-    values = {"original_bytes": 100_000, "converted_bytes": 40_000, "seconds": 1.5, "peak_rss_bytes": 5_000_000}
+    values = {
+        "original_bytes": 100_000,
+        "converted_bytes": 40_000,
+        "seconds": 1.5,
+        "peak_rss_bytes": 5_000_000,
+    }
     return Report("in/model.onnx", "out.onnx", Recipe(), sites=sites, **values | fields)
 
 
@@ -75,7 +82,9 @@ def test_a_real_conversion(tmp_path):
 
 def test_nothing_is_loaded_from_elsewhere():
     text = render(report(site("a"), site("b")))
-    assert set(re.findall(r"\w+://[^\"' ]*", text)) <= {"http://www.w3.org/2000/svg"}  # the name of SVG, not a link
+    assert set(re.findall(r"\w+://[^\"' ]*", text)) <= {
+        "http://www.w3.org/2000/svg"
+    }  # the name of SVG, not a link
     page = Page(text)
     for _, attributes in page.elements:
         assert not attributes.keys() & {"src", "href", "srcset", "data", "action", "poster"}
@@ -189,6 +198,14 @@ def test_ticks_are_few_and_enclose_the_values(a, b):
 
 
 def test_ticks_by_hand():
-    assert nice_ticks(16.8, 19.3) == [16, 17, 18, 19, 20] or nice_ticks(16.8, 19.3) == [16.5, 17, 17.5, 18, 18.5, 19, 19.5]
+    assert nice_ticks(16.8, 19.3) == [16, 17, 18, 19, 20] or nice_ticks(16.8, 19.3) == [
+        16.5,
+        17,
+        17.5,
+        18,
+        18.5,
+        19,
+        19.5,
+    ]
     assert nice_ticks(0, 10) == [0, 2, 4, 6, 8, 10]
     assert len(nice_ticks(5, 5)) >= 2

@@ -13,7 +13,7 @@ WIDTHS = (64, 128, 96)
 
 
 def mlp(path: Path, *, seed: int = 0, scale: float = 1.0, external: bool = False, output: str = "y") -> Path:
-    """x float [batch, 64] -> MatMul, Add, Relu, MatMul -> y float [batch, 96], scaled by ``scale``; node names fc1, fc2."""
+    """x float [batch, 64] -> fc1, Add, Relu, fc2 (MatMul both) -> y float [batch, 96] times ``scale``."""
     rng = np.random.default_rng(seed)
     constants = {
         "w1": rng.standard_normal(WIDTHS[:2], dtype=np.float32),

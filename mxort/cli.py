@@ -1,0 +1,396 @@
+"""The command line: ``mxort convert | inspect | compare | bench | doctor``. Parsing and printing only.
+
+Exit status: 0 done, 1 something is broken (or below --min-sqnr), 2 bad input (one line on stderr, nothing
+written), 130 interrupted. Each command imports what it needs, so that ``mxort --help`` is instant.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from mxort.errors import MxortError
+
+if TYPE_CHECKING:
+    from mxort.report import Report
+
+BROKEN = 1
+BAD_INPUT = 2
+INTERRUPTED = 130
+
+Command = Callable[[argparse.Namespace], int]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command line and returns its exit status."""
+    arguments = _parser().parse_args(argv)
+    command: Command = arguments.command
+    try:
+        status = command(arguments)
+        sys.stdout.flush()
+        return status
+    except MxortError as error:
+        return _complain(str(error))
+    except KeyboardInterrupt:
+        print("mxort: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader, `head` for one, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN
+
+
+def _complain(message: str) -> int:
+    print(f"mxort: error: {' '.join(message.split())}", file=sys.stderr)
+    return BAD_INPUT
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports errors on one line, and adds its arguments only when its command is the one that was typed."""
+
+    fill: Callable[[argparse.ArgumentParser], None] | None = None
+
+    def error(self, message: str) -> NoReturn:
+        sys.exit(_complain(message))
+
+    def parse_known_args(self, *args: Any, **kwargs: Any) -> Any:
+        fill, self.fill = self.fill, None
+        if fill is not None:
+            fill(self)
+        return super().parse_known_args(*args, **kwargs)
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        prog="mxort", description="MXFP4 for ONNX Runtime: convert models, check them, time them."
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
+    commands = parser.add_subparsers(required=True, metavar="command")
+    for name, (command, fill, about) in _COMMANDS.items():
+        sub = commands.add_parser(name, help=about, description=about[0].upper() + about[1:] + ".")
+        sub.set_defaults(command=command)
+        sub.fill = fill
+    return parser
+
+
+class _Version(argparse.Action):
+    def __call__(self, *_: Any) -> NoReturn:
+        from importlib import metadata
+
+        try:
+            print(f"mxort {metadata.version('mxort')}")
+        except metadata.PackageNotFoundError:
+            print("mxort (not installed)")
+        sys.exit(0)
+
+
+# convert
+
+
+def _add_convert(parser: argparse.ArgumentParser) -> None:
+    from mxort import recipe
+
+    parser.add_argument("model", type=Path, help="the ONNX model; it is not changed")
+    parser.add_argument("-o", "--output", type=Path, help="where to write (default: MODEL with .mxfp4.onnx)")
+    parser.add_argument(
+        "--report",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="also write FILE.{txt,json,html}",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="only list what would be converted")
+    _add_json(parser)
+    recipe.add_arguments(parser)
+
+
+def _convert(arguments: argparse.Namespace) -> int:
+    from mxort import inspection, pipeline, recipe, tables
+
+    chosen = recipe.from_arguments(arguments)
+    output = arguments.output or Path(str(arguments.model).removesuffix(".onnx") + ".mxfp4.onnx")
+    if arguments.dry_run:
+        found = inspection.inspect(arguments.model, chosen)
+        if found.converted:
+            raise MxortError(f"{arguments.model}: is converted already (by mxort)")
+        return _show(arguments, found.to_dict, lambda: tables.print_inspection(found, tables.console()))
+    for path in arguments.report:
+        _check_report_path(path, (arguments.model, output))
+    with _progress() as progress:
+        report = pipeline.convert(arguments.model, output, chosen, progress=progress)
+    for path in arguments.report:
+        _write_report(report, path)
+    return _show(arguments, report.to_dict, lambda: report.print(tables.console(markup=True)))
+
+
+_REPORT_SUFFIXES = (".txt", ".json", ".html")
+
+
+def _check_report_path(path: Path, models: Sequence[Path]) -> None:
+    """Refuses a report that cannot be written before the conversion, not after."""
+    if path.suffix not in _REPORT_SUFFIXES:
+        raise MxortError(f"{path}: a report ends in one of {', '.join(_REPORT_SUFFIXES)}")
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise MxortError(f"{path}: cannot write the report there")
+    if any(path.resolve() == model.resolve() for model in models):
+        raise MxortError(f"{path}: the report would overwrite a model")
+
+
+def _write_report(report: Report, path: Path) -> None:
+    from mxort import report_html, tables
+
+    try:
+        with path.open("w", encoding="utf-8") as file:
+            if path.suffix == ".txt":
+                report.print(tables.console(file, markup=True), every_node=True)
+            else:
+                file.write(report.to_json() if path.suffix == ".json" else report_html.render(report))
+    except OSError as error:
+        raise MxortError(f"{path}: cannot write the report: {error.strerror or error}") from None
+
+
+# inspect
+
+
+def _add_inspect(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", type=Path, help="an ONNX model, converted or not")
+    _add_json(parser)
+
+
+def _inspect(arguments: argparse.Namespace) -> int:
+    from mxort import inspection, tables
+
+    found = inspection.inspect(arguments.model)
+    return _show(arguments, found.to_dict, lambda: tables.print_inspection(found, tables.console()))
+
+
+# compare
+
+
+def _add_compare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("reference", type=Path, help="the original model")
+    parser.add_argument("converted", type=Path, help="the model to compare with it")
+    parser.add_argument("--layers", action="store_true", help="also compare every converted layer")
+    parser.add_argument(
+        "--min-sqnr", type=float, metavar="DB", help=f"exit with {BROKEN} if an output's SQNR is lower"
+    )
+    _add_inputs(parser)
+    _add_json(parser)
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from mxort import tables
+    from mxort.comparison import compare
+
+    with _progress() as progress:
+        result = compare(
+            arguments.reference,
+            arguments.converted,
+            arguments.inputs,
+            layers=arguments.layers,
+            seed=arguments.seed,
+            dims=dict(arguments.dim),
+            progress=progress,
+        )
+    _show(arguments, result.to_dict, lambda: tables.print_comparison(result, tables.console()))
+    if arguments.min_sqnr is None or result.worst_sqnr_db >= arguments.min_sqnr:
+        return 0
+    print(f"mxort: SQNR {result.worst_sqnr_db:.2f} dB is below {arguments.min_sqnr:g} dB", file=sys.stderr)
+    return BROKEN
+
+
+# bench
+
+
+def _add_bench(parser: argparse.ArgumentParser) -> None:
+    kinds = parser.add_subparsers(required=True, metavar="kind")
+    models = kinds.add_parser("model", help="time whole models in turns, each in its own process")
+    models.add_argument(
+        "models", type=Path, nargs="+", metavar="MODEL", help="the first is what ratios refer to"
+    )
+    _add_timing(models, runs=20)
+    _add_inputs(models)
+    models.set_defaults(command=_bench_model)
+    ops = kinds.add_parser("ops", help="time one matrix product in turns, ours and its peers'")
+    ops.add_argument("--shape", type=_shape, action="append", metavar="MxKxN", help="may be repeated")
+    ops.add_argument(
+        "--peers", type=lambda text: text.split(","), default=[], metavar="NAME,...", help=_peers_help()
+    )
+    ops.add_argument(
+        "--kernels", action="store_true", help="also every kernel, without onnxruntime around it"
+    )
+    ops.add_argument("--seconds", type=_positive_float, default=10.0, help="at most this long for a shape")
+    ops.add_argument("--plot", metavar="FILE.png", help="also draw it (needs matplotlib)")
+    _add_timing(ops, runs=50)
+    ops.set_defaults(command=_bench_ops)
+
+
+def _peers_help() -> str:
+    from mxort.bench_peers import PEERS
+
+    return f"only these: all, or of {', '.join(peer.name for peer in PEERS)}"
+
+
+def _add_timing(parser: argparse.ArgumentParser, runs: int) -> None:
+    parser.add_argument("--runs", type=_positive, default=runs, help=f"timed rounds (default {runs})")
+    parser.add_argument("--warmup", type=_natural, default=3, help="rounds before them (default 3)")
+    parser.add_argument(
+        "--threads", type=_natural, default=0, help="threads of each candidate (default: all cores)"
+    )
+    _add_json(parser)
+
+
+def _bench_model(arguments: argparse.Namespace) -> int:
+    from mxort import bench, tables
+
+    with _progress() as progress:
+        result = bench.bench_models(
+            arguments.models,
+            arguments.inputs,
+            runs=arguments.runs,
+            warmup=arguments.warmup,
+            threads=arguments.threads,
+            seed=arguments.seed,
+            dims=dict(arguments.dim),
+            progress=progress,
+        )
+    return _show(arguments, result.to_dict, lambda: tables.print_model_bench(result, tables.console()))
+
+
+def _bench_ops(arguments: argparse.Namespace) -> int:
+    from mxort import bench_ops, bench_peers, tables
+
+    peers = bench_peers.choose_peers(arguments.peers, kernels=arguments.kernels)
+    with _progress() as progress:
+        result = bench_ops.bench_ops(
+            arguments.shape or bench_ops.DEFAULT_SHAPES,
+            peers,
+            runs=arguments.runs,
+            warmup=arguments.warmup,
+            threads=arguments.threads,
+            max_seconds=arguments.seconds,
+            progress=progress,
+        )
+    if arguments.plot:
+        bench_ops.plot(result, arguments.plot)
+    _show(arguments, result.to_dict, lambda: tables.print_op_bench(result, tables.console()))
+    return BROKEN if any(skip.wrong for skip in result.skipped) else 0
+
+
+# doctor
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from mxort import doctor, tables
+
+    result = doctor.diagnose()
+    _show(arguments, result.to_dict, lambda: tables.print_diagnosis(result, tables.console()))
+    return 0 if result.healthy else BROKEN
+
+
+_COMMANDS: dict[str, tuple[Command | None, Callable[[argparse.ArgumentParser], None], str]] = {
+    "convert": (_convert, _add_convert, "convert the MatMul weights of a model to MXFP4"),
+    "inspect": (_inspect, _add_inspect, "show what a model holds: converted nodes, or those that can be"),
+    "compare": (_compare, _add_compare, "run a model and its conversion and measure the difference"),
+    "bench": (None, _add_bench, "time models, or one operator and its peers, in turns"),
+    "doctor": (_doctor, lambda parser: _add_json(parser), "check this machine and the installation"),
+}
+
+
+# what commands share
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--json", action="store_true", help="print JSON, and nothing else, on standard output"
+    )
+
+
+def _add_inputs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--inputs", type=Path, metavar="FILE.npz", help="arrays by input name (default: made up)"
+    )
+    parser.add_argument("--seed", type=_natural, default=0, help="of the inputs made up (default 0)")
+    parser.add_argument(
+        "--dim",
+        type=_dim,
+        action="append",
+        default=[],
+        metavar="NAME=SIZE",
+        help="size of a symbolic dimension",
+    )
+
+
+def _show(arguments: argparse.Namespace, to_dict: Callable[[], Any], print_table: Callable[[], None]) -> int:
+    if arguments.json:
+        print(json.dumps(to_dict(), indent=2, allow_nan=False))
+    else:
+        print_table()
+    return 0
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, float], None] | None]:
+    """A progress callback that draws on a terminal's stderr; None where there is no terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich import progress as bars
+
+    columns = (
+        bars.BarColumn(),
+        bars.TaskProgressColumn(),
+        bars.TextColumn("{task.description}", markup=False),
+    )
+    from rich.console import Console
+
+    with bars.Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("", total=1.0)
+        yield lambda what, fraction: progress.update(task, description=what, completed=fraction)
+
+
+def _natural(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a number of 0 or more, got {text!r}")
+    return int(text)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"expected a number of 1 or more, got {text!r}")
+    return int(text)
+
+
+def _positive_float(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
+    return value
+
+
+def _dim(text: str) -> tuple[str, int]:
+    name, equals, size = text.partition("=")
+    if not (name and equals):
+        raise argparse.ArgumentTypeError(f"expected NAME=SIZE, got {text!r}")
+    return name, _natural(size)
+
+
+def _shape(text: str) -> tuple[int, int, int]:
+    parts = text.split("x")
+    if len(parts) != 3:
+        raise argparse.ArgumentTypeError(f"expected MxKxN, got {text!r}")
+    m, k, n = map(_positive, parts)
+    return m, k, n
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,219 @@
+"""Is this machine fit to run converted models? Facts, checks, and a small problem on every kernel."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mxort import session
+from mxort.errors import MxortError
+from mxort.formats import ACTIVATION_FORMATS
+from mxort.machine import Machine, describe_machine
+from mxort.op_models import MatMulMXFP4, random_mxfp4, relative_rms
+
+OK = "ok"
+INFO = "info"
+WARNING = "warning"
+FAILED = "failed"
+
+HIP_LIBRARIES = ("libamdhip64.so.7", "libamdhip64.so.6")
+
+_CHECK_ROWS, _CHECK_COLUMNS = 5, 72  # a strip of columns that is not full
+_CHECK_K = {1: 200, 128: 256}  # by rotation, which must divide K; 200 ends in a block that is not full
+_CHECK_CASES = (
+    *(("none", level, 1) for level in (0, 1, 3, 4)),
+    *((name, 0, rotation) for name in ACTIVATION_FORMATS if name != "none" for rotation in _CHECK_K),
+)
+"""(activation_format, accuracy_level, rotation) of the self-check."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the diagnosis. Only a failed check makes the machine unfit."""
+
+    name: str
+    status: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class KernelCheck:
+    """A row of the library's kernel table.
+
+    ``errors`` has the relative RMS error by case of the self-check ("none/4": activations as they are,
+    accuracy level 4), ``failed`` the cases beyond their bound, ``chosen_for`` the activation formats for
+    which the library picks this kernel at the default accuracy.
+    """
+
+    name: str
+    layout: str
+    available: bool
+    errors: dict[str, float]
+    failed: tuple[str, ...] = ()
+    chosen_for: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Result of :func:`diagnose`."""
+
+    machine: Machine
+    checks: tuple[Check, ...]
+    kernels: tuple[KernelCheck, ...]
+
+    @property
+    def healthy(self) -> bool:
+        """Whether nothing is broken."""
+        return all(check.status != FAILED for check in self.checks)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as JSON types, and ``healthy``."""
+        return asdict(self) | {"healthy": self.healthy}
+
+
+def diagnose() -> Diagnosis:
+    """Looks at machine and installation and runs the self-check. A failure is a check: nothing is raised."""
+    kernels: tuple[KernelCheck, ...] = ()
+
+    def self_check() -> Check:
+        nonlocal kernels
+        kernels = check_kernels()
+        return _kernel_verdict(kernels)
+
+    checks = [
+        _guarded("mxort", _mxort),
+        _guarded("library", _library),
+        _guarded("kernels", self_check),
+        _guarded("onnxruntime", _onnxruntime),
+        _guarded("operator", _operator),
+        _guarded("execution provider", _execution_provider),
+        _guarded("GPU", _gpu),
+    ]
+    return Diagnosis(describe_machine(), tuple(checks), kernels)
+
+
+def check_kernels() -> tuple[KernelCheck, ...]:
+    """Runs a small fixed problem on every kernel this CPU has, against float64. Needs the native module."""
+    native = importlib.import_module("mxort._native")
+    problems = [_problem(*case) for case in _CHECK_CASES]
+    chosen = {p.activation_format: p.native().kernel for p, _, _ in problems if p.accuracy_level == 0}
+    rows = []
+    for row in native.describe()["kernels"]:
+        errors: dict[str, float] = {}
+        failed = []
+        for problem, a, expected in problems if row["available"] else ():
+            node = problem.native(row["name"])
+            if node.kernel != row["name"]:
+                continue  # this kernel leaves the case to the next one
+            case = f"{problem.activation_format}/{problem.accuracy_level}"
+            case += f"/rotation {problem.rotation}" if problem.rotation > 1 else ""
+            errors[case] = relative_rms(node(a), expected)
+            if not errors[case] <= problem.error_bound:  # not >: a NaN fails too
+                failed.append(case)
+        formats = tuple(name for name, kernel in chosen.items() if kernel == row["name"])
+        rows.append(KernelCheck(row["name"], row["layout"], row["available"], errors, tuple(failed), formats))
+    return tuple(rows)
+
+
+def _problem(
+    activation_format: str = "none", accuracy_level: int = 0, rotation: int = 1
+) -> tuple[MatMulMXFP4, NDArray[np.float32], NDArray[np.float64]]:
+    """(node, A, the product in float64), the same numbers every time."""
+    rng = np.random.default_rng(0)
+    k = _CHECK_K[rotation]
+    codes, scales = random_mxfp4(k, _CHECK_COLUMNS, rng)
+    a = rng.standard_normal((_CHECK_ROWS, k), dtype=np.float32)
+    problem = MatMulMXFP4(codes, scales, k, rotation, activation_format, accuracy_level)
+    return problem, a, problem.expected(a)
+
+
+def _guarded(name: str, check: Callable[[], Check]) -> Check:
+    """A check that fails instead of raising: a broken installation is what doctor is there to describe."""
+    try:
+        return check()
+    except Exception as error:
+        text = session.one_line(error)
+        return Check(
+            name, FAILED, text if isinstance(error, MxortError) else f"{type(error).__name__}: {text}"
+        )
+
+
+def _mxort() -> Check:
+    try:
+        return Check("mxort", OK, metadata.version("mxort"))
+    except metadata.PackageNotFoundError:
+        return Check("mxort", WARNING, "used from a source tree, not installed")
+
+
+def _library() -> Check:
+    path = session.get_library_path()
+    library = ctypes.CDLL(path)
+    if not hasattr(library, "RegisterCustomOps"):
+        return Check("library", FAILED, f"{path}: does not export RegisterCustomOps")
+    native = importlib.import_module("mxort._native").describe()
+    built = f"built with {native['compiler']} for onnxruntime API {native['ort_header_api']} or older"
+    return Check("library", OK, f"{path} ({built})")
+
+
+def _kernel_verdict(kernels: tuple[KernelCheck, ...]) -> Check:
+    broken = [f"{kernel.name} ({', '.join(kernel.failed)})" for kernel in kernels if kernel.failed]
+    if broken:
+        return Check("kernels", FAILED, f"wrong results: {'; '.join(broken)}")
+    available = sum(kernel.available for kernel in kernels)
+    cases = sum(len(kernel.errors) for kernel in kernels)
+    return Check("kernels", OK, f"{available} of {len(kernels)} run on this CPU; {cases} self-checks right")
+
+
+def _onnxruntime() -> Check:
+    module = session.require_onnxruntime()
+    flavours = sorted(set(metadata.packages_distributions().get("onnxruntime", [])))
+    detail = f"{', '.join(flavours) or 'onnxruntime'} {module.__version__}"
+    detail += f" ({', '.join(module.get_available_providers())})"
+    if len(flavours) > 1:
+        return Check("onnxruntime", WARNING, f"{detail}: several packages share one folder; keep one of them")
+    if session.parse_version(module.__version__) < session.MIN_ONNXRUNTIME_FOR_EP:
+        newer = ".".join(map(str, session.MIN_ONNXRUNTIME_FOR_EP))
+        detail += f"; custom operators run, an execution provider needs {newer} or later"
+    return Check("onnxruntime", OK, detail)
+
+
+def _operator() -> Check:
+    """The whole way once: a session with the library, one node, against float64."""
+    problem, a, expected = _problem()
+    (y,) = session.open_session(problem.model()).run(None, {"A": a})
+    error = relative_rms(y, expected)
+    status = OK if error <= problem.error_bound else FAILED
+    return Check(
+        "operator", status, f"in onnxruntime, relative error {error:.1e} (bound {problem.error_bound:g})"
+    )
+
+
+def _execution_provider() -> Check:
+    names = session.get_ep_names()
+    return Check(
+        "execution provider", INFO, ", ".join(names) or "not in this version: operators run on the CPU"
+    )
+
+
+def _gpu() -> Check:
+    """What is there; mxort does not use a GPU yet."""
+    library = next((name for name in HIP_LIBRARIES if _loads(name)), None)
+    device = "AMD GPU driver present" if Path("/dev/kfd").exists() else "no AMD GPU driver (/dev/kfd)"
+    found = f"{library} found" if library else f"{HIP_LIBRARIES[0].split('.')[0]} not found"
+    return Check("GPU", INFO, f"{device}, {found}; this version of mxort has no GPU kernels")
+
+
+def _loads(name: str) -> bool:
+    try:
+        ctypes.CDLL(name)
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,275 @@
+"""The conversion, top to bottom: load, find sites, quantise, rewrite, verify, save, report."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx.checker
+import onnx_ir as ir
+
+from mxort import quantize
+from mxort.converters import functions, model_io, rewrite, sites, verify
+from mxort.converters.constants import Constant, padded_rows
+from mxort.converters.opset import OpsetError, opset_of
+from mxort.errors import MxortError
+from mxort.formats import BLOCK_SIZE, blocks_of
+from mxort.recipe import Recipe
+from mxort.report import CONVERTED, SKIPPED, Report, SiteReport
+
+Progress = Callable[[str, float], None]
+"""(what is being done, fraction done in 0..1)."""
+
+Model = str | os.PathLike[str] | onnx.ModelProto | ir.Model
+
+
+def convert(
+    model: Model,
+    out: str | os.PathLike[str] | None = None,
+    recipe: Recipe | str = "weight-only",
+    *,
+    progress: Progress | None = None,
+    **overrides: Any,
+) -> Report:
+    """Converts the MatMul weights of an ONNX model to MXFP4 and writes the model to ``out``.
+
+    ``model`` is a path, a ModelProto or an onnx_ir Model; it is not changed. Without ``out`` a model in
+    memory comes back, converted, as ``report.model``. ``recipe`` is a Recipe or the name of a preset;
+    ``overrides`` change single options of it (``convert(path, out, rotation=32)``). Where nothing can be
+    converted the model is written as it was.
+
+    Raises MxortError for bad input or options, and where the output cannot be written; nothing is then
+    written.
+    """
+    started = time.perf_counter()
+    chosen = (
+        recipe.with_overrides(**overrides)
+        if isinstance(recipe, Recipe)
+        else Recipe.from_preset(recipe, **overrides)
+    )
+    report_progress = progress or (lambda what, fraction: None)
+    report_progress("reading the model", 0.0)
+    source = _load(model, out)
+    found = sites.find(source.model, _selection(chosen))
+
+    if out is None:
+        pool = rewrite.TensorPool(ir.Tensor)
+        rows = _convert_sites(source, found, chosen, pool, report_progress)
+        _verify(source)
+        result = ir.to_proto(source.model) if isinstance(model, onnx.ModelProto) else source.model
+        return _report(source, "", chosen, rows, model_io.size_of(result), started, result)
+
+    with model_io.StagedOutput(out, source, external=_needs_data_file(source, found)) as output:
+        rows = _convert_sites(source, found, chosen, rewrite.TensorPool(output.put), report_progress)
+        _verify(source)
+        report_progress("writing", 1.0)
+        output.write(source.model)
+        nbytes = output.commit()
+    return _report(source, os.fspath(out), chosen, rows, nbytes, started, None)
+
+
+def _load(model: Model, out: str | os.PathLike[str] | None) -> model_io.Source:
+    if isinstance(model, onnx.ModelProto | ir.Model):
+        source = model_io.from_memory(model)
+    else:
+        if out is None:
+            raise MxortError(f"{os.fspath(model)}: no output path given")
+        source = model_io.load(model)
+    if rewrite.is_converted(source.model):
+        raise MxortError(f"{source.name}: is converted already (by mxort)")
+    return source
+
+
+def _verify(source: model_io.Source) -> None:
+    """The input passed the same check, so that a complaint about the result is about mxort."""
+    try:
+        verify.check(source.model)
+    except onnx.checker.ValidationError as error:
+        raise AssertionError(f"{source.name}: the converted model is not valid: {error}") from error
+
+
+def _selection(recipe: Recipe) -> sites.Selection:
+    return sites.Selection(recipe.op_types, recipe.min_elements, recipe.convert_lm_head, recipe.skip_reason)
+
+
+def _needs_data_file(source: model_io.Source, found: Sequence[sites.Site]) -> bool:
+    """External data stays external; a large file becomes external where conversion leaves it large."""
+    saved = sum(s.weight.nbytes - quantize.packed_bytes(s.N, s.K) for s in found if s.weight and not s.skip)
+    return bool(source.data_files) or source.nbytes - saved > model_io.SINGLE_FILE_BYTES
+
+
+@dataclass(frozen=True)
+class _Packed:
+    """A quantised and stored weight. ``nbytes`` is 0 where one with the same content was there."""
+
+    tensors: rewrite.PackedTensors
+    sqnr_db: float
+    rotation: int
+    nbytes: int
+
+
+def _convert_sites(
+    source: model_io.Source,
+    found: Sequence[sites.Site],
+    recipe: Recipe,
+    pool: rewrite.TensorPool,
+    progress: Progress,
+) -> tuple[SiteReport, ...]:
+    """Quantises the weight of every convertible site, rewrites the model and returns a row for every site."""
+    packed: dict[Any, _Packed | None] = {}
+    replacements: list[rewrite.Replacement] = []
+    rows: list[SiteReport] = []
+    total = sum(s.K * s.N for s in found if not s.skip) or 1
+    done = 0
+    for site in found:
+        if site.skip or site.weight is None:
+            rows.append(_skipped(site, site.skip))
+            continue
+        progress(f"quantising {site.name}", done / total)
+        started = time.perf_counter()
+        done += site.K * site.N
+        key = site.weight.identity
+        first = key not in packed
+        if first:
+            packed[key] = _pack(site.weight, recipe, pool)
+        if (weight := packed[key]) is None:
+            rows.append(_not_finite(source, site, recipe))
+            continue
+        replacements.append(
+            rewrite.Replacement(
+                site, weight.tensors, weight.rotation, recipe.activation_format, recipe.accuracy_level
+            )
+        )
+        seconds = time.perf_counter() - started
+        rows.append(_converted(site, weight, recipe, weight.nbytes if first else 0, seconds))
+    if replacements:
+        try:
+            rewrite.apply(source.model, replacements, pool, _metadata(source, recipe))
+        except OpsetError as error:
+            raise MxortError(f"{source.name}: {error}") from None
+    return tuple(rows)
+
+
+def _pack(weight: Constant, recipe: Recipe, pool: rewrite.TensorPool) -> _Packed | None:
+    """Quantises and stores a weight, W^T [N, K]; None if it has a NaN or an infinity."""
+    n, k = weight.shape
+    width = blocks_of(k) * BLOCK_SIZE
+    rotation = quantize.fitting_rotation(k, recipe.rotation, functions.ROTATIONS)
+    array = weight.array()
+    quantized, sqnr = quantize.quantize_weight(
+        lambda start, stop: padded_rows(weight, array, start, stop, width),
+        n,
+        k,
+        quantize.ALGORITHMS[recipe.algorithm],
+        quantize.Settings(recipe.scale_rule, recipe.column_multiplier),
+        rotation,
+    )
+    if not quantized.finite:
+        return None
+    codes, new_codes = pool.put(quantized.codes)
+    scales, new_scales = pool.put(quantized.scales)
+    nbytes = new_codes * codes.nbytes + new_scales * scales.nbytes
+    return _Packed(rewrite.PackedTensors(codes, scales, quantized.column_scale), sqnr, rotation, nbytes)
+
+
+def _not_finite(source: model_io.Source, site: sites.Site, recipe: Recipe) -> SiteReport:
+    assert site.weight is not None
+    reason = f"weight {site.weight.name!r} has a NaN or an infinity"
+    if recipe.strict:
+        raise MxortError(f"{source.name}: node {site.name!r}: {reason}")
+    return _skipped(site, reason)
+
+
+def _skipped(site: sites.Site, reason: str) -> SiteReport:
+    weight = site.weight
+    return SiteReport(
+        site.name,
+        site.node.op_type,
+        SKIPPED,
+        reason,
+        site.K,
+        site.N,
+        weight.name if weight else "",
+        weight.nbytes if weight else 0,
+    )
+
+
+def _converted(site: sites.Site, weight: _Packed, recipe: Recipe, nbytes: int, seconds: float) -> SiteReport:
+    assert site.weight is not None
+    notes = [site.note]
+    if weight.rotation != recipe.rotation:
+        notes.append(f"rotation {weight.rotation}, as K = {site.K} does not fit {recipe.rotation}")
+    if nbytes == 0:
+        notes.append("weight shared")
+    return SiteReport(
+        site.name,
+        site.node.op_type,
+        CONVERTED,
+        K=site.K,
+        N=site.N,
+        weight=site.weight.name,
+        original_bytes=site.weight.nbytes,
+        converted_bytes=nbytes,
+        sqnr_db=weight.sqnr_db,
+        rotation=weight.rotation,
+        activation_format=recipe.activation_format,
+        algorithm=recipe.algorithm,
+        seconds=seconds,
+        note=", ".join(note for note in notes if note),
+    )
+
+
+def _metadata(source: model_io.Source, recipe: Recipe) -> dict[str, str]:
+    metadata = {rewrite.METADATA_VERSION: mxort_version(), rewrite.METADATA_RECIPE: recipe.to_json()}
+    return metadata | ({rewrite.METADATA_SOURCE: source.sha256} if source.sha256 else {})
+
+
+def mxort_version() -> str:
+    """Version of the installed package; "0+unknown" in a source tree that is not installed."""
+    try:
+        return version("mxort")
+    except PackageNotFoundError:
+        return "0+unknown"
+
+
+def peak_rss_bytes() -> int:
+    """The most memory this process has held so far. Not getrusage: its maximum begins with the parent's at
+    fork.
+    """
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def _report(
+    source: model_io.Source,
+    output: str,
+    recipe: Recipe,
+    rows: tuple[SiteReport, ...],
+    nbytes: int,
+    started: float,
+    result: onnx.ModelProto | ir.Model | None,
+) -> Report:
+    return Report(
+        source.name,
+        output,
+        recipe,
+        source.nbytes,
+        nbytes,
+        time.perf_counter() - started,
+        peak_rss_bytes(),
+        rows,
+        mxort_version(),
+        source.sha256,
+        opset_of(source.model.graph),
+        source.model.ir_version,
+        () if any(row.status == CONVERTED for row in rows) else ("nothing was converted",),
+        model=result,
+    )

@@ -1,0 +1,51 @@
+"""Quantising one weight of any size in chunks of rows, with its error measured on the way."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mxort.formats import BLOCK_SIZE, PACKED_BLOCK_BYTES, blocks_of, hadamard_rotate
+from mxort.quantize.base import Algorithm, QuantizedWeight, Settings, squared_error
+
+_CHUNK_BYTES = 16 << 20
+"""float32 bytes of a chunk: small beside any model, large beside what a chunk costs to set up."""
+
+RowReader = Callable[[int, int], NDArray[np.float32]]
+"""(start, stop) -> rows of W^T as float32 [stop - start, ceil(K/32)*32], C-contiguous, zeros beyond K."""
+
+
+def quantize_weight(
+    read_rows: RowReader, n: int, k: int, algorithm: Algorithm, settings: Settings, rotation: int
+) -> tuple[QuantizedWeight, float]:
+    """Quantises W^T [n, k] after rotating it along K -> (its MXFP4 form, SQNR in dB).
+
+    The SQNR is 10*log10(sum(w^2) / sum((w - dequantised w)^2)), taken after the rotation, which keeps both
+    sums; infinite without error, NaN where the weight is not finite.
+    """
+    width = blocks_of(k) * BLOCK_SIZE
+    codes = np.empty((n, blocks_of(k) * PACKED_BLOCK_BYTES), np.uint8)
+    scales = np.empty((n, blocks_of(k)), np.uint8)
+    column_scale = np.empty(n, np.float32)
+    signal = noise = 0.0
+    step = max(1, _CHUNK_BYTES // (4 * width))
+    with np.errstate(invalid="ignore", over="ignore"):  # NaN and infinity end up in the scales
+        for start in range(0, n, step):
+            stop = min(start + step, n)
+            rows = hadamard_rotate(read_rows(start, stop), rotation)
+            part = algorithm(rows, settings)
+            codes[start:stop], scales[start:stop] = part.codes, part.scales
+            column_scale[start:stop] = part.column_scale
+            noise += float(squared_error(rows, part).sum())
+            signal += float(np.einsum("nk,nk->n", rows, rows).sum(dtype=np.float64))
+    sqnr = math.inf if noise == 0 else 10 * math.log10(signal / noise) if signal > 0 else -math.inf
+    return QuantizedWeight(codes, scales, column_scale), sqnr
+
+
+def fitting_rotation(k: int, wanted: int, available: tuple[int, ...]) -> int:
+    """The largest rotation up to ``wanted`` that divides the padded length of ``k`` elements."""
+    width = blocks_of(k) * BLOCK_SIZE
+    return max(size for size in available if size <= wanted and width % size == 0)

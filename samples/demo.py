@@ -1,0 +1,188 @@
+"""What mxort does to two real transformers: size, accuracy and latency, fp32 next to MXFP4, on this machine.
+
+Usage: python samples/demo.py [--cache build/models] [--json numbers.json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from pydoc_data.topics import topics
+from statistics import median
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+from decoder import Decoder, perplexity, text_tokens
+from embed import embed
+from models import CACHE, ModelError, minilm, smollm2
+from rich.console import Console
+from rich.table import Table
+from tokenizers import Tokenizer
+
+import mxort
+from mxort.bench import interleave, session_options
+from mxort.machine import describe_machine
+
+SENTENCES = 96
+PERPLEXITY_TOKENS = 4096  # 8 windows of 512
+PREFILL_TOKENS = 256
+TITLES = ("paraphrase-MiniLM-L3-v2, sentence encoder", "SmolLM2-135M-Instruct, language model")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measured quantity of the fp32 model and of its conversion."""
+
+    key: str
+    label: str
+    form: str
+    fp32: float | None
+    mxfp4: float
+
+
+def converted(source: Path) -> tuple[Path, list[Row], Counter[str]]:
+    """Convert with the default preset: the file, its rows, and how many layers were skipped and why."""
+    target = source.with_suffix(".mxfp4.onnx")
+    report = mxort.convert(source, target, recipe="weight-only")
+    skipped = Counter(site.reason for site in report.skipped)
+    rows = [
+        Row("bytes", "size, MB", "megabytes", report.original_bytes, report.converted_bytes),
+        Row("layers_converted", "layers converted", "d", None, len(report.converted)),
+        Row("layers_skipped", "layers skipped", "d", None, len(report.skipped)),
+        Row("convert_seconds", "conversion, s", ".1f", None, report.seconds),
+    ]
+    return target, rows, skipped
+
+
+def sessions(source: Path, target: Path) -> tuple[ort.InferenceSession, ort.InferenceSession]:
+    """The fp32 model in plain onnxruntime and the converted one with our library."""
+    fp32 = ort.InferenceSession(source, session_options(threads=0))
+    return fp32, mxort.InferenceSession(target, session_options(threads=0))
+
+
+def milliseconds(runs: Sequence[Callable[[], object]], rounds: int) -> list[float]:
+    """Median of each run. They take turns, so that a busy moment of the machine meets them all."""
+
+    def timed(run: Callable[[], object]) -> float:
+        started = time.perf_counter()
+        run()
+        return time.perf_counter() - started
+
+    seconds = interleave([partial(timed, run) for run in runs], runs=rounds, warmup=2)
+    return [median(kept) * 1e3 for kept in seconds]
+
+
+def sentences() -> list[str]:
+    """Sentences of 8 to 24 words, spread over the Python language reference."""
+    text = " ".join(topics[name] for name in sorted(topics))
+    found = re.findall(r"(?<=[.])\s+([A-Z][^.:*|`~\"]{20,}[.])(?=\s)", text)
+    tidy = list(dict.fromkeys(" ".join(sentence.split()) for sentence in found))
+    tidy = [sentence for sentence in tidy if 8 <= len(sentence.split()) <= 24]
+    return tidy[:: max(1, len(tidy) // SENTENCES)][:SENTENCES]
+
+
+def rank_agreement(first: npt.NDArray[np.float32], second: npt.NDArray[np.float32]) -> float:
+    """Spearman correlation of the pairwise similarities in two sets of unit vectors, float32 [n, dim]."""
+    upper = np.triu_indices(len(first), k=1)
+    ranks = [np.argsort(np.argsort((vectors @ vectors.T)[upper])) for vectors in (first, second)]
+    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
+
+
+def demo_minilm(folder: Path) -> tuple[list[Row], Counter[str]]:
+    """Sentence embeddings: agreement with fp32 and the time of one text of 128 tokens."""
+    source = folder / "model.onnx"
+    target, rows, skipped = converted(source)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    pair = sessions(source, target)
+    fp32, mxfp4 = (embed(session, tokenizer, sentences()) for session in pair)
+    cosine = float((fp32 * mxfp4).sum(axis=1).mean())
+    ranks = rank_agreement(fp32, mxfp4)
+    tokens = text_tokens(tokenizer, 128)[None]
+    feeds = {"input_ids": tokens, "attention_mask": np.ones_like(tokens)}
+    times = milliseconds([partial(session.run, None, feeds) for session in pair], rounds=40)
+    rows += [
+        Row("cosine", "embeddings, mean cosine to fp32", ".4f", 1.0, cosine),
+        Row("rank_agreement", "similarities, rank correlation to fp32", ".4f", 1.0, ranks),
+        Row("encode_ms", "encode 1 x 128 tokens, ms", ".2f", *times),
+    ]
+    return rows, skipped
+
+
+def demo_smollm2(folder: Path) -> tuple[list[Row], Counter[str]]:
+    """A language model: perplexity, the time of a prompt and the time of a generated token."""
+    source = folder / "model.onnx"
+    target, rows, skipped = converted(source)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokens = text_tokens(tokenizer, PERPLEXITY_TOKENS)
+    decoders = [Decoder(session, folder) for session in sessions(source, target)]
+    perplexities = [perplexity(decoder, tokens) for decoder in decoders]
+
+    def prefill(decoder: Decoder) -> None:
+        decoder.reset()
+        decoder.step(tokens[:PREFILL_TOKENS])
+
+    prompt = milliseconds([partial(prefill, decoder) for decoder in decoders], rounds=7)
+    one = tokens[PREFILL_TOKENS : PREFILL_TOKENS + 1]  # which token follows does not change the time
+    token = milliseconds([partial(decoder.step, one) for decoder in decoders], rounds=40)
+    rows += [
+        Row("perplexity", "perplexity", ".2f", *perplexities),
+        Row("prefill_ms", f"prefill {PREFILL_TOKENS} tokens, ms", ".1f", *prompt),
+        Row("decode_ms", "decode, ms per token", ".2f", *token),
+    ]
+    return rows, skipped
+
+
+def show(console: Console, title: str, rows: Sequence[Row], skipped: Counter[str]) -> None:
+    """Print one model's table and why layers were skipped."""
+
+    def cell(row: Row, value: float | None) -> str:
+        if value is None:
+            return ""
+        return f"{value / 1e6:.1f}" if row.form == "megabytes" else format(value, row.form)
+
+    table = Table(title=title, title_justify="left")
+    table.add_column("")
+    for heading in ("fp32", "MXFP4"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        table.add_row(row.label, cell(row, row.fp32), cell(row, row.mxfp4))
+    console.print(table)
+    for reason, count in skipped.items():
+        console.print(f"skipped {count}: {reason}", markup=False)
+
+
+def main() -> None:
+    """Obtain, convert, measure and print both models."""
+    parser = argparse.ArgumentParser(description="Size, accuracy and latency of fp32 next to MXFP4.")
+    parser.add_argument("--cache", type=Path, default=CACHE, help="where models are kept (build/models)")
+    parser.add_argument("--json", type=Path, help="also write the numbers to this file")
+    arguments = parser.parse_args()
+
+    folders = [minilm(arguments.cache), smollm2(arguments.cache)]
+    machine = describe_machine()
+    console = Console()
+    console.print(machine.line(), f"onnxruntime {ort.__version__}", sep=", ", highlight=False)
+    models = {}
+    for title, demo, folder in zip(TITLES, (demo_minilm, demo_smollm2), folders, strict=True):
+        rows, skipped = demo(folder)
+        show(console, title, rows, skipped)
+        models[folder.name] = {row.key: {"fp32": row.fp32, "mxfp4": row.mxfp4} for row in rows}
+    if arguments.json:
+        numbers = {"machine": asdict(machine), "onnxruntime": ort.__version__, "models": models}
+        arguments.json.write_text(json.dumps(numbers, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ModelError, mxort.MxortError) as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,446 @@
+"""Every graph pattern: the converted model computes what the original computes with the rounded weights."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import onnx
+import onnx.helper
+import pytest
+from onnx import numpy_helper
+
+import mxort
+from mxort.converters.functions import ROTATIONS
+
+X3 = "(T[b,s,k] x) => (T[b,s,n] y) "
+
+
+def builder(tools, text, **settings):
+    return lambda weights, dtype: tools.make_model(text, weights, dtype=dtype, **settings)
+
+
+def normal(rng, *shape):
+    return rng.standard_normal(shape, dtype=np.float32)
+
+
+@pytest.mark.parametrize("dtype", ["float", "float16"])
+@pytest.mark.parametrize(("k", "n"), [(32, 48), (64, 1), (100, 33), (31, 64), (257, 5), (33, 2)])
+def test_matmul(check, tools, rng, k, n, dtype):
+    build = builder(tools, X3 + "{ y = MatMul(x, w) }")
+    check(build, {"w": normal(rng, k, n)}, {"x": normal(rng, 2, 3, k)}, dtype=dtype)
+
+
+@pytest.mark.parametrize("shape", [(64,), (5, 64), (2, 3, 4, 64), (0, 64)])
+def test_rank_of_a(check, tools, rng, shape):
+    outer = "".join(f"d{i}," for i in range(len(shape) - 1))
+    text = f"(T[{outer}64] x) => (T[{outer}32] y) {{ y = MatMul(x, w) }}"
+    check(builder(tools, text), {"w": normal(rng, 64, 32)}, {"x": normal(rng, *shape)})
+
+
+def test_bfloat16(check, tools, rng):
+    """onnxruntime's Python cannot be fed bfloat16, so casts stand around the product."""
+    text = "(float[b,k] f) => (float[b,n] y) { x = Cast<to=16>(f) p = MatMul(x, w) y = Cast<to=1>(p) }"
+
+    def build(weights, dtype):
+        model = tools.make_model(text, weights, dtype=dtype)
+        if dtype == "float":  # the oracle: no bfloat16 anywhere
+            model.graph.node[0].attribute[0].i = onnx.TensorProto.FLOAT
+        return model
+
+    x = normal(rng, 3, 64).astype("bfloat16").astype(np.float32)
+    check(build, {"w": normal(rng, 64, 40)}, {"f": x}, dtype="bfloat16", engines="reference onnxruntime")
+
+
+@pytest.mark.parametrize("rotation", ROTATIONS[1:])
+def test_rotation(check, tools, rng, rotation):
+    build = builder(tools, X3 + "{ y = MatMul(x, w) }")
+    model = check(build, {"w": normal(rng, 256, 24)}, {"x": normal(rng, 2, 3, 256)}, rotation=rotation)
+    (node,) = [n for n in tools.nodes(model) if n.domain == "mxort"]
+    assert {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute} == {
+        "K": 256,
+        "N": 24,
+        "rotation": rotation,
+        "activation_format": b"none",
+        "accuracy_level": 0,
+    }
+
+
+def test_rotation_of_a_padded_tail(check, tools, rng):
+    """K = 40 is padded to 64; the rotated tail is not zero and must be kept."""
+    build = builder(tools, X3 + "{ y = MatMul(x, w) }")
+    check(build, {"w": normal(rng, 40, 24)}, {"x": normal(rng, 2, 3, 40)}, rotation=64)
+
+
+def test_rotation_falls_back_to_what_fits(tools, rng):
+    model = tools.make_model(X3 + "{ y = MatMul(x, w) }", {"w": normal(rng, 96, 64)})
+    (row,) = mxort.convert(model, rotation=64).converted
+    assert row.rotation == 32
+    assert row.note == "rotation 32, as K = 96 does not fit 64"
+
+
+@pytest.mark.parametrize("recipe", ["mi355x", "w4a8", "w4a4"])
+def test_attributes_of_presets(tools, rng, recipe):
+    model = tools.make_model(X3 + "{ y = MatMul(x, w) }", {"w": normal(rng, 64, 64)})
+    converted = mxort.convert(model, recipe=recipe, accuracy_level=4).model
+    (node,) = [n for n in tools.nodes(converted) if n.domain == "mxort"]
+    values = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+    assert values["activation_format"].decode() == mxort.PRESETS[recipe].activation_format != "none"
+    assert values["accuracy_level"] == 4
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "{ t = Transpose<perm=[1,0]>(v) y = MatMul(x, t) }",
+        "{ t = Transpose(v) i = Identity(t) y = MatMul(x, i) }",
+        "{ i = Identity(v) t = Transpose(i) u = Transpose(t) r = Transpose(u) y = MatMul(x, r) }",
+        "{ c = Constant<value_ints=[16,2,40]>() r = Reshape(v, c) d = Constant<value_ints=[-1,40]>() "
+        "s = Reshape(r, d) t = Transpose(v) y = MatMul(x, t) z = Identity(s) }",
+    ],
+)
+def test_weight_behind_other_nodes(check, tools, rng, body):
+    def build(weights, dtype):
+        transposed = {"v": np.ascontiguousarray(weights["w"].T)}
+        return tools.make_model("(T[b,k] x) => (T[b,n] y) " + body, transposed, dtype=dtype)
+
+    check(build, {"w": normal(rng, 40, 32)}, {"x": normal(rng, 3, 40)})
+
+
+def test_weight_behind_reshape(check, tools, rng):
+    def build(weights, dtype):
+        flat = {"v": weights["w"].reshape(-1)}
+        return tools.make_model(
+            "(T[b,k] x) => (T[b,n] y) { c = Constant<value_ints=[40,-1]>() w = Reshape(v, c) "
+            "y = MatMul(x, w) }",
+            flat,
+            dtype=dtype,
+        )
+
+    model = check(build, {"w": normal(rng, 40, 32)}, {"x": normal(rng, 3, 40)})
+    assert [n.op_type for n in model.graph.node] == ["MatMulMXFP4"], "dead constants stay"
+    assert "v" not in {i.name for i in model.graph.initializer}
+
+
+def test_half_weight_cast_to_float(check, tools, rng):
+    def build(weights, dtype):
+        return tools.make_model(
+            "(float[b,k] x) => (float[b,n] y) { w = Cast<to=1>(h) y = MatMul(x, w) }",
+            {"h": weights["w"].astype(np.float16)},
+        )
+
+    w = normal(rng, 64, 32).astype(np.float16).astype(np.float32)
+    check(build, {"w": w}, {"x": normal(rng, 3, 64)})
+
+
+def test_float_weight_cast_to_half_is_rounded_first(check, tools, rng):
+    def build(weights, dtype):
+        if dtype == "float":
+            return tools.make_model("(float[b,k] x) => (float[b,n] y) { y = MatMul(x, w) }", weights)
+        model = tools.make_model(
+            "(float16[b,k] x) => (float16[b,n] y) { h = Cast<to=10>(w) y = MatMul(x, h) }", {}
+        )
+        model.graph.initializer.append(numpy_helper.from_array(weights["w"], "w"))
+        return model
+
+    check(build, {"w": normal(rng, 64, 32)}, {"x": normal(rng, 3, 64)}, dtype="float16")
+
+
+def test_constant_node(check, tools, rng):
+    def build(weights, dtype):
+        model = tools.make_model("(T[b,k] x) => (T[b,n] y) { y = MatMul(x, w) }", {}, dtype=dtype)
+        tensor = numpy_helper.from_array(weights["w"], "any name")
+        model.graph.node.insert(0, onnx.helper.make_node("Constant", [], ["w"], value=tensor))
+        return model
+
+    model = check(build, {"w": normal(rng, 64, 32)}, {"x": normal(rng, 3, 64)})
+    assert [n.op_type for n in model.graph.node] == ["MatMulMXFP4"]
+
+
+@pytest.mark.parametrize("unit", ["1,", "1,1,"])
+def test_unit_batch_dimensions(check, tools, rng, unit):
+    def build(weights, dtype):
+        shape = [1] * unit.count(",") + list(weights["w"].shape)
+        return tools.make_model(
+            "(T[a,b,s,k] x) => (T[a,b,s,n] y) { y = MatMul(x, w) }",
+            {"w": weights["w"].reshape(shape)},
+            dtype=dtype,
+        )
+
+    check(build, {"w": normal(rng, 64, 32)}, {"x": normal(rng, 2, 3, 4, 64)})
+
+
+def test_unit_batch_dimension_with_inferred_rank(check, tools, rng):
+    def build(weights, dtype):
+        return tools.make_model(
+            "(T[b,s,k] x) => (T[b,s,n] y) { r = Relu(x) y = MatMul(r, w) }",
+            {"w": weights["w"][None]},
+            dtype=dtype,
+        )
+
+    check(build, {"w": normal(rng, 64, 32)}, {"x": normal(rng, 2, 3, 64)})
+
+
+BIASES = {
+    "row": (48,),
+    "row of rank 2": (1, 48),
+    "row of rank 3": (1, 1, 48),
+    "scalar": (),
+    "one": (1,),
+}
+
+
+@pytest.mark.parametrize("order", ["y = Add(p, c)", "y = Add(c, p)"])
+@pytest.mark.parametrize("shape", BIASES.values(), ids=BIASES)
+def test_following_add_is_folded(check, tools, rng, shape, order):
+    build = builder(tools, X3 + "{ p = MatMul(x, w) " + order + " }")
+    others = {"c": normal(rng, *shape) if shape else np.float32(0.75) * np.ones((), np.float32)}
+    model = check(build, {"w": normal(rng, 64, 48)}, {"x": normal(rng, 2, 3, 64)}, others)
+    assert [n.op_type for n in model.graph.node] == ["MatMulMXFP4"]
+    assert "c" not in {i.name for i in model.graph.initializer}
+
+
+@pytest.mark.parametrize(
+    ("text", "shape"),
+    [
+        (X3 + "{ p = MatMul(x, w) y = Add(p, c) }", (2, 1, 48)),
+        (X3 + "{ p = MatMul(x, w) y = Add(p, c) }", (1, 1, 1, 48)),
+        (X3 + "{ p = MatMul(x, w) q = Add(p, c) y = Mul(q, p) }", (48,)),
+        ("(T[b,s,k] x) => (T[b,s,n] y, T[b,s,n] p) { p = MatMul(x, w) y = Add(p, c) }", (48,)),
+        (X3 + "{ p = MatMul(x, w) y = Add(p, p) z = Identity(c) }", (48,)),
+        (X3 + "{ p = MatMul(x, w) y = Sub(c, p) }", (48,)),
+    ],
+    ids=["batch", "adds a dimension", "two uses", "graph output", "p + p", "no Add"],
+)
+def test_other_adds_stay(check, tools, rng, text, shape):
+    if shape == (1, 1, 1, 48):
+        text = text.replace("T[b,s,n] y", "T[a,b,s,n] y")
+    feeds = {"x": normal(rng, 2, 3, 64)}
+    check(builder(tools, text), {"w": normal(rng, 64, 48)}, feeds, {"c": normal(rng, *shape)}, roundings=4096)
+    assert check.last.converted[0].note == ""
+
+
+def test_bias_of_a_single_column_does_not_widen_the_result(check, tools, rng):
+    """[.., 1] + [5] is [.., 5]: no bias, an expansion."""
+    build = builder(tools, X3 + "{ p = MatMul(x, w) y = Add(p, c) }")
+    model = check(build, {"w": normal(rng, 64, 1)}, {"x": normal(rng, 2, 3, 64)}, {"c": normal(rng, 5)})
+    assert [n.op_type for n in model.graph.node] == ["MatMulMXFP4", "Add"]
+
+
+@pytest.mark.parametrize("dtype", ["float", "float16"])
+@pytest.mark.parametrize("trans_a", [0, 1])
+@pytest.mark.parametrize("trans_b", [0, 1])
+@pytest.mark.parametrize(("alpha", "beta"), [(1, 1), (0.5, 1), (-1.75, 0.25), (1, 0), (0, 1)])
+def test_gemm(check, tools, rng, trans_a, trans_b, alpha, beta, dtype):
+    def build(weights, dtype):
+        text = (
+            f"(T[p,q] x) => (T[m,n] y) {{ y = Gemm<transA={trans_a}, transB={trans_b}, alpha={float(alpha)}, "
+            f"beta={float(beta)}>(x, w, c) }}"
+        )
+        w = np.ascontiguousarray(weights["w"].T) if trans_b else weights["w"]
+        return tools.make_model(text, {"w": w, "c": weights["c"]}, dtype=dtype)
+
+    x = normal(rng, *((40, 5) if trans_a else (5, 40)))
+    model = check(
+        build, {"w": normal(rng, 40, 24)}, {"x": x}, {"c": normal(rng, 24)}, dtype=dtype, roundings=4
+    )
+    assert [n.op_type for n in model.graph.node] == ["Transpose"] * trans_a + ["MatMulMXFP4"]
+
+
+@pytest.mark.parametrize("shape", [None, (24,), (1, 24), (), (1,), (5, 24), (5, 1), (1, 1)])
+def test_gemm_c(check, tools, rng, shape):
+    text = "(T[m,k] x) => (T[m,n] y) { y = Gemm(x, w, c) }"
+    if shape is None:
+        text = text.replace("w, c", "w")
+    others = {} if shape is None else {"c": np.asarray(normal(rng, *shape), np.float32)}
+    model = check(builder(tools, text), {"w": normal(rng, 40, 24)}, {"x": normal(rng, 5, 40)}, others)
+    folded = shape not in ((5, 24), (5, 1))
+    assert [n.op_type for n in model.graph.node] == ["MatMulMXFP4"] + ["Add"] * (not folded)
+
+
+def test_gemm_with_computed_c(check, tools, rng):
+    build = builder(tools, "(T[m,k] x, T[m,n] c) => (T[m,n] y) { y = Gemm<alpha=0.5>(x, w, c) }")
+    feeds = {"x": normal(rng, 5, 40), "c": normal(rng, 5, 24)}
+    check(build, {"w": normal(rng, 40, 24)}, feeds)
+
+
+def test_gemm_followed_by_add(check, tools, rng):
+    build = builder(tools, "(T[m,k] x) => (T[m,n] y) { p = Gemm(x, w) y = Add(p, c) }")
+    model = check(build, {"w": normal(rng, 40, 24)}, {"x": normal(rng, 5, 40)}, {"c": normal(rng, 1, 24)})
+    assert [n.op_type for n in model.graph.node] == ["MatMulMXFP4"]
+
+
+IF_TEXT = """(T[b,k] x, bool which) => (T[b,n] y) {
+  y = If (which) <
+    then_branch = yes () => (T[b,n] a) { a = MatMul(x, w) },
+    else_branch = no () => (T[b,n] c) { d = MatMul(x, v) c = Neg(d) }>
+}"""
+
+
+@pytest.mark.parametrize("which", [True, False])
+@pytest.mark.parametrize("place", ["outer scope", "branch", "constant node", "same in both"])
+def test_if_branches(check, tools, rng, place, which):
+    def build(weights, dtype):
+        text = IF_TEXT.replace("MatMul(x, v)", "MatMul(x, w)") if place == "same in both" else IF_TEXT
+        model = tools.make_model(text, weights, dtype=dtype)
+        branches = [a.g for a in model.graph.node[0].attribute]
+        assert [b.name for b in branches] == ["yes", "no"]
+        if place in ("branch", "constant node"):
+            tensors = {t.name: t for t in model.graph.initializer}
+            del model.graph.initializer[:]
+            for branch, name in zip(branches, "wv", strict=True):
+                if place == "branch":
+                    branch.initializer.append(tensors[name])
+                else:
+                    node = onnx.helper.make_node("Constant", [], [name], value=tensors[name])
+                    branch.node.insert(0, node)
+        return model
+
+    names = "w" if place == "same in both" else "wv"
+    weights = {name: normal(rng, 64, 32) for name in names}
+    feeds = {"x": normal(rng, 3, 64), "which": np.array(which)}
+    model = check(build, weights, feeds, converted=2)
+    branches = [a.g for a in model.graph.node[0].attribute]
+    inside = [len([t for t in b.initializer if t.data_type == onnx.TensorProto.UINT8]) for b in branches]
+    assert inside == ([0, 0] if place == "same in both" else [2, 2]), "a weight lives where it is used"
+
+
+def test_loop_body(check, tools, rng):
+    text = """(T[b,k] x) => (T[b,k] y) {
+      count = Constant<value_int=2>() go = Constant<value=bool {1}>()
+      y = Loop (count, go, x) <
+        body = step (int64 i, bool c, T[b,k] h) => (bool d, T[b,k] g) {
+          p = MatMul(h, w) q = Add(p, bias) g = Tanh(q) d = Identity(c) }>
+    }"""
+    others = {"bias": normal(rng, 64)}
+    check(
+        builder(tools, text), {"w": normal(rng, 64, 64) / 8}, {"x": normal(rng, 3, 64)}, others, roundings=64
+    )
+
+
+def test_scan_body(check, tools, rng):
+    text = """(T[s,k] x) => (T[s,n] y) {
+      y = Scan <num_scan_inputs=1, body = step (T[k] row) => (T[n] out) { out = MatMul(row, w) }> (x)
+    }"""
+    check(builder(tools, text), {"w": normal(rng, 64, 32)}, {"x": normal(rng, 5, 64)})
+
+
+def test_shared_weight_is_stored_once(check, tools, rng):
+    text = "(T[b,k] x) => (T[b,n] y) { a = MatMul(x, w) r = Relu(x) b = MatMul(r, w) y = Sub(a, b) }"
+    model = check(builder(tools, text), {"w": normal(rng, 64, 32)}, {"x": normal(rng, 3, 64)}, converted=2)
+    assert len([t for t in model.graph.initializer if t.data_type == onnx.TensorProto.UINT8]) == 2
+    assert [s.note for s in check.last.converted] == ["", "weight shared"]
+    assert check.last.converted[1].converted_bytes == 0
+
+
+def test_transposed_duplicate_is_stored_once(check, tools, rng):
+    """One Linear written as two initializers, W and W^T, as exporters do."""
+
+    def build(weights, dtype):
+        text = (
+            "(T[b,k] x) => (T[b,n] y) { a = MatMul(x, w) r = Relu(x) b = Gemm<transB=1>(r, v) y = Sub(a, b) }"
+        )
+        copy = {"v": np.ascontiguousarray(weights["w"].T)}
+        return tools.make_model(text, {**weights, **copy}, dtype=dtype)
+
+    model = check(build, {"w": normal(rng, 64, 32)}, {"x": normal(rng, 3, 64)}, converted=2)
+    assert len([t for t in model.graph.initializer if t.data_type == onnx.TensorProto.UINT8]) == 2
+
+
+def test_ones_and_zeros_are_stored_once_per_width(tools, rng):
+    text = "(T[b,k] x) => (T[b,n] y, T[b,n] z) { y = MatMul(x, v) z = MatMul(x, w) }"
+    weights = {"v": normal(rng, 64, 32), "w": normal(rng, 64, 32)}
+    model = mxort.convert(tools.make_model(text, weights)).model
+    floats = [t for t in model.graph.initializer if t.data_type == onnx.TensorProto.FLOAT]
+    assert [list(t.dims) for t in floats] == [[32], [32]]
+
+
+def test_column_multiplier_reaches_the_operator(tools, rng):
+    model = tools.make_model(X3 + "{ y = MatMul(x, w) }", {"w": normal(rng, 64, 64)})
+    plain, tuned = mxort.convert(model), mxort.convert(model, column_multiplier=True)
+    assert tuned.converted[0].sqnr_db > plain.converted[0].sqnr_db + 0.1
+    x = normal(rng, 2, 3, 64)
+    exact = tools.run_reference(model, {"x": x})[0]
+    errors = [np.square(tools.run_reference(r.model, {"x": x})[0] - exact).sum() for r in (plain, tuned)]
+    assert errors[1] < errors[0]
+
+
+def test_sqnr_is_that_of_the_stored_weight(tools, rng):
+    w = normal(rng, 100, 48)
+    (row,) = mxort.convert(tools.make_model(X3 + "{ y = MatMul(x, w) }", {"w": w})).converted
+    error = w.astype(np.float64) - tools.fake_quantize(w)
+    assert row.sqnr_db == pytest.approx(
+        10 * np.log10((w.astype(np.float64) ** 2).sum() / (error**2).sum()), abs=1e-3
+    )
+
+
+def test_everything_else_is_kept(tools, rng):
+    text = "(T[b,k] x) => (T[b,n] y) { p = MatMul(x, w) q = local.twice(p) y = Identity(q) }"
+    model = tools.make_model(text, {"w": normal(rng, 64, 32), "unused": normal(rng, 3)})
+    model.doc_string, model.producer_name, model.domain, model.model_version = "doc", "me", "org.example", 7
+    model.metadata_props.add(key="author", value="somebody")
+    model.graph.doc_string = "graph doc"
+    matmul = model.graph.node[0]
+    matmul.doc_string = "node doc"
+    matmul.metadata_props.add(key="namespace", value="encoder/layer.0")
+    info = onnx.helper.make_tensor_value_info("p", onnx.TensorProto.FLOAT, ["b", "n"])
+    info.doc_string = "value doc"
+    model.graph.value_info.append(info)
+    annotation = model.graph.quantization_annotation.add(tensor_name="q")
+    annotation.quant_parameter_tensor_names.add(key="SCALE_TENSOR", value="unused")
+    function = onnx.helper.make_function(
+        "local",
+        "twice",
+        ["a"],
+        ["b"],
+        [onnx.helper.make_node("Add", ["a", "a"], ["b"])],
+        [onnx.helper.make_opsetid("", 17)],
+    )
+    model.functions.append(function)
+    model.opset_import.append(onnx.helper.make_opsetid("local", 1))
+
+    for node in model.graph.node:
+        if not node.domain:
+            node.ClearField("domain")  # the text parser writes the empty domain out
+
+    converted = mxort.convert(model).model
+    for name in ("doc_string", "producer_name", "domain", "model_version"):
+        assert getattr(converted, name) == getattr(model, name)
+    assert converted.graph.doc_string == "graph doc"
+    assert converted.graph.input == model.graph.input
+    assert converted.graph.output == model.graph.output
+    assert converted.graph.node[1:] == model.graph.node[1:]
+    assert converted.graph.quantization_annotation == model.graph.quantization_annotation
+    assert function in converted.functions
+    ours = converted.graph.node[0]
+    assert (ours.name, ours.doc_string, ours.metadata_props) == (
+        matmul.name,
+        "node doc",
+        matmul.metadata_props,
+    )
+    assert ours.output == matmul.output
+    assert info in converted.graph.value_info
+    assert "unused" in {t.name for t in converted.graph.initializer}, (
+        "what was dead before is not ours to remove"
+    )
+    assert "w" not in {t.name for t in converted.graph.initializer}
+
+
+def test_marks(tools, rng):
+    model = tools.make_model(X3 + "{ y = MatMul(x, w) }", {"w": normal(rng, 64, 64)})
+    converted = mxort.convert(model, recipe="w4a8").model
+    properties = {p.key: p.value for p in converted.metadata_props}
+    assert mxort.Recipe.from_json(properties["mxort.recipe"]) == mxort.PRESETS["w4a8"]
+    assert json.loads(properties["mxort.recipe"])["activation_format"] == "mxfp8_e4m3"
+    assert properties["mxort.version"]
+    assert {o.domain: o.version for o in converted.opset_import}["mxort"] == 1
+    assert [(f.domain, f.name) for f in converted.functions] == [("mxort", "MatMulMXFP4")]
+    with pytest.raises(mxort.MxortError, match="is converted already"):
+        mxort.convert(converted)
+
+
+def test_names_stay_unique(tools, rng):
+    text = "(T[b,k] x) => (T[b,n] y) { w_mxfp4 = Relu(x) y = MatMul(w_mxfp4, w) }"
+    model = mxort.convert(tools.make_model(text, {"w": normal(rng, 64, 64)})).model
+    onnx.checker.check_model(model, full_check=True)
+    assert {t.name for t in model.graph.initializer} >= {"w_mxfp4_2", "w_mxfp4_scale"}

