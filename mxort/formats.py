@@ -57,7 +57,7 @@ class ElementFormat:
         subnormal = exponent == 0
         significand = mantissa + np.where(subnormal, 0, 1 << self.mantissa_bits)
         power = np.where(subnormal, 1, exponent) - self.bias - self.mantissa_bits
-        return np.ldexp(significand.astype(np.float64), power)
+        return np.asarray(np.ldexp(significand.astype(np.float64), power), np.float64)
 
     @property
     def max(self) -> float:
@@ -91,7 +91,7 @@ class ElementFormat:
         code = np.searchsorted(midpoints, magnitude, side="left")  # a tie lands on the lower code
         tie = (code < len(midpoints)) & (magnitude == midpoints[np.minimum(code, len(midpoints) - 1)])
         code = code + (tie & (code % 2 == 1))
-        return (code + np.signbit(value) * self.sign_bit).astype(np.uint8)
+        return np.asarray(code + np.signbit(value) * self.sign_bit, np.uint8)
 
     def decode(self, codes: NDArray[np.uint8]) -> NDArray[np.float32]:
         """float32 values of uint8 ``codes``, same shape. Raises ValueError for a code beyond the format's bits."""
@@ -141,7 +141,7 @@ def to_blocks(x: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def pack_nibbles(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """uint8 4-bit codes [..., 2n] -> bytes [..., n]; the even index goes to the low nibble."""
-    return codes[..., 0::2] | (codes[..., 1::2] << 4)
+    return np.asarray(codes[..., 0::2] | (codes[..., 1::2] << 4), np.uint8)
 
 
 def unpack_nibbles(packed: NDArray[np.uint8]) -> NDArray[np.uint8]:

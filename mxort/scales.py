@@ -22,7 +22,7 @@ _MAX_EXPONENT = SCALE_NAN - 1 - SCALE_BIAS
 
 
 def _absmax(blocks: NDArray[np.float32]) -> NDArray[np.float32]:
-    return np.abs(blocks).max(axis=-1)
+    return np.asarray(np.abs(blocks).max(axis=-1))
 
 
 def _floor_log2(x: NDArray[np.float32]) -> NDArray[np.int32]:
@@ -95,7 +95,7 @@ def quantize_blocks(
 
     Raises KeyError for an unknown rule.
     """
-    finite = np.isfinite(blocks).all(axis=-1)
+    finite = np.asarray(np.isfinite(blocks).all(axis=-1))
     clean = np.where(finite[..., None], blocks, np.float32(0))
     exponent = np.clip(SCALE_RULES[rule](clean, fmt), _MIN_EXPONENT, _MAX_EXPONENT)
     codes = fmt.encode(np.ldexp(clean.astype(np.float64), -exponent[..., None]))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
 import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
-from oracle import Case
 
 from mxort.converters import functions
 from mxort.session import get_library_path
+from oracle import Case
 
 
 def model(
@@ -36,7 +35,11 @@ def model(
         (tensors if key in tensors else values)[key] = value
     values = {k: v for k, v in values.items() if v is not None}
     outside = TensorProto.FLOAT if elem_type == TensorProto.BFLOAT16 else elem_type
-    nodes = [helper.make_node(functions.MATMUL, ["A_in", *tensors], ["Y_out"], name="node", domain="mxort", **values)]
+    nodes = [
+        helper.make_node(
+            functions.MATMUL, ["A_in", *tensors], ["Y_out"], name="node", domain="mxort", **values
+        )
+    ]
     nodes.insert(0, helper.make_node("Cast", ["A"], ["A_in"], to=elem_type))
     nodes.append(helper.make_node("Cast", ["Y_out"], ["Y"], to=outside))
     graph = helper.make_graph(
@@ -47,10 +50,14 @@ def model(
         [numpy_helper.from_array(v, k) for k, v in tensors.items()],
     )
     opsets = [helper.make_opsetid("", opset), helper.make_opsetid("mxort", 1)]
-    return helper.make_model(graph, opset_imports=opsets, functions=[functions.matmul_function(opset)], ir_version=10)
+    return helper.make_model(
+        graph, opset_imports=opsets, functions=[functions.matmul_function(opset)], ir_version=10
+    )
 
 
-def session(proto: onnx.ModelProto, *, library: bool = True, threads: int = 1, optimized: str = "") -> ort.InferenceSession:
+def session(
+    proto: onnx.ModelProto, *, library: bool = True, threads: int = 1, optimized: str = ""
+) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 4

@@ -22,7 +22,12 @@ from mxort.scales import quantize_blocks
 FLOAT_EPSILON = 2.0**-24
 """Largest relative error of one float32 operation."""
 
-FORMATS_AND_LEVELS = [("none", 1), ("none", 3), ("none", 4), *((f, 0) for f in ACTIVATION_FORMATS if f != "none")]
+FORMATS_AND_LEVELS = [
+    ("none", 1),
+    ("none", 3),
+    ("none", 4),
+    *((f, 0) for f in ACTIVATION_FORMATS if f != "none"),
+]
 
 OUTPUT_EPSILON = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 LARGEST = {"float32": 2.0**128, "float16": 65520.0, "bfloat16": 2.0**128}
@@ -57,10 +62,12 @@ class Case:
     @property
     def weights(self) -> np.ndarray:
         """float64 [N, blocks*32]."""
-        elements = dequantize_mxfp4(self.codes, np.full_like(self.scales, 127), blocks_of(self.K) * BLOCK_SIZE)
-        return (to_blocks(elements).astype(np.float64) * scale_value(self.scales).astype(np.float64)[..., None]).reshape(
-            self.N, -1
+        elements = dequantize_mxfp4(
+            self.codes, np.full_like(self.scales, 127), blocks_of(self.K) * BLOCK_SIZE
         )
+        return (
+            to_blocks(elements).astype(np.float64) * scale_value(self.scales).astype(np.float64)[..., None]
+        ).reshape(self.N, -1)
 
 
 def random_case(rng: np.random.Generator, n: int, k: int, rotation: int = 1, **attributes: object) -> Case:
@@ -68,7 +75,10 @@ def random_case(rng: np.random.Generator, n: int, k: int, rotation: int = 1, **a
     w = np.zeros((n, blocks_of(k) * BLOCK_SIZE), np.float32)
     w[:, :k] = rng.standard_normal((n, k))
     codes, scales = quantize_blocks(to_blocks(hadamard_rotate(w, rotation)), E2M1, "mse")
-    columns = {"column_scale": rng.random(n, np.float32) + 0.5, "bias": rng.standard_normal(n).astype(np.float32)}
+    columns = {
+        "column_scale": rng.random(n, np.float32) + 0.5,
+        "bias": rng.standard_normal(n).astype(np.float32),
+    }
     return Case(pack_nibbles(codes).reshape(n, -1), scales, k, rotation, **columns, **attributes)  # type: ignore[arg-type]
 
 
@@ -81,15 +91,17 @@ def activations(case: Case, a: np.ndarray) -> np.ndarray:
     if fmt is None:
         return x.astype(np.float64)
     codes, scales = quantize_blocks(to_blocks(x), fmt, "even")
-    return (fmt.decode(codes).astype(np.float64) * scale_value(scales).astype(np.float64)[..., None]).reshape(x.shape)
+    return (fmt.decode(codes).astype(np.float64) * scale_value(scales).astype(np.float64)[..., None]).reshape(
+        x.shape
+    )
 
 
 def evaluate(case: Case, a: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(Y, bound), both float64 [M, N]: the exact result and how far each element of a kernel's result may be from it.
 
-    Float accumulation of n terms errs by at most n * epsilon * sum|terms|. No kernel adds more than 32 products in a row
-    before it adds the blocks' sums, and a handful of multiplications by scales comes on top. Levels 3 and 4 may also
-    move each element of A by half a step of its block. The output is rounded once to its dtype.
+    Float accumulation of n terms errs by at most n * epsilon * sum|terms|. No kernel adds more than 32
+    products in a row before it adds the blocks' sums, and a handful of multiplications by scales comes on top.
+    Levels 3 and 4 may also move each element of A by half a step of its block. The output is rounded once.
     """
     x, w = activations(case, a), case.weights
     with np.errstate(invalid="ignore"):  # NaN times zero is what is wanted
@@ -107,7 +119,7 @@ def evaluate(case: Case, a: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def assert_close(case: Case, a: np.ndarray, y: np.ndarray, what: str) -> None:
-    """Every element within its bound, NaN where the oracle has NaN; and the level's relative RMS for enough elements."""
+    """Every element within its bound, NaN where the oracle has NaN; or infinity where that may round to it."""
     assert y.dtype == a.dtype
     exact, bound = evaluate(case, a)
     got = y.astype(np.float64)
@@ -115,7 +127,9 @@ def assert_close(case: Case, a: np.ndarray, y: np.ndarray, what: str) -> None:
     np.testing.assert_array_equal(np.isnan(got), np.isnan(exact), what)
     with np.errstate(invalid="ignore"):
         excess = np.where(np.isfinite(exact), np.abs(got - exact) - bound, 0)
-    overflow = np.isinf(got) & (np.abs(exact) + bound >= LARGEST[str(a.dtype)]) & (np.sign(got) == np.sign(exact))
+    overflow = (
+        np.isinf(got) & (np.abs(exact) + bound >= LARGEST[str(a.dtype)]) & (np.sign(got) == np.sign(exact))
+    )
     excess[overflow] = 0
     worst = np.unravel_index(np.argmax(excess), excess.shape) if excess.size else None
     assert worst is None or excess[worst] <= 0, (

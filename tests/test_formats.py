@@ -91,7 +91,9 @@ def test_native_rounding_of_every_bfloat16(fmt: formats.ElementFormat) -> None:
 @by_name
 def test_native_rounding_around_every_midpoint(fmt: formats.ElementFormat) -> None:
     middle = ((fmt.magnitudes[1:] + fmt.magnitudes[:-1]) / 2).astype(np.float32)
-    x = np.concatenate([middle, np.nextafter(middle, np.float32(0)), np.nextafter(middle, np.float32(np.inf))])
+    x = np.concatenate(
+        [middle, np.nextafter(middle, np.float32(0)), np.nextafter(middle, np.float32(np.inf))]
+    )
     x = np.concatenate([x, -x])
     codes, _ = _native.round_to_element(x, fmt.name)
     np.testing.assert_array_equal(codes, fmt.encode(x))
@@ -110,7 +112,9 @@ def test_decode_refuses_codes_of_too_many_bits() -> None:
 def test_every_scale() -> None:
     """All 256 against ml_dtypes; byte 0 is a float subnormal, 0xFF is NaN."""
     scales = np.arange(256, dtype=np.uint8)
-    np.testing.assert_array_equal(formats.scale_value(scales), scales.view(ml_dtypes.float8_e8m0fnu).astype(np.float32))
+    np.testing.assert_array_equal(
+        formats.scale_value(scales), scales.view(ml_dtypes.float8_e8m0fnu).astype(np.float32)
+    )
     assert formats.scale_value(0) == 2.0**-127
     assert np.isnan(formats.scale_value(0xFF))
 
@@ -147,7 +151,9 @@ def test_half_conversions_exhaustively() -> None:
         finite = np.sort(wide[np.isfinite(wide)])
         middle = ((finite[1:].astype(np.float64) + finite[:-1]) / 2).astype(np.float32)
         lower, upper = np.nextafter(middle, np.float32(-np.inf)), np.nextafter(middle, np.float32(np.inf))
-        x = np.concatenate([finite, middle, lower, upper, np.float32([np.inf, -np.inf, 65519, 65520, 1e38, -3.4e38])])
+        x = np.concatenate(
+            [finite, middle, lower, upper, np.float32([np.inf, -np.inf, 65519, 65520, 1e38, -3.4e38])]
+        )
         with np.errstate(over="ignore"):
             np.testing.assert_array_equal(_native.float_to_half(x, bfloat16), x.astype(dtype).view(np.uint16))
         nan = _native.half_to_float(_native.float_to_half(np.float32([np.nan]), bfloat16), bfloat16)

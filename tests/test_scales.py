@@ -28,7 +28,9 @@ def block_with(absmax: np.float32) -> np.ndarray:
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda r: f"{r['format']}:{r['rule']}:{r['absmax']}")
 def test_golden_scales(row: dict[str, str]) -> None:
-    _, scale = quantize_blocks(block_with(np.float32(row["absmax"])), ELEMENT_FORMATS[row["format"]], row["rule"])
+    _, scale = quantize_blocks(
+        block_with(np.float32(row["absmax"])), ELEMENT_FORMATS[row["format"]], row["rule"]
+    )
     assert scale[0] == int(row["scale"]), row["reason"]
 
 
@@ -43,11 +45,15 @@ def test_mse_is_the_better_of_the_two_candidates() -> None:
     _, chosen = quantize_blocks(blocks, E2M1, "mse")
     _, floor = quantize_blocks(blocks, E2M1, "floor")
     np.testing.assert_array_less(error(chosen), np.minimum(error(floor), error(floor + 1)) * (1 + 1e-12))
-    best = np.min([error(floor + np.uint8(d)) for d in (254, 255, 0, 1, 2)], axis=0)  # uint8 arithmetic: -2, -1, 0 ...
+    best = np.min(
+        [error(floor + np.uint8(d)) for d in (254, 255, 0, 1, 2)], axis=0
+    )  # uint8 arithmetic: -2, -1, 0 ...
     assert error(chosen).sum() <= best.sum() * 1.001
 
 
-@pytest.mark.parametrize(("rule", "sqnr_db"), [("floor", 18.79), ("even", 19.03), ("rceil", 18.76), ("mse", 19.05)])
+@pytest.mark.parametrize(
+    ("rule", "sqnr_db"), [("floor", 18.79), ("even", 19.03), ("rceil", 18.76), ("mse", 19.05)]
+)
 def test_sqnr_of_a_normal_distribution(rule: str, sqnr_db: float) -> None:
     """Published for N(0,1) (see docs/accuracy); 3200 blocks give it within 0.15 dB (three standard errors)."""
     x = np.random.default_rng(1).standard_normal((3200, BLOCK_SIZE)).astype(np.float32)
@@ -68,7 +74,9 @@ def native_matches(w: np.ndarray, rule: str, threads: int = 1) -> None:
 @pytest.mark.parametrize("threads", [1, 3])
 def test_native_equals_numpy(rule: str, shape: tuple[int, int], threads: int) -> None:
     rng = np.random.default_rng(2)
-    native_matches((rng.standard_normal(shape) * 10.0 ** rng.integers(-5, 5, shape)).astype(np.float32), rule, threads)
+    native_matches(
+        (rng.standard_normal(shape) * 10.0 ** rng.integers(-5, 5, shape)).astype(np.float32), rule, threads
+    )
 
 
 any_float = st.floats(width=32, allow_nan=True, allow_infinity=True)

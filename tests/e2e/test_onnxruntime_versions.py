@@ -54,7 +54,9 @@ def reference(converted: Path, inputs: dict[str, np.ndarray]) -> list[np.ndarray
     return onnx.reference.ReferenceEvaluator(str(converted)).run(None, inputs)
 
 
-def run(release: Path | None, library: str, model: Path, inputs: dict[str, np.ndarray]) -> tuple[str, list[np.ndarray]]:
+def run(
+    release: Path | None, library: str, model: Path, inputs: dict[str, np.ndarray]
+) -> tuple[str, list[np.ndarray]]:
     files = model.parent / "inputs.npz", model.parent / "outputs.npz"
     np.savez(files[0], **inputs)
     environment = {**os.environ, "PYTHONPATH": str(release or "")}
@@ -67,7 +69,9 @@ def run(release: Path | None, library: str, model: Path, inputs: dict[str, np.nd
 
 def assert_agree(got: list[np.ndarray], expected: list[np.ndarray], bound: float) -> None:
     for a, b in zip(got, expected, strict=True):
-        error = np.sqrt(((a.astype(np.float64) - b) ** 2).sum() / max((b.astype(np.float64) ** 2).sum(), 1e-30))
+        error = np.sqrt(
+            ((a.astype(np.float64) - b) ** 2).sum() / max((b.astype(np.float64) ** 2).sum(), 1e-30)
+        )
         assert error <= bound
 
 

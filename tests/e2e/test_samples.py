@@ -21,13 +21,6 @@ SAMPLES = ROOT / "samples"
 pytestmark = pytest.mark.e2e
 
 
-@pytest.fixture(scope="session", autouse=True)
-def models() -> dict[str, Path]:
-    """The directories of the models, obtained once."""
-    folders = python("models.py", "minilm", "smollm2").split()
-    return dict(zip(("minilm", "smollm2"), map(Path, folders), strict=True))
-
-
 def python(sample: str, *arguments: str | Path, returncode: int = 0) -> str:
     """What the sample prints."""
     return run(sys.executable, SAMPLES / sample, *arguments, returncode=returncode)
@@ -40,13 +33,12 @@ def run(*command: str | Path, returncode: int = 0) -> str:
     return result.stdout
 
 
-def test_quickstart(models: dict[str, Path]) -> None:
+def test_quickstart(minilm: Path) -> None:
     printed = re.fullmatch(r"([\d,]+) -> ([\d,]+) bytes\n\((.*)\) \[(.*)\]\n", python("quickstart.py"))
     assert printed
     before, after = (int(count.replace(",", "")) for count in printed.groups()[:2])
-    folder = models["minilm"]
-    assert before == (folder / "model.onnx").stat().st_size
-    assert after == sum(path.stat().st_size for path in folder.glob("quickstart.onnx*"))
+    assert before == (minilm / "model.onnx").stat().st_size
+    assert after == sum(path.stat().st_size for path in minilm.glob("quickstart.onnx*"))
     # Three layers of 4 weights 384 x 384 and 2 of 384 x 1536; 32 fp32 values (128 bytes) become 16 + 1.
     weights = 3 * (4 * 384 * 384 + 2 * 384 * 1536)
     assert before - after == pytest.approx(weights * (4 - 17 / 32), rel=0.02)
@@ -55,7 +47,7 @@ def test_quickstart(models: dict[str, Path]) -> None:
     assert shape == "1, 384"
     tokens = np.array([[101, 7592, 2088, 102]])
     feeds = {"input_ids": tokens, "attention_mask": np.ones_like(tokens)}
-    exact = ort.InferenceSession(folder / "model.onnx").run(["461"], feeds)[0][0, :4]
+    exact = ort.InferenceSession(minilm / "model.onnx").run(["461"], feeds)[0][0, :4]
     # MXFP4 leaves an angle to the fp32 embedding whose cosine is about 0.98, an error of 20 % of the length.
     rounded = np.array(values.split(), np.float32)
     assert 0 < np.linalg.norm(rounded - exact) < 0.4 * np.linalg.norm(exact)
@@ -108,9 +100,9 @@ def test_generate_stops_at_the_limit(tmp_path: Path) -> None:
     assert "then 4 tokens at" in printed  # the first of the five comes out of the prefill
 
 
-def test_cpp_program_gives_the_values_of_python(models: dict[str, Path], tmp_path: Path) -> None:
+def test_cpp_program_gives_the_values_of_python(minilm: Path, tmp_path: Path) -> None:
     target = tmp_path / "model.onnx"
-    mxort.convert(models["minilm"] / "model.onnx", target)
+    mxort.convert(minilm / "model.onnx", target)
     tokens = np.array([[101, 7592, 2088, 102]])
     program = compile_cpp(tmp_path)
     printed = run(program, mxort.get_library_path(), target, *map(str, tokens[0]))

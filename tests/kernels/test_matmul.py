@@ -8,20 +8,29 @@ import sys
 
 import ml_dtypes
 import numpy as np
-import oracle
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracle import FORMATS_AND_LEVELS, Case, random_case
 
+import oracle
 from mxort import _native
 from mxort.formats import SCALE_NAN
+from oracle import FORMATS_AND_LEVELS, Case, random_case
 
 KERNELS = [k["name"] for k in _native.describe()["kernels"] if k["available"]]
 DTYPES = [np.float32, np.float16, ml_dtypes.bfloat16]
 ROWS = [0, 1, 2, 3, 5, 16, 17, 64, 129]
 # (K, N, rotation): one block, tails in K and N, less than one strip, more than one group of blocks, each rotation
-SHAPES = [(1, 1, 1), (32, 16, 1), (100, 24, 1), (257, 33, 1), (160, 17, 32), (33, 5, 32), (192, 40, 64), (384, 31, 128)]
+SHAPES = [
+    (1, 1, 1),
+    (32, 16, 1),
+    (100, 24, 1),
+    (257, 33, 1),
+    (160, 17, 32),
+    (33, 5, 32),
+    (192, 40, 64),
+    (384, 31, 128),
+]
 
 each_kernel = pytest.mark.parametrize("kernel", KERNELS)
 
@@ -72,7 +81,14 @@ def test_every_code_and_scale(kernel: str) -> None:
     every_code = np.arange(16, dtype=np.uint8) | (np.arange(16, dtype=np.uint8)[::-1] << 4)
     codes = np.tile(every_code, (256, 1))
     scales = np.arange(256, dtype=np.uint8)[:, None]
-    case = Case(codes, scales, 32, accuracy_level=1, column_scale=np.ones(256, np.float32), bias=np.zeros(256, np.float32))
+    case = Case(
+        codes,
+        scales,
+        32,
+        accuracy_level=1,
+        column_scale=np.ones(256, np.float32),
+        bias=np.zeros(256, np.float32),
+    )
     y = run(case, np.eye(32, dtype=np.float32), kernel)
     with np.errstate(over="ignore"):
         expected = case.weights.T.astype(np.float32)
@@ -116,7 +132,9 @@ def test_nan_and_infinity(kernel: str, activation_format: str, level: int) -> No
     y = run(case, a, kernel)
     assert np.isnan(y[1]).all()
     assert np.isnan(y[:, 7]).all()
-    assert not np.isfinite(y[3]).any()  # infinity times any weight: infinity, or NaN for a zero weight or inside Q
+    assert not np.isfinite(
+        y[3]
+    ).any()  # infinity times any weight: infinity, or NaN for a zero weight or inside Q
     keep = np.ix_([0, 2, 4], [c for c in range(18) if c != 7])
     assert np.isfinite(y[keep]).all()
     oracle.assert_close(case, a, y, kernel)
@@ -162,9 +180,15 @@ def test_threads_do_not_change_a_bit(kernel: str) -> None:
     spread=st.integers(0, 60),
 )
 def test_random_problems(
-    seed: int, kernel: str, shape: tuple[int, int, int], rotation: int, attributes: tuple[str, int], dtype: type, spread: int
+    seed: int,
+    kernel: str,
+    shape: tuple[int, int, int],
+    rotation: int,
+    attributes: tuple[str, int],
+    dtype: type,
+    spread: int,
 ) -> None:
-    """Any shape; blocks whose magnitudes differ by up to 2^spread; random codes and scales instead of quantised ones."""
+    """Any shape; blocks whose magnitudes differ by up to 2^spread; random codes and scales, not quantised ones."""
     rng = np.random.default_rng(seed)
     m, n, k = shape
     case = random_case(rng, n, k, rotation, activation_format=attributes[0], accuracy_level=attributes[1])
@@ -206,7 +230,9 @@ def test_override_variable() -> None:
 
     def chosen(value: str) -> subprocess.CompletedProcess[str]:
         environment = {**os.environ, "MXORT_KERNEL": value}
-        return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+        return subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+        )
 
     assert chosen("portable").stdout.strip() == "portable"
     assert "unknown kernel 'nonsense', expected one of" in chosen("nonsense").stderr
@@ -228,7 +254,11 @@ def test_bad_arguments() -> None:
     case = random_case(np.random.default_rng(10), 4, 32)
 
     def make(**changes: object) -> object:
-        values: dict[str, object] = {"codes": case.codes, "scales": case.scales, "column_scale": case.column_scale}
+        values: dict[str, object] = {
+            "codes": case.codes,
+            "scales": case.scales,
+            "column_scale": case.column_scale,
+        }
         values |= {"bias": case.bias, "K": 32} | changes
         return _native.MatMulMXFP4(**values)
 
@@ -238,11 +268,15 @@ def test_bad_arguments() -> None:
         make(scales=np.zeros((4, 2), np.uint8))
     with pytest.raises(ValueError, match="attribute rotation: got 7, expected 1, 32, 64 or 128"):
         make(rotation=7)
-    with pytest.raises(ValueError, match=r"attribute rotation: got 64 with K=32, expected a divisor of .* 32"):
+    with pytest.raises(
+        ValueError, match=r"attribute rotation: got 64 with K=32, expected a divisor of .* 32"
+    ):
         make(rotation=64)
     with pytest.raises(ValueError, match="attribute accuracy_level: got 2, expected 0, 1, 3 or 4"):
         make(accuracy_level=2)
-    with pytest.raises(ValueError, match="attribute activation_format: got 'int8', expected one of none, mxfp8_e4m3"):
+    with pytest.raises(
+        ValueError, match="attribute activation_format: got 'int8', expected one of none, mxfp8_e4m3"
+    ):
         make(activation_format="int8")
     node = make()
     with pytest.raises(ValueError, match=r"input A: got shape \[1,31\], expected \[..., 32\]"):

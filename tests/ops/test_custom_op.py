@@ -9,12 +9,13 @@ import ml_dtypes
 import numpy as np
 import onnx
 import onnx.reference
-import op_model
-import oracle
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
+
+import op_model
+import oracle
 from oracle import FORMATS_AND_LEVELS, random_case
 
 ELEM_TYPES = {
@@ -32,7 +33,9 @@ def test_oracle(elem_type: int, activation_format: str, level: int, rotation: in
     case = random_case(rng, 33, 100, rotation, activation_format=activation_format, accuracy_level=level)
     a = rng.standard_normal((2, 5, 100)).astype(ELEM_TYPES[elem_type])
     bf16 = elem_type == TensorProto.BFLOAT16
-    (y,) = op_model.session(op_model.model(case, elem_type=elem_type)).run(None, {"A": a.astype(np.float32) if bf16 else a})
+    (y,) = op_model.session(op_model.model(case, elem_type=elem_type)).run(
+        None, {"A": a.astype(np.float32) if bf16 else a}
+    )
     assert y.shape == (2, 5, 33)
     oracle.assert_close(case, a.reshape(-1, 100), y.astype(a.dtype).reshape(-1, 33), "onnxruntime")
 
@@ -102,7 +105,9 @@ def test_weights_that_are_no_constants() -> None:
     del proto.graph.initializer[:]
     proto.graph.initializer.extend(kept)
     for name in ("B", "B_scale"):
-        proto.graph.input.append(helper.make_tensor_value_info(name, TensorProto.UINT8, [f"{name}0", f"{name}1"]))
+        proto.graph.input.append(
+            helper.make_tensor_value_info(name, TensorProto.UINT8, [f"{name}0", f"{name}1"])
+        )
     run = op_model.session(proto)
     a = rng.standard_normal((1, 4, 64)).astype(np.float32)
     for seed in (1, 2):
@@ -110,7 +115,9 @@ def test_weights_that_are_no_constants() -> None:
         other.column_scale, other.bias = case.column_scale, case.bias
         (y,) = run.run(None, {"A": a, "B": other.codes, "B_scale": other.scales})
         oracle.assert_close(other, a[0], y[0], "dynamic weights")
-    with pytest.raises(Exception, match=r"MatMulMXFP4 'node': input B: got shape \[20,31\], expected \[20,32\]"):
+    with pytest.raises(
+        Exception, match=r"MatMulMXFP4 'node': input B: got shape \[20,31\], expected \[20,32\]"
+    ):
         run.run(None, {"A": a, "B": case.codes[:, :31].copy(), "B_scale": case.scales})
 
 
@@ -139,10 +146,16 @@ def test_four_threads_share_a_session() -> None:
 
 BAD_NODES = [
     ({"rotation": 7}, "attribute rotation: got 7, expected 1, 32, 64 or 128"),
-    ({"rotation": 64}, "attribute rotation: got 64 with K=32, expected a divisor of K rounded up to blocks, 32"),
+    (
+        {"rotation": 64},
+        "attribute rotation: got 64 with K=32, expected a divisor of K rounded up to blocks, 32",
+    ),
     ({"rotation": 1.5}, "attribute rotation: .*type"),
     ({"accuracy_level": -1}, "attribute accuracy_level: got -1, expected 0, 1, 3 or 4"),
-    ({"activation_format": "fp8"}, "attribute activation_format: got 'fp8', expected one of none, mxfp8_e4m3"),
+    (
+        {"activation_format": "fp8"},
+        "attribute activation_format: got 'fp8', expected one of none, mxfp8_e4m3",
+    ),
     ({"activation_format": 3}, "attribute activation_format: .*type"),
     ({"K": -5}, "attribute K: got -5, expected 1 to 2147483647"),
     ({"K": 64}, r"input B: got shape \[7,16\], expected \[7,32\]"),
@@ -159,7 +172,9 @@ BAD_NODES = [
 ]
 
 
-@pytest.mark.parametrize(("changes", "message"), BAD_NODES, ids=lambda v: str(v)[:40] if isinstance(v, dict) else "")
+@pytest.mark.parametrize(
+    ("changes", "message"), BAD_NODES, ids=lambda v: str(v)[:40] if isinstance(v, dict) else ""
+)
 def test_bad_nodes(changes: dict[str, object], message: str) -> None:
     proto = op_model.model(random_case(np.random.default_rng(7), 7, 32), **changes)
     with pytest.raises(Exception, match=message):
@@ -196,9 +211,13 @@ anything = st.one_of(small, st.sampled_from([2**31, -(2**63), 2**63 - 1]))
         optional={
             "K": anything,
             "N": anything,
-            "rotation": st.one_of(st.sampled_from([1, 32, 64, 128]), anything, st.floats(width=32), st.text(max_size=3)),
+            "rotation": st.one_of(
+                st.sampled_from([1, 32, 64, 128]), anything, st.floats(width=32), st.text(max_size=3)
+            ),
             "accuracy_level": st.one_of(st.sampled_from([0, 1, 3, 4]), anything),
-            "activation_format": st.one_of(st.sampled_from(["none", "mxfp4", "mxfp6_e2m3"]), st.text(max_size=5), small),
+            "activation_format": st.one_of(
+                st.sampled_from(["none", "mxfp4", "mxfp6_e2m3"]), st.text(max_size=5), small
+            ),
             "B": st.tuples(st.integers(0, 8), st.integers(0, 40)).map(lambda s: np.zeros(s, np.uint8)),
             "B_scale": st.lists(st.integers(0, 8), max_size=3).map(lambda s: np.full(s, 127, np.uint8)),
             "bias": st.lists(st.integers(0, 8), max_size=2).map(lambda s: np.zeros(s, np.float32)),
@@ -222,9 +241,11 @@ def test_fuzz_a_node(attributes: dict[str, object], shape: list[int]) -> None:
 
 @pytest.mark.parametrize("elem_type", ELEM_TYPES, ids=lambda t: np.dtype(ELEM_TYPES[t]).name)
 def test_each_type_has_its_own_kernel(elem_type: int, tmp_path: Path) -> None:
-    """ONNX Runtime would silently cast around a node whose type has no kernel; only the model's own casts may remain."""
+    """ONNX Runtime would silently cast around a node whose type has no kernel; only the own casts may remain."""
     proto = op_model.model(random_case(np.random.default_rng(12), 7, 32), elem_type=elem_type)
     optimized = tmp_path / "optimized.onnx"
     op_model.session(proto, optimized=str(optimized))
-    own_casts = 2 if elem_type == TensorProto.BFLOAT16 else 1  # of the other identity casts, the first is removed
+    own_casts = (
+        2 if elem_type == TensorProto.BFLOAT16 else 1
+    )  # of the other identity casts, the first is removed
     assert [n.op_type for n in onnx.load(optimized).graph.node].count("Cast") == own_casts

@@ -1,0 +1,38 @@
+"""Types of the compiled module (ep/python/bindings.cc)."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+def describe() -> dict[str, Any]: ...
+def quantize_mxfp4(
+    weights: NDArray[np.float32], rule: str, threads: int = 0
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]: ...
+def round_to_element(
+    x: NDArray[np.float32], format: str
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]: ...
+def select_kernel(features: list[str], first: str, activation_format: str, accuracy_level: int) -> str: ...
+def float_to_half(x: NDArray[np.float32], bfloat16: bool) -> NDArray[np.uint16]: ...
+def half_to_float(x: NDArray[np.uint16], bfloat16: bool) -> NDArray[np.float32]: ...
+
+class MatMulMXFP4:
+    def __init__(
+        self,
+        codes: NDArray[np.uint8],
+        scales: NDArray[np.uint8],
+        column_scale: NDArray[np.float32],
+        bias: NDArray[np.float32],
+        K: int,
+        rotation: int = 1,
+        activation_format: str = "none",
+        accuracy_level: int = 0,
+        kernel: str = "",
+    ) -> None: ...
+    @property
+    def kernel(self) -> str: ...
+    @property
+    def packed_bytes(self) -> int: ...
+    @property
+    def packed_address(self) -> int: ...
+    def __call__(self, a: NDArray[Any], threads: int = 1) -> NDArray[Any]: ...
