@@ -25,6 +25,7 @@ lint: build/.dev
 	.venv/bin/ruff format --check .
 	.venv/bin/clang-format --dry-run --Werror $(CXX_FILES)
 	.venv/bin/mypy
+	.venv/bin/lint-imports --no-logo
 
 test: build/.demo $(OLD_ONNXRUNTIMES:%=build/ort/%)
 	$(PYTHON) -m pytest $(PYTEST_MARKS) --durations=10

@@ -47,7 +47,7 @@ def folder(tmp_path):
     (tmp_path / "orphan.onnx.data").unlink()
     mlp(tmp_path / "nan.onnx", scale=float("nan"))
     np.savez(tmp_path / "wrong.npz", z=np.zeros(1))
-    (tmp_path / "locked").mkdir()
+    (tmp_path / "folder").mkdir()
     return tmp_path
 
 
@@ -56,8 +56,8 @@ BAD_INPUT = {
     "unknown command": (["konvert"], "konvert"),
     "no model": (["convert"], "model"),
     "missing file": (["convert", "absent.onnx", "-o", "out.onnx"], "absent.onnx"),
-    "folder as model": (["convert", "locked", "-o", "out.onnx"], "locked"),
-    "current folder as model": (["convert", "."], ". "),
+    "folder as model": (["convert", "folder", "-o", "out.onnx"], "folder"),
+    "current folder as model": (["convert", "."], ".: "),
     "not ONNX": (["convert", "text.onnx", "-o", "out.onnx"], "text.onnx"),
     "empty file": (["convert", "empty.onnx", "-o", "out.onnx"], "empty.onnx"),
     "truncated": (["convert", "truncated.onnx", "-o", "out.onnx"], "truncated.onnx"),
@@ -67,11 +67,12 @@ BAD_INPUT = {
     "converted, dry run": (["convert", "converted.onnx", "--dry-run"], "converted already"),
     "output is input": (["convert", "model.onnx", "-o", "model.onnx"], "overwrite"),
     "output is input, otherwise spelt": (
-        ["convert", "model.onnx", "-o", "locked/../model.onnx"],
+        ["convert", "model.onnx", "-o", "folder/../model.onnx"],
         "overwrite",
     ),
     "no such target folder": (["convert", "model.onnx", "-o", "absent/out.onnx"], "absent"),
-    "folder as target": (["convert", "model.onnx", "-o", "locked"], "locked"),
+    "folder as target": (["convert", "model.onnx", "-o", "folder"], "folder"),
+    "unwritable target": (["convert", "model.onnx", "-o", "/proc/out.onnx"], "/proc/out.onnx"),  # root or not
     "unknown preset": (["convert", "model.onnx", "-o", "out.onnx", "--preset", "w4a7"], "did you mean 'w4a"),
     "unknown value": (["convert", "model.onnx", "-o", "out.onnx", "--activation-format", "int8"], "'int8'"),
     "number out of range": (["convert", "model.onnx", "-o", "out.onnx", "--rotation", "48"], "'48'"),
@@ -113,15 +114,6 @@ def test_bad_input_is_one_line_and_status_2_and_writes_nothing(folder, case):
     assert done.stderr.count("\n") == 1, done.stderr
     assert named in done.stderr
     assert {name: (folder / name).stat().st_mtime_ns for name in files(folder)} == before
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_unwritable_folder(folder):
-    (folder / "locked").chmod(0o500)
-    done = run("convert", "model.onnx", "-o", "locked/out.onnx", cwd=folder)
-    assert done.returncode == 2
-    assert "locked" in done.stderr
-    assert done.stderr.count("\n") == 1
 
 
 def test_full_disk(folder):
