@@ -68,8 +68,7 @@ def inspect(path: str | os.PathLike[str], recipe: Recipe | None = None) -> Inspe
     if converted and rewrite.METADATA_RECIPE in metadata:
         recipe = Recipe.from_json(metadata[rewrite.METADATA_RECIPE])
     recipe = recipe or Recipe()
-    definition = {node for f in model.functions.values() if f.domain == functions.DOMAIN for node in f}
-    found = [site for site in sites.find(model, _selection(recipe)) if site.node not in definition]
+    found = sites.find(model, _selection(recipe))
     ours = [node for node in model.graph.all_nodes() if node.domain == functions.DOMAIN]
     rows = _converted_rows(ours)
     rows += [_unconverted_row(site, "left alone by the conversion" if converted else "") for site in found]

@@ -12,5 +12,6 @@ print(f"{report.original_bytes:,} -> {report.converted_bytes:,} bytes")
 
 session = mxort.InferenceSession(target)
 tokens = np.array([[101, 7592, 2088, 102]])  # [CLS] hello world [SEP]
+# "461" is what this export calls the sentence embedding.
 embedding = session.run(["461"], {"input_ids": tokens, "attention_mask": np.ones_like(tokens)})[0]
 print(embedding.shape, embedding[0, :4])
