@@ -18,11 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mxort.converters import model_io
 from mxort.errors import MxortError
-from mxort.example_inputs import Inputs, check_inputs, generate_inputs, load_inputs
+from mxort.example_inputs import Inputs, InputSource, check_inputs, inputs_for
 from mxort.machine import Machine, describe_machine, status_bytes
 from mxort.session import one_line, open_session, require_onnxruntime
 
@@ -122,7 +121,7 @@ class ModelBench:
 
 def bench_models(
     models: Sequence[str | os.PathLike[str]],
-    inputs: str | os.PathLike[str] | Mapping[str, NDArray[Any]] | None = None,
+    inputs: InputSource | None = None,
     *,
     runs: int = 20,
     warmup: int = 3,
@@ -139,11 +138,8 @@ def bench_models(
     report = progress or (lambda what, fraction: None)
     report("reading", 0.0)
     sources = [model_io.load(path) for path in paths]
-    if inputs is None:
-        feeds = generate_inputs(sources[0].model, sources[0].name, seed=seed, dims=dims)
-    else:
-        feeds = load_inputs(inputs)
-    for source in sources:
+    feeds = inputs_for(sources[0].model, sources[0].name, inputs, seed=seed, dims=dims)
+    for source in sources[1:]:
         check_inputs(feeds, source.model, source.name)
     file_bytes = [source.nbytes for source in sources]
     del sources

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from mxort.converters import model_io
 from mxort.errors import MxortError
-from mxort.example_inputs import Inputs, check_inputs, generate_inputs, load_inputs
+from mxort.example_inputs import Inputs, InputSource, check_inputs, inputs_for
 from mxort.session import one_line, open_session, require_onnxruntime
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class Comparison:
 def compare(
     reference: str | os.PathLike[str],
     converted: str | os.PathLike[str],
-    inputs: str | os.PathLike[str] | Mapping[str, NDArray[np.generic]] | None = None,
+    inputs: InputSource | None = None,
     *,
     layers: bool = False,
     seed: int = 0,
@@ -95,11 +95,7 @@ def compare(
     report = progress or (lambda what, fraction: None)
     report("reading", 0.0)
     graph = read_graph(reference)
-    if inputs is None:
-        feeds = generate_inputs(graph, str(reference), seed=seed, dims=dims)
-    else:
-        feeds = load_inputs(inputs)
-    check_inputs(feeds, graph, str(reference))
+    feeds = inputs_for(graph, str(reference), inputs, seed=seed, dims=dims)
     check_inputs(feeds, read_graph(converted), str(converted))
 
     plan = _plan_layers(reference, converted) if layers else _LayerPlan()

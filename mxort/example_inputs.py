@@ -20,6 +20,9 @@ from mxort.errors import MxortError
 Inputs = dict[str, NDArray[np.generic]]
 """Input name -> array."""
 
+InputSource = str | os.PathLike[str] | Mapping[str, NDArray[np.generic]]
+"""Arrays by input name, or the path of an .npz file of them."""
+
 _SEQUENCE = re.compile(r"seq|len|token|time", re.IGNORECASE)
 _PAST = re.compile(r"past", re.IGNORECASE)
 _TOTAL = re.compile(r"total", re.IGNORECASE)  # past + sequence
@@ -47,7 +50,26 @@ _SHAPE_OPS = {"Cast", "Identity", "Unsqueeze", "Squeeze", "Reshape", "Flatten", 
 """Operators whose first output holds the values of their first input."""
 
 
-def load_inputs(source: str | os.PathLike[str] | Mapping[str, NDArray[np.generic]]) -> Inputs:
+def inputs_for(
+    model: ir.Model,
+    name: str,
+    source: InputSource | None,
+    *,
+    seed: int = 0,
+    dims: Mapping[str, int] | None = None,
+) -> Inputs:
+    """Inputs of ``model`` (called ``name`` in errors) from ``source``, or generated where there is none.
+
+    Raises MxortError for a source that cannot be read, does not fit, or cannot be made up.
+    """
+    if source is None:
+        return generate_inputs(model, name, seed=seed, dims=dims)
+    inputs = load_inputs(source)
+    check_inputs(inputs, model, name)
+    return inputs
+
+
+def load_inputs(source: InputSource) -> Inputs:
     """Inputs from a mapping or an .npz file of named arrays. Raises MxortError for anything else."""
     if isinstance(source, Mapping):
         return dict(source)
