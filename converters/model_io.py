@@ -200,13 +200,9 @@ def _data_path(tensor: ir.ExternalTensor, file: Path, label: str) -> Path:
         raise MxortError(f"{label} has its external data at {tensor.location!r}, which is not UTF-8")
     location = Path(tensor.location)
     folder = file.absolute().parent
-    if not location.name or location.is_absolute() or ".." in location.parts:
-        raise MxortError(
-            f"{label} has its external data at {str(location)!r}, expected a path inside {folder}"
-        )
     path = (folder / location).resolve()
     allowed = folder.resolve(), file.resolve().parent
-    if not any(path.is_relative_to(root) for root in allowed):
+    if not any(path != root and path.is_relative_to(root) for root in allowed):
         raise MxortError(f"{label} has its external data at {path}, expected a path inside {allowed[0]}")
     return path
 
@@ -330,6 +326,17 @@ class StagedOutput:
     def _is_ours(self, tensor: ir.TensorProtocol) -> bool:
         return isinstance(tensor, ir.ExternalTensor) and tensor.base_dir == self._staged(self.path).parent
 
+    def _set_aside(self, path: Path) -> Path | None:
+        """Keeps a file that is about to be replaced, under another name, until the block is left."""
+        if not os.path.lexists(path):
+            return None
+        backup = self._staged(path).with_suffix(".old")
+        try:
+            os.link(path, backup, follow_symlinks=False)
+        except OSError:  # a file system without hard links: the target is absent for a moment
+            path.rename(backup)
+        return backup
+
     def commit(self) -> int:
         """Makes the written files appear at their place; returns their bytes. Restores what was there on
         failure.
@@ -344,10 +351,7 @@ class StagedOutput:
             nbytes = sum(self._staged(path).stat().st_size for path in files)
             try:
                 for path in files:
-                    backup = self._staged(path).with_suffix(".old") if path.exists() else None
-                    if backup is not None:
-                        os.link(path, backup)
-                    undo.append((path, backup))
+                    undo.append((path, self._set_aside(path)))
                     self._staged(path).replace(path)
             except OSError:
                 for path, backup in reversed(undo):

@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mxort.compare import compare as compare
+    from mxort.comparison import compare as compare
     from mxort.errors import MxortError as MxortError
     from mxort.pipeline import convert as convert
     from mxort.recipe import PRESETS as PRESETS
@@ -28,7 +28,7 @@ _HOME = {
     "Recipe": "recipe",
     "Report": "report",
     "SiteReport": "report",
-    "compare": "compare",
+    "compare": "comparison",
     "convert": "pipeline",
     "get_ep_name": "session",
     "get_ep_names": "session",

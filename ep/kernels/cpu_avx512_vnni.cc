@@ -122,8 +122,8 @@ MXORT_INLINE __m512i Broadcast4(const uint8_t* p) {
   return _mm512_set1_epi32(bits);
 }
 
-// sum += u8 products of `weights` with the four int8 at `quad`, in every lane. In assembly because GCC 12 to 14 broadcast
-// into a register first, which doubles the instructions of the inner loop.
+// sum += u8 products of `weights` with the four int8 at `quad`, in every lane. In assembly because GCC 12 to 14
+// broadcast into a register first, which doubles the instructions of the inner loop.
 MXORT_INLINE void Multiply4(__m512i& sum, __m512i weights, const uint8_t* quad) {
   asm("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(weights), "m"(*reinterpret_cast<const int32_t*>(quad)));
 }

@@ -305,6 +305,31 @@ def test_if_branches(check, tools, rng, place, which):
     assert inside == ([0, 0] if place == "same in both" else [2, 2]), "a weight lives where it is used"
 
 
+@pytest.mark.parametrize("which", [True, False])
+def test_add_in_a_branch_is_not_folded(check, tools, rng, which):
+    """The product has a single use, but one that is not always reached."""
+    text = """(T[b,k] x, bool which) => (T[b,n] y) {
+      p = MatMul(x, w)
+      y = If (which) <
+        then_branch = yes () => (T[b,n] a) { a = Add(p, bias) },
+        else_branch = no () => (T[b,n] c) { c = Constant<value = float[1,1] {5.0}>() }>
+    }"""
+    feeds = {"x": normal(rng, 1, 64), "which": np.array(which)}
+    others = {"bias": normal(rng, 1)}
+    check(builder(tools, text), {"w": normal(rng, 64, 1)}, feeds, others)
+    assert check.last.converted[0].note == ""
+
+
+def test_weight_that_is_a_graph_output_stays(check, tools, rng):
+    text = "(T[b,k] x) => (T[b,n] y, T[k,n] w) { y = MatMul(x, w) }"
+    model = tools.make_model(text, {"w": normal(rng, 64, 32)})
+    converted = mxort.convert(model).model
+    onnx.checker.check_model(converted, full_check=True)
+    x = normal(rng, 2, 64)
+    _, w = tools.run_onnxruntime(converted, {"x": x})
+    np.testing.assert_array_equal(w, numpy_helper.to_array(model.graph.initializer[0]))
+
+
 def test_loop_body(check, tools, rng):
     text = """(T[b,k] x) => (T[b,k] y) {
       count = Constant<value_int=2>() go = Constant<value=bool {1}>()
@@ -386,8 +411,9 @@ def test_everything_else_is_kept(tools, rng):
     info = onnx.helper.make_tensor_value_info("p", onnx.TensorProto.FLOAT, ["b", "n"])
     info.doc_string = "value doc"
     model.graph.value_info.append(info)
-    annotation = model.graph.quantization_annotation.add(tensor_name="q")
-    annotation.quant_parameter_tensor_names.add(key="SCALE_TENSOR", value="unused")
+    for name in "pq":
+        annotation = model.graph.quantization_annotation.add(tensor_name=name)
+        annotation.quant_parameter_tensor_names.add(key="SCALE_TENSOR", value="unused")
     function = onnx.helper.make_function(
         "local",
         "twice",
