@@ -34,8 +34,7 @@ class NotConstantError(Exception):
 
 @dataclass(frozen=True)
 class Constant:
-    """A constant array: ``tensor`` after ``steps`` (("T", permutation) or ("R", shape)), cast to each of
-    ``casts``.
+    """A constant array: ``tensor`` after ``steps`` ("T" permutation, "R" shape), cast to each of ``casts``.
 
     ``root`` is the initializer or the output of the Constant node that holds ``tensor``.
     """
@@ -60,9 +59,7 @@ class Constant:
 
     @property
     def identity(self) -> tuple[Any, ...]:
-        """Equal for two constants that are the same array for certain (equal numbers elsewhere are not
-        noticed).
-        """
+        """Equal for constants that are one array for certain; equal numbers elsewhere are not noticed."""
         return (id(self.tensor), self.steps, self.casts)
 
     def transposed(self) -> Constant:
@@ -167,7 +164,8 @@ def _constant_node(node: ir.Node) -> ir.TensorProtocol:
     if attribute.is_ref():
         raise NotConstantError("is an attribute of a function")
     if attribute.type == ir.AttributeType.TENSOR:
-        return attribute.as_tensor()
+        tensor: ir.TensorProtocol = attribute.value
+        return tensor
     if attribute.type in (ir.AttributeType.FLOAT, ir.AttributeType.FLOATS):
         return ir.tensor(np.asarray(attribute.value, np.float32))
     if attribute.type in (ir.AttributeType.INT, ir.AttributeType.INTS):

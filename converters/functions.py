@@ -22,9 +22,7 @@ DOMAIN = "mxort"
 VERSION = 1
 MATMUL = "MatMulMXFP4"
 MIN_OPSET = 15
-"""Lowest default-domain opset in which the function is valid (CastLike); every operator in it kept its
-meaning since.
-"""
+"""Lowest opset in which the function is valid (CastLike); its operators kept their meaning since."""
 
 ROTATIONS = (1, 32, 64, 128)
 

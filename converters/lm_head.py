@@ -1,5 +1,7 @@
-"""Recognising the output projection of a language model, which is better left alone: it is the most sensitive
-layer, and often its table is the embedding's too, so that converting it makes the file larger.
+"""Recognising the output projection of a language model.
+
+It is better left alone: it is the most sensitive layer, and often its table is the embedding's too, so that
+converting it makes the file larger.
 """
 
 from __future__ import annotations

@@ -36,8 +36,7 @@ _ALIGNMENT = 4096
 
 @dataclass(frozen=True)
 class Source:
-    """A loaded model. ``nbytes`` counts its file and all external data; ``path`` is None for a model in
-    memory.
+    """A loaded model. ``nbytes`` counts all its files; ``path`` is None for a model in memory.
 
     The model is mxort's own to change. ``name`` is what messages call it.
     """
@@ -91,9 +90,7 @@ def from_memory(model: onnx.ModelProto | ir.Model) -> Source:
 
 
 def size_of(model: onnx.ModelProto | ir.Model) -> int:
-    """Bytes of a model in memory: serialised without external data, or those of its tensors with external
-    data.
-    """
+    """Bytes of a model in memory: a proto's without external data, an onnx_ir model's tensors with it."""
     if isinstance(model, onnx.ModelProto):
         return int(model.ByteSize())
     return sum(place.tensor.nbytes for place in tensors(model))
@@ -193,14 +190,15 @@ def _check_inline(tensor: ir.serde.TensorProtoTensor, label: str) -> None:
 
 
 def _data_path(tensor: ir.ExternalTensor, file: Path, label: str) -> Path:
-    """Where a tensor's data is. It must stay beside the model: in its folder, or in that of the file it links
-    to.
-    """
+    """Where a tensor's data is: it must be in the model's folder, or in that of the file the model links to."""
     if isinstance(tensor.location, bytes):  # what protobuf gives for a string that is not UTF-8
         raise MxortError(f"{label} has its external data at {tensor.location!r}, which is not UTF-8")
     location = Path(tensor.location)
     folder = file.absolute().parent
-    path = (folder / location).resolve()
+    try:
+        path = (folder / location).resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a NUL in the name
+        raise MxortError(f"{label} has its external data at {str(location)!r}: {error}") from None
     allowed = folder.resolve(), file.resolve().parent
     if not any(path != root and path.is_relative_to(root) for root in allowed):
         raise MxortError(f"{label} has its external data at {path}, expected a path inside {allowed[0]}")
@@ -208,8 +206,7 @@ def _data_path(tensor: ir.ExternalTensor, file: Path, label: str) -> Path:
 
 
 class StagedOutput:
-    """A model file, and its external data if it has any, that appear at ``path`` on :meth:`commit` or not at
-    all.
+    """A model file, with its data file if it has one: both appear at their place on :meth:`commit`, or neither.
 
     A context manager. Everything is written into a temporary folder beside the target, which leaving the
     block removes; :meth:`commit` synchronises the files to disk and renames them.
@@ -338,9 +335,7 @@ class StagedOutput:
         return backup
 
     def commit(self) -> int:
-        """Makes the written files appear at their place; returns their bytes. Restores what was there on
-        failure.
-        """
+        """Puts the written files in their place and returns their bytes; on failure the old files are back."""
         files = [self.path] if self._data is None else [self.data_path, self.path]
         undo: list[tuple[Path, Path | None]] = []
         with self._writing():

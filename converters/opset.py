@@ -1,5 +1,4 @@
-"""Raising a model's opset just as far as the operator's function needs, in place and without touching
-anything else.
+"""Raising a model's opset just as far as the operator's function needs, in place, touching nothing else.
 
 onnx's own version converter drops what it does not know (functions, metadata, names), so the few operators
 whose meaning changed between opset 11 and 15 are adapted here; a test holds this table against onnx's
@@ -36,8 +35,7 @@ def opset_of(graph: ir.Graph | ir.Function) -> int:
 
 
 def raise_versions(model: ir.Model) -> None:
-    """Raises opset and IR version to what the operator's function needs. Raises OpsetError where that is
-    impossible.
+    """Raises opset and IR version to what the operator's function needs, or an OpsetError.
 
     Before IR version 4, initializers were listed as graph inputs; as inputs they would now be overridable, so
     they are taken off the list.
@@ -145,9 +143,7 @@ def _take_over(old: ir.Value, new: ir.Value, except_node: ir.Node) -> None:
 
 
 def _dropout(node: ir.Node) -> None:
-    """Since 12 the ratio is an input; without a training flag Dropout passes its input through, whatever the
-    ratio.
-    """
+    """Since 12 the ratio is an input; in inference Dropout passes its input on, whatever the ratio."""
     node.attributes.pop("ratio", None)
 
 
@@ -169,6 +165,4 @@ ADAPTERS: dict[tuple[int, str], Callable[[ir.Node], None]] = {
     (13, "Unsqueeze"): _attribute_to_input("axes", np.int64),
     (14, "BatchNormalization"): _batch_normalization,
 }
-"""(opset that changed it, operator) -> what brings an older node to it. Absent: the older node is valid as it
-is.
-"""
+"""(opset that changed it, operator) -> what brings an older node to it; others are valid as they are."""

@@ -25,9 +25,7 @@ Put = Callable[[NDArray[Any]], ir.TensorProtocol]
 
 @dataclass(frozen=True)
 class PackedTensors:
-    """A stored weight: codes uint8 [N, ceil(K/32)*16], scales uint8 [N, ceil(K/32)]; the multiplier float32
-    [N].
-    """
+    """A stored weight: codes uint8 [N, ceil(K/32)*16], scales uint8 [N, ceil(K/32)], multiplier float32 [N]."""
 
     codes: ir.TensorProtocol
     scales: ir.TensorProtocol

@@ -1,6 +1,4 @@
-"""Ranks of values: from what the file says, else from onnx's shape inference, run once and only when asked
-for.
-"""
+"""Ranks of values: what the file says, else what onnx's shape inference finds, run once and on demand."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Finding the nodes that multiply by a constant matrix. Every candidate becomes a ``Site``: convertible or
-skipped.
-"""
+"""Finding the nodes that multiply by a constant matrix. Every candidate becomes a ``Site``, or a skipped one."""
 
 from __future__ import annotations
 
@@ -99,9 +97,7 @@ OTHER_WEIGHT_OPS: dict[tuple[str, str], str] = {
         "TransposeMatMul",
     ): "a fused operator is not converted (save the model without optimisation)",
 }
-"""Operators that may hold large weights and are left alone, by domain and name, with the reason given to the
-user.
-"""
+"""(domain, operator) that may hold large weights and is left alone -> the reason given to the user."""
 
 
 def find(model: ir.Model, selection: Selection) -> list[Site]:
@@ -228,9 +224,7 @@ class _Finder:
         return replace(site, bias=bias, bias_node=add, note="bias folded")
 
     def _row_vector(self, value: ir.Value, n: int, rank: int | None) -> NDArray[np.float32] | None:
-        """``value`` as float32 [n] if it is constant and adding it to [..., n] of ``rank`` does no more than
-        that.
-        """
+        """``value`` as float32 [n] if it is constant and can be added to [..., n] without changing its shape."""
         try:
             constant = resolve(value, self.ir_version)
         except NotConstantError:

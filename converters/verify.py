@@ -19,8 +19,7 @@ _ASIDE = "mxort.unchecked"
 
 
 def check(model: ir.Model) -> None:
-    """Runs onnx.checker on the model's structure. Raises onnx.checker.ValidationError (or a serialisation
-    error).
+    """Runs onnx.checker on the model's structure. Raises its ValidationError, or a serialisation error.
 
     Large tensors are stood in for by empty ones: the checker copies the model twice, and refuses external
     data behind links. What their data must fulfil is checked on loading. What onnxruntime runs though the checker

@@ -1,6 +1,4 @@
-"""mxort: ONNX models with MXFP4 weights. ``convert`` makes them; ``register`` and ``InferenceSession`` run
-them.
-"""
+"""mxort: ONNX models with MXFP4 weights: ``convert`` makes them, ``InferenceSession`` runs them."""
 
 from __future__ import annotations
 
@@ -50,9 +48,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'mxort' has no attribute {name!r}")
     value = getattr(import_module(f"mxort.{_HOME[name]}"), name)
-    globals()[name] = (
-        value  # later look-ups find it at once, and `mxort.compare` the function, not the module
-    )
+    globals()[name] = value  # later look-ups find it at once
     return value
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 
 class MxortError(Exception):
-    """A problem with what the user gave: one line that names the file or node, what was got and what was
-    expected.
+    """A problem with what the user gave: one line that names the file or node, what was got and expected.
 
     The command line prints it and exits with status 2. Anything else that escapes from mxort is a bug.
     """

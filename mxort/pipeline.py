@@ -239,9 +239,7 @@ def mxort_version() -> str:
 
 
 def peak_rss_bytes() -> int:
-    """The most memory this process has held so far. Not getrusage: its maximum begins with the parent's at
-    fork.
-    """
+    """The most memory this process has held so far. (That of getrusage begins with the parent's at fork.)"""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024

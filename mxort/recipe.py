@@ -1,5 +1,6 @@
-"""What the user chooses. Every option is declared once, as a field of ``Recipe``: its command-line flag, its
-JSON key and its line in the report are made from that declaration.
+"""What the user chooses. Every option is declared once, as a field of ``Recipe``.
+
+Its command-line flag, its JSON key and its line in the report are made from that declaration.
 """
 
 from __future__ import annotations
@@ -165,9 +166,7 @@ PRESETS: dict[str, Recipe] = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds --preset and one flag per option of Recipe. The flags have no defaults: an absent one keeps the
-    preset's.
-    """
+    """Adds --preset and one flag per option of Recipe, without defaults: an absent one keeps the preset's."""
     parser.add_argument(
         "--preset", default="weight-only", metavar="NAME", help=f"one of: {', '.join(PRESETS)}"
     )
@@ -189,9 +188,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def from_arguments(arguments: argparse.Namespace) -> Recipe:
-    """The recipe that the parsed flags of :func:`add_arguments` ask for. Raises MxortError for an unknown
-    value.
-    """
+    """The recipe that the flags of :func:`add_arguments` ask for. Raises MxortError for an unknown value."""
     names = {option.name for option in fields(Recipe)}
     given = {name: value for name, value in vars(arguments).items() if name in names}
     return Recipe.from_preset(arguments.preset, **given)

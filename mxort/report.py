@@ -1,6 +1,4 @@
-"""What a conversion did: one row per candidate node, as data, JSON and text (the HTML page is
-``report_html``).
-"""
+"""What a conversion did: one row per candidate node, as data, JSON and text (``report_html``: as a page)."""
 
 from __future__ import annotations
 
@@ -90,9 +88,7 @@ class Report:
         return sum(values) / len(values) if values else None
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields but ``model``, as JSON types. An infinite SQNR, which JSON lacks, becomes the string
-        "inf".
-        """
+        """All fields but ``model``, as JSON types; an infinite SQNR, which JSON lacks, is the string "inf"."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "model"}
         rows = [asdict(site) for site in self.sites]
         for row in rows:

@@ -38,8 +38,9 @@ SMALLEST_SUBNORMAL = {"float32": 2.0**-149, "float16": 2.0**-24, "bfloat16": 2.0
 RELATIVE_RMS = {1: 1e-6, 3: 3e-5, 4: 1e-2}
 """Bound of the error by accuracy level. The operator promises 3e-3 for level 3; the CPU kernels keep 3e-5."""
 
-INT8_STEPS = {3: 127 * 254, 4: 127}
-"""Levels 3 and 4 may round A to this many steps of a block's largest magnitude (cpu_avx512_vnni.cc)."""
+LARGEST_ROUNDING = {3: 1 / (127 * 256), 4: 1 / (2 * 127)}
+"""What levels 3 and 4 may move a value of A by, in units of its block's largest magnitude (cpu_avx512_vnni.cc): half a
+step of one int8 term, or a whole step of the second of two terms where that saturates."""
 
 
 @dataclass
@@ -108,12 +109,12 @@ def evaluate(case: Case, a: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         exact = (x @ w.T) * case.column_scale + case.bias
         magnitude = (np.abs(x) @ np.abs(w).T) * np.abs(case.column_scale) + np.abs(case.bias)
         bound = (BLOCK_SIZE + blocks_of(case.K) + 8) * FLOAT_EPSILON * magnitude
-        steps = INT8_STEPS.get(case.accuracy_level or 3)
-        if case.activation_format == "none" and steps:
-            absmax = np.abs(to_blocks(x.astype(np.float32))).max(axis=-1)
-            half_step = np.repeat(absmax.astype(np.float64) / steps / 2, BLOCK_SIZE, axis=-1)
-            # 1e-3: the division into steps is itself in float, at most 127 * 254 steps of 2^-24 each
-            bound += (half_step * (1 + 4e-3)) @ np.abs(w).T * np.abs(case.column_scale)
+        rounding = LARGEST_ROUNDING.get(case.accuracy_level or 3)
+        if case.activation_format == "none" and rounding:
+            absmax = np.abs(to_blocks(x.astype(np.float32))).max(axis=-1).astype(np.float64)
+            moved = np.repeat(absmax * rounding, BLOCK_SIZE, axis=-1)
+            # 4e-3: dividing into steps is itself in float, 127 * 256 steps of 2^-24 relative error each
+            bound += (moved * (1 + 4e-3)) @ np.abs(w).T * np.abs(case.column_scale)
     name = str(a.dtype)
     return exact, bound + OUTPUT_EPSILON[name] * np.abs(exact) * 1.0001 + SMALLEST_SUBNORMAL[name]
 

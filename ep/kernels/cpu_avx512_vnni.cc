@@ -8,7 +8,7 @@
 //   mxfp4              any    1      q * scale / 2,  q = 2 * element            none
 //   mxfp6_e2m3         any    1      q * scale / 8,  q = 8 * element            none
 //   none               4      1      q * absmax / 127                           5e-3 relative RMS
-//   none               3      2      (254 q1 + q2) * absmax / (127 * 254)       2e-5 relative RMS
+//   none               3      2      (256 q1 + q2) * absmax / (127 * 256)       2e-5 relative RMS
 #include <immintrin.h>
 
 #include "kernels/activation.h"
@@ -20,7 +20,8 @@ namespace mxort {
 namespace {
 
 constexpr int kInt8Max = 127;
-constexpr int kTermRatio = 2 * kInt8Max;  // the second term is in units of 1/254 of the first
+// The second term is in units of 1/256 of the first, a shift. Its largest value, 128, saturates to 127.
+constexpr int kTermRatioBits = 8, kTermRatio = 1 << kTermRatioBits;
 
 bool HasVnni(const CpuFeatures& cpu) { return cpu.avx512_vnni_vbmi; }
 
@@ -50,8 +51,8 @@ size_t PanelBytes(const MatMulSpec& spec, int rows) {
 // 32 integers (|q| <= 127) as int8 in the order of a packed vector's nibbles, and -12 * their sum.
 MXORT_INLINE void StoreTerm(__m512i low, __m512i high, int8_t* q, int32_t* start) {
   const __m128i order = _mm_setr_epi8(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15);
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(q), _mm_shuffle_epi8(_mm512_cvtepi32_epi8(low), order));
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(q + 16), _mm_shuffle_epi8(_mm512_cvtepi32_epi8(high), order));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(q), _mm_shuffle_epi8(_mm512_cvtsepi32_epi8(low), order));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(q + 16), _mm_shuffle_epi8(_mm512_cvtsepi32_epi8(high), order));
   *start = -12 * _mm512_reduce_add_epi32(_mm512_add_epi32(low, high));
 }
 
@@ -157,10 +158,11 @@ MXORT_INLINE void VnniTile(const MatMulArgs& args, int64_t panel, int64_t strip)
       const __m512 weight_scale = LoadScales16(weight_scales);
 #pragma GCC unroll 16
       for (int r = 0; r < kRows; ++r) {
-        __m512 sum = _mm512_cvtepi32_ps(dot[r * kTerms]);
-        if constexpr (kTerms == 2) {  // 254 * 32 * 12 * 127 + 32 * 12 * 127 < 2^24: exact
-          sum = _mm512_fmadd_ps(sum, _mm512_set1_ps(kTermRatio), _mm512_cvtepi32_ps(dot[r * kTerms + 1]));
-        }
+        __m512i exact = dot[r * kTerms];
+        // 256 * 32 * 12 * 127 + 32 * 12 * 127 < 2^24, so the sum is exact as float too.
+        if constexpr (kTerms == 2)
+          exact = _mm512_add_epi32(_mm512_slli_epi32(exact, kTermRatioBits), dot[r * kTerms + 1]);
+        const __m512 sum = _mm512_cvtepi32_ps(exact);
         // The activation's scale first: in a plain row that product is finite whatever the weight's scale is.
         const __m512 scale = _mm512_castsi512_ps(Broadcast4(a + ScaleOffset(kRows, kTerms) + 4 * r));
         total[r] = _mm512_fmadd_ps(_mm512_mul_ps(sum, scale), weight_scale, total[r]);

@@ -64,9 +64,7 @@ _PAIR_OF_BYTE = E2M1.decode(unpack_nibbles(_BYTES[:, None])).view(np.complex64).
 
 
 def dequantize(codes: NDArray[np.uint8], scales: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """float32 [n, ceil(K/32)*32] of packed rows: ``formats.dequantize_mxfp4`` with its tail, several times
-    faster.
-    """
+    """float32 [n, ceil(K/32)*32] of packed rows: ``formats.dequantize_mxfp4`` with the tail, but faster."""
     values = _PAIR_OF_BYTE[codes].view(np.float32).reshape(*scales.shape, BLOCK_SIZE)
     values *= scale_value(scales)[..., None]
     return values.reshape(len(scales), -1)

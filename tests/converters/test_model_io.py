@@ -122,6 +122,7 @@ class TestBadInput:
             ("location", "/etc/passwd", "expected a path inside"),
             ("location", "", "expected a path inside"),
             ("location", ".", "expected a path inside"),
+            ("location", "a\0b", "null"),
             ("offset", "many", "not a valid ONNX model"),
         ],
     )

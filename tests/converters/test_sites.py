@@ -185,9 +185,7 @@ def test_not_finite(tools, bad, strict, rotation):
 
 
 def test_inside_a_function(tools):
-    """A function's weights reach it as inputs, or are constants of it; neither is converted, both are
-    reported.
-    """
+    """A function's weights reach it as inputs or are its constants; both are reported."""
     model = tools.make_model(TWO + "{ y = local.linear(x) }", {})
     inner = [
         onnx.helper.make_node("Constant", [], ["w"], value=numpy_helper.from_array(normal(64, 32))),

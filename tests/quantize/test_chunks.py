@@ -38,9 +38,7 @@ def test_chunks_change_nothing(monkeypatch, chunk, rotation):
 @pytest.mark.parametrize("rotation", [r for r in ROTATIONS if r <= 64])
 @pytest.mark.parametrize("k", [64, 128, 192])
 def test_sqnr_is_that_of_the_weight(k, rotation):
-    """Measured after the rotation, which is orthogonal: rotating the stored weight back gives the same
-    number.
-    """
+    """Measured after the rotation, which is orthogonal: rotating back gives the same number."""
     w = weight(16, k)
     q, sqnr = quantize_weight(reader(w), 16, k, rtn.quantize, Settings(), rotation)
     restored = hadamard_rotate(dequantize_mxfp4(q.codes, q.scales, k), rotation)

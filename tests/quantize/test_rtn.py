@@ -55,6 +55,7 @@ def test_column_multiplier_is_the_best_of_its_steps():
     assert len(np.unique(np.round(steps))) > 3, "every row has the same multiplier: nothing was searched"
 
 
+@pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning")  # 6 * 2**127
 def test_dequantize_agrees_with_the_formats():
     """All 256 bytes with all 256 scales."""
     codes = np.tile(np.arange(256, dtype=np.uint8), (256, 1))
