@@ -48,11 +48,11 @@ size_t PanelBytes(const MatMulSpec& spec, int rows) {
   return static_cast<size_t>((spec.K + kBlockSize - 1) / kBlockSize * PanelBlockBytes(rows, TwoTerms(spec) ? 2 : 1));
 }
 
-// 32 integers (|q| <= 127) as int8 in the order of a packed vector's nibbles, and -12 * their sum.
+// 32 integers (-128 to 127) as int8 in the order of a packed vector's nibbles, and -12 * their sum.
 MXORT_INLINE void StoreTerm(__m512i low, __m512i high, int8_t* q, int32_t* start) {
   const __m128i order = _mm_setr_epi8(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15);
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(q), _mm_shuffle_epi8(_mm512_cvtsepi32_epi8(low), order));
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(q + 16), _mm_shuffle_epi8(_mm512_cvtsepi32_epi8(high), order));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(q), _mm_shuffle_epi8(_mm512_cvtepi32_epi8(low), order));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(q + 16), _mm_shuffle_epi8(_mm512_cvtepi32_epi8(high), order));
   *start = -12 * _mm512_reduce_add_epi32(_mm512_add_epi32(low, high));
 }
 
@@ -71,7 +71,9 @@ MXORT_INLINE void PrepareInt8Block(const float* block, int8_t* q, int32_t* start
     const __m512 ratio = _mm512_set1_ps(kTermRatio);
     const __m512 low_rest = _mm512_mul_ps(_mm512_sub_ps(low_units, _mm512_cvtepi32_ps(low_q)), ratio);
     const __m512 high_rest = _mm512_mul_ps(_mm512_sub_ps(high_units, _mm512_cvtepi32_ps(high_q)), ratio);
-    StoreTerm(_mm512_cvtps_epi32(low_rest), _mm512_cvtps_epi32(high_rest), q + kBlockSize, start + 1);
+    const __m512i largest = _mm512_set1_epi32(kInt8Max);
+    StoreTerm(_mm512_min_epi32(_mm512_cvtps_epi32(low_rest), largest),
+              _mm512_min_epi32(_mm512_cvtps_epi32(high_rest), largest), q + kBlockSize, start + 1);
     *scale *= 1.0f / kTermRatio;
   }
 }

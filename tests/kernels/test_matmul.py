@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import oracle
 from mxort import _native
-from mxort.formats import SCALE_NAN
+from mxort.formats import BLOCK_SIZE, E2M1, SCALE_BIAS, SCALE_NAN
 from oracle import FORMATS_AND_LEVELS, Case, random_case
 
 KERNELS = [k["name"] for k in _native.describe()["kernels"] if k["available"]]
@@ -73,6 +73,24 @@ def test_relative_rms_of_each_accuracy_level(kernel: str, distribution: str, lev
     a = getattr(rng, distribution)(size=(40, 1024)).astype(np.float32)
     exact, _ = oracle.evaluate(case, a)
     assert oracle.relative_rms(run(case, a, kernel), exact) <= oracle.RELATIVE_RMS[level]
+
+
+@each_kernel
+@pytest.mark.parametrize("level", [1, 3, 4])
+def test_how_far_a_value_moves(kernel: str, level: int) -> None:
+    """With unit weights Y is A itself: no value may move further than its level allows, and no block as a whole."""
+    k = 256
+    codes = np.zeros((k, k // 2), np.uint8)
+    codes[np.arange(k), np.arange(k) // 2] = E2M1.encode(1.0) << (4 * (np.arange(k) % 2))
+    scales, one = np.full((k, k // BLOCK_SIZE), SCALE_BIAS, np.uint8), np.ones(k, np.float32)
+    case = Case(codes, scales, k, accuracy_level=level, column_scale=one, bias=one * 0)
+    a = np.random.default_rng(11).laplace(size=(200, k)).astype(np.float32)
+    moved = (run(case, a, kernel).astype(np.float64) - a).reshape(-1, BLOCK_SIZE)
+    step = np.abs(a).reshape(-1, BLOCK_SIZE).max(axis=1, keepdims=True) * oracle.LARGEST_ROUNDING.get(
+        level, 2.0**-24
+    )
+    assert np.abs(moved / step).max() <= 1.004
+    assert abs((moved / step).mean()) < 0.02
 
 
 @each_kernel
