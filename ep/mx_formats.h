@@ -13,6 +13,8 @@
 #define MXORT_INLINE static inline __attribute__((always_inline))
 #endif
 
+#define MXORT_MEMBER inline __attribute__((always_inline))  // the same for member functions
+
 namespace mxort {
 
 inline constexpr int kBlockSize = 32;                     // elements that share one scale

@@ -10,6 +10,7 @@ extern const Kernel kPortable;
 extern const Kernel kAvx2;
 extern const Kernel kAvx512;
 extern const Kernel kAvx512Vnni;
+extern const Kernel kAmx;
 
 // The oracle: plain loops in double over the operator's own weights. Computes rows [begin, end).
 void ReferenceMatMul(const MatMulSpec& spec, DataType type, const void* a, const Weights& weights,

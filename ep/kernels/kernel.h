@@ -78,7 +78,13 @@ struct Kernel {
   bool (*prepare)(const MatMulSpec&, DataType, const void* a_row, int row, int rows, float* scratch, uint8_t* panel);
   // Computes Y for the panels and strips given.
   void (*compute)(const MatMulArgs&, Range panels, Range strips);
+  // Fewer rows than this are left to the next kernel of the table.
+  int64_t min_rows = 1;
+  // Only for weights whose scales all lie within 2^-kPlainScaleExponent .. 2^kPlainScaleExponent.
+  bool needs_plain_scales = false;
 };
+
+inline constexpr int kPlainScaleExponent = 60;
 
 inline constexpr int kStripColumns = 16;
 
@@ -96,6 +102,7 @@ struct CpuFeatures {
   bool avx2_fma = false;          // AVX2, FMA, F16C
   bool avx512 = false;            // AVX-512 F, BW, DQ, VL
   bool avx512_vnni_vbmi = false;  // avx512 and VNNI, VBMI
+  bool amx_bf16 = false;          // AMX tiles and bf16, and the kernel lets this process use them
 };
 CpuFeatures DetectCpu();
 

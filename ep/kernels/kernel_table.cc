@@ -1,11 +1,15 @@
 #include "kernels/kernel_table.h"
 
 #include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
+#include <cstdio>
 #include <cstdlib>
 #include <stdexcept>
 
 #include "kernels/cpu_kernels.h"
+#include "kernels/self_check.h"
 
 namespace mxort {
 namespace {
@@ -28,24 +32,34 @@ const Kernel kReference = {"reference", &kNoLayout,   Always,     Everything,
 const std::vector<const Kernel*>& KernelTable() {
   static const std::vector<const Kernel*> table = {
 #if defined(__x86_64__)
-      &kAvx512Vnni, &kAvx512, &kAvx2,
+      &kAmx,      &kAvx512Vnni, &kAvx512, &kAvx2,
 #endif
       &kPortable, &kReference};
   return table;
 }
 
-const Kernel& SelectKernel(const MatMulSpec& spec, const CpuFeatures& cpu, const std::string& first) {
+Kernels SelectKernels(const MatMulSpec& spec, const CpuFeatures& cpu, const std::string& first) {
   bool reached = first.empty();
   std::string known;
+  Kernels kernels;
   for (const Kernel* kernel : KernelTable()) {
     known += std::string(known.empty() ? "" : ", ") + kernel->name;
     if (!reached && first == kernel->name) {
       if (!kernel->cpu_has(cpu)) throw std::invalid_argument("MXORT_KERNEL=" + first + ": this CPU cannot run it");
       reached = true;
     }
-    if (reached && kernel->cpu_has(cpu) && kernel->supports(spec)) return *kernel;
+    const bool usable = reached && kernel->cpu_has(cpu) && kernel->supports(spec);
+    if (usable && (kernels.empty() || kernels[0]->layout == kernel->layout)) kernels.push_back(kernel);
   }
-  throw std::invalid_argument("MXORT_KERNEL: unknown kernel '" + first + "', expected one of " + known);
+  if (!reached) throw std::invalid_argument("MXORT_KERNEL: unknown kernel '" + first + "', expected one of " + known);
+  return kernels;
+}
+
+const Kernel& KernelFor(const Kernels& kernels, int64_t rows, bool plain_scales) {
+  for (const Kernel* kernel : kernels) {
+    if (rows >= kernel->min_rows && (plain_scales || !kernel->needs_plain_scales)) return *kernel;
+  }
+  return *kernels.back();  // every table ends in rows that take everything
 }
 
 std::string KernelOverride() {
@@ -54,6 +68,27 @@ std::string KernelOverride() {
 }
 
 #if defined(__x86_64__)
+namespace {
+
+// CPUID leaf 7: AMX-TILE and AMX-BF16; then Linux must grant the tile registers, which it does once for a process.
+bool HasAmx() {
+#if defined(__linux__)
+  unsigned a, b, c, d = 0;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d & (1u << 24)) || !(d & (1u << 22))) return false;
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+
+bool Warn(const char* kernel) {
+  std::fprintf(stderr, "mxort: warning: kernel %s disagrees with the reference on this CPU and is not used\n", kernel);
+  return false;
+}
+
+}  // namespace
+
 CpuFeatures DetectCpu() {
   // GCC's own test includes whether the operating system saves the registers (XCR0).
   __builtin_cpu_init();
@@ -65,6 +100,9 @@ CpuFeatures DetectCpu() {
   cpu.avx512 = cpu.avx2_fma && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   cpu.avx512_vnni_vbmi = cpu.avx512 && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi");
+  // The AMX kernel was written without a CPU that has AMX: it has to show itself right first.
+  static const bool amx = cpu.avx512 && HasAmx() && (SelfCheck(kAmx) || Warn("avx512_amx"));
+  cpu.amx_bf16 = amx;
   return cpu;
 }
 #else

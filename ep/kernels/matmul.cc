@@ -48,14 +48,14 @@ constexpr int64_t kTaskMultiplies = 512 * 1024;      // when multiplying
 constexpr int64_t kPreparedCacheBytes = 256 * 1024;  // prepared panels of one task stay in L2
 
 // Panels of equal height: 16 rows on a kernel of 12 become 8 + 8, not 12 + 4.
-int PanelRows(const MatMulCall& call) {
-  const int64_t panels = CeilDiv(call.M, call.kernel->max_panel_rows(*call.spec));
+int PanelRows(const MatMulCall& call, const Kernel& kernel) {
+  const int64_t panels = CeilDiv(call.M, kernel.max_panel_rows(*call.spec));
   return static_cast<int>(CeilDiv(call.M, panels));
 }
 
 // Fills the panels and returns the rows that the kernel declined.
-std::vector<int64_t> PreparePanels(const MatMulCall& call, const MatMulArgs& args, uint8_t* prepared,
-                                   const ParallelFor& parallel) {
+std::vector<int64_t> PreparePanels(const MatMulCall& call, const Kernel& kernel, const MatMulArgs& args,
+                                   uint8_t* prepared, const ParallelFor& parallel) {
   const MatMulSpec& spec = *call.spec;
   const int64_t panels = CeilDiv(call.M, args.panel_rows);
   const int64_t panels_per_task = std::max<int64_t>(1, kTaskValues / (spec.K * args.panel_rows));
@@ -71,7 +71,7 @@ std::vector<int64_t> PreparePanels(const MatMulCall& call, const MatMulArgs& arg
       const int rows = static_cast<int>(std::min<int64_t>(args.panel_rows, call.M - first));
       const char* a = static_cast<const char*>(call.a) + static_cast<size_t>(m * spec.K) * DataTypeBytes(call.type);
       uint8_t* out = prepared + static_cast<size_t>(panel) * args.panel_stride;
-      if (call.kernel->prepare(spec, call.type, a, static_cast<int>(m - first), rows, scratch, out)) continue;
+      if (kernel.prepare(spec, call.type, a, static_cast<int>(m - first), rows, scratch, out)) continue;
       const std::lock_guard<std::mutex> lock(mutex);
       declined.push_back(m);
     }
@@ -79,7 +79,7 @@ std::vector<int64_t> PreparePanels(const MatMulCall& call, const MatMulArgs& arg
   return declined;
 }
 
-void ComputeAll(const MatMulCall& call, const MatMulArgs& args, const ParallelFor& parallel) {
+void ComputeAll(const MatMulCall& call, const Kernel& kernel, const MatMulArgs& args, const ParallelFor& parallel) {
   const int64_t strips = StripsOf(call.spec->N), panels = CeilDiv(call.M, args.panel_rows);
   const int64_t panels_per_task = std::clamp<int64_t>(
       kPreparedCacheBytes / static_cast<int64_t>(std::max<size_t>(1, args.panel_stride)), 1, panels);
@@ -90,8 +90,8 @@ void ComputeAll(const MatMulCall& call, const MatMulArgs& args, const ParallelFo
   const int64_t strip_tasks = CeilDiv(strips, strips_per_task);
   parallel(panel_tasks * strip_tasks, [&](int64_t task) {
     const int64_t panel = task / strip_tasks * panels_per_task, strip = task % strip_tasks * strips_per_task;
-    call.kernel->compute(args, {panel, std::min(panels, panel + panels_per_task)},
-                         {strip, std::min(strips, strip + strips_per_task)});
+    kernel.compute(args, {panel, std::min(panels, panel + panels_per_task)},
+                   {strip, std::min(strips, strip + strips_per_task)});
   });
 }
 
@@ -107,6 +107,11 @@ PackedWeights::PackedWeights(const MatMulSpec& spec, const WeightLayout& layout,
     : bytes_(layout.bytes(spec)),
       data_(static_cast<uint8_t*>(::operator new(std::max<size_t>(1, bytes_), kAlignment))) {
   layout.pack(spec, weights, 0, StripsOf(spec.N), data_.get());
+  const int64_t scales = spec.N * BlocksOf(spec.K);
+  for (int64_t i = 0; i < scales; ++i) {
+    const int exponent = weights.scales[i] - kScaleBias;
+    plain_scales_ &= exponent >= -kPlainScaleExponent && exponent <= kPlainScaleExponent;
+  }
 }
 
 std::shared_ptr<const PackedWeights> SharedPackedWeights(const MatMulSpec& spec, const WeightLayout& layout,
@@ -138,13 +143,14 @@ std::shared_ptr<const PackedWeights> SharedPackedWeights(const MatMulSpec& spec,
 void MatMul(const MatMulCall& call, const ParallelFor& parallel) {
   if (call.M == 0 || call.spec->N == 0) return;
   thread_local Workspace workspace;
-  const int panel_rows = PanelRows(call);
-  const size_t stride = (call.kernel->panel_bytes(*call.spec, panel_rows) + 63) / 64 * 64;
+  const Kernel& kernel = KernelFor(*call.kernels, call.M, call.packed->plain_scales());
+  const int panel_rows = PanelRows(call, kernel);
+  const size_t stride = (kernel.panel_bytes(*call.spec, panel_rows) + 63) / 64 * 64;
   uint8_t* prepared = workspace.Get(stride * static_cast<size_t>(CeilDiv(call.M, panel_rows)));
   const MatMulArgs args = {call.spec,           BlocksOf(call.spec->K), call.M,    panel_rows, prepared, stride,
                            call.packed->data(), call.column_scale,      call.bias, call.type,  call.y};
-  const std::vector<int64_t> declined = PreparePanels(call, args, prepared, parallel);
-  if (static_cast<int64_t>(declined.size()) < call.M) ComputeAll(call, args, parallel);
+  const std::vector<int64_t> declined = PreparePanels(call, kernel, args, prepared, parallel);
+  if (static_cast<int64_t>(declined.size()) < call.M) ComputeAll(call, kernel, args, parallel);
   parallel(static_cast<int64_t>(declined.size()), [&](int64_t i) {
     const int64_t row = declined[static_cast<size_t>(i)];
     ReferenceMatMul(*call.spec, call.type, call.a, call.weights, call.column_scale, call.bias, {row, row + 1}, call.y);

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "kernels/kernel.h"
+#include "kernels/kernel_table.h"
 
 namespace mxort {
 
@@ -20,12 +21,14 @@ class PackedWeights {
   PackedWeights(const MatMulSpec& spec, const WeightLayout& layout, const Weights& weights);
   const uint8_t* data() const { return data_.get(); }
   size_t bytes() const { return bytes_; }
+  bool plain_scales() const { return plain_scales_; }  // Kernel::needs_plain_scales
 
  private:
   struct Free {
     void operator()(uint8_t* p) const;
   };
   size_t bytes_;
+  bool plain_scales_ = true;
   std::unique_ptr<uint8_t[], Free> data_;
 };
 
@@ -36,8 +39,8 @@ std::shared_ptr<const PackedWeights> SharedPackedWeights(const MatMulSpec& spec,
 // One call of the operator.
 struct MatMulCall {
   const MatMulSpec* spec;
-  const Kernel* kernel;
-  const PackedWeights* packed;  // in kernel->layout
+  const Kernels* kernels;
+  const PackedWeights* packed;  // in the kernels' layout
   Weights weights;              // as the operator received them, for rows that the kernel declines
   const float* column_scale;    // [N]
   const float* bias;            // [N]

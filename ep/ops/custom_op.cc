@@ -111,7 +111,7 @@ class MatMulKernel {
         type_(type),
         where_(std::string(kMatMulName) + " '" + NodeName(api, info) + "'"),
         spec_(CheckAttributes(ReadAttributes(api, info))),
-        kernel_(SelectKernel(spec_, DetectCpu(), KernelOverride())) {
+        kernels_(SelectKernels(spec_, DetectCpu(), KernelOverride())) {
     for (size_t i = kB; i < kInputs; ++i) {
       int is_constant = 0;
       const OrtValue* value = nullptr;
@@ -120,7 +120,7 @@ class MatMulKernel {
       all_constant_ &= is_constant != 0;
     }
     if (constants_[kB].data && constants_[kBScale].data) {
-      packed_ = SharedPackedWeights(spec_, *kernel_.layout, WeightsOf(constants_));
+      packed_ = SharedPackedWeights(spec_, *kernels_[0]->layout, WeightsOf(constants_));
     }
   }
 
@@ -161,9 +161,9 @@ class MatMulKernel {
   void Run(OrtKernelContext* context, const Tensor& a, OrtValue* y, const Inputs& inputs) const {
     MatMulCall call;
     call.spec = &spec_;
-    call.kernel = &kernel_;
+    call.kernels = &kernels_;
     call.weights = WeightsOf(inputs);
-    const auto packed = packed_ ? packed_ : std::make_shared<PackedWeights>(spec_, *kernel_.layout, call.weights);
+    const auto packed = packed_ ? packed_ : std::make_shared<PackedWeights>(spec_, *kernels_[0]->layout, call.weights);
     call.packed = packed.get();
     call.column_scale = static_cast<const float*>(inputs[kColumnScale].data);
     call.bias = static_cast<const float*>(inputs[kBias].data);
@@ -202,7 +202,7 @@ class MatMulKernel {
   const DataType type_;
   const std::string where_;
   const MatMulSpec spec_;
-  const Kernel& kernel_;
+  const Kernels kernels_;
   Inputs constants_;  // data null where the input is no constant; ONNX Runtime keeps constants as long as the session
   bool all_constant_ = true;
   std::shared_ptr<const PackedWeights> packed_;  // null: the weights are not constant

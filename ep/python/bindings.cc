@@ -78,7 +78,7 @@ class Node {
   Node(const Array<uint8_t>& codes, const Array<uint8_t>& scales, const Array<float>& column_scale,
        const Array<float>& bias, const MatMulAttributes& attributes, const std::string& kernel)
       : spec_(CheckAttributes(attributes)),
-        kernel_(SelectKernel(spec_, DetectCpu(), kernel.empty() ? KernelOverride() : kernel)),
+        kernels_(SelectKernels(spec_, DetectCpu(), kernel.empty() ? KernelOverride() : kernel)),
         codes_(codes),
         scales_(scales),
         column_scale_(column_scale),
@@ -87,10 +87,10 @@ class Node {
     CheckInput(spec_, kBScale, ShapeOf(scales));
     CheckInput(spec_, kColumnScale, ShapeOf(column_scale));
     CheckInput(spec_, kBias, ShapeOf(bias));
-    packed_ = SharedPackedWeights(spec_, *kernel_.layout, {codes_.data(), scales_.data()});
+    packed_ = SharedPackedWeights(spec_, *kernels_[0]->layout, {codes_.data(), scales_.data()});
   }
 
-  std::string kernel() const { return kernel_.name; }
+  std::string KernelOf(int64_t rows) const { return KernelFor(kernels_, rows, packed_->plain_scales()).name; }
   size_t packed_bytes() const { return packed_->bytes(); }
   uintptr_t packed_address() const { return reinterpret_cast<uintptr_t>(packed_->data()); }
 
@@ -100,7 +100,7 @@ class Node {
     py::array y(a.dtype(), shape);
     MatMulCall call;
     call.spec = &spec_;
-    call.kernel = &kernel_;
+    call.kernels = &kernels_;
     call.packed = packed_.get();
     call.weights = {codes_.data(), scales_.data()};
     call.column_scale = column_scale_.data();
@@ -117,7 +117,7 @@ class Node {
 
  private:
   MatMulSpec spec_;
-  const Kernel& kernel_;
+  Kernels kernels_;
   Array<uint8_t> codes_, scales_;
   Array<float> column_scale_, bias_;
   std::shared_ptr<const PackedWeights> packed_;
@@ -148,24 +148,26 @@ py::dict Describe() {
     kernels.append(py::dict(py::arg("name") = kernel->name, py::arg("layout") = kernel->layout->name,
                             py::arg("available") = kernel->cpu_has(cpu)));
   }
-  return py::dict(py::arg("domain") = kDomain, py::arg("block_size") = kBlockSize, py::arg("scale_bias") = kScaleBias,
-                  py::arg("scale_nan") = static_cast<int>(kScaleNaN), py::arg("element_formats") = formats,
-                  py::arg("scale_values") = scales, py::arg("kernels") = kernels,
-                  py::arg("cpu") = py::dict(py::arg("avx2_fma") = cpu.avx2_fma, py::arg("avx512") = cpu.avx512,
-                                            py::arg("avx512_vnni_vbmi") = cpu.avx512_vnni_vbmi),
-                  py::arg("ort_header_api") = MXORT_ORT_API, py::arg("compiler") = MXORT_COMPILER);
+  return py::dict(
+      py::arg("domain") = kDomain, py::arg("block_size") = kBlockSize, py::arg("scale_bias") = kScaleBias,
+      py::arg("scale_nan") = static_cast<int>(kScaleNaN), py::arg("element_formats") = formats,
+      py::arg("scale_values") = scales, py::arg("kernels") = kernels,
+      py::arg("cpu") = py::dict(py::arg("avx2_fma") = cpu.avx2_fma, py::arg("avx512") = cpu.avx512,
+                                py::arg("avx512_vnni_vbmi") = cpu.avx512_vnni_vbmi, py::arg("amx_bf16") = cpu.amx_bf16),
+      py::arg("ort_header_api") = MXORT_ORT_API, py::arg("compiler") = MXORT_COMPILER);
 }
 
 // The choice for a CPU that is described instead of detected.
 std::string SelectFor(const std::vector<std::string>& features, const std::string& first,
-                      const std::string& activation_format, int accuracy_level) {
+                      const std::string& activation_format, int accuracy_level, int64_t rows) {
   const auto has = [&](const char* name) { return std::count(features.begin(), features.end(), name) > 0; };
   CpuFeatures cpu;
   cpu.avx2_fma = has("avx2_fma");
   cpu.avx512 = has("avx512");
   cpu.avx512_vnni_vbmi = has("avx512_vnni_vbmi");
+  cpu.amx_bf16 = has("amx_bf16");
   const MatMulSpec spec = CheckAttributes({kBlockSize, 1, 1, activation_format, accuracy_level});
-  return SelectKernel(spec, cpu, first).name;
+  return KernelFor(SelectKernels(spec, cpu, first), rows, true).name;
 }
 
 // Every value of `x` through the element rounding of format F: (codes, values), for exhaustive tests.
@@ -217,7 +219,7 @@ PYBIND11_MODULE(_native, m) {
         "float32 [N, K] in C order -> (codes uint8 [N, ceil(K/32)*16], scales uint8 [N, ceil(K/32)]).");
   m.def("round_to_element", &Round, py::arg("x").noconvert(), py::arg("format"), "float32 [n] -> (codes, values).");
   m.def("select_kernel", &SelectFor, py::arg("features"), py::arg("first"), py::arg("activation_format"),
-        py::arg("accuracy_level"), "Name of the kernel that a CPU with these features would use.");
+        py::arg("accuracy_level"), py::arg("rows") = 1, "Name of the kernel that a CPU with these features would use.");
   m.def("float_to_half", &ToHalf, py::arg("x").noconvert(), py::arg("bfloat16"));
   m.def("half_to_float", &FromHalf, py::arg("x").noconvert(), py::arg("bfloat16"));
   py::class_<Node>(m, "MatMulMXFP4", "One operator with constant weights on a kernel of the table.")
@@ -231,7 +233,9 @@ PYBIND11_MODULE(_native, m) {
            py::arg("codes").noconvert(), py::arg("scales").noconvert(), py::arg("column_scale").noconvert(),
            py::arg("bias").noconvert(), py::arg("K"), py::arg("rotation") = 1, py::arg("activation_format") = "none",
            py::arg("accuracy_level") = 0, py::arg("kernel") = "")
-      .def_property_readonly("kernel", &Node::kernel, "Name of the kernel that runs it.")
+      .def_property_readonly(
+          "kernel", [](const Node& node) { return node.KernelOf(1); }, "Kernel for one row of A.")
+      .def("kernel_for", &Node::KernelOf, py::arg("rows"), "Name of the kernel that runs `rows` rows of A.")
       .def_property_readonly("packed_bytes", &Node::packed_bytes)
       .def_property_readonly("packed_address", &Node::packed_address, "Equal where two nodes share one packing.")
       .def("__call__", &Node::Run, py::arg("a"), py::arg("threads") = 1, "A [..., K] -> Y [..., N] of A's dtype.");

@@ -42,10 +42,11 @@ struct Problem {
 
   std::vector<float> Run(const Kernel& kernel, const ParallelFor& parallel) const {
     const auto packed = SharedPackedWeights(spec, *kernel.layout, {codes.data(), scales.data()});
+    const Kernels kernels = {&kernel};
     std::vector<float> y(kM * kN);
     MatMulCall call;
     call.spec = &spec;
-    call.kernel = &kernel;
+    call.kernels = &kernels;
     call.packed = packed.get();
     call.weights = {codes.data(), scales.data()};
     call.column_scale = column_scale.data();
