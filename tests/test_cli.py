@@ -263,18 +263,22 @@ def test_interrupt(folder, seconds):
         command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     signal.signal(signal.SIGINT, inherited)
-    deadline = time.monotonic() + 60
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    while len(children.read_text().split()) < 2 and time.monotonic() < deadline:
-        time.sleep(0.05)  # the worker, and multiprocessing's own helper
-    time.sleep(seconds)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all of them
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert (out, err) == ("", "mxort: interrupted\n")
-    while time.monotonic() < deadline and group_is_alive(process.pid):
-        time.sleep(0.05)  # the helper ends a moment after its parent
-    assert not group_is_alive(process.pid)
+    try:
+        deadline = time.monotonic() + 60
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        while len(children.read_text().split()) < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)  # the worker, and multiprocessing's own helper
+        time.sleep(seconds)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all of them
+        out, err = process.communicate(timeout=60)
+        assert process.returncode == 130
+        assert (out, err) == ("", "mxort: interrupted\n")
+        while time.monotonic() < deadline and group_is_alive(process.pid):
+            time.sleep(0.05)  # the helper ends a moment after its parent
+        assert not group_is_alive(process.pid)
+    finally:
+        if group_is_alive(process.pid):  # whatever failed above: the run would go on for ever
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def test_a_reader_that_stops_reading(folder):
