@@ -1,0 +1,252 @@
+// The tiled GEMM: one loop for every tile, operand format and architecture. tile.h decides the schedule; a policy
+// (mma_<arch>.h) multiplies; copy.h fills LDS. docs/mi355x.md has the picture.
+#ifndef MXORT_KERNELS_HIP_GEMM_H_
+#define MXORT_KERNELS_HIP_GEMM_H_
+
+#include "kernels/hip/args.h"
+#include "kernels/hip/copy.h"
+#include "kernels/hip/epilogue.h"
+#include "kernels/hip/lds.h"
+#include "kernels/hip/tile.h"
+
+namespace mxort::hip {
+
+// Workgroups are dealt to the 8 compute dies (XCDs, each with its own L2) in turn: give each die a run of consecutive
+// tiles, and order tiles in bands of 8 tile rows, so that the tiles that run together on a die share rows and columns.
+MXORT_DEVICE TileIndex OrderTiles(u32 group, u32 tiles_m, u32 tiles_n) {
+  constexpr u32 kDies = 8, kBand = 8;
+  const u32 total = tiles_m * tiles_n, die = group % kDies, extra = total % kDies;
+  const u32 tile = die * (total / kDies) + (die < extra ? die : extra) + group / kDies;
+  const u32 band = tile / (kBand * tiles_n), inside = tile % (kBand * tiles_n);
+  const u32 rows = tiles_m - band * kBand < kBand ? tiles_m - band * kBand : kBand;
+  return {Uniform(band * kBand + inside % rows), Uniform(inside / rows)};
+}
+
+// Fills LDS stages of one wave, in order. A wave's part of a stage is fixed; only scalar offsets move.
+template <class T>
+struct Loader {
+  i32x4 a, w;                         // buffers of this workgroup's panels
+  u32 bytes_a, bytes_w;
+  u32 offset_a, offset_w;             // the lane's own byte of the wave's part, at step 0
+  u32 lds_a, lds_w;                   // where the wave's part begins in stage 0
+  u32 offset_scale[T::kWaveScales], lds_scale[T::kWaveScales];
+  bool scale_of_a[T::kWaveScales], scale_dead[T::kWaveScales];
+  u32 step_w, step_scale[T::kWaveScales];  // which of the stage's U steps the part belongs to
+  u32 stage, step, end, third;
+
+  static constexpr int kLoadsA = T::kWaveSlotsA * kLoadsPerSlot, kLoadsW = T::kWaveSlotsW * kLoadsPerSlot;
+  static constexpr int kLoads = kLoadsA + kLoadsW + T::kWaveScales;
+
+  MXORT_METHOD void Init(const GemmArgs& args, TileIndex tile, u32 lds, u32 first_step, u32 last_step) {
+    const u32 wave = WaveIndex(), lane = Lane();
+    const u32 panel_a = args.steps * args.terms * T::kRecordA, panel_w = args.steps * T::kRecordW;
+    bytes_a = PanelsIn(tile.m, args.m, T::kPanelsM) * panel_a;
+    bytes_w = PanelsIn(tile.n, args.n, T::kPanelsN) * panel_w;
+    a = Buffer(static_cast<const u8*>(args.a) + static_cast<u64>(tile.m * T::kPanelsM) * panel_a, bytes_a);
+    w = Buffer(static_cast<const u8*>(args.w) + static_cast<u64>(tile.n * T::kPanelsN) * panel_w, bytes_w);
+    third = (65536 + args.terms - 1) / args.terms;
+    stage = 0, step = first_step, end = last_step;
+    Limit();
+
+    const u32 slot_a = wave * T::kWaveSlotsA, record_a = slot_a / T::kSlotsA;
+    const u32 inside_a = T::kScaleA + slot_a % T::kSlotsA * kSlotBytes;
+    offset_a = lane * kCopyBytes + record_a % T::kPanelsM * panel_a + record_a / T::kPanelsM * T::kRecordA + inside_a;
+    lds_a = lds + record_a * T::kRecordA + inside_a;
+
+    const u32 slot_w = wave * T::kWaveSlotsW, record_w = slot_w / T::kSlotsW;
+    const u32 inside_w = T::kScaleW + slot_w % T::kSlotsW * kSlotBytes;
+    step_w = T::kSteps == 1 ? 0 : record_w / T::kPanelsN;
+    offset_w = lane * kCopyBytes + record_w % T::kPanelsN * panel_w + inside_w;
+    lds_w = lds + T::kStageW + record_w * T::kRecordW + inside_w;
+
+    Unroll<0, T::kWaveScales>([&](auto j) __attribute__((always_inline)) {
+      const u32 index = wave + T::kWaves * j.value;
+      const bool of_a = IsScaleOfA<j.value>(index), dead = T::kDeadBytes != 0 && index >= T::kScalesA + T::kScalesW;
+      const u32 record = of_a ? index : dead ? 0 : index - T::kScalesA;
+      const u32 panels = of_a ? T::kPanelsM : T::kPanelsN;
+      scale_of_a[j.value] = of_a, scale_dead[j.value] = dead;
+      step_scale[j.value] = T::kSteps == 1 ? 0 : record / panels;
+      offset_scale[j.value] = lane * 4 + record % panels * (of_a ? panel_a : panel_w);
+      lds_scale[j.value] = dead ? lds + T::kStages * T::kStageBytes
+                                : lds + (of_a ? record * T::kRecordA : T::kStageW + record * T::kRecordW);
+    });
+  }
+
+  MXORT_DEVICE u32 PanelsIn(u32 tile, u32 extent, u32 most) {
+    const u32 left = (extent + kPanelRows - 1) / kPanelRows - tile * most;
+    return left < most ? left : most;
+  }
+  // A scale load is of A for some waves and of W for others, or of one for all: then a constant.
+  template <int kScale>
+  MXORT_DEVICE bool IsScaleOfA(u32 index) {
+    if constexpr ((kScale + 1) * T::kWaves <= T::kScalesA) return true;
+    if constexpr (kScale * T::kWaves >= T::kScalesA) return false;
+    return index < T::kScalesA;
+  }
+  // The weights' record that step s multiplies: s / terms, exact for s < 32768 and terms <= 3.
+  MXORT_METHOD u32 WeightOffset(u32 s) const { return (s * third >> 16) * T::kRecordW; }
+
+  // Load number kLoad of the current stage.
+  template <int kLoad>
+  MXORT_METHOD void Issue() const {
+    if constexpr (kLoad < kLoadsA) {
+      Slot<kLoad>(lds_a + stage, a, offset_a, step * T::kRecordA);
+    } else if constexpr (kLoad < kLoadsA + kLoadsW) {
+      Slot<kLoad - kLoadsA>(lds_w + stage, w, offset_w, WeightOffset(step + step_w));
+    } else {
+      constexpr int j = kLoad - kLoadsA - kLoadsW;
+      const bool of_a = scale_of_a[j];
+      const u32 s = step + step_scale[j];
+      CopyScales(lds_scale[j] + (scale_dead[j] ? 0 : stage), of_a ? a : w, offset_scale[j],
+                 of_a ? s * T::kRecordA : WeightOffset(s));
+    }
+  }
+  // The instruction's offset field (12 bits) advances memory and LDS alike: four kilobytes are reached without changing
+  // m0 or the lane's offset.
+  template <int kLoad>
+  MXORT_DEVICE void Slot(u32 lds, i32x4 buffer, u32 offset, u32 scalar_offset) {
+    constexpr int kByte = kLoad * kWave * kCopyBytes, kField = kByte % 4096, kRest = kByte - kField;
+    CopySlot<kField>(lds + kRest, buffer, offset + kRest, scalar_offset);
+  }
+  MXORT_METHOD void Advance() {
+    step += T::kSteps;
+    stage = stage == (T::kStages - 1) * T::kStageBytes ? 0 : stage + T::kStageBytes;
+    Limit();
+  }
+  // Past the last step the buffers are empty: the loads are still counted but fetch nothing.
+  MXORT_METHOD void Limit() {
+    a[2] = static_cast<i32>(step < end ? bytes_a : 0);
+    w[2] = static_cast<i32>(step < end ? bytes_w : 0);
+  }
+};
+
+// The registers a wave multiplies from, and where it reads them in LDS.
+template <class T>
+struct Fragments {
+  using Mma = typename T::Mma;
+  i32x4 weight[T::kUnitsW];
+  typename Mma::Activation activation[T::kUnitsA];
+  i32 weight_scale[T::kUnitsWS], activation_scale[T::kUnitsAS == 0 ? 1 : T::kUnitsAS];
+  LdsBytes lds;
+  u32 base_w, base_a, scale_w, scale_a, shift_w, shift_a;
+
+  MXORT_METHOD void Init(LdsBytes memory) {
+    const u32 wave = WaveIndex();
+    const u32 m = wave % T::kWavesM * T::kFragM, n = wave / T::kWavesM * T::kFragN;  // first fragment
+    lds = memory;
+    scale_a = m / kFragments * T::kRecordA;
+    scale_w = T::kStageW + n / kFragments * T::kRecordW;
+    base_a = scale_a + T::kScaleA + m % kFragments * FragmentBytes(T::kOperand);
+    base_w = scale_w + T::kScaleW + n % kFragments * FragmentBytes(Operand::kFp4);
+    shift_a = m % kFragments * 8, shift_w = n % kFragments * 8;
+  }
+
+  template <int kUnit>
+  MXORT_METHOD void Read(u32 stage) {
+    const u32 lane = Lane();
+    if constexpr (kUnit < T::kFirstA) {
+      constexpr int u = kUnit / T::kFragN, n = kUnit % T::kFragN;
+      constexpr int kAt = u * T::kPanelsN * T::kRecordW + n / kFragments * T::kRecordW + n % kFragments * kSlotBytes;
+      weight[kUnit] = ReadLds<i32x4>(lds + stage + base_w + kAt, lane * 16);
+    } else if constexpr (kUnit < T::kFirstWS) {
+      constexpr int index = kUnit - T::kFirstA, m = index % T::kFragM, part = index / T::kFragM % T::kParts;
+      constexpr int u = index / T::kFragM / T::kParts;
+      constexpr int kAt = u * T::kPanelsM * T::kRecordA + m / kFragments * T::kRecordA +
+                          m % kFragments * FragmentBytes(T::kOperand);
+      Mma::template Read<part>(activation[index], lds + stage + base_a + kAt, lane);
+    } else if constexpr (kUnit < T::kFirstAS) {
+      constexpr int index = kUnit - T::kFirstWS, u = index / T::kPanelsOfN, panel = index % T::kPanelsOfN;
+      const u32 at = stage + scale_w + (u * T::kPanelsN + panel) * T::kRecordW;
+      weight_scale[index] = Shift<T::kFragN>(ReadLds<i32>(lds + at, lane * 4), shift_w);
+    } else {
+      constexpr int index = kUnit - T::kFirstAS, u = index / T::kPanelsOfM, panel = index % T::kPanelsOfM;
+      const u32 at = stage + scale_a + (u * T::kPanelsM + panel) * T::kRecordA;
+      activation_scale[index] = Shift<T::kFragM>(ReadLds<i32>(lds + at, lane * 4), shift_a);
+    }
+  }
+  // Where a wave begins inside a panel, its first fragment's scale becomes byte 0.
+  template <int kFrag>
+  MXORT_DEVICE i32 Shift(i32 scales, u32 shift) {
+    if constexpr (kFrag % kFragments == 0) return scales;
+    return static_cast<i32>(static_cast<u32>(scales) >> shift);
+  }
+
+  template <int kPosition>
+  MXORT_METHOD void Multiply(f32x4 (&sum)[T::kFragN][T::kFragM]) {
+    constexpr auto p = T::At(kPosition);
+    constexpr int u = p.substep / T::kParts;
+    const i32 scale = T::kUnitsAS == 0 ? 0 : activation_scale[u * T::kPanelsOfM + p.m / kFragments];
+    sum[p.n][p.m] = Mma::template Multiply<p.substep % T::kParts, p.n % kFragments, p.m % kFragments>(
+        weight[u * T::kFragN + p.n], weight_scale[u * T::kPanelsOfN + p.n / kFragments],
+        activation[p.substep * T::kFragM + p.m], scale, sum[p.n][p.m]);
+  }
+};
+
+template <class T>
+MXORT_DEVICE void Gemm(const GemmArgs& args) {
+  static MXORT_LDS __attribute__((aligned(16))) u8 memory[T::kLdsBytes];
+  const LdsBytes lds = reinterpret_cast<LdsBytes>(reinterpret_cast<__UINTPTR_TYPE__>(&memory[0]));
+  const TileIndex tile = OrderTiles(GroupX(), args.tiles_m, args.tiles_n);
+  const u32 first = GroupY() * args.steps_per_split * args.terms;
+  const u32 left = args.steps * args.terms - first, most = args.steps_per_split * args.terms;
+  const u32 steps = left < most ? left : most;
+
+  Loader<T> loader;
+  loader.Init(args, tile, LdsAddress(lds), first, first + steps);
+  Fragments<T> fragments;
+  fragments.Init(lds);
+  f32x4 sum[T::kFragN][T::kFragM];
+  Unroll<0, T::kFragN * T::kFragM>([&](auto q) __attribute__((always_inline)) {
+    sum[q.value / T::kFragM][q.value % T::kFragM] = f32x4{0, 0, 0, 0};
+  });
+
+  constexpr int kLoads = Loader<T>::kLoads, kLate = T::kSplitColumns ? 0 : kLoads / 2;
+  // Before the loop: stages 0 .. S - 2, and what iteration -1 would have loaded in its second phase.
+  Unroll<0, (T::kStages - 1) * kLoads>([&](auto i) __attribute__((always_inline)) {
+    loader.template Issue<i.value % kLoads>();
+    if constexpr (i.value % kLoads == kLoads - 1) loader.Advance();
+  });
+  Unroll<0, kLate>([&](auto i) __attribute__((always_inline)) { loader.template Issue<i.value>(); });
+  WaitLoadsAndReads<(T::kStages - 2) * kLoads + kLate>();
+  Barrier();
+  u32 stage = 0;
+  Unroll<0, T::kUnits>([&](auto i) __attribute__((always_inline)) {
+    if constexpr (T::KindOf(i.value) != T::Kind::kPhase2) fragments.template Read<i.value>(stage);
+  });
+
+  // A position: one multiplication, and what is issued behind it. The fence keeps the order as written here.
+  const auto position = [&](auto q) __attribute__((always_inline)) {
+    constexpr int kQ = q.value;
+    fragments.template Multiply<kQ>(sum);
+    Unroll<T::UnitsBefore(kQ), T::UnitsBefore(kQ + 1)>([&](auto i) __attribute__((always_inline)) {
+      fragments.template Read<T::kSchedule.order[i.value]>(stage);
+    });
+    // Phase 1 ends the stage that phase 2 of the iteration before began.
+    constexpr int kBegin = T::LoadsBefore(kQ, kLoads, kLate), kEnd = T::LoadsBefore(kQ + 1, kLoads, kLate);
+    Unroll<kBegin, kEnd>([&](auto i) __attribute__((always_inline)) {
+      loader.template Issue<(i.value + kLate) % kLoads>();
+    });
+    __builtin_amdgcn_sched_barrier(0);
+  };
+#pragma clang loop unroll(disable)
+  for (u32 n = steps / T::kSteps; n != 0; --n) {
+    Unroll<0, T::kPhase>([&](auto q) __attribute__((always_inline)) { position(q); });
+    loader.Advance();
+    // The next stage has arrived, and every wave has read what it needs of this one.
+    WaitLoadsAndReads<(T::kStages - 2) * kLoads>();
+    Barrier();
+    stage = stage == (T::kStages - 1) * T::kStageBytes ? 0 : stage + T::kStageBytes;
+    Unroll<T::kPhase, T::kPositions>([&](auto q) __attribute__((always_inline)) { position(q); });
+  }
+  if constexpr (T::kSteps == 2) {  // an odd step: its registers were read in the last phase 2
+    if (steps % 2 != 0) {
+      Unroll<0, T::kPhase>([&](auto q) __attribute__((always_inline)) { fragments.template Multiply<q.value>(sum); });
+    }
+  }
+  WaitLoadsAndReads<0>();  // the memory of LDS is used again below, and by others after the end
+  StoreTile<T>(args, tile, lds, sum);
+}
+
+}  // namespace mxort::hip
+
+#endif  // MXORT_KERNELS_HIP_GEMM_H_

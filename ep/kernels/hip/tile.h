@@ -1,0 +1,138 @@
+// Shape and schedule of the tiled GEMM: everything about it that is decided at compile time.
+#ifndef MXORT_KERNELS_HIP_TILE_H_
+#define MXORT_KERNELS_HIP_TILE_H_
+
+#include "kernels/hip/layout.h"
+
+namespace mxort::hip {
+
+// A workgroup of WM x WN waves, each of MT x NT fragments (16 activation rows, 16 output columns); a stage of LDS holds
+// U steps of 128 k of both operands, and there are S stages.
+template <class MmaPolicy, int WM, int WN, int MT, int NT, int U, int S>
+struct Tile {
+  using Mma = MmaPolicy;
+  static constexpr Operand kOperand = Mma::kOperand;
+  static constexpr int kWavesM = WM, kWavesN = WN, kFragM = MT, kFragN = NT, kSteps = U, kStages = S;
+  static constexpr int kParts = Mma::kParts;
+  static constexpr int kWaves = WM * WN, kThreads = 64 * kWaves;
+  static constexpr int kRows = WM * MT * kFragmentRows, kColumns = WN * NT * kFragmentRows;
+  static constexpr int kPanelsM = kRows / kPanelRows, kPanelsN = kColumns / kPanelRows;
+  static_assert(kPanelsM * kPanelRows == kRows && kPanelsN * kPanelRows == kColumns, "whole panels");
+  static_assert((MT % 4 == 0 || 4 % MT == 0) && (NT % 4 == 0 || 4 % NT == 0), "fragments of a wave lie in whole panels");
+  static_assert(S >= 2, "a stage is filled while another is read");
+
+  // ---- LDS: a stage is the records [U][panel] of the activations, then those of the weights -------------------------
+  static constexpr int kRecordA = RecordBytes(kOperand), kRecordW = RecordBytes(Operand::kFp4);
+  static constexpr int kScaleA = ScaleBytes(kOperand), kScaleW = kScaleRecordBytes;
+  static constexpr int kStageW = U * kPanelsM * kRecordA;
+  static constexpr int kStageBytes = kStageW + U * kPanelsN * kRecordW;
+
+  // ---- loads of one stage by one wave: code slots (1 KB) of A, of W, then scale records ------------------------------
+  static constexpr int kSlotsA = kFragments * LaneBytes(kOperand) / kLaneSlot;  // of a record
+  static constexpr int kSlotsW = kFragments;
+  static constexpr int kWaveSlotsA = U * kPanelsM * kSlotsA / kWaves, kWaveSlotsW = U * kPanelsN * kSlotsW / kWaves;
+  static_assert(kSlotsA % kWaveSlotsA == 0 && kSlotsW % kWaveSlotsW == 0, "a wave's slots lie in one record");
+  static constexpr int kScalesA = HasScales(kOperand) ? U * kPanelsM : 0, kScalesW = U * kPanelsN;
+  static constexpr int kWaveScales = (kScalesA + kScalesW + kWaves - 1) / kWaves;
+  // Where the records do not divide among the waves, the last loads go to a dead area, so that all waves count alike.
+  static constexpr int kDeadBytes = kWaveScales * kWaves == kScalesA + kScalesW ? 0 : kScaleRecordBytes;
+  static constexpr int kLdsBytes = S * kStageBytes + kDeadBytes;
+
+  // ---- schedule ------------------------------------------------------------------------------------------------------
+  // One iteration multiplies a stage in kPositions steps, in two phases with a barrier between. Each register group is
+  // read from LDS ("unit") after its last use and before its next one, so one set of registers is enough:
+  //   units of phase 2 only: read in phase 1, from this iteration's stage
+  //   all others:            read in phase 2, from the next stage, which the barrier has made visible
+  // Phases are halves of the columns where a stage is one step (then each weight unit belongs to one phase), or halves
+  // of the steps or parts.
+  static constexpr int kSubsteps = U * kParts;
+  static constexpr bool kSplitColumns = kSubsteps == 1;
+  static constexpr int kPositions = kSubsteps * MT * NT, kPhase = kPositions / 2;
+  static_assert(kSplitColumns ? NT % 2 == 0 : kSubsteps % 2 == 0, "two phases");
+
+  struct Position {
+    int substep, m, n;
+  };
+  static constexpr Position At(int q) {
+    if (kSplitColumns) {  // phase, m, n in the half
+      const int r = q % kPhase;
+      return {0, r / (NT / 2), q / kPhase * (NT / 2) + r % (NT / 2)};
+    }
+    return {q / (MT * NT), q % MT, q / MT % NT};
+  }
+
+  // Units: fragments of W [U][NT], fragments of A [U * parts][MT], scale registers of W and A, one per panel touched.
+  static constexpr int kPanelsOfN = (NT + 3) / 4, kPanelsOfM = (MT + 3) / 4;
+  static constexpr int kUnitsW = U * NT, kUnitsA = kSubsteps * MT;
+  static constexpr int kUnitsWS = U * kPanelsOfN, kUnitsAS = HasScales(kOperand) ? U * kPanelsOfM : 0;
+  static constexpr int kFirstA = kUnitsW, kFirstWS = kFirstA + kUnitsA, kFirstAS = kFirstWS + kUnitsWS;
+  static constexpr int kUnits = kFirstAS + kUnitsAS;
+
+  static constexpr bool Uses(int unit, Position p) {
+    const int u = p.substep / kParts;
+    if (unit < kFirstA) return unit == u * NT + p.n;
+    if (unit < kFirstWS) return unit - kFirstA == p.substep * MT + p.m;
+    if (unit < kFirstAS) return unit - kFirstWS == u * kPanelsOfN + p.n / 4;
+    return unit - kFirstAS == u * kPanelsOfM + p.m / 4;
+  }
+  static constexpr int FirstUse(int unit) {
+    int q = 0;
+    while (!Uses(unit, At(q))) ++q;
+    return q;
+  }
+  static constexpr int LastUse(int unit) {
+    int q = kPositions - 1;
+    while (!Uses(unit, At(q))) --q;
+    return q;
+  }
+  enum class Kind { kPhase1, kPhase2, kBoth };
+  static constexpr Kind KindOf(int unit) {
+    return LastUse(unit) < kPhase ? Kind::kPhase1 : FirstUse(unit) >= kPhase ? Kind::kPhase2 : Kind::kBoth;
+  }
+  // After which position a unit is read. Units of one phase are read in the other, in the order of their first use.
+  struct Schedule {
+    int slot[kUnits];
+    int order[kUnits];  // units by slot
+  };
+  static constexpr Schedule MakeSchedule() {
+    Schedule s{};
+    int next[2] = {0, kPhase};
+    for (int q = 0; q < kPositions; ++q) {
+      for (int unit = 0; unit < kUnits; ++unit) {
+        if (FirstUse(unit) != q) continue;
+        const Kind kind = KindOf(unit);
+        if (kind == Kind::kBoth) {
+          s.slot[unit] = LastUse(unit);
+        } else {
+          int& slot = next[kind == Kind::kPhase1];
+          s.slot[unit] = slot;
+          if (slot + 1 < (kind == Kind::kPhase1 ? kPositions : kPhase)) ++slot;
+        }
+      }
+    }
+    int count = 0;
+    for (int q = 0; q < kPositions; ++q) {
+      for (int unit = 0; unit < kUnits; ++unit) {
+        if (s.slot[unit] == q) s.order[count++] = unit;
+      }
+    }
+    return s;
+  }
+  static constexpr Schedule kSchedule = MakeSchedule();
+  // Units with a slot below q.
+  static constexpr int UnitsBefore(int q) {
+    int count = 0;
+    for (int unit = 0; unit < kUnits; ++unit) count += kSchedule.slot[unit] < q;
+    return count;
+  }
+  // Loads are spread evenly over the positions of phase 1, or of the whole iteration where phase 1 alone would be crowded.
+  static constexpr int LoadsBefore(int q, int loads, int loads_in_phase2) {
+    const int first = loads - loads_in_phase2;
+    if (q <= kPhase) return first * q / kPhase;
+    return first + loads_in_phase2 * (q - kPhase) / kPhase;
+  }
+};
+
+}  // namespace mxort::hip
+
+#endif  // MXORT_KERNELS_HIP_TILE_H_
