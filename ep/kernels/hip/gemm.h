@@ -36,6 +36,9 @@ struct Loader {
 
   static constexpr int kLoadsA = T::kWaveSlotsA * kLoadsPerSlot, kLoadsW = T::kWaveSlotsW * kLoadsPerSlot;
   static constexpr int kLoads = kLoadsA + kLoadsW + T::kWaveScales;
+  // A wave loads one whole record of each operand: its codes and scales then share a base.
+  static constexpr bool kWhole = HasScales(T::kOperand) && T::kWaveSlotsA == T::kSlotsA && T::kWaveSlotsW == T::kSlotsW &&
+                                 T::kScalesA == T::kWaves && T::kScalesW == T::kWaves;
 
   MXORT_METHOD void Init(const GemmArgs& args, TileIndex tile, u32 lds, u32 first_step, u32 last_step) {
     const u32 wave = WaveIndex(), lane = Lane();
@@ -49,12 +52,12 @@ struct Loader {
     Limit();
 
     const u32 slot_a = wave * T::kWaveSlotsA, record_a = slot_a / T::kSlotsA;
-    const u32 inside_a = T::kScaleA + slot_a % T::kSlotsA * kSlotBytes;
+    const u32 inside_a = slot_a % T::kSlotsA * kSlotBytes;
     offset_a = lane * kCopyBytes + record_a % T::kPanelsM * panel_a + record_a / T::kPanelsM * T::kRecordA + inside_a;
     lds_a = lds + record_a * T::kRecordA + inside_a;
 
     const u32 slot_w = wave * T::kWaveSlotsW, record_w = slot_w / T::kSlotsW;
-    const u32 inside_w = T::kScaleW + slot_w % T::kSlotsW * kSlotBytes;
+    const u32 inside_w = slot_w % T::kSlotsW * kSlotBytes;
     step_w = T::kSteps == 1 ? 0 : record_w / T::kPanelsN;
     offset_w = lane * kCopyBytes + record_w % T::kPanelsN * panel_w + inside_w;
     lds_w = lds + T::kStageW + record_w * T::kRecordW + inside_w;
@@ -90,27 +93,29 @@ struct Loader {
   template <int kLoad>
   MXORT_METHOD void Issue() const {
     if constexpr (kLoad < kLoadsA) {
-      Slot<kLoad>(lds_a + stage, a, offset_a, step * T::kRecordA);
+      Slot<kLoad, T::kScaleA>(lds_a + stage, a, offset_a, step * T::kRecordA);
     } else if constexpr (kLoad < kLoadsA + kLoadsW) {
-      Slot<kLoad - kLoadsA>(lds_w + stage, w, offset_w, WeightOffset(step + step_w));
+      Slot<kLoad - kLoadsA, T::kScaleW>(lds_w + stage, w, offset_w, WeightOffset(step + step_w));
     } else {
       constexpr int j = kLoad - kLoadsA - kLoadsW;
       const bool of_a = scale_of_a[j];
+      const u32 base = kWhole ? (j == 0 ? lds_a : lds_w) : lds_scale[j];
       const u32 s = step + step_scale[j];
-      CopyScales(lds_scale[j] + (scale_dead[j] ? 0 : stage), of_a ? a : w, offset_scale[j],
+      CopyScales(base + (scale_dead[j] ? 0 : stage), of_a ? a : w, offset_scale[j],
                  of_a ? s * T::kRecordA : WeightOffset(s));
     }
   }
   // The instruction's offset field (12 bits) advances memory and LDS alike: four kilobytes are reached without changing
   // m0 or the lane's offset.
-  template <int kLoad>
+  template <int kLoad, int kScaleBytes>
   MXORT_DEVICE void Slot(u32 lds, i32x4 buffer, u32 offset, u32 scalar_offset) {
-    constexpr int kByte = kLoad * kWave * kCopyBytes, kField = kByte % 4096, kRest = kByte - kField;
+    constexpr int kByte = kScaleBytes + kLoad * kWave * kCopyBytes, kField = kByte % 4096, kRest = kByte - kField;
     CopySlot<kField>(lds + kRest, buffer, offset + kRest, scalar_offset);
   }
-  MXORT_METHOD void Advance() {
+  // On to the next stage, which lies at `next` in LDS.
+  MXORT_METHOD void Advance(u32 next) {
     step += T::kSteps;
-    stage = stage == (T::kStages - 1) * T::kStageBytes ? 0 : stage + T::kStageBytes;
+    stage = next;
     Limit();
   }
   // Past the last step the buffers are empty: the loads are still counted but fetch nothing.
@@ -120,6 +125,12 @@ struct Loader {
   }
 };
 
+// Hides where a value comes from: it is then kept in a register rather than computed again.
+MXORT_DEVICE u32 Opaque(u32 x) {
+  asm volatile("" : "+v"(x));
+  return x;
+}
+
 // The registers a wave multiplies from, and where it reads them in LDS.
 template <class T>
 struct Fragments {
@@ -127,41 +138,45 @@ struct Fragments {
   i32x4 weight[T::kUnitsW];
   typename Mma::Activation activation[T::kUnitsA];
   i32 weight_scale[T::kUnitsWS], activation_scale[T::kUnitsAS == 0 ? 1 : T::kUnitsAS];
-  LdsBytes lds;
-  u32 base_w, base_a, scale_w, scale_a, shift_w, shift_a;
+  u32 base_w, base_a, base_ws, base_as;  // the lane's addresses in stage 0
+  u32 at_w, at_a, at_ws, at_as;          // and in the stage that is being read
+  u32 shift_w, shift_a;
 
-  MXORT_METHOD void Init(LdsBytes memory) {
-    const u32 wave = WaveIndex();
+  MXORT_METHOD void Init(u32 lds) {
+    const u32 wave = WaveIndex(), lane = Lane();
     const u32 m = wave % T::kWavesM * T::kFragM, n = wave / T::kWavesM * T::kFragN;  // first fragment
-    lds = memory;
-    scale_a = m / kFragments * T::kRecordA;
-    scale_w = T::kStageW + n / kFragments * T::kRecordW;
-    base_a = scale_a + T::kScaleA + m % kFragments * FragmentBytes(T::kOperand);
-    base_w = scale_w + T::kScaleW + n % kFragments * FragmentBytes(Operand::kFp4);
+    const u32 record_a = lds + m / kFragments * T::kRecordA;
+    const u32 record_w = lds + T::kStageW + n / kFragments * T::kRecordW;
+    base_a = Opaque(record_a + m % kFragments * FragmentBytes(T::kOperand) + lane * kLaneSlot);
+    base_w = Opaque(record_w + n % kFragments * FragmentBytes(Operand::kFp4) + lane * kLaneSlot);
+    base_as = Opaque(record_a + lane * 4);
+    base_ws = Opaque(record_w + lane * 4);
     shift_a = m % kFragments * 8, shift_w = n % kFragments * 8;
+    Select(0);
+  }
+  MXORT_METHOD void Select(u32 stage) {
+    at_w = Opaque(base_w + stage), at_ws = Opaque(base_ws + stage);
+    at_a = Opaque(base_a + stage), at_as = T::kUnitsAS == 0 ? 0 : Opaque(base_as + stage);
   }
 
   template <int kUnit>
-  MXORT_METHOD void Read(u32 stage) {
-    const u32 lane = Lane();
+  MXORT_METHOD void Read() {
     if constexpr (kUnit < T::kFirstA) {
       constexpr int u = kUnit / T::kFragN, n = kUnit % T::kFragN;
-      constexpr int kAt = u * T::kPanelsN * T::kRecordW + n / kFragments * T::kRecordW + n % kFragments * kSlotBytes;
-      weight[kUnit] = ReadLds<i32x4>(lds + stage + base_w + kAt, lane * 16);
+      constexpr int kAt = (u * T::kPanelsN + n / kFragments) * T::kRecordW + T::kScaleW + n % kFragments * kSlotBytes;
+      weight[kUnit] = ReadLds<i32x4>(at_w + kAt);
     } else if constexpr (kUnit < T::kFirstWS) {
-      constexpr int index = kUnit - T::kFirstA, m = index % T::kFragM, part = index / T::kFragM % T::kParts;
-      constexpr int u = index / T::kFragM / T::kParts;
-      constexpr int kAt = u * T::kPanelsM * T::kRecordA + m / kFragments * T::kRecordA +
+      constexpr int index = kUnit - T::kFirstA, m = index % T::kUnitM * T::kUnitFragments;
+      constexpr int substep = index / T::kUnitM, u = substep / T::kParts;
+      constexpr int kAt = (u * T::kPanelsM + m / kFragments) * T::kRecordA + T::kScaleA +
                           m % kFragments * FragmentBytes(T::kOperand);
-      Mma::template Read<part>(activation[index], lds + stage + base_a + kAt, lane);
+      Mma::template Read<substep % T::kParts>(activation[index], at_a + kAt);
     } else if constexpr (kUnit < T::kFirstAS) {
       constexpr int index = kUnit - T::kFirstWS, u = index / T::kPanelsOfN, panel = index % T::kPanelsOfN;
-      const u32 at = stage + scale_w + (u * T::kPanelsN + panel) * T::kRecordW;
-      weight_scale[index] = Shift<T::kFragN>(ReadLds<i32>(lds + at, lane * 4), shift_w);
+      weight_scale[index] = Shift<T::kFragN>(ReadLds<i32>(at_ws + (u * T::kPanelsN + panel) * T::kRecordW), shift_w);
     } else {
       constexpr int index = kUnit - T::kFirstAS, u = index / T::kPanelsOfM, panel = index % T::kPanelsOfM;
-      const u32 at = stage + scale_a + (u * T::kPanelsM + panel) * T::kRecordA;
-      activation_scale[index] = Shift<T::kFragM>(ReadLds<i32>(lds + at, lane * 4), shift_a);
+      activation_scale[index] = Shift<T::kFragM>(ReadLds<i32>(at_as + (u * T::kPanelsM + panel) * T::kRecordA), shift_a);
     }
   }
   // Where a wave begins inside a panel, its first fragment's scale becomes byte 0.
@@ -176,11 +191,15 @@ struct Fragments {
     constexpr auto p = T::At(kPosition);
     constexpr int u = p.substep / T::kParts;
     const i32 scale = T::kUnitsAS == 0 ? 0 : activation_scale[u * T::kPanelsOfM + p.m / kFragments];
-    sum[p.n][p.m] = Mma::template Multiply<p.substep % T::kParts, p.n % kFragments, p.m % kFragments>(
-        weight[u * T::kFragN + p.n], weight_scale[u * T::kPanelsOfN + p.n / kFragments],
-        activation[p.substep * T::kFragM + p.m], scale, sum[p.n][p.m]);
+    sum[p.n][p.m] =
+        Mma::template Multiply<p.substep % T::kParts, p.m % T::kUnitFragments, p.n % kFragments, p.m % kFragments>(
+            weight[u * T::kFragN + p.n], weight_scale[u * T::kPanelsOfN + p.n / kFragments],
+            activation[p.substep * T::kUnitM + p.m / T::kUnitFragments], scale, sum[p.n][p.m]);
   }
 };
+
+// Keeps an accumulator in the lower half of the register file (see Tile::kPinned).
+MXORT_DEVICE void Pin(f32x4& x) { asm("" : "+v"(x)); }
 
 template <class T>
 MXORT_DEVICE void Gemm(const GemmArgs& args) {
@@ -194,7 +213,7 @@ MXORT_DEVICE void Gemm(const GemmArgs& args) {
   Loader<T> loader;
   loader.Init(args, tile, LdsAddress(lds), first, first + steps);
   Fragments<T> fragments;
-  fragments.Init(lds);
+  fragments.Init(LdsAddress(lds));
   f32x4 sum[T::kFragN][T::kFragM];
   Unroll<0, T::kFragN * T::kFragM>([&](auto q) __attribute__((always_inline)) {
     sum[q.value / T::kFragM][q.value % T::kFragM] = f32x4{0, 0, 0, 0};
@@ -204,14 +223,14 @@ MXORT_DEVICE void Gemm(const GemmArgs& args) {
   // Before the loop: stages 0 .. S - 2, and what iteration -1 would have loaded in its second phase.
   Unroll<0, (T::kStages - 1) * kLoads>([&](auto i) __attribute__((always_inline)) {
     loader.template Issue<i.value % kLoads>();
-    if constexpr (i.value % kLoads == kLoads - 1) loader.Advance();
+    if constexpr (i.value % kLoads == kLoads - 1) loader.Advance((i.value / kLoads + 1) * T::kStageBytes);
   });
   Unroll<0, kLate>([&](auto i) __attribute__((always_inline)) { loader.template Issue<i.value>(); });
   WaitLoadsAndReads<(T::kStages - 2) * kLoads + kLate>();
   Barrier();
   u32 stage = 0;
   Unroll<0, T::kUnits>([&](auto i) __attribute__((always_inline)) {
-    if constexpr (T::KindOf(i.value) != T::Kind::kPhase2) fragments.template Read<i.value>(stage);
+    if constexpr (T::KindOf(i.value) != T::Kind::kPhase2) fragments.template Read<i.value>();
   });
 
   // A position: one multiplication, and what is issued behind it. The fence keeps the order as written here.
@@ -219,7 +238,7 @@ MXORT_DEVICE void Gemm(const GemmArgs& args) {
     constexpr int kQ = q.value;
     fragments.template Multiply<kQ>(sum);
     Unroll<T::UnitsBefore(kQ), T::UnitsBefore(kQ + 1)>([&](auto i) __attribute__((always_inline)) {
-      fragments.template Read<T::kSchedule.order[i.value]>(stage);
+      fragments.template Read<T::kSchedule.order[i.value]>();
     });
     // Phase 1 ends the stage that phase 2 of the iteration before began.
     constexpr int kBegin = T::LoadsBefore(kQ, kLoads, kLate), kEnd = T::LoadsBefore(kQ + 1, kLoads, kLate);
@@ -228,15 +247,19 @@ MXORT_DEVICE void Gemm(const GemmArgs& args) {
     });
     __builtin_amdgcn_sched_barrier(0);
   };
+  // The loader is S - 1 stages ahead.
+  const u32 stop = first + steps / T::kSteps * T::kSteps + (T::kStages - 1) * T::kSteps;
 #pragma clang loop unroll(disable)
-  for (u32 n = steps / T::kSteps; n != 0; --n) {
+  while (loader.step != stop) {
     Unroll<0, T::kPhase>([&](auto q) __attribute__((always_inline)) { position(q); });
-    loader.Advance();
-    // The next stage has arrived, and every wave has read what it needs of this one.
+    // The next stage has arrived, and every wave has read what it needs of this one, which is then filled again.
+    loader.Advance(stage);
     WaitLoadsAndReads<(T::kStages - 2) * kLoads>();
     Barrier();
     stage = stage == (T::kStages - 1) * T::kStageBytes ? 0 : stage + T::kStageBytes;
+    fragments.Select(stage);
     Unroll<T::kPhase, T::kPositions>([&](auto q) __attribute__((always_inline)) { position(q); });
+    Unroll<0, T::kPinned>([&](auto q) __attribute__((always_inline)) { Pin(sum[q.value / T::kFragM][q.value % T::kFragM]); });
   }
   if constexpr (T::kSteps == 2) {  // an odd step: its registers were read in the last phase 2
     if (steps % 2 != 0) {

@@ -11,8 +11,8 @@ typedef __attribute__((address_space(3))) u8* LdsBytes;
 MXORT_DEVICE u32 LdsAddress(LdsBytes p) { return static_cast<u32>(reinterpret_cast<__UINTPTR_TYPE__>(p)); }
 
 template <class T>
-MXORT_DEVICE T ReadLds(LdsBytes base, u32 offset) {
-  return *reinterpret_cast<__attribute__((address_space(3))) const T*>(base + offset);
+MXORT_DEVICE T ReadLds(u32 address) {
+  return *reinterpret_cast<__attribute__((address_space(3))) const T*>(static_cast<__UINTPTR_TYPE__>(address));
 }
 
 }  // namespace mxort::hip

@@ -22,27 +22,37 @@ struct ScaledMma {
   static constexpr int kActivationCode =
       kFormat == Operand::kFp4 ? 4 : kFormat == Operand::kFp6E2M3 ? 2 : kFormat == Operand::kFp6E3M2 ? 3 : 0;
 
-  struct Activation {
-    i32x4 low;
-    i32x4 high;  // FP6: two registers of it; FP4: unused
-  };
+  // FP6 fragments are read in pairs: three times 16 bytes a lane, into twelve registers.
+  static constexpr int kUnitFragments = LaneBytes(kFormat) == 24 ? 2 : 1;
+  static constexpr int kUnitReads = kUnitFragments * LaneBytes(kFormat) / kLaneSlot;
 
+  struct Activation {
+    i32x16 v;
+  };
   template <int kPart>
-  MXORT_DEVICE void Read(Activation& f, LdsBytes fragment, u32 lane) {
-    f.low = ReadLds<i32x4>(fragment, lane * 16);
-    if constexpr (LaneBytes(kFormat) == 24) {
-      const i32x2 x = ReadLds<i32x2>(fragment + kSlotBytes, lane * 8);
-      f.high = __builtin_shufflevector(x, x, 0, 1, -1, -1);
-    } else if constexpr (LaneBytes(kFormat) == 32) {
-      f.high = ReadLds<i32x4>(fragment + kSlotBytes, lane * 16);
+  MXORT_DEVICE void Read(Activation& f, u32 at) {
+    i32x4 x[kUnitReads];
+    Unroll<0, kUnitReads>([&](auto i) __attribute__((always_inline)) {
+      x[i.value] = ReadLds<i32x4>(at + i.value * kSlotBytes);
+    });
+    if constexpr (kUnitReads == 1) {
+      f.v = __builtin_shufflevector(x[0], x[0], 0, 1, 2, 3, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1);
+    } else if constexpr (kUnitReads == 2) {
+      f.v = __builtin_shufflevector(x[0], x[1], 0, 1, 2, 3, 4, 5, 6, 7, -1, -1, -1, -1, -1, -1, -1, -1);
+    } else {
+      const i32x8 low = __builtin_shufflevector(x[0], x[1], 0, 1, 2, 3, 4, 5, 6, 7);
+      const i32x8 high = __builtin_shufflevector(x[2], x[2], 0, 1, 2, 3, -1, -1, -1, -1);
+      f.v = __builtin_shufflevector(low, high, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, -1, -1, -1, -1);
     }
   }
 
-  // kWeightByte, kActivationByte: which byte of the scale registers holds this fragment's scale.
-  template <int kPart, int kWeightByte, int kActivationByte>
+  // kIndex: which fragment of the unit. kWeightByte, kActivationByte: which byte of the scale registers is its scale.
+  template <int kPart, int kIndex, int kWeightByte, int kActivationByte>
   MXORT_DEVICE f32x4 Multiply(i32x4 weight, i32 weight_scale, const Activation& a, i32 activation_scale, f32x4 sum) {
     const i32x8 w = __builtin_shufflevector(weight, weight, 0, 1, 2, 3, -1, -1, -1, -1);  // FP4 takes four registers
-    const i32x8 x = __builtin_shufflevector(a.low, a.high, 0, 1, 2, 3, 4, 5, 6, 7);
+    constexpr int i = kIndex * 6;
+    const i32x8 x = kUnitFragments == 2 ? __builtin_shufflevector(a.v, a.v, i, i + 1, i + 2, i + 3, i + 4, i + 5, -1, -1)
+                                        : __builtin_shufflevector(a.v, a.v, 0, 1, 2, 3, 4, 5, 6, 7);
     return __builtin_amdgcn_mfma_scale_f32_16x16x128_f8f6f4(w, x, sum, kWeightCode, kActivationCode, kWeightByte,
                                                             weight_scale, kActivationByte, activation_scale);
   }

@@ -22,6 +22,7 @@ typedef u32 u32x4 __attribute__((ext_vector_type(4)));
 typedef i32 i32x2 __attribute__((ext_vector_type(2)));
 typedef i32 i32x4 __attribute__((ext_vector_type(4)));
 typedef i32 i32x8 __attribute__((ext_vector_type(8)));
+typedef i32 i32x16 __attribute__((ext_vector_type(16)));
 typedef float f32x4 __attribute__((ext_vector_type(4)));
 
 inline constexpr int kWave = 64;

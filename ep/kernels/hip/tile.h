@@ -21,6 +21,12 @@ struct Tile {
   static_assert((MT % 4 == 0 || 4 % MT == 0) && (NT % 4 == 0 || 4 % NT == 0), "fragments of a wave lie in whole panels");
   static_assert(S >= 2, "a stage is filled while another is read");
 
+  // A wave of the largest tile has 256 accumulator registers of its 512, of which instructions other than the matrix
+  // ones see 256 ("VGPR", the rest are "AGPR"). Left to itself clang 22 copies two accumulators in every iteration; told
+  // that three quarters of them are VGPRs it copies none, and the others become AGPRs. (Told that they are AGPRs, it
+  // takes all 256 for them, has no room left for the order it wants, and spills.)
+  static constexpr int kPinned = MT * NT == 64 ? 48 : 0;
+
   // ---- LDS: a stage is the records [U][panel] of the activations, then those of the weights -------------------------
   static constexpr int kRecordA = RecordBytes(kOperand), kRecordW = RecordBytes(Operand::kFp4);
   static constexpr int kScaleA = ScaleBytes(kOperand), kScaleW = kScaleRecordBytes;
@@ -61,9 +67,11 @@ struct Tile {
     return {q / (MT * NT), q % MT, q / MT % NT};
   }
 
-  // Units: fragments of W [U][NT], fragments of A [U * parts][MT], scale registers of W and A, one per panel touched.
+  // Units: fragments of W [U][NT], fragments (or pairs) of A [U * parts][MT], scale registers of W and A, one per panel touched.
   static constexpr int kPanelsOfN = (NT + 3) / 4, kPanelsOfM = (MT + 3) / 4;
-  static constexpr int kUnitsW = U * NT, kUnitsA = kSubsteps * MT;
+  static constexpr int kUnitsW = U * NT;
+  static constexpr int kUnitFragments = Mma::kUnitFragments, kUnitM = MT / kUnitFragments, kUnitsA = kSubsteps * kUnitM;
+  static_assert(MT % kUnitFragments == 0);
   static constexpr int kUnitsWS = U * kPanelsOfN, kUnitsAS = HasScales(kOperand) ? U * kPanelsOfM : 0;
   static constexpr int kFirstA = kUnitsW, kFirstWS = kFirstA + kUnitsA, kFirstAS = kFirstWS + kUnitsWS;
   static constexpr int kUnits = kFirstAS + kUnitsAS;
@@ -71,7 +79,7 @@ struct Tile {
   static constexpr bool Uses(int unit, Position p) {
     const int u = p.substep / kParts;
     if (unit < kFirstA) return unit == u * NT + p.n;
-    if (unit < kFirstWS) return unit - kFirstA == p.substep * MT + p.m;
+    if (unit < kFirstWS) return unit - kFirstA == p.substep * kUnitM + p.m / kUnitFragments;
     if (unit < kFirstAS) return unit - kFirstWS == u * kPanelsOfN + p.n / 4;
     return unit - kFirstAS == u * kPanelsOfM + p.m / 4;
   }
