@@ -191,15 +191,16 @@ std::vector<std::string> split_operands(const std::string& text) {
 }
 
 void unknown_instruction(Wave&, const Inst& i) {
-  throw SimError("unknown opcode: \"" + i.text + "\" is not modelled (add it to the table of its unit)", 98);
+  throw SimError("unknown opcode: \"" + std::string(i.text) + "\" is not modelled (add it to the table of its unit)", 98);
 }
-void bad_operands(Wave&, const Inst& i) { throw SimError("operands not understood: \"" + i.text + "\"", 98); }
+void bad_operands(Wave&, const Inst& i) { throw SimError("operands not understood: \"" + std::string(i.text) + "\"", 98); }
 
-void parse_text(Inst& i, const char* printed) {
+void parse_text(Module& m, Inst& i, const char* printed) {
   std::string t = printed;
   size_t begin = t.find_first_not_of(" \t");
   t = begin == std::string::npos ? "" : t.substr(begin);
-  i.text = t;
+  m.texts.push_back(t);
+  i.text = m.texts.back().c_str();
   size_t space = t.find_first_of(" \t");
   std::string name = t.substr(0, space);
   for (const char* suffix : {"_e32", "_e64", "_sdwa", "_dpp"}) {
@@ -238,6 +239,8 @@ void parse_text(Inst& i, const char* printed) {
       i.op[i.ops++] = o;
     }
   }
+  // The accumulating forms read their destination as a third source.
+  if (name.compare(0, 6, "v_fmac") == 0 || name.compare(0, 7, "v_dot2c") == 0) i.op[3] = i.op[0], i.ops = 4;
 }
 
 }  // namespace
@@ -257,7 +260,7 @@ void decode_module(Module& m, const u8* text) {
     }
     i.pc = pc, i.size = static_cast<u8>(n);
     memcpy(i.raw, text + pc, std::min<size_t>(n, sizeof i.raw));
-    if (i.fn == nullptr) parse_text(i, buffer);
+    if (i.fn == nullptr) parse_text(m, i, buffer);
     m.index_of[pc / 4] = static_cast<i32>(m.code.size());
     m.code.push_back(std::move(i));
     pc += static_cast<u32>(n);
@@ -267,7 +270,7 @@ void decode_module(Module& m, const u8* text) {
   end.fn = unknown_instruction, end.text = "end of the code section", end.pc = m.text_size;
   m.code.push_back(end);
   for (Inst& i : m.code)
-    if (i.text.compare(0, 9, "s_cbranch") == 0 || i.text.compare(0, 8, "s_branch") == 0 || i.text.compare(0, 6, "s_call") == 0) {
+    if (strncmp(i.text, "s_cbranch", 9) == 0 || strncmp(i.text, "s_branch", 8) == 0) {
       i64 to = static_cast<i64>(i.pc) + 4 + 4 * static_cast<int16_t>(i.raw[0] & 0xFFFF);
       if (to >= 0 && to < m.text_size) i.target = m.index_of[static_cast<size_t>(to) / 4];
     }

@@ -126,7 +126,7 @@ const u32* read32_slow(Wave& w, const Inst& i, const Operand& o, int source, u32
     case Kind::kScc:
       for (int l = 0; l < kLanes; l++) tmp[l] = w.scc;
       break;
-    default: fail("operand kind not understood in \"%s\"", i.text.c_str());
+    default: fail("operand kind not understood in \"%s\"", i.text);
   }
   int sel = !i.sdwa ? 6 : source == 0 ? i.src0_sel : i.src1_sel;
   if (sel != 6 || o.sext) {
@@ -194,7 +194,7 @@ void read64(Wave& w, const Inst& i, const Operand& o, u64* out, Poison& p) {
     }
     for (int l = 0; l < kLanes; l++) out[l] = value;
   } else {
-    fail("64-bit operand not understood in \"%s\"", i.text.c_str());
+    fail("64-bit operand not understood in \"%s\"", i.text);
   }
   if (o.neg || o.abs)
     for (int l = 0; l < kLanes; l++) out[l] = (out[l] & keep) ^ flip;

@@ -57,7 +57,7 @@ void carry32(Wave& w, const Inst& i, F f, bool uses_scc = false) {  // f returns
   u64 p = all_if(a.p | b.p | (uses_scc && w.scc_poison ? ~0ull : 0));
   u64 r = f(a.v, b.v, static_cast<u64>(w.scc));
   put32(w, i.op[0], static_cast<u32>(r), p);
-  put_scc(w, r >> 32 & 1, p);
+  put_scc(w, r >> 32 != 0, p);
 }
 template <class F>
 void op1_32(Wave& w, const Inst& i, F f, int scc, bool bitwise = false) {
@@ -167,7 +167,7 @@ void setreg(Wave& w, const Inst& i, u32 value) {
   w.mode = next;
 }
 
-#define OP(name, ...) {name, [](Wave& w, const Inst& i) { __VA_ARGS__; }}
+#define OP(name, ...) {name, []([[maybe_unused]] Wave& w, [[maybe_unused]] const Inst& i) { __VA_ARGS__; }}
 #define OP64(name, ...) {name, [](Wave& w, const Inst& i) { __VA_ARGS__; }, Lit::kB64}
 #define F2(expr) [](u32 a, u32 b) -> u32 { return expr; }
 #define W2(expr) [](u64 a, u64 b) -> u64 { return expr; }

@@ -10,6 +10,7 @@
 #include <array>
 #include <cstdint>
 #include <cstring>
+#include <deque>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -92,7 +93,7 @@ struct Inst {
   u32 raw[5] = {0, 0, 0, 0, 0};
   u32 pc = 0;           // byte offset in the code object's text
   i32 target = -1;      // branch: index of the target record
-  std::string text;
+  const char* text = "";  // owned by the module
 };
 
 // A memory operation whose completion the wave has not yet waited for.
@@ -216,6 +217,7 @@ struct Module {
   u64 image = 0, text_base = 0;   // device addresses
   u32 text_size = 0;
   std::vector<Inst> code;
+  std::deque<std::string> texts;
   std::vector<i32> index_of;      // text offset / 4 -> record, or -1
   std::vector<Kernel*> kernels;
   ~Module();

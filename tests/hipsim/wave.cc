@@ -263,7 +263,7 @@ void run_workgroup(Workgroup& g, std::mt19937_64& random) {
       } catch (SimError& e) {
         const Inst& i = w->ip[-1];
         throw SimError(format("kernel '%s' (%s, device %d), workgroup (%u,%u,%u), wave %d, pc 0x%x, \"%s\":\n  ", launch.kernel->name.c_str(),
-                              launch.kernel->module->arch.c_str(), launch.device, g.id[0], g.id[1], g.id[2], w->id, i.pc, i.text.c_str()) + e.what(),
+                              launch.kernel->module->arch.c_str(), launch.device, g.id[0], g.id[1], g.id[2], w->id, i.pc, i.text) + e.what(),
                        e.error);
       }
     }
