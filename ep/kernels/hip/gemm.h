@@ -22,6 +22,16 @@ MXORT_DEVICE TileIndex OrderTiles(u32 group, u32 tiles_m, u32 tiles_n) {
   return {Uniform(band * kBand + inside % rows), Uniform(inside / rows)};
 }
 
+// Hides where a value comes from: it is then kept in a register rather than computed again.
+MXORT_DEVICE u32 Opaque(u32 x) {
+  asm volatile("" : "+v"(x));
+  return x;
+}
+MXORT_DEVICE u32 OpaqueScalar(u32 x) {
+  asm volatile("" : "+s"(x));
+  return x;
+}
+
 // Fills LDS stages of one wave, in order. A wave's part of a stage is fixed; only scalar offsets move.
 template <class T>
 struct Loader {
@@ -32,7 +42,8 @@ struct Loader {
   u32 offset_scale[T::kWaveScales], lds_scale[T::kWaveScales];
   bool scale_of_a[T::kWaveScales], scale_dead[T::kWaveScales];
   u32 step_w, step_scale[T::kWaveScales];  // which of the stage's U steps the part belongs to
-  u32 stage, step, end, third;
+  u32 fill_a, fill_w, stage;  // lds_a, lds_w in the stage that is being filled, and that stage
+  u32 step, end, third;
 
   static constexpr int kLoadsA = T::kWaveSlotsA * kLoadsPerSlot, kLoadsW = T::kWaveSlotsW * kLoadsPerSlot;
   static constexpr int kLoads = kLoadsA + kLoadsW + T::kWaveScales;
@@ -43,23 +54,25 @@ struct Loader {
   MXORT_METHOD void Init(const GemmArgs& args, TileIndex tile, u32 lds, u32 first_step, u32 last_step) {
     const u32 wave = WaveIndex(), lane = Lane();
     const u32 panel_a = args.steps * args.terms * T::kRecordA, panel_w = args.steps * T::kRecordW;
-    bytes_a = PanelsIn(tile.m, args.m, T::kPanelsM) * panel_a;
-    bytes_w = PanelsIn(tile.n, args.n, T::kPanelsN) * panel_w;
-    a = Buffer(static_cast<const u8*>(args.a) + static_cast<u64>(tile.m * T::kPanelsM) * panel_a, bytes_a);
-    w = Buffer(static_cast<const u8*>(args.w) + static_cast<u64>(tile.n * T::kPanelsN) * panel_w, bytes_w);
+    // Whole records: the wave's own panel is its buffer, and all its loads share the lane's offsets.
+    const u32 first_a = tile.m * T::kPanelsM + (kWhole ? wave : 0), most_a = kWhole ? 1 : T::kPanelsM;
+    const u32 first_w = tile.n * T::kPanelsN + (kWhole ? wave : 0), most_w = kWhole ? 1 : T::kPanelsN;
+    bytes_a = PanelsIn(first_a, args.m, most_a) * panel_a;
+    bytes_w = PanelsIn(first_w, args.n, most_w) * panel_w;
+    a = Buffer(static_cast<const u8*>(args.a) + static_cast<u64>(first_a) * panel_a, bytes_a);
+    w = Buffer(static_cast<const u8*>(args.w) + static_cast<u64>(first_w) * panel_w, bytes_w);
     third = (65536 + args.terms - 1) / args.terms;
-    stage = 0, step = first_step, end = last_step;
-    Limit();
+    step = first_step, end = last_step;
 
     const u32 slot_a = wave * T::kWaveSlotsA, record_a = slot_a / T::kSlotsA;
     const u32 inside_a = slot_a % T::kSlotsA * kSlotBytes;
-    offset_a = lane * kCopyBytes + record_a % T::kPanelsM * panel_a + record_a / T::kPanelsM * T::kRecordA + inside_a;
+    offset_a = lane * kCopyBytes + (kWhole ? 0 : record_a % T::kPanelsM * panel_a) + record_a / T::kPanelsM * T::kRecordA + (kWhole ? 0 : inside_a);
     lds_a = lds + record_a * T::kRecordA + inside_a;
 
     const u32 slot_w = wave * T::kWaveSlotsW, record_w = slot_w / T::kSlotsW;
     const u32 inside_w = slot_w % T::kSlotsW * kSlotBytes;
     step_w = T::kSteps == 1 ? 0 : record_w / T::kPanelsN;
-    offset_w = lane * kCopyBytes + record_w % T::kPanelsN * panel_w + inside_w;
+    offset_w = lane * kCopyBytes + (kWhole ? 0 : record_w % T::kPanelsN * panel_w + inside_w);
     lds_w = lds + T::kStageW + record_w * T::kRecordW + inside_w;
 
     Unroll<0, T::kWaveScales>([&](auto j) __attribute__((always_inline)) {
@@ -69,14 +82,17 @@ struct Loader {
       const u32 panels = of_a ? T::kPanelsM : T::kPanelsN;
       scale_of_a[j.value] = of_a, scale_dead[j.value] = dead;
       step_scale[j.value] = T::kSteps == 1 ? 0 : record / panels;
-      offset_scale[j.value] = lane * 4 + record % panels * (of_a ? panel_a : panel_w);
+      offset_scale[j.value] = lane * 4 + (kWhole ? 0 : record % panels * (of_a ? panel_a : panel_w));
       lds_scale[j.value] = dead ? lds + T::kStages * T::kStageBytes
                                 : lds + (of_a ? record * T::kRecordA : T::kStageW + record * T::kRecordW);
     });
+    Fill(0);
   }
 
-  MXORT_DEVICE u32 PanelsIn(u32 tile, u32 extent, u32 most) {
-    const u32 left = (extent + kPanelRows - 1) / kPanelRows - tile * most;
+  // How many of the panels from `first` on exist, at most `most`.
+  MXORT_DEVICE u32 PanelsIn(u32 first, u32 extent, u32 most) {
+    const u32 all = (extent + kPanelRows - 1) / kPanelRows;
+    const u32 left = all > first ? all - first : 0;
     return left < most ? left : most;
   }
   // A scale load is of A for some waves and of W for others, or of one for all: then a constant.
@@ -89,19 +105,24 @@ struct Loader {
   // The weights' record that step s multiplies: s / terms, exact for s < 32768 and terms <= 3.
   MXORT_METHOD u32 WeightOffset(u32 s) const { return (s * third >> 16) * T::kRecordW; }
 
-  // Load number kLoad of the current stage.
+  // Load number kLoad of the current stage: scales of A, codes of A, then of the weights, where records are whole (m0
+  // changes least), else codes and then scales.
   template <int kLoad>
   MXORT_METHOD void Issue() const {
-    if constexpr (kLoad < kLoadsA) {
-      Slot<kLoad, T::kScaleA>(lds_a + stage, a, offset_a, step * T::kRecordA);
-    } else if constexpr (kLoad < kLoadsA + kLoadsW) {
-      Slot<kLoad - kLoadsA, T::kScaleW>(lds_w + stage, w, offset_w, WeightOffset(step + step_w));
+    constexpr int kFirstW = kLoadsA + kWhole;
+    if constexpr (kWhole && kLoad == 0) {
+      CopyScales(fill_a, a, offset_scale[0], step * T::kRecordA);
+    } else if constexpr (kWhole && kLoad == kFirstW) {
+      CopyScales(fill_w, w, offset_scale[1], WeightOffset(step));
+    } else if constexpr (kLoad < kFirstW) {
+      Slot<kLoad - kWhole, T::kScaleA>(fill_a, a, offset_a, step * T::kRecordA);
+    } else if constexpr (kLoad < kFirstW + kWhole + kLoadsW) {
+      Slot<kLoad - kFirstW - kWhole, T::kScaleW>(fill_w, w, offset_w, WeightOffset(step + step_w));
     } else {
       constexpr int j = kLoad - kLoadsA - kLoadsW;
       const bool of_a = scale_of_a[j];
-      const u32 base = kWhole ? (j == 0 ? lds_a : lds_w) : lds_scale[j];
       const u32 s = step + step_scale[j];
-      CopyScales(base + (scale_dead[j] ? 0 : stage), of_a ? a : w, offset_scale[j],
+      CopyScales(lds_scale[j] + (scale_dead[j] ? 0 : stage), of_a ? a : w, offset_scale[j],
                  of_a ? s * T::kRecordA : WeightOffset(s));
     }
   }
@@ -114,8 +135,13 @@ struct Loader {
   }
   // On to the next stage, which lies at `next` in LDS.
   MXORT_METHOD void Advance(u32 next) {
-    step += T::kSteps;
+    step = OpaqueScalar(step + T::kSteps);
+    Fill(next);
+  }
+  MXORT_METHOD void Fill(u32 next) {
     stage = next;
+    fill_a = lds_a + next, fill_w = lds_w + next;
+    if constexpr (kWhole) fill_a = OpaqueScalar(fill_a), fill_w = OpaqueScalar(fill_w);
     Limit();
   }
   // Past the last step the buffers are empty: the loads are still counted but fetch nothing.
@@ -125,12 +151,6 @@ struct Loader {
   }
 };
 
-// Hides where a value comes from: it is then kept in a register rather than computed again.
-MXORT_DEVICE u32 Opaque(u32 x) {
-  asm volatile("" : "+v"(x));
-  return x;
-}
-
 // The registers a wave multiplies from, and where it reads them in LDS.
 template <class T>
 struct Fragments {
@@ -138,8 +158,7 @@ struct Fragments {
   i32x4 weight[T::kUnitsW];
   typename Mma::Activation activation[T::kUnitsA];
   i32 weight_scale[T::kUnitsWS], activation_scale[T::kUnitsAS == 0 ? 1 : T::kUnitsAS];
-  u32 base_w, base_a, base_ws, base_as;  // the lane's addresses in stage 0
-  u32 at_w, at_a, at_ws, at_as;          // and in the stage that is being read
+  u32 at_w, at_a, at_ws, at_as;  // the lane's addresses in the stage that is being read
   u32 shift_w, shift_a;
 
   MXORT_METHOD void Init(u32 lds) {
@@ -147,16 +166,16 @@ struct Fragments {
     const u32 m = wave % T::kWavesM * T::kFragM, n = wave / T::kWavesM * T::kFragN;  // first fragment
     const u32 record_a = lds + m / kFragments * T::kRecordA;
     const u32 record_w = lds + T::kStageW + n / kFragments * T::kRecordW;
-    base_a = Opaque(record_a + m % kFragments * FragmentBytes(T::kOperand) + lane * kLaneSlot);
-    base_w = Opaque(record_w + n % kFragments * FragmentBytes(Operand::kFp4) + lane * kLaneSlot);
-    base_as = Opaque(record_a + lane * 4);
-    base_ws = Opaque(record_w + lane * 4);
+    at_a = Opaque(record_a + m % kFragments * FragmentBytes(T::kOperand) + lane * kLaneSlot);
+    at_w = Opaque(record_w + n % kFragments * FragmentBytes(Operand::kFp4) + lane * kLaneSlot);
+    at_as = Opaque(record_a + lane * 4);
+    at_ws = Opaque(record_w + lane * 4);
     shift_a = m % kFragments * 8, shift_w = n % kFragments * 8;
-    Select(0);
   }
-  MXORT_METHOD void Select(u32 stage) {
-    at_w = Opaque(base_w + stage), at_ws = Opaque(base_ws + stage);
-    at_a = Opaque(base_a + stage), at_as = T::kUnitsAS == 0 ? 0 : Opaque(base_as + stage);
+  MXORT_METHOD void Move(u32 bytes) {
+    at_w = Opaque(at_w + bytes), at_ws = Opaque(at_ws + bytes);
+    at_a = Opaque(at_a + bytes);
+    if constexpr (T::kUnitsAS != 0) at_as = Opaque(at_as + bytes);
   }
 
   template <int kUnit>
@@ -249,6 +268,7 @@ MXORT_DEVICE void Gemm(const GemmArgs& args) {
   };
   // The loader is S - 1 stages ahead.
   const u32 stop = first + steps / T::kSteps * T::kSteps + (T::kStages - 1) * T::kSteps;
+  constexpr u32 kLast = (T::kStages - 1) * T::kStageBytes;
 #pragma clang loop unroll(disable)
   while (loader.step != stop) {
     Unroll<0, T::kPhase>([&](auto q) __attribute__((always_inline)) { position(q); });
@@ -256,8 +276,9 @@ MXORT_DEVICE void Gemm(const GemmArgs& args) {
     loader.Advance(stage);
     WaitLoadsAndReads<(T::kStages - 2) * kLoads>();
     Barrier();
-    stage = stage == (T::kStages - 1) * T::kStageBytes ? 0 : stage + T::kStageBytes;
-    fragments.Select(stage);
+    const u32 move = stage == kLast ? 0u - kLast : u32{T::kStageBytes};
+    stage += move;
+    fragments.Move(move);
     Unroll<T::kPhase, T::kPositions>([&](auto q) __attribute__((always_inline)) { position(q); });
     Unroll<0, T::kPinned>([&](auto q) __attribute__((always_inline)) { Pin(sum[q.value / T::kFragM][q.value % T::kFragM]); });
   }
