@@ -115,6 +115,8 @@ u64 host_alloc(u64 size) {
   return address;
 }
 
+u64 internal_alloc(u64 size) { return allocate(kHostSlot, size, true); }
+
 bool device_free(u64 address) {
   std::lock_guard<std::mutex> lock(mutex);
   Allocation* a = lookup(address);
