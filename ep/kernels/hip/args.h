@@ -31,6 +31,7 @@ struct ReduceArgs {
   void* y;
   unsigned m, n;
   unsigned splits;
+  unsigned grid_rows;  // grid y
   int type;
 };
 
@@ -39,7 +40,8 @@ struct PrepareArgs {
   const void* a;     // T [M, K]
   void* records;
   unsigned m, k;
-  unsigned steps;
+  unsigned steps;    // ceil(K / 128)
+  unsigned terms;    // records a step
   int type;          // Type of a
   int rotation;      // 1, 32, 64, 128
 };

@@ -3,6 +3,7 @@
 #define MXORT_KERNELS_HIP_EPILOGUE_H_
 
 #include "kernels/hip/args.h"
+#include "kernels/hip/copy.h"
 #include "kernels/hip/layout.h"
 #include "kernels/hip/lds.h"
 #include "kernels/hip/prelude.h"

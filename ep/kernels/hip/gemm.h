@@ -189,7 +189,11 @@ struct Fragments {
       constexpr int substep = index / T::kUnitM, u = substep / T::kParts;
       constexpr int kAt = (u * T::kPanelsM + m / kFragments) * T::kRecordA + T::kScaleA +
                           m % kFragments * FragmentBytes(T::kOperand);
-      Mma::template Read<substep % T::kParts>(activation[index], at_a + kAt);
+      i32x4 slots[Mma::kUnitReads];
+      Unroll<0, Mma::kUnitReads>([&](auto i) __attribute__((always_inline)) {
+        slots[i.value] = ReadLds<i32x4>(at_a + kAt + (substep % T::kParts + i.value) * kSlotBytes);
+      });
+      activation[index] = Mma::Assemble(slots);
     } else if constexpr (kUnit < T::kFirstAS) {
       constexpr int index = kUnit - T::kFirstWS, u = index / T::kPanelsOfN, panel = index % T::kPanelsOfN;
       weight_scale[index] = Shift<T::kFragN>(ReadLds<i32>(at_ws + (u * T::kPanelsN + panel) * T::kRecordW), shift_w);

@@ -6,7 +6,9 @@
 //   operand   [panel of 64 rows][step of 128 k][record]           a step repeats `terms` times for a sum of terms
 //   record    | scales: lane 0, lane 1, ... lane 63, 4 bytes each | fragment 0 | fragment 1 | fragment 2 | fragment 3 |
 //   scale     byte i of lane l = E8M0 of fragment i, row l % 16, block l / 16: what opsel = i picks
-//   fragment  | lane 0, lane 1, ... lane 63: 16 bytes each | the same for the next 16 (FP6: 8) bytes of each lane | ...
+//   fragment  slots of 1 KB: | lane 0, lane 1, ... lane 63: 16 bytes each | the same for the next 16 bytes of each lane | ...
+//             FP6: a pair of fragments shares 3 slots: bytes 0-15 of the even one | its bytes 16-23, bytes 0-7 of the odd
+//             one | bytes 8-23 of the odd one; a lane's 48 bytes fill 12 consecutive registers
 //
 // So a wave's load of 16 bytes a lane is one contiguous kilobyte in memory and in LDS, copied linearly by direct-to-LDS
 // loads and read back by ds_read_b128 without bank conflicts: no swizzle is needed. Rows are the rows of A, and for

@@ -9,6 +9,7 @@
 #include "kernels/hip/layout.h"
 #include "kernels/hip/lds.h"
 #include "kernels/hip/prelude.h"
+#include "mx_formats.h"
 
 namespace mxort::hip {
 
@@ -29,20 +30,16 @@ struct ScaledMma {
   struct Activation {
     i32x16 v;
   };
-  template <int kPart>
-  MXORT_DEVICE void Read(Activation& f, u32 at) {
-    i32x4 x[kUnitReads];
-    Unroll<0, kUnitReads>([&](auto i) __attribute__((always_inline)) {
-      x[i.value] = ReadLds<i32x4>(at + i.value * kSlotBytes);
-    });
+  // A unit from its slots of 16 bytes a lane.
+  MXORT_DEVICE Activation Assemble(const i32x4 (&x)[kUnitReads]) {
     if constexpr (kUnitReads == 1) {
-      f.v = __builtin_shufflevector(x[0], x[0], 0, 1, 2, 3, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1);
+      return {__builtin_shufflevector(x[0], x[0], 0, 1, 2, 3, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1)};
     } else if constexpr (kUnitReads == 2) {
-      f.v = __builtin_shufflevector(x[0], x[1], 0, 1, 2, 3, 4, 5, 6, 7, -1, -1, -1, -1, -1, -1, -1, -1);
+      return {__builtin_shufflevector(x[0], x[1], 0, 1, 2, 3, 4, 5, 6, 7, -1, -1, -1, -1, -1, -1, -1, -1)};
     } else {
       const i32x8 low = __builtin_shufflevector(x[0], x[1], 0, 1, 2, 3, 4, 5, 6, 7);
       const i32x8 high = __builtin_shufflevector(x[2], x[2], 0, 1, 2, 3, -1, -1, -1, -1);
-      f.v = __builtin_shufflevector(low, high, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, -1, -1, -1, -1);
+      return {__builtin_shufflevector(low, high, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, -1, -1, -1, -1)};
     }
   }
 
@@ -55,6 +52,39 @@ struct ScaledMma {
                                         : __builtin_shufflevector(a.v, a.v, 0, 1, 2, 3, 4, 5, 6, 7);
     return __builtin_amdgcn_mfma_scale_f32_16x16x128_f8f6f4(w, x, sum, kWeightCode, kActivationCode, kWeightByte,
                                                             weight_scale, kActivationByte, activation_scale);
+  }
+};
+
+// v_mfma_f32_16x16x32_bf16 with the weights decoded, scale included, on the way to it. A part is 32 k: k 8j .. 8j + 7 of
+// every lane's block.
+struct BFloat16Mma {
+  static constexpr Operand kOperand = Operand::kBf16;
+  static constexpr int kParts = 4, kUnitFragments = 1, kUnitReads = 1;
+  struct Activation {
+    i32x4 v;
+  };
+  MXORT_DEVICE Activation Assemble(const i32x4 (&x)[1]) { return {x[0]}; }
+
+  typedef __bf16 bf16x2 __attribute__((ext_vector_type(2)));
+  typedef __bf16 bf16x8 __attribute__((ext_vector_type(8)));
+
+  template <int kPart, int kIndex, int kWeightByte, int kActivationByte>
+  MXORT_DEVICE f32x4 Multiply(i32x4 weight, i32 weight_scale, const Activation& a, i32, f32x4 sum) {
+    const u32 byte = static_cast<u32>(weight_scale) >> (8 * kWeightByte) & 0xFF;
+    const u32 codes = static_cast<u32>(weight[kPart]);
+    // The conversion takes the exponent bits of its scale operand; what it makes of 255 is not documented for certain,
+    // hence the explicit NaN.
+    const float scale = __builtin_bit_cast(float, byte << 23);
+    i32x4 w;
+    w[0] = Pair(__builtin_amdgcn_cvt_scalef32_pk_bf16_fp4(codes, scale, 0), byte);
+    w[1] = Pair(__builtin_amdgcn_cvt_scalef32_pk_bf16_fp4(codes, scale, 1), byte);
+    w[2] = Pair(__builtin_amdgcn_cvt_scalef32_pk_bf16_fp4(codes, scale, 2), byte);
+    w[3] = Pair(__builtin_amdgcn_cvt_scalef32_pk_bf16_fp4(codes, scale, 3), byte);
+    return __builtin_amdgcn_mfma_f32_16x16x32_bf16(__builtin_bit_cast(bf16x8, w), __builtin_bit_cast(bf16x8, a.v), sum,
+                                                   0, 0, 0);
+  }
+  MXORT_DEVICE i32 Pair(bf16x2 x, u32 scale) {
+    return scale == kScaleNaN ? 0x7FC07FC0 : __builtin_bit_cast(i32, x);
   }
 };
 

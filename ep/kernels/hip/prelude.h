@@ -6,9 +6,9 @@
 #define MXORT_DEVICE static __attribute__((device, always_inline)) inline
 #define MXORT_METHOD __attribute__((device, always_inline)) inline
 #define MXORT_LDS __attribute__((shared))
-// A kernel of `threads` work items, at least `waves` waves on each SIMD (1: all 512 registers are the wave's own).
-#define MXORT_KERNEL(threads, waves) \
-  extern "C" __attribute__((global, amdgpu_flat_work_group_size(threads, threads), amdgpu_waves_per_eu(waves, waves))) void
+// A kernel of `threads` work items, `waves` (least, most) waves on each SIMD; 1, 1: all 512 registers are the wave's own.
+#define MXORT_KERNEL(threads, ...) \
+  extern "C" __attribute__((global, amdgpu_flat_work_group_size(threads, threads), amdgpu_waves_per_eu(__VA_ARGS__))) void
 
 namespace mxort::hip {
 

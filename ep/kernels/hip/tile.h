@@ -22,10 +22,11 @@ struct Tile {
   static_assert(S >= 2, "a stage is filled while another is read");
 
   // A wave of the largest tile has 256 accumulator registers of its 512, of which instructions other than the matrix
-  // ones see 256 ("VGPR", the rest are "AGPR"). Left to itself clang 22 copies two accumulators in every iteration; told
-  // that three quarters of them are VGPRs it copies none, and the others become AGPRs. (Told that they are AGPRs, it
-  // takes all 256 for them, has no room left for the order it wants, and spills.)
-  static constexpr int kPinned = MT * NT == 64 ? 48 : 0;
+  // ones see 256 ("VGPR"; the rest are "AGPR"). Left to itself clang 22 copies some accumulators in every iteration; told
+  // that so many of them are VGPRs, it copies none. (Told that some are AGPRs, it takes all 256 for them, has no room left
+  // for the order it wants, and spills.) The numbers were found by trying all; tests/kernels_hip asserts what they reach.
+  static constexpr int kPinned =
+      MT * NT < 64 ? 0 : kOperand == Operand::kFp4 ? 36 : kOperand == Operand::kFp8E4M3 ? 48 : 47;
 
   // ---- LDS: a stage is the records [U][panel] of the activations, then those of the weights -------------------------
   static constexpr int kRecordA = RecordBytes(kOperand), kRecordW = RecordBytes(Operand::kFp4);
