@@ -34,11 +34,11 @@ MXORT_DEVICE void StoreOne(int type, void* y, u64 index, float x) {
 
 // Stores kCount consecutive columns, 16 bytes at a time; those of one store are in or out as a whole.
 template <Type kType, int kCount>
-MXORT_DEVICE void StoreWide(void* y, u64 index, u32 columns, const float (&v)[kCount]) {
+MXORT_DEVICE void StoreWide(void* y, u64 index, i32 column, i32 columns, const float (&v)[kCount]) {
   if constexpr (kType == Type::kFloat) {
     Unroll<0, kCount / 4>([&](auto i) __attribute__((always_inline)) {
       constexpr int k = i.value * 4;
-      if (k < columns) {
+      if (column + k < columns) {
         *reinterpret_cast<f32x4*>(static_cast<float*>(y) + index + k) = f32x4{v[k], v[k + 1], v[k + 2], v[k + 3]};
       }
     });
@@ -50,7 +50,7 @@ MXORT_DEVICE void StoreWide(void* y, u64 index, u32 columns, const float (&v)[kC
         constexpr int e = k + 2 * j.value;
         packed[j.value] = ToHalf(kType, v[e]) | (u32{ToHalf(kType, v[e + 1])} << 16);
       });
-      if (k < columns) *reinterpret_cast<u32x4*>(static_cast<u16*>(y) + index + k) = packed;
+      if (column + k < columns) *reinterpret_cast<u32x4*>(static_cast<u16*>(y) + index + k) = packed;
     });
   }
 }
@@ -61,7 +61,8 @@ struct Output {
   const float* column_scale;  // null: partial sums, stored as they are
   const float* bias;
   u64 begin;                  // index of the wave's first element
-  u32 stride, column0, rows, columns;
+  u32 stride, column0;
+  i32 rows, columns;          // may be negative
   int type;
 };
 
@@ -72,12 +73,10 @@ MXORT_DEVICE void StoreLanes(const Output& out, const f32x4 (&sum)[T::kFragN][T:
   constexpr int kGroup = T::kFragN < kFragments ? T::kFragN : kFragments, kCount = 4 * kGroup;
   const u32 lane = Lane();
   Unroll<0, T::kFragN / kGroup>([&](auto group) __attribute__((always_inline)) {
-    const u32 column = group.value * kPanelRows + lane / 16 * 16;
-    if (column >= out.columns) return;
-    const u32 columns = out.columns - column;
+    const i32 column = static_cast<i32>(group.value * kPanelRows + lane / 16 * 16);
     float scale[kCount], bias[kCount];
     Unroll<0, kCount>([&](auto i) __attribute__((always_inline)) {
-      const u32 c = out.column0 + column + (i.value < columns ? i.value : 0);
+      const u32 c = column + i.value < out.columns ? out.column0 + static_cast<u32>(column + i.value) : 0;
       scale[i.value] = out.column_scale ? out.column_scale[c] : 1.0f;
       bias[i.value] = out.column_scale ? out.bias[c] : 0.0f;
     });
@@ -87,8 +86,9 @@ MXORT_DEVICE void StoreLanes(const Output& out, const f32x4 (&sum)[T::kFragN][T:
         v[i.value] = sum[group.value * kGroup + i.value / 4][m.value][i.value % 4] * scale[i.value] + bias[i.value];
       });
       const u32 row = lane % 16 + m.value * kFragmentRows;
-      if (row < out.rows) {
-        StoreWide<kType>(out.y, out.begin + static_cast<u64>(row) * out.stride + column, columns, v);
+      if (static_cast<i32>(row) < out.rows) {
+        StoreWide<kType>(out.y, out.begin + static_cast<u64>(row) * out.stride + static_cast<u32>(column), column,
+                         out.columns, v);
       }
     });
   });
@@ -112,7 +112,7 @@ MXORT_DEVICE void StoreNarrow(const Output& out, LdsBytes lds, const f32x4 (&sum
     for (u32 i = lane; i < kFragmentRows * kWidth; i += kWave) {
       const u32 row = i / kWidth + m.value * kFragmentRows, n = i % kWidth / 16, r = i % 16;
       const u32 column = n / kFragments * kPanelRows + ColumnOfRow(n % kFragments, r);
-      if (row >= out.rows || column >= out.columns) continue;
+      if (static_cast<i32>(row) >= out.rows || static_cast<i32>(column) >= out.columns) continue;
       const float x = rows[i];
       const u32 c = out.column0 + column;
       const float y = out.column_scale ? x * out.column_scale[c] + out.bias[c] : x;
@@ -138,8 +138,8 @@ MXORT_DEVICE void StoreTile(const GemmArgs& args, TileIndex tile, LdsBytes lds,
   out.begin = static_cast<u64>(row) * args.n + column;
   out.stride = args.n;
   out.column0 = column;
-  out.rows = args.m > row ? args.m - row : 0;
-  out.columns = args.n > column ? args.n - column : 0;
+  out.rows = static_cast<i32>(args.m) - static_cast<i32>(row);
+  out.columns = static_cast<i32>(args.n) - static_cast<i32>(column);
   constexpr int kGroup = T::kFragN < kFragments ? T::kFragN : kFragments;
   const bool is_float = out.type == static_cast<int>(Type::kFloat);
   if (args.n % (is_float ? 4 : 8) != 0 || (!is_float && kGroup == 1)) {

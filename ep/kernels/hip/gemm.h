@@ -40,7 +40,7 @@ struct Loader {
   u32 offset_a, offset_w;             // the lane's own byte of the wave's part, at step 0
   u32 lds_a, lds_w;                   // where the wave's part begins in stage 0
   u32 offset_scale[T::kWaveScales], lds_scale[T::kWaveScales];
-  bool scale_of_a[T::kWaveScales], scale_dead[T::kWaveScales];
+  bool scale_of_a[T::kWaveScales];
   u32 step_w, step_scale[T::kWaveScales];  // which of the stage's U steps the part belongs to
   u32 fill_a, fill_w, stage;  // lds_a, lds_w in the stage that is being filled, and that stage
   u32 step, end, third;
@@ -55,8 +55,8 @@ struct Loader {
     const u32 wave = WaveIndex(), lane = Lane();
     const u32 panel_a = args.steps * args.terms * T::kRecordA, panel_w = args.steps * T::kRecordW;
     // Whole records: the wave's own panel is its buffer, and all its loads share the lane's offsets.
-    const u32 first_a = tile.m * T::kPanelsM + (kWhole ? wave : 0), most_a = kWhole ? 1 : T::kPanelsM;
-    const u32 first_w = tile.n * T::kPanelsN + (kWhole ? wave : 0), most_w = kWhole ? 1 : T::kPanelsN;
+    const u32 first_a = tile.m * T::kPanelsM + (kWhole ? wave % T::kPanelsM : 0), most_a = kWhole ? 1 : T::kPanelsM;
+    const u32 first_w = tile.n * T::kPanelsN + (kWhole ? wave % T::kPanelsN : 0), most_w = kWhole ? 1 : T::kPanelsN;
     bytes_a = PanelsIn(first_a, args.m, most_a) * panel_a;
     bytes_w = PanelsIn(first_w, args.n, most_w) * panel_w;
     a = Buffer(static_cast<const u8*>(args.a) + static_cast<u64>(first_a) * panel_a, bytes_a);
@@ -77,14 +77,17 @@ struct Loader {
 
     Unroll<0, T::kWaveScales>([&](auto j) __attribute__((always_inline)) {
       const u32 index = wave + T::kWaves * j.value;
-      const bool of_a = IsScaleOfA<j.value>(index), dead = T::kDeadBytes != 0 && index >= T::kScalesA + T::kScalesW;
+      const bool of_a = IsScaleOfA<j.value>(index), dead = T::kDeadRecords != 0 && index >= T::kScalesA + T::kScalesW;
       const u32 record = of_a ? index : dead ? 0 : index - T::kScalesA;
       const u32 panels = of_a ? T::kPanelsM : T::kPanelsN;
-      scale_of_a[j.value] = of_a, scale_dead[j.value] = dead;
+      scale_of_a[j.value] = of_a;
       step_scale[j.value] = T::kSteps == 1 ? 0 : record / panels;
-      offset_scale[j.value] = lane * 4 + (kWhole ? 0 : record % panels * (of_a ? panel_a : panel_w));
-      lds_scale[j.value] = dead ? lds + T::kStages * T::kStageBytes
-                                : lds + (of_a ? record * T::kRecordA : T::kStageW + record * T::kRecordW);
+      const u32 own = record % panels * (of_a ? panel_a : panel_w);
+      const u32 own_whole = j.value == 0 ? record / T::kPanelsM * T::kRecordA : 0;  // as offset_a, offset_w
+      offset_scale[j.value] = lane * 4 + (kWhole ? own_whole : own);
+      const u32 at = of_a ? record * T::kRecordA : T::kStageW + record * T::kRecordW;
+      const u32 dead_at = T::kStageDead + (index - T::kScalesA - T::kScalesW) * kScaleRecordBytes;
+      lds_scale[j.value] = lds + (dead ? dead_at : at);
     });
     Fill(0);
   }
@@ -92,8 +95,8 @@ struct Loader {
   // How many of the panels from `first` on exist, at most `most`.
   MXORT_DEVICE u32 PanelsIn(u32 first, u32 extent, u32 most) {
     const u32 all = (extent + kPanelRows - 1) / kPanelRows;
-    const u32 left = all > first ? all - first : 0;
-    return left < most ? left : most;
+    const u32 end = first + most < all ? first + most : all;
+    return end - (first < all ? first : all);
   }
   // A scale load is of A for some waves and of W for others, or of one for all: then a constant.
   template <int kScale>
@@ -113,7 +116,7 @@ struct Loader {
     if constexpr (kWhole && kLoad == 0) {
       CopyScales(fill_a, a, offset_scale[0], step * T::kRecordA);
     } else if constexpr (kWhole && kLoad == kFirstW) {
-      CopyScales(fill_w, w, offset_scale[1], WeightOffset(step));
+      CopyScales(fill_w, w, offset_scale[1], WeightOffset(step + step_w));
     } else if constexpr (kLoad < kFirstW) {
       Slot<kLoad - kWhole, T::kScaleA>(fill_a, a, offset_a, step * T::kRecordA);
     } else if constexpr (kLoad < kFirstW + kWhole + kLoadsW) {
@@ -122,7 +125,7 @@ struct Loader {
       constexpr int j = kLoad - kLoadsA - kLoadsW;
       const bool of_a = scale_of_a[j];
       const u32 s = step + step_scale[j];
-      CopyScales(lds_scale[j] + (scale_dead[j] ? 0 : stage), of_a ? a : w, offset_scale[j],
+      CopyScales(lds_scale[j] + stage, of_a ? a : w, offset_scale[j],
                  of_a ? s * T::kRecordA : WeightOffset(s));
     }
   }

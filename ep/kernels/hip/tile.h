@@ -28,12 +28,6 @@ struct Tile {
   static constexpr int kPinned =
       MT * NT < 64 ? 0 : kOperand == Operand::kFp4 ? 36 : kOperand == Operand::kFp8E4M3 ? 48 : 47;
 
-  // ---- LDS: a stage is the records [U][panel] of the activations, then those of the weights -------------------------
-  static constexpr int kRecordA = RecordBytes(kOperand), kRecordW = RecordBytes(Operand::kFp4);
-  static constexpr int kScaleA = ScaleBytes(kOperand), kScaleW = kScaleRecordBytes;
-  static constexpr int kStageW = U * kPanelsM * kRecordA;
-  static constexpr int kStageBytes = kStageW + U * kPanelsN * kRecordW;
-
   // ---- loads of one stage by one wave: code slots (1 KB) of A, of W, then scale records ------------------------------
   static constexpr int kSlotsA = kFragments * LaneBytes(kOperand) / kLaneSlot;  // of a record
   static constexpr int kSlotsW = kFragments;
@@ -41,9 +35,17 @@ struct Tile {
   static_assert(kSlotsA % kWaveSlotsA == 0 && kSlotsW % kWaveSlotsW == 0, "a wave's slots lie in one record");
   static constexpr int kScalesA = HasScales(kOperand) ? U * kPanelsM : 0, kScalesW = U * kPanelsN;
   static constexpr int kWaveScales = (kScalesA + kScalesW + kWaves - 1) / kWaves;
-  // Where the records do not divide among the waves, the last loads go to a dead area, so that all waves count alike.
-  static constexpr int kDeadBytes = kWaveScales * kWaves == kScalesA + kScalesW ? 0 : kScaleRecordBytes;
-  static constexpr int kLdsBytes = S * kStageBytes + kDeadBytes;
+  // Where the records do not divide among the waves, the others load into a part of the stage that no one reads, so that
+  // all waves count the same loads.
+  static constexpr int kDeadRecords = kWaveScales * kWaves - kScalesA - kScalesW;
+
+  // ---- LDS: a stage is the records [U][panel] of the activations, then those of the weights, then the dead ones ------
+  static constexpr int kRecordA = RecordBytes(kOperand), kRecordW = RecordBytes(Operand::kFp4);
+  static constexpr int kScaleA = ScaleBytes(kOperand), kScaleW = kScaleRecordBytes;
+  static constexpr int kStageW = U * kPanelsM * kRecordA;
+  static constexpr int kStageDead = kStageW + U * kPanelsN * kRecordW;
+  static constexpr int kStageBytes = kStageDead + kDeadRecords * kScaleRecordBytes;
+  static constexpr int kLdsBytes = S * kStageBytes;
 
   // ---- schedule ------------------------------------------------------------------------------------------------------
   // One iteration multiplies a stage in kPositions steps, in two phases with a barrier between. Each register group is
