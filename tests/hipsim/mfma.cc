@@ -28,22 +28,11 @@ int registers_of(Type t, int small, Shape s) {
   return t == kF32 ? 1 : t == kI8 ? s.m * s.k / kLanes / 4 : s.m * s.k / kLanes / 2;
 }
 
-const float* mini_table(const MiniFormat& f, int which) {
-  static float tables[7][256];
-  static bool ready[7] = {};
-  if (!ready[which]) {
-    for (u32 c = 0; c < 1u << f.bits(); c++) tables[which][c] = decode_mini(f, c);
-    __atomic_store_n(&ready[which], true, __ATOMIC_RELEASE);
-  }
-  return tables[which];
-}
-
 // Elements of one lane, in order of the slots of its registers.
 void lane_elements(const u32 (*v)[kLanes], int l, Type t, int small, int registers, bool fnuz, float* out) {
   switch (t) {
     case kMini: {
-      bool special = fnuz && small <= kBf8;
-      const float* table = mini_table(special ? (small ? kBf8Fnuz : kFp8Fnuz) : kFormats[small], special ? 5 + small : small);
+      const float* table = mini_table(fnuz && small <= kBf8 ? 5 + small : small);
       if (small == kFp4) {
         for (int r = 0; r < registers; r++)
           for (int n = 0; n < 8; n++) *out++ = table[v[r][l] >> (4 * n) & 15];
@@ -115,19 +104,28 @@ void multiply(const float* a, const float* b, int k_total, int k0, int count, T*
   constexpr int kWidth = 32 / sizeof(T);
   typedef T Vec __attribute__((vector_size(32)));
   typedef float Half __attribute__((vector_size(kWidth * 4)));
+  auto fetch = [](const float* from) {
+    Half h;
+    memcpy(&h, from, sizeof h);
+    return __builtin_convertvector(h, Vec);
+  };
   for (int m = 0; m < M; m += 4)
     for (int n = 0; n < M; n += 2 * kWidth) {
-      Vec acc[4][2] = {};
+      Vec p0{}, p1{}, q0{}, q1{}, r0{}, r1{}, s0{}, s1{};
+      const float* row = a + m * k_total;
       for (int k = k0; k < k0 + count; k++) {
-        Half h[2];
-        memcpy(h, b + k * M + n, sizeof h);
-        Vec y[2] = {__builtin_convertvector(h[0], Vec), __builtin_convertvector(h[1], Vec)};
-        for (int r = 0; r < 4; r++) {
-          T x = a[(m + r) * k_total + k];
-          for (int q = 0; q < 2; q++) acc[r][q] += y[q] * x;
-        }
+        Vec y0 = fetch(b + k * M + n), y1 = fetch(b + k * M + n + kWidth);
+        T x = row[k];
+        p0 += y0 * x, p1 += y1 * x;
+        x = row[k_total + k];
+        q0 += y0 * x, q1 += y1 * x;
+        x = row[2 * k_total + k];
+        r0 += y0 * x, r1 += y1 * x;
+        x = row[3 * k_total + k];
+        s0 += y0 * x, s1 += y1 * x;
       }
-      for (int r = 0; r < 4; r++) memcpy(sum + (m + r) * M + n, acc[r], sizeof acc[r]);
+      const Vec* results[8] = {&p0, &p1, &q0, &q1, &r0, &r1, &s0, &s1};
+      for (int r = 0; r < 8; r++) memcpy(sum + (m + r / 2) * M + n + r % 2 * kWidth, results[r], sizeof(Vec));
     }
 }
 
@@ -176,7 +174,7 @@ u64 unknown_lanes(const Wave& w, int reg, int count) {
   return p;
 }
 
-double scale_value(u32 byte) { return byte == 255 ? NAN : std::ldexp(1.0, static_cast<int>(byte) - 127); }
+double scale_value(u32 byte) { return byte == 255 ? NAN : power_of_byte(byte); }
 
 template <int M>
 void scaled(Wave& w, const Inst& i, bool has_scales) {

@@ -53,12 +53,14 @@ inline u32 encode_mini(const MiniFormat& f, double x, bool saturate) {
   if (a != a) return f.special == MiniFormat::kNone ? largest : nan;
   u64 b;
   memcpy(&b, &a, 8);
-  int e = static_cast<int>(b >> 52) - 1023;
-  if (e < 1 - f.bias) e = 1 - f.bias;
+  int exponent = static_cast<int>(b >> 52) - 1023;  // doubles below 2^-1022 count as zero
+  int e = exponent < 1 - f.bias ? 1 - f.bias : exponent;
   u32 code = largest + 1;
-  if (e <= f.bias + 40) {
-    double q = std::nearbyint(std::ldexp(a, f.mantissa_bits - e));
-    double c = std::ldexp(static_cast<double>(e + f.bias - 1), f.mantissa_bits) + q;
+  if (exponent <= f.bias + 40) {
+    u64 m = exponent == -1023 ? 0 : (b & 0xFFFFFFFFFFFFFull) | 1ull << 52;
+    int shift = 52 - f.mantissa_bits + (e - exponent);
+    u64 q = shift > 54 ? 0 : (m + (1ull << (shift - 1)) - 1 + (m >> shift & 1)) >> shift;
+    u64 c = (static_cast<u64>(e + f.bias - 1) << f.mantissa_bits) + q;
     if (c <= largest) code = static_cast<u32>(c);
   }
   if (code > largest) {
@@ -68,6 +70,35 @@ inline u32 encode_mini(const MiniFormat& f, double x, bool saturate) {
   }
   if (f.special == MiniFormat::kFnuz && code == 0) return 0;
   return sign | code;
+}
+
+// 2^(byte - 127), the value of an exponent field or E8M0 byte; 255 is infinity here, callers decide what it means.
+inline double power_of_byte(u32 byte) {
+  u64 b = static_cast<u64>(byte - 127 + 1023) << 52;
+  double d;
+  memcpy(&d, &b, 8);
+  return d;
+}
+inline double reciprocal_power(u32 byte) {
+  u64 b = static_cast<u64>(127 - byte + 1023) << 52;
+  double d;
+  memcpy(&d, &b, 8);
+  return d;
+}
+
+// decode_mini of every code; `which` 5 and 6 are the FNUZ formats.
+inline const float* mini_table(int which) {
+  struct Tables {
+    float x[7][256];
+    Tables() {
+      for (int w = 0; w < 7; w++) {
+        const MiniFormat& f = w < 5 ? kFormats[w] : w == 5 ? kFp8Fnuz : kBf8Fnuz;
+        for (u32 c = 0; c < 256; c++) x[w][c] = decode_mini(f, c & ((1u << f.bits()) - 1));
+      }
+    }
+  };
+  static const Tables tables;
+  return tables.x[which];
 }
 
 }  // namespace hipsim

@@ -14,8 +14,8 @@ LANES = 64
 
 def lane_code(body: str, inputs: int, outputs: Sequence[str], first: int = 10) -> str:
     """``inputs`` rows of 64 dwords in v10, v11, ...; ``body``; the named registers to rows of the output.
-    Registers for the body: v100 on, s10 on. v1 holds 4 * lane, s[4:5] and s[6:7] the input and the output."""
-    lines = ["s_load_dwordx4 s[4:7], s[0:1], 0x0", "v_and_b32 v0, 0x3ff, v0", "v_lshlrev_b32 v1, 2, v0", "s_waitcnt lgkmcnt(0)"]
+    Registers for the body: v100 on, s10 on. v0 holds the thread, v1 4 * lane, s[4:5] and s[6:7] the input and the output."""
+    lines = ["s_load_dwordx4 s[4:7], s[0:1], 0x0", "v_and_b32 v0, 0x3ff, v0", "v_and_b32 v1, 63, v0", "v_lshlrev_b32 v1, 2, v1", "s_waitcnt lgkmcnt(0)"]
     for k in range(inputs):
         lines += [f"v_add_u32 v2, {256 * k}, v1", f"global_load_dword v{first + k}, v2, s[4:5]"]
     lines += ["s_waitcnt vmcnt(0)", body, "s_mov_b64 exec, -1", "s_nop 7"]

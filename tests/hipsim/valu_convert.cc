@@ -41,14 +41,14 @@ u32 to_wide(double v, int type) {
 int small_of(const Inst& i) { return static_cast<int>(i.entry->arg & 15); }
 int wide_of(const Inst& i) { return static_cast<int>(i.entry->arg >> 4 & 15); }
 
-int scale_exponent(u32 s) { return static_cast<int>(s >> 23 & 255) - 127; }
+double scale_up(u32 s) { return power_of_byte(s >> 23 & 255); }
+double scale_down(u32 s) { return reciprocal_power(s >> 23 & 255); }
 
 bool fp16_overflow_clamps(const Wave& w) { return w.wg->launch->kernel->rsrc1 >> 26 & 1; }
+int variant_of(const Wave& w, int small) { return small <= kBf8 && w.wg->launch->kernel->module->arch == "gfx942" ? 5 + small : small; }
 const MiniFormat& format_of(const Wave& w, int small) {
-  bool fnuz = w.wg->launch->kernel->module->arch == "gfx942";
-  if (fnuz && small == kFp8) return kFp8Fnuz;
-  if (fnuz && small == kBf8) return kBf8Fnuz;
-  return kFormats[small];
+  int v = variant_of(w, small);
+  return v == 5 ? kFp8Fnuz : v == 6 ? kBf8Fnuz : kFormats[v];
 }
 
 // Writes `count` bytes from `first` on into operand 0, keeping the others.
@@ -76,7 +76,7 @@ void narrow(Wave& w, const Inst& i, bool scaled) {
   int width = f.bits();
   for (int l = 0; l < kLanes; l++) {
     double x = from_wide(packed_source ? a[l] & 0xFFFF : a[l], wide), y = from_wide(packed_source ? b[l] >> 16 : b[l], wide);
-    if (s) x = std::ldexp(x, -scale_exponent(s[l])), y = std::ldexp(y, -scale_exponent(s[l]));
+    if (s) x *= scale_down(s[l]), y *= scale_down(s[l]);
     if (f.special == MiniFormat::kNone && (x != x || y != y)) p.b[0] |= 1ull << l;  // no public source says what NaN becomes
     r[l] = encode_mini(f, x, clamp) | encode_mini(f, y, clamp) << width;
   }
@@ -87,19 +87,19 @@ void narrow(Wave& w, const Inst& i, bool scaled) {
 // Two numbers of a small format back: pk_f32 (register pair), pk_f16, pk_bf16.
 void widen(Wave& w, const Inst& i, bool scaled) {
   int small = small_of(i), wide = wide_of(i);
-  const MiniFormat& f = format_of(w, small);
+  const float* table = mini_table(variant_of(w, small));
   u32 t[2][kLanes], r[2][kLanes];
   Poison p, ps;
   const u32* a = read32(w, i, 1, 0, t[0], p);
   const u32* s = scaled ? read32(w, i, 2, 1, t[1], ps) : nullptr;
   int first = small == kFp4 ? i.op_sel & 3 : (i.op_sel & 1) * 2, count = small == kFp4 ? 1 : 2;
-  int width = f.bits();
+  int width = small == kFp4 ? 4 : 8;
   for (int b = 0; b < count; b++) ps.b[0] |= p.b[first + b];
   for (int l = 0; l < kLanes; l++)
     for (int k = 0; k < 2; k++) {
       u32 code = a[l] >> (8 * first + width * k) & ((1u << width) - 1);
-      double v = decode_mini(f, code);
-      r[k][l] = to_wide(s ? std::ldexp(v, scale_exponent(s[l])) : v, wide);
+      double v = table[code];
+      r[k][l] = to_wide(s ? v * scale_up(s[l]) : v, wide);
     }
   Inst d = i;
   d.sdwa = false;
@@ -115,15 +115,15 @@ void widen(Wave& w, const Inst& i, bool scaled) {
 
 // One fp8 or bf8 number to f32: byte by op_sel (scaled form) or SDWA.
 void widen_one(Wave& w, const Inst& i, bool scaled) {
-  const MiniFormat& f = format_of(w, small_of(i));
+  const float* table = mini_table(variant_of(w, small_of(i)));
   u32 t[2][kLanes], r[kLanes];
   Poison p;
   const u32* a = read32(w, i, 1, 0, t[0], p);
   const u32* s = scaled ? read32(w, i, 2, 1, t[1], p) : nullptr;
   int byte = scaled ? i.op_sel & 3 : 0;
   for (int l = 0; l < kLanes; l++) {
-    double v = decode_mini(f, a[l] >> (8 * byte) & 255);
-    r[l] = to_wide(s ? std::ldexp(v, scale_exponent(s[l])) : v, wide_of(i));
+    double v = table[a[l] >> (8 * byte) & 255];
+    r[l] = to_wide(s ? v * scale_up(s[l]) : v, wide_of(i));
   }
   Inst d = i;
   d.sdwa = false;
@@ -154,7 +154,7 @@ void narrow32(Wave& w, const Inst& i, bool two_sources) {
   for (int l = 0; l < kLanes; l++) {
     if (!(lanes >> l & 1)) continue;
     for (int k = 0; k < 32; k++) {
-      double x = std::ldexp(static_cast<double>(source(k, l)), -scale_exponent(s[l]));
+      double x = static_cast<double>(source(k, l)) * scale_down(s[l]);
       if (x != x) unknown |= 1ull << l;
       u64 code = encode_mini(kFormats[small], x, true);
       int at = 6 * k;
@@ -170,6 +170,7 @@ void widen32(Wave& w, const Inst& i) {
   int small = small_of(i), wide = wide_of(i);
   u64 lanes = w.exec();
   u32 t[kLanes], r[32][kLanes];
+  const float* table = mini_table(small);
   Poison p;
   const u32* s = read32(w, i, 2, 1, t, p);
   for (int k = 0; k < 6; k++) {
@@ -182,7 +183,7 @@ void widen32(Wave& w, const Inst& i) {
       u64 pair = w.v[reg][l];
       if (at % 32 > 26) pair |= static_cast<u64>(w.v[reg + 1][l]) << 32;
       u32 code = pair >> (at % 32) & 63;
-      u32 v = to_wide(std::ldexp(static_cast<double>(decode_mini(kFormats[small], code)), scale_exponent(s[l])), wide);
+      u32 v = to_wide(static_cast<double>(table[code]) * scale_up(s[l]), wide);
       if (wide == kF32) r[k][l] = v;
       else if (k & 1) r[k / 2][l] |= v << 16;
       else r[k / 2][l] = v & 0xFFFF;

@@ -75,14 +75,14 @@ void masking(Wave& w, const Inst& i, F f) {
   });
 }
 
+// Byte k of the result: selector 0-3 a byte of b, 4-7 of a, 8-11 the sign of a 16-bit half, 12 zero, above 0xFF.
 u32 perm(u32 a, u32 b, u32 sel) {
-  u64 data = static_cast<u64>(a) << 32 | b;
   u32 r = 0;
   for (int k = 0; k < 4; k++) {
-    u32 c = sel >> (8 * k) & 0xFF, v;
-    if (c < 8) v = data >> (8 * c) & 0xFF;
-    else if (c < 12) v = data >> (16 * (c - 8) + 15) & 1 ? 0xFF : 0;
-    else v = c == 12 ? 0 : 0xFF;
+    u32 c = sel >> (8 * k) & 0xFF;
+    u32 byte = (c & 4 ? a : b) >> (8 * (c & 3)) & 0xFF;
+    u32 sign = ((c & 2 ? a : b) >> (c & 1 ? 31 : 15) & 1) * 0xFF;
+    u32 v = c < 8 ? byte : c < 12 ? sign : c == 12 ? 0 : 0xFF;
     r |= v << (8 * k);
   }
   return r;
