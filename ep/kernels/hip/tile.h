@@ -26,7 +26,7 @@ struct Tile {
   // that so many of them are VGPRs, it copies none. (Told that some are AGPRs, it takes all 256 for them, has no room left
   // for the order it wants, and spills.) The numbers were found by trying all; tests/kernels_hip asserts what they reach.
   static constexpr int kPinned =
-      MT * NT < 64 ? 0 : kOperand == Operand::kFp4 ? 36 : kOperand == Operand::kFp8E4M3 ? 48 : 47;
+      MT * NT < 64 ? 0 : kOperand == Operand::kFp4 ? 36 : kOperand == Operand::kFp8E4M3 ? 45 : 46;
 
   // ---- loads of one stage by one wave: code slots (1 KB) of A, of W, then scale records ------------------------------
   static constexpr int kSlotsA = kFragments * LaneBytes(kOperand) / kLaneSlot;  // of a record
