@@ -62,7 +62,7 @@ struct Loader {
     a = Buffer(static_cast<const u8*>(args.a) + static_cast<u64>(first_a) * panel_a, bytes_a);
     w = Buffer(static_cast<const u8*>(args.w) + static_cast<u64>(first_w) * panel_w, bytes_w);
     third = (65536 + args.terms - 1) / args.terms;
-    step = first_step, end = last_step;
+    step = first_step - T::kSteps, end = last_step;
 
     const u32 slot_a = wave * T::kWaveSlotsA, record_a = slot_a / T::kSlotsA;
     const u32 inside_a = slot_a % T::kSlotsA * kSlotBytes;
@@ -89,7 +89,7 @@ struct Loader {
       const u32 dead_at = T::kStageDead + (index - T::kScalesA - T::kScalesW) * kScaleRecordBytes;
       lds_scale[j.value] = lds + (dead ? dead_at : at);
     });
-    Fill(0);
+    Unroll<0, 3>([&](auto i) __attribute__((always_inline)) { Advance<i.value>(0); });
   }
 
   // How many of the panels from `first` on exist, at most `most`.
@@ -136,21 +136,19 @@ struct Loader {
     constexpr int kByte = kScaleBytes + kLoad * kWave * kCopyBytes, kField = kByte % 4096, kRest = kByte - kField;
     CopySlot<kField>(lds + kRest, buffer, offset + kRest, scalar_offset);
   }
-  // On to the next stage, which lies at `next` in LDS.
+  // On to the next stage, which lies at `next` in LDS: three chores.
+  template <int kChore>
   MXORT_METHOD void Advance(u32 next) {
-    step = OpaqueScalar(step + T::kSteps);
-    Fill(next);
-  }
-  MXORT_METHOD void Fill(u32 next) {
-    stage = next;
-    fill_a = lds_a + next, fill_w = lds_w + next;
-    if constexpr (kWhole) fill_a = OpaqueScalar(fill_a), fill_w = OpaqueScalar(fill_w);
-    Limit();
-  }
-  // Past the last step the buffers are empty: the loads are still counted but fetch nothing.
-  MXORT_METHOD void Limit() {
-    a[2] = static_cast<i32>(step < end ? bytes_a : 0);
-    w[2] = static_cast<i32>(step < end ? bytes_w : 0);
+    if constexpr (kChore == 0) {
+      step = OpaqueScalar(step + T::kSteps);
+      stage = next;
+    } else if constexpr (kChore == 1) {
+      fill_a = lds_a + stage, fill_w = lds_w + stage;
+      if constexpr (kWhole) fill_a = OpaqueScalar(fill_a), fill_w = OpaqueScalar(fill_w);
+    } else {  // past the last step the buffers are empty: the loads are still counted but fetch nothing
+      a[2] = static_cast<i32>(step < end ? bytes_a : 0);
+      w[2] = static_cast<i32>(step < end ? bytes_w : 0);
+    }
   }
 };
 
@@ -175,13 +173,16 @@ struct Fragments {
     at_ws = Opaque(record_w + lane * 4);
     shift_a = m % kFragments * 8, shift_w = n % kFragments * 8;
   }
+  // One of four chores: on to another stage.
+  template <int kChore>
   MXORT_METHOD void Move(u32 bytes) {
-    at_w = Opaque(at_w + bytes), at_ws = Opaque(at_ws + bytes);
-    at_a = Opaque(at_a + bytes);
-    if constexpr (T::kUnitsAS != 0) at_as = Opaque(at_as + bytes);
+    if constexpr (kChore == 0) at_w = Opaque(at_w + bytes);
+    if constexpr (kChore == 1) at_ws = Opaque(at_ws + bytes);
+    if constexpr (kChore == 2) at_a = Opaque(at_a + bytes);
+    if constexpr (kChore == 3 && T::kUnitsAS != 0) at_as = Opaque(at_as + bytes);
   }
 
-  template <int kUnit>
+  template <int kUnit, int kPart>
   MXORT_METHOD void Read() {
     if constexpr (kUnit < T::kFirstA) {
       constexpr int u = kUnit / T::kFragN, n = kUnit % T::kFragN;
@@ -192,11 +193,8 @@ struct Fragments {
       constexpr int substep = index / T::kUnitM, u = substep / T::kParts;
       constexpr int kAt = (u * T::kPanelsM + m / kFragments) * T::kRecordA + T::kScaleA +
                           m % kFragments * FragmentBytes(T::kOperand);
-      i32x4 slots[Mma::kUnitReads];
-      Unroll<0, Mma::kUnitReads>([&](auto i) __attribute__((always_inline)) {
-        slots[i.value] = ReadLds<i32x4>(at_a + kAt + (substep % T::kParts + i.value) * kSlotBytes);
-      });
-      activation[index] = Mma::Assemble(slots);
+      Mma::template Insert<kPart>(activation[index],
+                                  ReadLds<i32x4>(at_a + kAt + (substep % T::kParts + kPart) * kSlotBytes));
     } else if constexpr (kUnit < T::kFirstAS) {
       constexpr int index = kUnit - T::kFirstWS, u = index / T::kPanelsOfN, panel = index % T::kPanelsOfN;
       weight_scale[index] = Shift<T::kFragN>(ReadLds<i32>(at_ws + (u * T::kPanelsN + panel) * T::kRecordW), shift_w);
@@ -249,44 +247,53 @@ MXORT_DEVICE void Gemm(const GemmArgs& args) {
   // Before the loop: stages 0 .. S - 2, and what iteration -1 would have loaded in its second phase.
   Unroll<0, (T::kStages - 1) * kLoads>([&](auto i) __attribute__((always_inline)) {
     loader.template Issue<i.value % kLoads>();
-    if constexpr (i.value % kLoads == kLoads - 1) loader.Advance((i.value / kLoads + 1) * T::kStageBytes);
+    if constexpr (i.value % kLoads == kLoads - 1) {
+      constexpr u32 kNext = (i.value / kLoads + 1) * T::kStageBytes;
+      Unroll<0, 3>([&](auto chore) __attribute__((always_inline)) { loader.template Advance<chore.value>(kNext); });
+    }
   });
   Unroll<0, kLate>([&](auto i) __attribute__((always_inline)) { loader.template Issue<i.value>(); });
   WaitLoadsAndReads<(T::kStages - 2) * kLoads + kLate>();
   Barrier();
-  u32 stage = 0;
-  Unroll<0, T::kUnits>([&](auto i) __attribute__((always_inline)) {
-    if constexpr (T::KindOf(i.value) != T::Kind::kPhase2) fragments.template Read<i.value>();
+  Unroll<0, T::kReads>([&](auto i) __attribute__((always_inline)) {
+    constexpr auto read = T::kSchedule.read[i.value];
+    if constexpr (T::KindOf(read.unit) != T::Kind::kPhase2) fragments.template Read<read.unit, read.part>();
   });
 
+  constexpr u32 kLast = (T::kStages - 1) * T::kStageBytes;
+  u32 stage = 0, move = 0;
+  // On to the next stage: the one just multiplied is filled again, the next one read.
+  const auto chore = [&](auto i) __attribute__((always_inline)) {
+    if constexpr (i.value == 0) move = OpaqueScalar(stage == kLast ? 0u - kLast : u32{T::kStageBytes});
+    if constexpr (i.value >= 1 && i.value < 4) loader.template Advance<i.value - 1>(stage);
+    if constexpr (i.value >= 4) fragments.template Move<i.value - 4>(move);
+    if constexpr (i.value == 7) stage = OpaqueScalar(stage + move);
+  };
   // A position: one multiplication, and what is issued behind it. The fence keeps the order as written here.
   const auto position = [&](auto q) __attribute__((always_inline)) {
     constexpr int kQ = q.value;
     fragments.template Multiply<kQ>(sum);
-    Unroll<T::UnitsBefore(kQ), T::UnitsBefore(kQ + 1)>([&](auto i) __attribute__((always_inline)) {
-      fragments.template Read<T::kSchedule.order[i.value]>();
+    Unroll<T::kSchedule.before[kQ], T::kSchedule.before[kQ + 1]>([&](auto i) __attribute__((always_inline)) {
+      constexpr auto read = T::kSchedule.read[i.value];
+      fragments.template Read<read.unit, read.part>();
     });
     // Phase 1 ends the stage that phase 2 of the iteration before began.
     constexpr int kBegin = T::LoadsBefore(kQ, kLoads, kLate), kEnd = T::LoadsBefore(kQ + 1, kLoads, kLate);
     Unroll<kBegin, kEnd>([&](auto i) __attribute__((always_inline)) {
       loader.template Issue<(i.value + kLate) % kLoads>();
     });
+    Unroll<T::ChoresBefore(kQ), T::ChoresBefore(kQ + 1)>(chore);
     __builtin_amdgcn_sched_barrier(0);
   };
   // The loader is S - 1 stages ahead.
   const u32 stop = first + steps / T::kSteps * T::kSteps + (T::kStages - 1) * T::kSteps;
-  constexpr u32 kLast = (T::kStages - 1) * T::kStageBytes;
 #pragma clang loop unroll(disable)
   while (loader.step != stop) {
-    Unroll<0, T::kPhase>([&](auto q) __attribute__((always_inline)) { position(q); });
-    // The next stage has arrived, and every wave has read what it needs of this one, which is then filled again.
-    loader.Advance(stage);
+    Unroll<0, T::kPhase>(position);
+    // The next stage has arrived, and every wave has read what it needs of this one.
     WaitLoadsAndReads<(T::kStages - 2) * kLoads>();
     Barrier();
-    const u32 move = stage == kLast ? 0u - kLast : u32{T::kStageBytes};
-    stage += move;
-    fragments.Move(move);
-    Unroll<T::kPhase, T::kPositions>([&](auto q) __attribute__((always_inline)) { position(q); });
+    Unroll<T::kPhase, T::kPositions>(position);
     Unroll<0, T::kPinned>([&](auto q) __attribute__((always_inline)) { Pin(sum[q.value / T::kFragM][q.value % T::kFragM]); });
   }
   if constexpr (T::kSteps == 2) {  // an odd step: its registers were read in the last phase 2

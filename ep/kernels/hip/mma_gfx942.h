@@ -17,7 +17,10 @@ struct BFloat16Mma {
   struct Activation {
     i32x4 v;
   };
-  MXORT_DEVICE Activation Assemble(const i32x4 (&x)[1]) { return {x[0]}; }
+  template <int kSlot>
+  MXORT_DEVICE void Insert(Activation& a, i32x4 x) {
+    a.v = x;
+  }
 
   typedef short i16x4 __attribute__((ext_vector_type(4)));
 

@@ -30,16 +30,19 @@ struct ScaledMma {
   struct Activation {
     i32x16 v;
   };
-  // A unit from its slots of 16 bytes a lane.
-  MXORT_DEVICE Activation Assemble(const i32x4 (&x)[kUnitReads]) {
-    if constexpr (kUnitReads == 1) {
-      return {__builtin_shufflevector(x[0], x[0], 0, 1, 2, 3, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1)};
-    } else if constexpr (kUnitReads == 2) {
-      return {__builtin_shufflevector(x[0], x[1], 0, 1, 2, 3, 4, 5, 6, 7, -1, -1, -1, -1, -1, -1, -1, -1)};
-    } else {
-      const i32x8 low = __builtin_shufflevector(x[0], x[1], 0, 1, 2, 3, 4, 5, 6, 7);
-      const i32x8 high = __builtin_shufflevector(x[2], x[2], 0, 1, 2, 3, -1, -1, -1, -1);
-      return {__builtin_shufflevector(low, high, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, -1, -1, -1, -1)};
+  // A unit is read slot by slot, 16 bytes a lane each.
+  template <int kSlot>
+  MXORT_DEVICE void Insert(Activation& a, i32x4 x) {
+    const i32x16 y = __builtin_shufflevector(x, x, 0, 1, 2, 3, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1);
+    if constexpr (kSlot == 0 && kUnitReads == 1) a.v = y;
+    if constexpr (kSlot == 0 && kUnitReads > 1) {
+      a.v = __builtin_shufflevector(y, a.v, 0, 1, 2, 3, 20, 21, 22, 23, 24, 25, 26, 27, -1, -1, -1, -1);
+    }
+    if constexpr (kSlot == 1) {
+      a.v = __builtin_shufflevector(a.v, y, 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, -1, -1, -1, -1);
+    }
+    if constexpr (kSlot == 2) {
+      a.v = __builtin_shufflevector(a.v, y, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, -1, -1, -1, -1);
     }
   }
 
@@ -63,7 +66,10 @@ struct BFloat16Mma {
   struct Activation {
     i32x4 v;
   };
-  MXORT_DEVICE Activation Assemble(const i32x4 (&x)[1]) { return {x[0]}; }
+  template <int kSlot>
+  MXORT_DEVICE void Insert(Activation& a, i32x4 x) {
+    a.v = x;
+  }
 
   typedef __bf16 bf16x2 __attribute__((ext_vector_type(2)));
   typedef __bf16 bf16x8 __attribute__((ext_vector_type(8)));

@@ -41,11 +41,11 @@ MXORT_DEVICE void MultiplyStep(const WeightStep& w, const Stream& a, u32 offset,
   const u32 lane = Lane();
   const i32 scale = HasScales(kOperand) ? a.Word(offset + lane * 4) : 0;
   Unroll<0, Mma::kParts>([&](auto part) __attribute__((always_inline)) {
-    i32x4 slots[Mma::kUnitReads];
+    typename Mma::Activation activation;
     Unroll<0, Mma::kUnitReads>([&](auto i) __attribute__((always_inline)) {
-      slots[i.value] = a.Slot(offset + ScaleBytes(kOperand) + (part.value + i.value) * kSlotBytes + lane * kLaneSlot);
+      const u32 at = offset + ScaleBytes(kOperand) + (part.value + i.value) * kSlotBytes + lane * kLaneSlot;
+      Mma::template Insert<i.value>(activation, a.Slot(at));
     });
-    const typename Mma::Activation activation = Mma::Assemble(slots);
     Unroll<0, kFragments>([&](auto n) __attribute__((always_inline)) {
       sum[n.value] = Mma::template Multiply<part.value, 0, n.value, 0>(w.fragment[n.value], w.scales, activation, scale,
                                                                       sum[n.value]);

@@ -100,47 +100,61 @@ struct Tile {
   static constexpr Kind KindOf(int unit) {
     return LastUse(unit) < kPhase ? Kind::kPhase1 : FirstUse(unit) >= kPhase ? Kind::kPhase2 : Kind::kBoth;
   }
-  // After which position a unit is read. Units of one phase are read in the other, in the order of their first use.
+  static constexpr int ReadsOf(int unit) { return unit >= kFirstA && unit < kFirstWS ? Mma::kUnitReads : 1; }
+
+  // LDS reads in the order of the positions they follow. Units of one phase are read in the other, in the order of their
+  // first use; units of both from their last use on. One read a position; what passes the end of the iteration is read in
+  // the next one, from the same stage.
+  static constexpr int kReads = kUnits + kUnitsA * (Mma::kUnitReads - 1);
+  struct Read {
+    int unit, part, slot;
+  };
   struct Schedule {
-    int slot[kUnits];
-    int order[kUnits];  // units by slot
+    Read read[kReads];
+    int before[kPositions + 1];  // reads in slots below
   };
   static constexpr Schedule MakeSchedule() {
-    Schedule s{};
-    int next[2] = {0, kPhase};
+    Read all[kReads] = {};
+    int count = 0, next[2] = {0, kPhase};
     for (int q = 0; q < kPositions; ++q) {
       for (int unit = 0; unit < kUnits; ++unit) {
         if (FirstUse(unit) != q) continue;
         const Kind kind = KindOf(unit);
-        if (kind == Kind::kBoth) {
-          s.slot[unit] = LastUse(unit);
-        } else {
-          int& slot = next[kind == Kind::kPhase1];
-          s.slot[unit] = slot;
-          if (slot + 1 < (kind == Kind::kPhase1 ? kPositions : kPhase)) ++slot;
+        for (int part = 0; part < ReadsOf(unit); ++part) {
+          int slot = LastUse(unit) + part;
+          if (kind != Kind::kBoth) {
+            int& free = next[kind == Kind::kPhase1];
+            const int last = (kind == Kind::kPhase1 ? kPositions : kPhase) - 1;
+            slot = free < last ? free++ : last;
+          }
+          all[count++] = {unit, part, slot % kPositions};
         }
       }
     }
-    int count = 0;
+    Schedule s{};
+    int done = 0;
     for (int q = 0; q < kPositions; ++q) {
-      for (int unit = 0; unit < kUnits; ++unit) {
-        if (s.slot[unit] == q) s.order[count++] = unit;
+      s.before[q] = done;
+      for (int i = 0; i < kReads; ++i) {
+        if (all[i].slot == q) s.read[done++] = all[i];
       }
     }
+    s.before[kPositions] = done;
     return s;
   }
   static constexpr Schedule kSchedule = MakeSchedule();
-  // Units with a slot below q.
-  static constexpr int UnitsBefore(int q) {
-    int count = 0;
-    for (int unit = 0; unit < kUnits; ++unit) count += kSchedule.slot[unit] < q;
-    return count;
-  }
-  // Loads are spread evenly over the positions of phase 1, or of the whole iteration where phase 1 alone would be crowded.
+
+  // Loads are spread over the first three quarters of phase 1 (and, where that would be crowded, over phase 2); what
+  // moves on to the next stage ("chores") over the last quarter.
+  static constexpr int kLoadPositions = kPhase * 3 / 4, kChores = 8;
   static constexpr int LoadsBefore(int q, int loads, int loads_in_phase2) {
     const int first = loads - loads_in_phase2;
-    if (q <= kPhase) return first * q / kPhase;
+    if (q <= kPhase) return q >= kLoadPositions ? first : first * q / kLoadPositions;
     return first + loads_in_phase2 * (q - kPhase) / kPhase;
+  }
+  static constexpr int ChoresBefore(int q) {
+    if (q >= kPhase) return kChores;
+    return q <= kLoadPositions ? 0 : kChores * (q - kLoadPositions) / (kPhase - kLoadPositions);
   }
 };
 
