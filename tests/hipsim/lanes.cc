@@ -178,19 +178,18 @@ void output_modifiers(const Inst& i, u32* result) {
   }
 }
 
-void read64(Wave& w, const Inst& i, const Operand& o, u64* out, Poison& p) {
+void read64(Wave& w, const Inst& i, const Operand& o, u64* out, Unknown64& p) {
   u64 flip = o.neg ? 1ull << 63 : 0, keep = o.abs ? ~(1ull << 63) : ~0ull;
   if (o.kind == Kind::kVgpr) {
-    for (int k = 0; k < 2; k++) {
-      w.check_v(o.reg + k, w.exec());
-      p |= w.vp[o.reg + k];
-    }
+    for (int k = 0; k < 2; k++) w.check_v(o.reg + k, w.exec());
+    p.low |= w.vp[o.reg].any(), p.high |= w.vp[o.reg + 1].any();
     for (int l = 0; l < kLanes; l++) out[l] = w.v[o.reg][l] | static_cast<u64>(w.v[o.reg + 1][l]) << 32;
   } else if (o.kind == Kind::kSgpr || o.kind == Kind::kConst) {
     u64 value = o.bits;
     if (o.kind == Kind::kSgpr) {
       value = w.get_s(o.reg) | static_cast<u64>(w.get_s(o.reg + 1)) << 32;
-      if (w.sp[o.reg] | w.sp[o.reg + 1]) p |= Poison::all(kAllLanes);
+      if (w.sp[o.reg]) p.low = kAllLanes;
+      if (w.sp[o.reg + 1]) p.high = kAllLanes;
     }
     for (int l = 0; l < kLanes; l++) out[l] = value;
   } else {
@@ -200,12 +199,14 @@ void read64(Wave& w, const Inst& i, const Operand& o, u64* out, Poison& p) {
     for (int l = 0; l < kLanes; l++) out[l] = (out[l] & keep) ^ flip;
 }
 
-void write64(Wave& w, const Operand& d, const u64* result, const Poison& p, u64 lanes) {
+void write64(Wave& w, const Operand& d, const u64* result, const Unknown64& p, u64 lanes, Flow flow) {
+  u64 all = p.low | p.high;
+  u64 unknown[2] = {flow == Flow::kUp || flow == Flow::kStraight ? p.low : all, flow == Flow::kDown || flow == Flow::kStraight ? p.high : all};
   for (int k = 0; k < 2; k++) {
     w.check_v_write(d.reg + k, lanes);
     for (int l = 0; l < kLanes; l++)
       if (lanes >> l & 1) w.v[d.reg + k][l] = static_cast<u32>(result[l] >> (32 * k));
-    set_poison(w, d.reg + k, p, lanes, Spread::kAll);
+    set_poison(w, d.reg + k, Poison::all(unknown[k]), lanes, Spread::kAll);
   }
 }
 

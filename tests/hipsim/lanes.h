@@ -29,8 +29,13 @@ const u32* read32_slow(Wave& w, const Inst& i, const Operand& o, int source, u32
 u64 active_lanes(const Wave& w, const Inst& i);  // EXEC, less the lanes that DPP disables
 void write_sdwa(Wave& w, const Inst& i, const u32* result, const Poison& p, u64 lanes);
 void output_modifiers(const Inst& i, u32* result);
-void read64(Wave& w, const Inst& i, const Operand& o, u64* out, Poison& p);
-void write64(Wave& w, const Operand& d, const u64* result, const Poison& p, u64 lanes);
+// 64-bit operands keep the lanes with unknown bits of their low and high dwords apart.
+struct Unknown64 {
+  u64 low = 0, high = 0;
+};
+enum class Flow { kAll, kUp, kDown, kStraight };  // which dwords of a result depend on which of the sources
+void read64(Wave& w, const Inst& i, const Operand& o, u64* out, Unknown64& p);
+void write64(Wave& w, const Operand& d, const u64* result, const Unknown64& p, u64 lanes, Flow flow);
 void write_mask(Wave& w, int sgpr, u64 mask, u64 poison);  // a lane mask into an SGPR pair
 u64 lane_mask_source(Wave& w, const Operand& o, u64& poison);
 
@@ -105,15 +110,17 @@ inline void mapf(Wave& w, const Inst& i, F f, int first = 1) {
 
 // 64-bit results; sources are widened by `wide` (bit k: source k has 64 bits).
 template <int N, class F>
-inline void map64(Wave& w, const Inst& i, unsigned wide, F f, int first = 1) {
+inline void map64(Wave& w, const Inst& i, unsigned wide, F f, Flow flow = Flow::kAll) {
   u64 s[3][kLanes];
-  Poison p;
+  Unknown64 p;
   for (int k = 0; k < N; k++) {
     if (wide >> k & 1) {
-      read64(w, i, i.op[first + k], s[k], p);
+      read64(w, i, i.op[1 + k], s[k], p);
     } else {
       u32 t[kLanes];
-      const u32* x = read32(w, i, first + k, k, t, p);
+      Poison q;
+      const u32* x = read32(w, i, 1 + k, k, t, q);
+      p.low |= q.any(), p.high |= q.any();
       for (int l = 0; l < kLanes; l++) s[k][l] = x[l];
     }
   }
@@ -124,7 +131,7 @@ inline void map64(Wave& w, const Inst& i, unsigned wide, F f, int first = 1) {
     if constexpr (N == 3) r[l] = f(s[0][l], s[1][l], s[2][l]);
   }
   if (i.omod || i.clamp) fail("output modifiers on 64-bit results are not modelled");
-  write64(w, i.op[0], r, p, w.exec());
+  write64(w, i.op[0], r, p, w.exec(), flow);
 }
 
 // Lane masks of comparisons; inactive lanes give 0.

@@ -230,10 +230,10 @@ template <class F>
 void from_f64(Wave& w, const Inst& i, F f) {
   u64 a[kLanes];
   u32 r[kLanes];
-  Poison p;
+  Unknown64 p;
   read64(w, i, i.op[1], a, p);
   for (int l = 0; l < kLanes; l++) r[l] = f(f64(a[l]));
-  write32(w, i, r, p, w.exec());
+  write32(w, i, r, Poison::all(p.low | p.high), w.exec());
 }
 void dot2_bf16(Wave& w, const Inst& i) {  // order of additions not known: double, one rounding
   map32<3>(w, i, [](u32 a, u32 b, u32 c) {

@@ -200,11 +200,11 @@ void fma_mix(Wave& w, const Inst& i, int half_result) {  // -1: f32
 template <class F>
 void compare_f64(Wave& w, const Inst& i, F f) {
   u64 a[kLanes], b[kLanes], mask = 0;
-  Poison p;
+  Unknown64 p;
   read64(w, i, i.op[1], a, p);
   read64(w, i, i.op[2], b, p);
   for (int l = 0; l < kLanes; l++) mask |= static_cast<u64>(f(f64(a[l]), f64(b[l]))) << l;
-  write_mask(w, i.op[0].reg, mask & w.exec(), p.any() & w.exec());
+  write_mask(w, i.op[0].reg, mask & w.exec(), (p.low | p.high) & w.exec());
 }
 
 #define ENTRY(name, ...) {name, [](Wave& w, const Inst& i) { __VA_ARGS__; }}

@@ -167,9 +167,10 @@ void cndmask(Wave& w, const Inst& i) {
 void mad64(Wave& w, const Inst& i, bool is_signed) {  // v_mad_u64_u32: d64, carry, a, b, c64
   u32 t[2][kLanes];
   u64 c[kLanes], r[kLanes];
-  Poison p;
-  const u32* a = read32(w, i, 2, 0, t[0], p);
-  const u32* b = read32(w, i, 3, 1, t[1], p);
+  Poison factors;
+  const u32* a = read32(w, i, 2, 0, t[0], factors);
+  const u32* b = read32(w, i, 3, 1, t[1], factors);
+  Unknown64 p{factors.any(), 0};
   read64(w, i, i.op[4], c, p);
   u64 out = 0;
   for (int l = 0; l < kLanes; l++) {
@@ -177,19 +178,19 @@ void mad64(Wave& w, const Inst& i, bool is_signed) {  // v_mad_u64_u32: d64, car
     r[l] = product + c[l];
     out |= static_cast<u64>(r[l] < product) << l;
   }
-  write64(w, i.op[0], r, p, w.exec());
-  write_mask(w, i.op[1].reg, out & w.exec(), p.any() & w.exec());
+  write64(w, i.op[0], r, p, w.exec(), Flow::kUp);
+  write_mask(w, i.op[1].reg, out & w.exec(), (p.low | p.high) & w.exec());
 }
 
 template <class T, class F>
 void compare64(Wave& w, const Inst& i, F f, bool to_exec) {
   u64 a[kLanes], b[kLanes], mask = 0;
-  Poison p;
+  Unknown64 p;
   read64(w, i, i.op[1], a, p);
   read64(w, i, i.op[2], b, p);
   for (int l = 0; l < kLanes; l++) mask |= static_cast<u64>(f(static_cast<T>(a[l]), static_cast<T>(b[l]))) << l;
-  write_mask(w, i.op[0].reg, mask & w.exec(), p.any() & w.exec());
-  if (to_exec) write_mask(w, kExec, mask & w.exec(), p.any() & w.exec());
+  write_mask(w, i.op[0].reg, mask & w.exec(), (p.low | p.high) & w.exec());
+  if (to_exec) write_mask(w, kExec, mask & w.exec(), (p.low | p.high) & w.exec());
 }
 
 void mbcnt(Wave& w, const Inst& i, bool high) {
@@ -204,7 +205,7 @@ void mbcnt(Wave& w, const Inst& i, bool high) {
   write32(w, i, r, p, w.exec());
 }
 
-void mov64(Wave& w, const Inst& i) { map64<1>(w, i, 1, [](u64 a) { return a; }); }
+void mov64(Wave& w, const Inst& i) { map64<1>(w, i, 1, [](u64 a) { return a; }, Flow::kStraight); }
 
 #define ENTRY(name, ...) {name, [](Wave& w, const Inst& i) { __VA_ARGS__; }}
 #define ENTRY64(name, ...) {name, [](Wave& w, const Inst& i) { __VA_ARGS__; }, Lit::kB64}
@@ -275,10 +276,10 @@ const OpEntry kTable[] = {
     ENTRY("v_subb_co_u32", carry(w, i, [](u64 a, u64 b, u64 c) { return a - b - c; }, true)),
     ENTRY("v_subbrev_co_u32", carry(w, i, [](u64 a, u64 b, u64 c) { return b - a - c; }, true)),
     ENTRY64("v_mad_u64_u32", mad64(w, i, false)), ENTRY64("v_mad_i64_i32", mad64(w, i, true)),
-    ENTRY64("v_lshlrev_b64", map64<2>(w, i, 2, [](u64 a, u64 b) { return b << (a & 63); })),
-    ENTRY64("v_lshrrev_b64", map64<2>(w, i, 2, [](u64 a, u64 b) { return b >> (a & 63); })),
-    ENTRY64("v_ashrrev_i64", map64<2>(w, i, 2, [](u64 a, u64 b) { return static_cast<u64>(static_cast<i64>(b) >> (a & 63)); })),
-    ENTRY64("v_lshl_add_u64", map64<3>(w, i, 5, [](u64 a, u64 b, u64 c) { return (a << (b & 7)) + c; })),
+    ENTRY64("v_lshlrev_b64", map64<2>(w, i, 2, [](u64 a, u64 b) { return b << (a & 63); }, Flow::kUp)),
+    ENTRY64("v_lshrrev_b64", map64<2>(w, i, 2, [](u64 a, u64 b) { return b >> (a & 63); }, Flow::kDown)),
+    ENTRY64("v_ashrrev_i64", map64<2>(w, i, 2, [](u64 a, u64 b) { return static_cast<u64>(static_cast<i64>(b) >> (a & 63)); }, Flow::kDown)),
+    ENTRY64("v_lshl_add_u64", map64<3>(w, i, 5, [](u64 a, u64 b, u64 c) { return (a << (b & 7)) + c; }, Flow::kUp)),
 
     H2("v_add_u16", a + b), H2("v_sub_u16", a - b), H2("v_subrev_u16", b - a), H2("v_mul_lo_u16", u(h(a)) * h(b)),
     H2("v_lshlrev_b16", b << (a & 15)), H2("v_lshrrev_b16", h(b) >> (a & 15)), H2("v_ashrrev_i16", sh(b) >> (a & 15)),
