@@ -66,7 +66,8 @@ struct Loader {
 
     const u32 slot_a = wave * T::kWaveSlotsA, record_a = slot_a / T::kSlotsA;
     const u32 inside_a = slot_a % T::kSlotsA * kSlotBytes;
-    offset_a = lane * kCopyBytes + (kWhole ? 0 : record_a % T::kPanelsM * panel_a) + record_a / T::kPanelsM * T::kRecordA + (kWhole ? 0 : inside_a);
+    offset_a = lane * kCopyBytes + (kWhole ? 0 : record_a % T::kPanelsM * panel_a + inside_a) +
+               (T::kSteps == 1 ? 0 : record_a / T::kPanelsM * T::kRecordA);
     lds_a = lds + record_a * T::kRecordA + inside_a;
 
     const u32 slot_w = wave * T::kWaveSlotsW, record_w = slot_w / T::kSlotsW;
@@ -83,7 +84,7 @@ struct Loader {
       scale_of_a[j.value] = of_a;
       step_scale[j.value] = T::kSteps == 1 ? 0 : record / panels;
       const u32 own = record % panels * (of_a ? panel_a : panel_w);
-      const u32 own_whole = j.value == 0 ? record / T::kPanelsM * T::kRecordA : 0;  // as offset_a, offset_w
+      const u32 own_whole = j.value == 0 && T::kSteps > 1 ? record / T::kPanelsM * T::kRecordA : 0;  // as offset_a, offset_w
       offset_scale[j.value] = lane * 4 + (kWhole ? own_whole : own);
       const u32 at = of_a ? record * T::kRecordA : T::kStageW + record * T::kRecordW;
       const u32 dead_at = T::kStageDead + (index - T::kScalesA - T::kScalesW) * kScaleRecordBytes;
@@ -134,7 +135,7 @@ struct Loader {
   template <int kLoad, int kScaleBytes>
   MXORT_DEVICE void Slot(u32 lds, i32x4 buffer, u32 offset, u32 scalar_offset) {
     constexpr int kByte = kScaleBytes + kLoad * kWave * kCopyBytes, kField = kByte % 4096, kRest = kByte - kField;
-    CopySlot<kField>(lds + kRest, buffer, offset + kRest, scalar_offset);
+    CopySlot<kField>(lds + kRest, buffer, offset, scalar_offset + kRest);
   }
   // On to the next stage, which lies at `next` in LDS: three chores.
   template <int kChore>
@@ -224,6 +225,9 @@ struct Fragments {
 
 // Keeps an accumulator in the lower half of the register file (see Tile::kPinned).
 MXORT_DEVICE void Pin(f32x4& x) { asm("" : "+v"(x)); }
+// And, being volatile, keeps the multiplication that made it where it is written: instruction selection orders only what
+// touches memory. The largest tile needs no such help.
+MXORT_DEVICE void PinInOrder(f32x4& x) { asm volatile("" : "+v"(x)); }
 
 template <class T>
 MXORT_DEVICE void Gemm(const GemmArgs& args) {
@@ -273,6 +277,7 @@ MXORT_DEVICE void Gemm(const GemmArgs& args) {
   const auto position = [&](auto q) __attribute__((always_inline)) {
     constexpr int kQ = q.value;
     fragments.template Multiply<kQ>(sum);
+    if constexpr (T::kPinned == 0) PinInOrder(sum[T::At(kQ).n][T::At(kQ).m]);
     Unroll<T::kSchedule.before[kQ], T::kSchedule.before[kQ + 1]>([&](auto i) __attribute__((always_inline)) {
       constexpr auto read = T::kSchedule.read[i.value];
       fragments.template Read<read.unit, read.part>();

@@ -22,11 +22,10 @@ struct Tile {
   static_assert(S >= 2, "a stage is filled while another is read");
 
   // A wave of the largest tile has 256 accumulator registers of its 512, of which instructions other than the matrix
-  // ones see 256 ("VGPR"; the rest are "AGPR"). Left to itself clang 22 copies some accumulators in every iteration; told
-  // that so many of them are VGPRs, it copies none. (Told that some are AGPRs, it takes all 256 for them, has no room left
-  // for the order it wants, and spills.) The numbers were found by trying all; tests/kernels_hip asserts what they reach.
-  static constexpr int kPinned =
-      MT * NT < 64 ? 0 : kOperand == Operand::kFp4 ? 36 : kOperand == Operand::kFp8E4M3 ? 45 : 46;
+  // ones see 256 ("VGPR"; the rest are "AGPR"). Left to itself clang 22 may copy some accumulators in every iteration; told
+  // that half of them are VGPRs, it copies none and puts others in AGPRs. (Told that some are AGPRs, it takes all 256 for
+  // them, has no room left for the order it wants, and spills.) tests/kernels_hip asserts what this reaches.
+  static constexpr int kPinned = MT * NT < 64 ? 0 : MT * NT / 2;
 
   // ---- loads of one stage by one wave: code slots (1 KB) of A, of W, then scale records ------------------------------
   static constexpr int kSlotsA = kFragments * LaneBytes(kOperand) / kLaneSlot;  // of a record
