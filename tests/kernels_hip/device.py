@@ -92,7 +92,8 @@ def to_bytes(x: NDArray[np.float32], dtype: str) -> NDArray[Any]:
         bits = x.view(np.uint32)
         rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
         return np.where(np.isnan(x), 0x7FC0, rounded).astype(np.uint16)
-    return x.astype(TYPES[dtype])
+    with np.errstate(over="ignore"):
+        return x.astype(TYPES[dtype])
 
 
 def from_bytes(x: NDArray[Any], dtype: str) -> NDArray[np.float32]:
