@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from mxort import formats, scales
 
 FP32_EPSILON = 2.0**-24
-OUTPUT_EPSILON = {"float": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-9}
+OUTPUT_EPSILON = {"float": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 FLOAT16_TINY = 2.0**-25  # half the smallest subnormal
 
 
