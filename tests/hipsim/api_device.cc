@@ -40,8 +40,8 @@ int properties(void* p, int device) {
   snprintf(static_cast<char*>(p), 256, "%s", m.name);
   snprintf(static_cast<char*>(p) + 256, 16, "hipsim%d", device % 100);
   at<size_t>(p, 288, config().memory);
-  at<size_t>(p, 296, static_cast<size_t>(m.lds));       // sharedMemPerBlock
-  at<int>(p, 304, 65536), at<int>(p, 308, 64);          // regsPerBlock, warpSize
+  at<size_t>(p, 296, static_cast<size_t>(m.lds));  // sharedMemPerBlock
+  at<int>(p, 304, 65536), at<int>(p, 308, 64);     // regsPerBlock, warpSize
   at<size_t>(p, 312, 2147483647);
   at<int>(p, 320, 1024);
   for (size_t d = 0; d < 3; d++) at<int>(p, 324 + 4 * d, 1024), at<int>(p, 336 + 4 * d, d ? 65536 : 2147483647);
@@ -57,7 +57,7 @@ int properties(void* p, int device) {
   at<int>(p, 624, 2048);
   at<size_t>(p, 640, static_cast<size_t>(m.lds));
   at<int>(p, 648, 131072);
-  at<size_t>(p, 696, static_cast<size_t>(m.lds));       // sharedMemPerBlockOptin
+  at<size_t>(p, 696, static_cast<size_t>(m.lds));  // sharedMemPerBlockOptin
   at<int>(p, 712, 2);
   snprintf(static_cast<char*>(p) + 1160, 256, "%s", m.full_arch);
   at<size_t>(p, 1416, static_cast<size_t>(m.lds));
@@ -69,53 +69,134 @@ int attribute(int* value, int which, int device) {
   if (!value || !exists(device)) return kInvalidDevice;
   const Model& m = model(device);
   switch (which) {
-    case 0: case 3: case 8: case 85: *value = 1; break;  // ECC, map host memory, concurrent kernels, unified addressing
-    case 5: *value = m.clock_khz; break;
-    case 19: *value = 4194304; break;
-    case 16: case 24: case 65: case 88: *value = 0; break;  // integrated, managed, pageable access, pools
-    case 23: *value = 9; break;
-    case 61: *value = m.minor; break;
-    case 25: *value = 2; break;
-    case 26: case 27: case 28: case 56: *value = 1024; break;
-    case 29: *value = 2147483647; break;
-    case 30: case 31: *value = 65536; break;
-    case 57: *value = 2048; break;
-    case 59: *value = m.bus_bits; break;
-    case 60: *value = m.memory_clock_khz; break;
-    case 63: case 10015: *value = m.units; break;
-    case 67: *value = bus(device); break;
-    case 68: case 69: *value = 0; break;
-    case 71: *value = 65536; break;
-    case 72: *value = 131072; break;
-    case 74: case 75: case 76: case 10002: *value = m.lds; break;
-    case 78: *value = 0; break;
-    case 87: *value = 64; break;
-    case 10000: case 10017: *value = 100000; break;
-    case 10012: *value = 0; break;
-    default: return kInvalidValue;
+    case 0:
+    case 3:
+    case 8:
+    case 85:
+      *value = 1;
+      break;  // ECC, map host memory, concurrent kernels, unified addressing
+    case 5:
+      *value = m.clock_khz;
+      break;
+    case 19:
+      *value = 4194304;
+      break;
+    case 16:
+    case 24:
+    case 65:
+    case 88:
+      *value = 0;
+      break;  // integrated, managed, pageable access, pools
+    case 23:
+      *value = 9;
+      break;
+    case 61:
+      *value = m.minor;
+      break;
+    case 25:
+      *value = 2;
+      break;
+    case 26:
+    case 27:
+    case 28:
+    case 56:
+      *value = 1024;
+      break;
+    case 29:
+      *value = 2147483647;
+      break;
+    case 30:
+    case 31:
+      *value = 65536;
+      break;
+    case 57:
+      *value = 2048;
+      break;
+    case 59:
+      *value = m.bus_bits;
+      break;
+    case 60:
+      *value = m.memory_clock_khz;
+      break;
+    case 63:
+    case 10015:
+      *value = m.units;
+      break;
+    case 67:
+      *value = bus(device);
+      break;
+    case 68:
+    case 69:
+      *value = 0;
+      break;
+    case 71:
+      *value = 65536;
+      break;
+    case 72:
+      *value = 131072;
+      break;
+    case 74:
+    case 75:
+    case 76:
+    case 10002:
+      *value = m.lds;
+      break;
+    case 78:
+      *value = 0;
+      break;
+    case 87:
+      *value = 64;
+      break;
+    case 10000:
+    case 10017:
+      *value = 100000;
+      break;
+    case 10012:
+      *value = 0;
+      break;
+    default:
+      return kInvalidValue;
   }
   return kSuccess;
 }
 
-struct ErrorName { int code; const char *name, *text; };
+struct ErrorName {
+  int code;
+  const char *name, *text;
+};
 constexpr ErrorName kErrors[] = {
-    {0, "hipSuccess", "no error"}, {1, "hipErrorInvalidValue", "invalid argument"}, {2, "hipErrorOutOfMemory", "out of memory"},
-    {3, "hipErrorNotInitialized", "initialization error"}, {9, "hipErrorInvalidConfiguration", "invalid configuration argument"},
-    {17, "hipErrorInvalidDevicePointer", "invalid device pointer"}, {98, "hipErrorInvalidDeviceFunction", "invalid device function"},
-    {100, "hipErrorNoDevice", "no ROCm-capable device is detected"}, {101, "hipErrorInvalidDevice", "invalid device ordinal"},
-    {200, "hipErrorInvalidImage", "device kernel image is invalid"}, {209, "hipErrorNoBinaryForGpu", "no kernel image is available for execution on the device"},
-    {301, "hipErrorFileNotFound", "file not found"}, {302, "hipErrorSharedObjectSymbolNotFound", "shared object symbol not found"},
-    {400, "hipErrorInvalidHandle", "invalid resource handle"}, {401, "hipErrorIllegalState", "the operation cannot be performed in the present state"},
-    {500, "hipErrorNotFound", "named symbol not found"}, {600, "hipErrorNotReady", "device not ready"},
-    {700, "hipErrorIllegalAddress", "an illegal memory access was encountered"}, {704, "hipErrorPeerAccessAlreadyEnabled", "peer access is already enabled"},
-    {705, "hipErrorPeerAccessNotEnabled", "peer access has not been enabled"}, {719, "hipErrorLaunchFailure", "unspecified launch failure"},
-    {801, "hipErrorNotSupported", "operation not supported"}, {900, "hipErrorStreamCaptureUnsupported", "operation not permitted when stream is capturing"},
-    {903, "hipErrorStreamCaptureUnmatched", "the capture was not initiated in this stream"}, {999, "hipErrorUnknown", "unknown error"},
+    {0, "hipSuccess", "no error"},
+    {1, "hipErrorInvalidValue", "invalid argument"},
+    {2, "hipErrorOutOfMemory", "out of memory"},
+    {3, "hipErrorNotInitialized", "initialization error"},
+    {9, "hipErrorInvalidConfiguration", "invalid configuration argument"},
+    {17, "hipErrorInvalidDevicePointer", "invalid device pointer"},
+    {98, "hipErrorInvalidDeviceFunction", "invalid device function"},
+    {100, "hipErrorNoDevice", "no ROCm-capable device is detected"},
+    {101, "hipErrorInvalidDevice", "invalid device ordinal"},
+    {200, "hipErrorInvalidImage", "device kernel image is invalid"},
+    {209, "hipErrorNoBinaryForGpu", "no kernel image is available for execution on the device"},
+    {301, "hipErrorFileNotFound", "file not found"},
+    {302, "hipErrorSharedObjectSymbolNotFound", "shared object symbol not found"},
+    {400, "hipErrorInvalidHandle", "invalid resource handle"},
+    {401, "hipErrorIllegalState", "the operation cannot be performed in the present state"},
+    {500, "hipErrorNotFound", "named symbol not found"},
+    {600, "hipErrorNotReady", "device not ready"},
+    {700, "hipErrorIllegalAddress", "an illegal memory access was encountered"},
+    {704, "hipErrorPeerAccessAlreadyEnabled", "peer access is already enabled"},
+    {705, "hipErrorPeerAccessNotEnabled", "peer access has not been enabled"},
+    {719, "hipErrorLaunchFailure", "unspecified launch failure"},
+    {801, "hipErrorNotSupported", "operation not supported"},
+    {900, "hipErrorStreamCaptureUnsupported", "operation not permitted when stream is capturing"},
+    {903, "hipErrorStreamCaptureUnmatched", "the capture was not initiated in this stream"},
+    {999, "hipErrorUnknown", "unknown error"},
 };
 
 }  // namespace
 
-HIPSIM_API int hipInit(unsigned) { return guarded("hipInit", false, [] { return config().devices.empty() ? kNoDevice : kSuccess; }); }
+HIPSIM_API int hipInit(unsigned) {
+  return guarded("hipInit", false, [] { return config().devices.empty() ? kNoDevice : kSuccess; });
+}
 HIPSIM_API int hipGetDeviceCount(int* n) {
   return guarded("hipGetDeviceCount", false, [&]() -> int {
     *n = static_cast<int>(config().devices.size());
@@ -141,8 +222,12 @@ HIPSIM_API int hipDeviceGet(int* d, int ordinal) {
     return exists(ordinal) ? kSuccess : kInvalidDevice;
   });
 }
-HIPSIM_API int hipGetDevicePropertiesR0600(void* p, int d) { return guarded("hipGetDevicePropertiesR0600", false, [&] { return properties(p, d); }); }
-HIPSIM_API int hipDeviceGetAttribute(int* v, int which, int d) { return guarded("hipDeviceGetAttribute", false, [&] { return attribute(v, which, d); }); }
+HIPSIM_API int hipGetDevicePropertiesR0600(void* p, int d) {
+  return guarded("hipGetDevicePropertiesR0600", false, [&] { return properties(p, d); });
+}
+HIPSIM_API int hipDeviceGetAttribute(int* v, int which, int d) {
+  return guarded("hipDeviceGetAttribute", false, [&] { return attribute(v, which, d); });
+}
 HIPSIM_API int hipDeviceGetName(char* name, int size, int d) {
   return guarded("hipDeviceGetName", false, [&]() -> int {
     if (!exists(d)) return kInvalidDevice;

@@ -40,7 +40,8 @@ int load_image(void** out, const void* image) {
   if (!out || !image) return kInvalidValue;
   *out = nullptr;
   int device = current_device();
-  Module* m = load_module(image, image_size(static_cast<const u8*>(image)), device, config().devices[static_cast<size_t>(device)]);
+  Module* m = load_module(image, image_size(static_cast<const u8*>(image)), device,
+                          config().devices[static_cast<size_t>(device)]);
   runtime().modules.insert(m);
   *out = m;
   return kSuccess;
@@ -75,12 +76,18 @@ void hidden_arguments(const Kernel& k, const Launch& l) {
     u64 at = l.kernarg + a.offset;
     int d = a.kind.empty() ? 0 : a.kind.back() - 'x';
     auto is = [&](const char* prefix) { return a.kind.compare(0, strlen(prefix), prefix) == 0 && d >= 0 && d < 3; };
-    if (is("hidden_block_count_")) put<u32>(at, l.grid[d]);
-    else if (is("hidden_group_size_")) put<u16>(at, static_cast<u16>(l.block[d]));
-    else if (is("hidden_remainder_")) put<u16>(at, 0);
-    else if (is("hidden_global_offset_")) put<u64>(at, 0);
-    else if (a.kind == "hidden_grid_dims") put<u16>(at, l.grid[2] * l.block[2] > 1 ? 3 : l.grid[1] * l.block[1] > 1 ? 2 : 1);
-    else if (a.kind == "hidden_dynamic_lds_size") put<u32>(at, l.dynamic_lds);
+    if (is("hidden_block_count_"))
+      put<u32>(at, l.grid[d]);
+    else if (is("hidden_group_size_"))
+      put<u16>(at, static_cast<u16>(l.block[d]));
+    else if (is("hidden_remainder_"))
+      put<u16>(at, 0);
+    else if (is("hidden_global_offset_"))
+      put<u64>(at, 0);
+    else if (a.kind == "hidden_grid_dims")
+      put<u16>(at, l.grid[2] * l.block[2] > 1 ? 3 : l.grid[1] * l.block[1] > 1 ? 2 : 1);
+    else if (a.kind == "hidden_dynamic_lds_size")
+      put<u32>(at, l.dynamic_lds);
   }
 }
 
@@ -98,9 +105,13 @@ void write_packet(const Launch& l) {  // hsa_kernel_dispatch_packet_t, HSA runti
 
 void execute(Launch l, const std::vector<u8>& explicit_args, const std::vector<std::pair<u32, u32>>& ranges) {
   runtime().counts["launches"]++;
-  if (config().lost_after >= 0 && runtime().counts["launches"] > config().lost_after) throw SimError("device lost (HIPSIM_LOST_AFTER)", kNoDevice);
+  if (config().lost_after >= 0 && runtime().counts["launches"] > config().lost_after)
+    throw SimError("device lost (HIPSIM_LOST_AFTER)", kNoDevice);
   const Kernel& k = *l.kernel;
-  if (k.private_size) throw SimError("kernel '" + k.name + "' uses " + std::to_string(k.private_size) + " bytes of scratch memory per lane", kLaunchFailure);
+  if (k.private_size)
+    throw SimError(
+        "kernel '" + k.name + "' uses " + std::to_string(k.private_size) + " bytes of scratch memory per lane",
+        kLaunchFailure);
   l.kernarg = internal_alloc(std::max<u64>(k.kernarg_size, explicit_args.size()) + 64);
   l.packet = internal_alloc(64);
   memcpy(backing(l.kernarg), explicit_args.data(), explicit_args.size());
@@ -127,14 +138,21 @@ int launch(void* function, const u32* grid, const u32* block, u32 shared, void* 
     l.grid[d] = grid[d], l.block[d] = block[d];
     if (grid[d] == 0 || block[d] == 0) return kInvalidConfiguration;
     if (static_cast<u64>(grid[d]) * block[d] >= 1ull << 32) return kInvalidConfiguration;
-    if (k->required[d] && k->required[d] != block[d]) throw SimError("kernel '" + k->name + "': block size differs from the one it was compiled for", kInvalidConfiguration);
+    if (k->required[d] && k->required[d] != block[d])
+      throw SimError("kernel '" + k->name + "': block size differs from the one it was compiled for",
+                     kInvalidConfiguration);
     threads *= block[d];
   }
   if (threads > 1024 || threads > k->max_threads)
-    throw SimError(format("kernel '%s': %llu threads, compiled for at most %u", k->name.c_str(), static_cast<unsigned long long>(threads), k->max_threads), kInvalidConfiguration);
+    throw SimError(format("kernel '%s': %llu threads, compiled for at most %u", k->name.c_str(),
+                          static_cast<unsigned long long>(threads), k->max_threads),
+                   kInvalidConfiguration);
   if (k->lds_size + shared > lds_limit(k->module->arch))
-    throw SimError(format("kernel '%s': %u bytes of LDS, device has %u", k->name.c_str(), k->lds_size + shared, lds_limit(k->module->arch)), kInvalidConfiguration);
-  if (k->module->device != s->device) throw SimError("kernel '" + k->name + "' was loaded on another device than the stream's", kInvalidHandle);
+    throw SimError(format("kernel '%s': %u bytes of LDS, device has %u", k->name.c_str(), k->lds_size + shared,
+                          lds_limit(k->module->arch)),
+                   kInvalidConfiguration);
+  if (k->module->device != s->device)
+    throw SimError("kernel '" + k->name + "' was loaded on another device than the stream's", kInvalidHandle);
 
   std::vector<u8> bytes;
   std::vector<std::pair<u32, u32>> ranges;
@@ -142,16 +160,20 @@ int launch(void* function, const u32* grid, const u32* block, u32 shared, void* 
     const void* buffer = nullptr;
     size_t size = 0;
     for (void** e = extra; *e != reinterpret_cast<void*>(3); e += 2) {  // HIP_LAUNCH_PARAM_END
-      if (*e == reinterpret_cast<void*>(1)) buffer = e[1];
-      else if (*e == reinterpret_cast<void*>(2)) size = *static_cast<size_t*>(e[1]);
-      else return kInvalidValue;
+      if (*e == reinterpret_cast<void*>(1))
+        buffer = e[1];
+      else if (*e == reinterpret_cast<void*>(2))
+        size = *static_cast<size_t*>(e[1]);
+      else
+        return kInvalidValue;
     }
     if (size && !buffer) return kInvalidValue;
     bytes.assign(static_cast<const u8*>(buffer), static_cast<const u8*>(buffer) + size);
     ranges.emplace_back(0, static_cast<u32>(size));
     for (const KernelArg& a : k->args)
       if (a.kind.compare(0, 7, "hidden_") != 0 && a.offset + a.size > size)
-        throw SimError(format("kernel '%s': argument buffer of %zu bytes is too small", k->name.c_str(), size), kInvalidValue);
+        throw SimError(format("kernel '%s': argument buffer of %zu bytes is too small", k->name.c_str(), size),
+                       kInvalidValue);
   } else {
     bytes.resize(k->kernarg_size);
     size_t n = 0;
@@ -172,8 +194,12 @@ int launch(void* function, const u32* grid, const u32* block, u32 shared, void* 
 
 }  // namespace
 
-HIPSIM_API int hipModuleLoadData(void** m, const void* image) { return guarded("hipModuleLoadData", true, [&] { return load_image(m, image); }); }
-HIPSIM_API int hipModuleLoadDataEx(void** m, const void* image, unsigned, int*, void**) { return guarded("hipModuleLoadDataEx", true, [&] { return load_image(m, image); }); }
+HIPSIM_API int hipModuleLoadData(void** m, const void* image) {
+  return guarded("hipModuleLoadData", true, [&] { return load_image(m, image); });
+}
+HIPSIM_API int hipModuleLoadDataEx(void** m, const void* image, unsigned, int*, void**) {
+  return guarded("hipModuleLoadDataEx", true, [&] { return load_image(m, image); });
+}
 HIPSIM_API int hipModuleLoad(void** m, const char* path) {
   return guarded("hipModuleLoad", true, [&]() -> int {
     std::ifstream file(path, std::ios::binary);
@@ -203,8 +229,8 @@ HIPSIM_API int hipModuleGetFunction(void** f, void* module, const char* name) {
     return kNotFound;
   });
 }
-HIPSIM_API int hipModuleLaunchKernel(void* f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared, void* stream,
-                                     void** params, void** extra) {
+HIPSIM_API int hipModuleLaunchKernel(void* f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by,
+                                     unsigned bz, unsigned shared, void* stream, void** params, void** extra) {
   return guarded("hipModuleLaunchKernel", true, [&] {
     u32 grid[3] = {gx, gy, gz}, block[3] = {bx, by, bz};
     return launch(f, grid, block, shared, stream, params, extra);
@@ -215,18 +241,28 @@ HIPSIM_API int hipFuncGetAttribute(int* value, int attribute, void* f) {
   return guarded("hipFuncGetAttribute", true, [&]() -> int {
     const Kernel* k = kernel_of(f);
     switch (attribute) {  // hipFunction_attribute
-      case 0: *value = static_cast<int>(k->max_threads); break;
-      case 1: *value = static_cast<int>(k->lds_size); break;
-      case 3: *value = static_cast<int>(k->private_size); break;
-      case 4: *value = static_cast<int>(k->vgprs); break;
-      default: return kInvalidValue;
+      case 0:
+        *value = static_cast<int>(k->max_threads);
+        break;
+      case 1:
+        *value = static_cast<int>(k->lds_size);
+        break;
+      case 3:
+        *value = static_cast<int>(k->private_size);
+        break;
+      case 4:
+        *value = static_cast<int>(k->vgprs);
+        break;
+      default:
+        return kInvalidValue;
     }
     return kSuccess;
   });
 }
 
-// ---- for tests -----------------------------------------------------------------------------------------------------------
-// Names of the kernels of a module, one per line.
+// ---- for tests
+// ----------------------------------------------------------------------------------------------------------- Names of
+// the kernels of a module, one per line.
 HIPSIM_API const char* hipsim_kernel_names(void* module) {
   static thread_local std::string text;
   text.clear();
@@ -242,7 +278,8 @@ HIPSIM_API const char* hipsim_unknown_instructions(void* module) {
   std::lock_guard<std::recursive_mutex> lock(runtime().mutex);
   if (runtime().modules.count(static_cast<Module*>(module)))
     for (const Inst& i : static_cast<Module*>(module)->code)
-      if (!i.entry && i.text[0] && strncmp(i.text, "end of", 6) != 0 && strncmp(i.text, "s_code_end", 10) != 0 && strncmp(i.text, "undecodable", 11) != 0)
+      if (!i.entry && i.text[0] && strncmp(i.text, "end of", 6) != 0 && strncmp(i.text, "s_code_end", 10) != 0 &&
+          strncmp(i.text, "undecodable", 11) != 0)
         text += std::string(i.text) + "\n";
   return text.c_str();
 }

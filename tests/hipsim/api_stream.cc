@@ -49,9 +49,15 @@ int new_graph(void** out, const std::shared_ptr<Graph>& g) {
 
 }  // namespace
 
-HIPSIM_API int hipStreamCreate(void** s) { return guarded("hipStreamCreate", true, [&] { return create_stream(s, 0); }); }
-HIPSIM_API int hipStreamCreateWithFlags(void** s, unsigned flags) { return guarded("hipStreamCreateWithFlags", true, [&] { return create_stream(s, flags); }); }
-HIPSIM_API int hipStreamCreateWithPriority(void** s, unsigned flags, int) { return guarded("hipStreamCreateWithPriority", true, [&] { return create_stream(s, flags); }); }
+HIPSIM_API int hipStreamCreate(void** s) {
+  return guarded("hipStreamCreate", true, [&] { return create_stream(s, 0); });
+}
+HIPSIM_API int hipStreamCreateWithFlags(void** s, unsigned flags) {
+  return guarded("hipStreamCreateWithFlags", true, [&] { return create_stream(s, flags); });
+}
+HIPSIM_API int hipStreamCreateWithPriority(void** s, unsigned flags, int) {
+  return guarded("hipStreamCreateWithPriority", true, [&] { return create_stream(s, flags); });
+}
 HIPSIM_API int hipDeviceGetStreamPriorityRange(int* least, int* greatest) {
   if (least) *least = 0;
   if (greatest) *greatest = 0;
@@ -70,8 +76,10 @@ HIPSIM_API int hipStreamSynchronize(void* stream) {
   return guarded("hipStreamSynchronize", true, [&] {
     StreamPtr s = stream_of(stream);
     refuse_in_capture(s);
-    if (s->null) drain_all(s->device);
-    else drain(s, s->issued);
+    if (s->null)
+      drain_all(s->device);
+    else
+      drain(s, s->issued);
     return device_error(s->device);
   });
 }
@@ -120,8 +128,12 @@ HIPSIM_API int hipLaunchHostFunc(void* stream, void (*f)(void*), void* data) {
   });
 }
 
-HIPSIM_API int hipEventCreate(void** e) { return guarded("hipEventCreate", true, [&] { return create_event(e, 0); }); }
-HIPSIM_API int hipEventCreateWithFlags(void** e, unsigned flags) { return guarded("hipEventCreateWithFlags", true, [&] { return create_event(e, flags); }); }
+HIPSIM_API int hipEventCreate(void** e) {
+  return guarded("hipEventCreate", true, [&] { return create_event(e, 0); });
+}
+HIPSIM_API int hipEventCreateWithFlags(void** e, unsigned flags) {
+  return guarded("hipEventCreateWithFlags", true, [&] { return create_event(e, flags); });
+}
 HIPSIM_API int hipEventDestroy(void* event) {
   return guarded("hipEventDestroy", false, [&]() -> int {
     Event* e = event_of(event);
@@ -199,8 +211,12 @@ HIPSIM_API int hipStreamEndCapture(void* stream, void** graph) {
 static int instantiate(const char* name, void** exec, void* graph) {
   return guarded(name, true, [&]() -> int { return new_graph(exec, std::make_shared<Graph>(*graph_of(graph))); });
 }
-HIPSIM_API int hipGraphInstantiate(void** exec, void* graph, void*, char*, size_t) { return instantiate("hipGraphInstantiate", exec, graph); }
-HIPSIM_API int hipGraphInstantiateWithFlags(void** exec, void* graph, unsigned long long) { return instantiate("hipGraphInstantiateWithFlags", exec, graph); }
+HIPSIM_API int hipGraphInstantiate(void** exec, void* graph, void*, char*, size_t) {
+  return instantiate("hipGraphInstantiate", exec, graph);
+}
+HIPSIM_API int hipGraphInstantiateWithFlags(void** exec, void* graph, unsigned long long) {
+  return instantiate("hipGraphInstantiateWithFlags", exec, graph);
+}
 HIPSIM_API int hipGraphLaunch(void* exec, void* stream) {
   return guarded("hipGraphLaunch", true, [&]() -> int {
     StreamPtr s = stream_of(stream);

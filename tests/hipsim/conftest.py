@@ -14,7 +14,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return
     for item in items:
         if Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.skip(reason="no clang with AMDGPU support (apt install clang-22 lld-22 llvm-22)"))
+            item.add_marker(
+                pytest.mark.skip(reason="no clang with AMDGPU support (apt install clang-22 lld-22 llvm-22)")
+            )
 
 
 @pytest.fixture

@@ -23,14 +23,15 @@ const Llvm& llvm() {
   static std::once_flag once;
   std::call_once(once, [] {
     const char* override_path = getenv("HIPSIM_LLVM");
-    const char* names[] = {override_path, "libLLVM.so.22.1", "libLLVM-22.so", "/usr/lib/llvm-22/lib/libLLVM.so.22.1",
+    const char* names[] = {override_path,     "libLLVM.so.22.1",
+                           "libLLVM-22.so",   "/usr/lib/llvm-22/lib/libLLVM.so.22.1",
                            "libLLVM.so.23.1", "libLLVM.so.21.1"};
     void* lib = nullptr;
     for (const char* n : names)
       if (n && !lib) lib = dlopen(n, RTLD_NOW | RTLD_LOCAL);
     if (!lib) throw SimError("libLLVM 22 not found: install llvm-22, or name it in HIPSIM_LLVM", 302);
-    for (const char* init : {"LLVMInitializeAMDGPUTargetInfo", "LLVMInitializeAMDGPUTarget", "LLVMInitializeAMDGPUTargetMC",
-                             "LLVMInitializeAMDGPUDisassembler"})
+    for (const char* init : {"LLVMInitializeAMDGPUTargetInfo", "LLVMInitializeAMDGPUTarget",
+                             "LLVMInitializeAMDGPUTargetMC", "LLVMInitializeAMDGPUDisassembler"})
       if (void* f = dlsym(lib, init)) reinterpret_cast<void (*)()>(f)();
     l.create = reinterpret_cast<decltype(l.create)>(dlsym(lib, "LLVMCreateDisasmCPU"));
     l.decode = reinterpret_cast<decltype(l.decode)>(dlsym(lib, "LLVMDisasmInstruction"));
@@ -40,10 +41,22 @@ const Llvm& llvm() {
   return l;
 }
 
-struct Named { const char* name; u16 reg; u8 count; };
-constexpr Named kNamed[] = {{"vcc", 106, 2}, {"vcc_lo", 106, 1}, {"vcc_hi", 107, 1}, {"exec", 126, 2}, {"exec_lo", 126, 1},
-                            {"exec_hi", 127, 1}, {"m0", 124, 1}, {"flat_scratch", 102, 2}, {"flat_scratch_lo", 102, 1},
-                            {"flat_scratch_hi", 103, 1}, {"xnack_mask", 104, 2}};
+struct Named {
+  const char* name;
+  u16 reg;
+  u8 count;
+};
+constexpr Named kNamed[] = {{"vcc", 106, 2},
+                            {"vcc_lo", 106, 1},
+                            {"vcc_hi", 107, 1},
+                            {"exec", 126, 2},
+                            {"exec_lo", 126, 1},
+                            {"exec_hi", 127, 1},
+                            {"m0", 124, 1},
+                            {"flat_scratch", 102, 2},
+                            {"flat_scratch_lo", 102, 1},
+                            {"flat_scratch_hi", 103, 1},
+                            {"xnack_mask", 104, 2}};
 
 bool parse_register(const std::string& t, Operand& o) {
   for (const Named& n : kNamed)
@@ -53,11 +66,16 @@ bool parse_register(const std::string& t, Operand& o) {
     }
   size_t at = 1;
   u16 base = 0;
-  if (t[0] == 'v') o.kind = Kind::kVgpr;
-  else if (t[0] == 'a') o.kind = Kind::kVgpr, base = kAgpr0;
-  else if (t[0] == 's') o.kind = Kind::kSgpr;
-  else if (t.compare(0, 4, "ttmp") == 0) o.kind = Kind::kSgpr, base = 108, at = 4;
-  else return false;
+  if (t[0] == 'v')
+    o.kind = Kind::kVgpr;
+  else if (t[0] == 'a')
+    o.kind = Kind::kVgpr, base = kAgpr0;
+  else if (t[0] == 's')
+    o.kind = Kind::kSgpr;
+  else if (t.compare(0, 4, "ttmp") == 0)
+    o.kind = Kind::kSgpr, base = 108, at = 4;
+  else
+    return false;
   if (at >= t.size()) return false;
   char* end;
   if (t[at] == '[') {
@@ -81,16 +99,21 @@ Operand parse_operand(std::string t) {
     }
     return false;
   };
-  if (t.size() > 1 && t[0] == '-' && (t[1] == 'v' || t[1] == 's' || t[1] == 'a' || t[1] == '|' || t[1] == 'e')) o.neg = true, t = t.substr(1);
+  if (t.size() > 1 && t[0] == '-' && (t[1] == 'v' || t[1] == 's' || t[1] == 'a' || t[1] == '|' || t[1] == 'e'))
+    o.neg = true, t = t.substr(1);
   if (strip("neg(", ')')) o.neg = true;
   if (strip("sext(", ')')) o.sext = true;
   if (strip("abs(", ')')) o.abs = true;
   if (strip("|", '|')) o.abs = true;
-  if (t == "off") o.kind = Kind::kOff;
-  else if (t == "scc" || t == "src_scc") o.kind = Kind::kScc;
-  else if (parse_register(t, o)) return o;
+  if (t == "off")
+    o.kind = Kind::kOff;
+  else if (t == "scc" || t == "src_scc")
+    o.kind = Kind::kScc;
+  else if (parse_register(t, o))
+    return o;
   else {
-    if (strip("lit(", ')')) {}
+    if (strip("lit(", ')')) {
+    }
     char* end;
     o.kind = Kind::kConst;
     if (t.compare(0, 2, "0x") != 0 && t.find('.') != std::string::npos) {
@@ -132,16 +155,26 @@ long number_after(const std::string& word, size_t at) { return strtol(word.c_str
 
 void parse_modifier(Inst& i, const std::string& w) {
   auto is = [&](const char* name) { return w.compare(0, strlen(name), name) == 0; };
-  if (w == "clamp") i.clamp = true;
-  else if (w == "mul:2") i.omod = 1;
-  else if (w == "mul:4") i.omod = 2;
-  else if (w == "div:2") i.omod = 3;
-  else if (is("cbsz:")) i.cbsz = static_cast<u8>(number_after(w, 5));
-  else if (is("blgp:")) i.blgp = static_cast<u8>(number_after(w, 5));
-  else if (is("abid:")) i.abid = static_cast<u8>(number_after(w, 5));
-  else if (is("bitop3:")) i.imm = static_cast<u32>(number_after(w, 7));
-  else if (is("offset:") && w[7] != 's') i.offset = static_cast<i32>(number_after(w, 7));
-  else if (w == "gds") throw SimError("GDS is not modelled");
+  if (w == "clamp")
+    i.clamp = true;
+  else if (w == "mul:2")
+    i.omod = 1;
+  else if (w == "mul:4")
+    i.omod = 2;
+  else if (w == "div:2")
+    i.omod = 3;
+  else if (is("cbsz:"))
+    i.cbsz = static_cast<u8>(number_after(w, 5));
+  else if (is("blgp:"))
+    i.blgp = static_cast<u8>(number_after(w, 5));
+  else if (is("abid:"))
+    i.abid = static_cast<u8>(number_after(w, 5));
+  else if (is("bitop3:"))
+    i.imm = static_cast<u32>(number_after(w, 7));
+  else if (is("offset:") && w[7] != 's')
+    i.offset = static_cast<i32>(number_after(w, 7));
+  else if (w == "gds")
+    throw SimError("GDS is not modelled");
 }
 
 void fields_from_bytes(Inst& i) {
@@ -166,11 +199,13 @@ void fields_from_bytes(Inst& i) {
   // VOP1, VOP2, VOPC with a second dword of DPP (src0 = 250) or SDWA (src0 = 249)
   if (!(a >> 31) && (a & 0x1FF) == 250) {
     i.dpp = true;
-    i.dpp_ctrl = (b >> 8) & 0x1FF, i.bound_ctrl = (b >> 19) & 1, i.bank_mask = (b >> 24) & 15, i.row_mask = (b >> 28) & 15;
+    i.dpp_ctrl = (b >> 8) & 0x1FF, i.bound_ctrl = (b >> 19) & 1, i.bank_mask = (b >> 24) & 15,
+    i.row_mask = (b >> 28) & 15;
   } else if (!(a >> 31) && (a & 0x1FF) == 249) {
     i.sdwa = true;
     bool compare = (a >> 25) == 0x3E;
-    if (!compare) i.dst_sel = (b >> 8) & 7, i.dst_unused = (b >> 11) & 3, i.omod = (b >> 14) & 3, i.clamp = (b >> 13) & 1;
+    if (!compare)
+      i.dst_sel = (b >> 8) & 7, i.dst_unused = (b >> 11) & 3, i.omod = (b >> 14) & 3, i.clamp = (b >> 13) & 1;
     i.src0_sel = (b >> 16) & 7, i.src1_sel = (b >> 24) & 7;
   }
 }
@@ -182,18 +217,24 @@ std::vector<std::string> split_operands(const std::string& text) {
   for (char c : text) {
     if (c == '[' || c == '(') depth++;
     if (c == ']' || c == ')') depth--;
-    if (c == ',' && depth == 0) out.push_back(current), current.clear();
-    else if (c == ' ' && current.empty()) continue;
-    else current += c;
+    if (c == ',' && depth == 0)
+      out.push_back(current), current.clear();
+    else if (c == ' ' && current.empty())
+      continue;
+    else
+      current += c;
   }
   if (!current.empty()) out.push_back(current);
   return out;
 }
 
 void unknown_instruction(Wave&, const Inst& i) {
-  throw SimError("unknown opcode: \"" + std::string(i.text) + "\" is not modelled (add it to the table of its unit)", 98);
+  throw SimError("unknown opcode: \"" + std::string(i.text) + "\" is not modelled (add it to the table of its unit)",
+                 98);
 }
-void bad_operands(Wave&, const Inst& i) { throw SimError("operands not understood: \"" + std::string(i.text) + "\"", 98); }
+void bad_operands(Wave&, const Inst& i) {
+  throw SimError("operands not understood: \"" + std::string(i.text) + "\"", 98);
+}
 
 void parse_text(Module& m, Inst& i, const char* printed) {
   std::string t = printed;

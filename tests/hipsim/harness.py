@@ -22,7 +22,7 @@ BUILD = Path(os.environ.get("HIPSIM_BUILD_DIR", HERE.parents[1] / "build" / "hip
 COMPILER_FLAGS = ["-O3", "-std=c++17", "-nogpuinc", "-nogpulib", "-mcode-object-version=5"]
 
 
-class SimFault(RuntimeError):
+class SimFault(RuntimeError):  # noqa: N818  (it is the kernel that is at fault)
     """The simulator stopped a kernel, or a HIP call failed; ``code`` is the hipError_t."""
 
     def __init__(self, message: str, code: int):
@@ -30,7 +30,7 @@ class SimFault(RuntimeError):
         self.code = code
 
 
-# ---- building ----------------------------------------------------------------------------------------------------
+# ---- building ----------------------------------------------------------------------------------------------
 
 
 @functools.cache
@@ -69,7 +69,9 @@ def _cached(suffix: str, content: bytes, command: Sequence[str], stamp: str = ""
     if not out.exists():
         source.write_bytes(content)
         partial = cache / f"{key}.{os.getpid()}.co"
-        done = subprocess.run([*command, "-o", str(partial), str(source)], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [*command, "-o", str(partial), str(source)], capture_output=True, text=True, check=False
+        )
         if done.returncode:
             raise RuntimeError(f"{' '.join(command)}\n{done.stderr}")
         partial.replace(out)
@@ -79,8 +81,8 @@ def _cached(suffix: str, content: bytes, command: Sequence[str], stamp: str = ""
 def compile_hip(
     source: str | Path, arch: str = "gfx950", flags: Sequence[str] = (), include: Sequence[Path] = ()
 ) -> Path:
-    """Code object of header-free HIP code: text, or a path. Folders in ``include`` (and the path's own) are searched
-    for headers; a change of any header there compiles again."""
+    """Code object of header-free HIP code: text, or a path. Folders in ``include`` (and the path's own) are
+    searched for headers; a change of any header there compiles again."""
     folders = list(include)
     if isinstance(source, Path):
         folders.append(source.parent)
@@ -94,7 +96,15 @@ def compile_hip(
 
 def assemble(text: str, arch: str = "gfx950") -> Path:
     """Code object of a whole assembly file (with .amdhsa_kernel and .amdgpu_metadata)."""
-    command = [find_tool("clang"), "-target", "amdgcn-amd-amdhsa", f"-mcpu={arch}", "-mcode-object-version=5", "-x", "assembler"]
+    command = [
+        find_tool("clang"),
+        "-target",
+        "amdgcn-amd-amdhsa",
+        f"-mcpu={arch}",
+        "-mcode-object-version=5",
+        "-x",
+        "assembler",
+    ]
     return _cached(".s", text.encode(), command)
 
 
@@ -145,21 +155,30 @@ amdhsa.kernels:
 
 
 def kernel_asm(body: str, *, name: str = "k", arch: str = "gfx950", pointers: int = 2, lds: int = 0) -> str:
-    """Assembly of a kernel around ``body``: s[0:1] points to ``pointers`` 8-byte arguments, s2/s3 are the workgroup
-    ids, v0 packs the work-item ids; 256 VGPRs and 256 AGPRs."""
+    """Assembly of a kernel around ``body``: s[0:1] points to ``pointers`` 8-byte arguments, s2/s3 are the
+    workgroup ids, v0 packs the work-item ids; 256 VGPRs and 256 AGPRs."""
     args = "\n".join(
-        f"      - {{.offset: {8 * k}, .size: 8, .value_kind: global_buffer, .address_space: global}}" for k in range(pointers)
+        f"      - {{.offset: {8 * k}, .size: 8, .value_kind: global_buffer, .address_space: global}}"
+        for k in range(pointers)
     )
-    return KERNEL_TEMPLATE.format(name=name, arch=arch, body=body, lds=lds, kernarg=8 * pointers, args=args, vgprs=512)
+    return KERNEL_TEMPLATE.format(
+        name=name, arch=arch, body=body, lds=lds, kernarg=8 * pointers, args=args, vgprs=512
+    )
 
 
-# ---- the runtime -------------------------------------------------------------------------------------------------
+# ---- the runtime -------------------------------------------------------------------------------------------
 
 
 @functools.cache
 def runtime() -> ctypes.CDLL:
     lib = ctypes.CDLL(str(library_path() / "libamdhip64.so.7"))
-    for name in ("hipsim_report", "hipsim_counters", "hipsim_kernel_names", "hipsim_unknown_instructions", "hipGetErrorName"):
+    for name in (
+        "hipsim_report",
+        "hipsim_counters",
+        "hipsim_kernel_names",
+        "hipsim_unknown_instructions",
+        "hipGetErrorName",
+    ):
         getattr(lib, name).restype = ctypes.c_char_p
     lib.hipsim_kernel_names.argtypes = lib.hipsim_unknown_instructions.argtypes = [ctypes.c_void_p]
     lib.hipsim_unwritten.restype = ctypes.c_ulonglong
@@ -171,7 +190,13 @@ def runtime() -> ctypes.CDLL:
     lib.hipModuleLoadData.argtypes = [ctypes.c_void_p, ctypes.c_char_p]
     lib.hipModuleUnload.argtypes = [ctypes.c_void_p]
     lib.hipModuleGetFunction.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p]
-    lib.hipModuleLaunchKernel.argtypes = [ctypes.c_void_p, *[ctypes.c_uint] * 7, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]
+    lib.hipModuleLaunchKernel.argtypes = [
+        ctypes.c_void_p,
+        *[ctypes.c_uint] * 7,
+        ctypes.c_void_p,
+        ctypes.c_void_p,
+        ctypes.c_void_p,
+    ]
     return lib
 
 
@@ -180,7 +205,9 @@ def check(code: int, what: str) -> None:
     if code:
         lib = runtime()
         report = lib.hipsim_report().decode()
-        raise SimFault(f"{what}: {lib.hipGetErrorName(code).decode()} ({code}){': ' + report if report else ''}", code)
+        raise SimFault(
+            f"{what}: {lib.hipGetErrorName(code).decode()} ({code}){': ' + report if report else ''}", code
+        )
 
 
 @dataclass
@@ -233,7 +260,9 @@ def pack_arguments(args: Sequence[Any]) -> bytes:
         elif isinstance(a, np.generic):
             data, align = a.tobytes(), a.dtype.itemsize
         else:
-            raise TypeError(f"argument {n} is a {type(a).__name__}: pass a DeviceArray, numpy scalar, bytes or None")
+            raise TypeError(
+                f"argument {n} is a {type(a).__name__}: pass a DeviceArray, numpy scalar, bytes or None"
+            )
         out += bytes(-len(out) % align) + data
     return bytes(out)
 
@@ -257,14 +286,20 @@ class Module:
         lib = runtime()
         if name not in self.functions:
             f = ctypes.c_void_p()
-            check(lib.hipModuleGetFunction(ctypes.byref(f), self.handle, name.encode()), f"hipModuleGetFunction({name})")
+            check(
+                lib.hipModuleGetFunction(ctypes.byref(f), self.handle, name.encode()),
+                f"hipModuleGetFunction({name})",
+            )
             self.functions[name] = f.value or 0
         data = pack_arguments(args)
         buffer = ctypes.create_string_buffer(data, max(len(data), 1))
         size = ctypes.c_size_t(len(data))
         extra = (ctypes.c_void_p * 5)(1, ctypes.addressof(buffer), 2, ctypes.addressof(size), 3)
         three = [*grid, 1, 1][:3] + [*block, 1, 1][:3]
-        check(lib.hipModuleLaunchKernel(self.functions[name], *three, shared, None, None, extra), f"launch of {name}")
+        check(
+            lib.hipModuleLaunchKernel(self.functions[name], *three, shared, None, None, extra),
+            f"launch of {name}",
+        )
         if wait:
             check(lib.hipDeviceSynchronize(), name)
 
@@ -277,9 +312,11 @@ class Module:
 
 
 class Sim:
-    """A fresh simulated machine. One exists per process: making another invalidates what the earlier one handed out."""
+    """A fresh simulated machine. A process has one: another one invalidates what the earlier handed out."""
 
-    def __init__(self, devices: str = "gfx950", seed: int = 1, threads: int | None = None, **options: int | str):
+    def __init__(
+        self, devices: str = "gfx950", seed: int = 1, threads: int | None = None, **options: int | str
+    ):
         settings: dict[str, int | str] = {"devices": devices, "seed": seed, **options}
         if threads is not None:
             settings["threads"] = threads

@@ -34,20 +34,32 @@ int dpp_source(u32 ctrl, int l) {
   if (ctrl <= 0xFF) return (l & ~3) + static_cast<int>(ctrl >> (2 * (l & 3)) & 3);
   int n = static_cast<int>(ctrl & 15);
   switch (ctrl & 0x1F0) {
-    case 0x100: return in + n < 16 ? row + in + n : -1;           // row_shl
-    case 0x110: return in - n >= 0 ? row + in - n : -1;           // row_shr
-    case 0x120: return row + ((in - n) & 15);                     // row_ror
-    case 0x150: return row + n;                                   // row_newbcast (gfx90a on)
+    case 0x100:
+      return in + n < 16 ? row + in + n : -1;  // row_shl
+    case 0x110:
+      return in - n >= 0 ? row + in - n : -1;  // row_shr
+    case 0x120:
+      return row + ((in - n) & 15);  // row_ror
+    case 0x150:
+      return row + n;  // row_newbcast (gfx90a on)
   }
   switch (ctrl) {
-    case 0x130: return l + 1 < 64 ? l + 1 : -1;                   // wave_shl:1
-    case 0x134: return (l + 1) & 63;                              // wave_rol:1
-    case 0x138: return l - 1;                                     // wave_shr:1
-    case 0x13C: return (l - 1) & 63;                              // wave_ror:1
-    case 0x140: return row + 15 - in;                             // row_mirror
-    case 0x141: return (l & ~7) + 7 - (l & 7);                    // row_half_mirror
-    case 0x142: return l >= 16 ? row - 1 : -1;                    // row_bcast:15: last lane of the row before
-    case 0x143: return l >= 32 ? 31 : -1;                         // row_bcast:31
+    case 0x130:
+      return l + 1 < 64 ? l + 1 : -1;  // wave_shl:1
+    case 0x134:
+      return (l + 1) & 63;  // wave_rol:1
+    case 0x138:
+      return l - 1;  // wave_shr:1
+    case 0x13C:
+      return (l - 1) & 63;  // wave_ror:1
+    case 0x140:
+      return row + 15 - in;  // row_mirror
+    case 0x141:
+      return (l & ~7) + 7 - (l & 7);  // row_half_mirror
+    case 0x142:
+      return l >= 16 ? row - 1 : -1;  // row_bcast:15: last lane of the row before
+    case 0x143:
+      return l >= 32 ? 31 : -1;  // row_bcast:31
   }
   fail("DPP control 0x%x is not modelled", ctrl);
 }
@@ -75,9 +87,12 @@ u32 select_bits(u32 x, int sel, bool sext) {
 
 Poison select_poison(const Poison& p, int sel) {
   Poison r;
-  if (sel < 4) r.b[0] = p.b[sel];
-  else if (sel < 6) r.b[0] = p.b[2 * (sel - 4)], r.b[1] = p.b[2 * (sel - 4) + 1];
-  else r = p;
+  if (sel < 4)
+    r.b[0] = p.b[sel];
+  else if (sel < 6)
+    r.b[0] = p.b[2 * (sel - 4)], r.b[1] = p.b[2 * (sel - 4) + 1];
+  else
+    r = p;
   return r;
 }
 
@@ -126,7 +141,8 @@ const u32* read32_slow(Wave& w, const Inst& i, const Operand& o, int source, u32
     case Kind::kScc:
       for (int l = 0; l < kLanes; l++) tmp[l] = w.scc;
       break;
-    default: fail("operand kind not understood in \"%s\"", i.text);
+    default:
+      fail("operand kind not understood in \"%s\"", i.text);
   }
   int sel = !i.sdwa ? 6 : source == 0 ? i.src0_sel : i.src1_sel;
   if (sel != 6 || o.sext) {
@@ -201,7 +217,8 @@ void read64(Wave& w, const Inst& i, const Operand& o, u64* out, Unknown64& p) {
 
 void write64(Wave& w, const Operand& d, const u64* result, const Unknown64& p, u64 lanes, Flow flow) {
   u64 all = p.low | p.high;
-  u64 unknown[2] = {flow == Flow::kUp || flow == Flow::kStraight ? p.low : all, flow == Flow::kDown || flow == Flow::kStraight ? p.high : all};
+  u64 unknown[2] = {flow == Flow::kUp || flow == Flow::kStraight ? p.low : all,
+                    flow == Flow::kDown || flow == Flow::kStraight ? p.high : all};
   for (int k = 0; k < 2; k++) {
     w.check_v_write(d.reg + k, lanes);
     for (int l = 0; l < kLanes; l++)

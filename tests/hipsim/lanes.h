@@ -8,15 +8,31 @@
 
 namespace hipsim {
 
-inline float f32(u32 b) { float f; memcpy(&f, &b, 4); return f; }
-inline u32 bits(float f) { u32 b; memcpy(&b, &f, 4); return b; }
-inline double f64(u64 b) { double f; memcpy(&f, &b, 8); return f; }
-inline u64 bits(double f) { u64 b; memcpy(&b, &f, 8); return b; }
+inline float f32(u32 b) {
+  float f;
+  memcpy(&f, &b, 4);
+  return f;
+}
+inline u32 bits(float f) {
+  u32 b;
+  memcpy(&b, &f, 4);
+  return b;
+}
+inline double f64(u64 b) {
+  double f;
+  memcpy(&f, &b, 8);
+  return f;
+}
+inline u64 bits(double f) {
+  u64 b;
+  memcpy(&b, &f, 8);
+  return b;
+}
 float half_to_float(u16 h);
-u16 float_to_half(float f);              // nearest even
-u16 double_to_half(double d);            // one rounding
+u16 float_to_half(float f);    // nearest even
+u16 double_to_half(double d);  // one rounding
 inline float bf16_to_float(u16 b) { return f32(static_cast<u32>(b) << 16); }
-u16 float_to_bf16(float f);              // nearest even, NaN stays a quiet NaN
+u16 float_to_bf16(float f);  // nearest even, NaN stays a quiet NaN
 
 // How poison of the sources becomes poison of the result.
 enum class Spread {
@@ -61,7 +77,8 @@ inline void set_poison(Wave& w, int reg, const Poison& p, u64 lanes, Spread spre
 }
 
 // Result of a 32-bit operation into operand 0.
-inline void write32(Wave& w, const Inst& i, const u32* result, const Poison& p, u64 lanes, Spread spread = Spread::kAll) {
+inline void write32(Wave& w, const Inst& i, const u32* result, const Poison& p, u64 lanes,
+                    Spread spread = Spread::kAll) {
   if (i.sdwa) return write_sdwa(w, i, result, p, lanes);
   int r = i.op[0].reg;
   w.check_v_write(r, lanes);

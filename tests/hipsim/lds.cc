@@ -42,7 +42,8 @@ void fetch(Wave& w, u32 address, u32 bytes, int l, Pending& p, u32 word) {
   u32 value[4] = {};
   memcpy(value, &g.lds[address], bytes);
   for (u32 k = 0; k < (bytes + 3) / 4; k++) p.lane(static_cast<int>(word + k))[l] = value[k];
-  for (u32 b = 0; b < bytes; b++) p.poison[word + b / 4].b[b % 4] |= static_cast<u64>(g.lds_state[address + b] & 1) << l;
+  for (u32 b = 0; b < bytes; b++)
+    p.poison[word + b / 4].b[b % 4] |= static_cast<u64>(g.lds_state[address + b] & 1) << l;
 }
 
 void read(Wave& w, const Inst& i) {
@@ -91,7 +92,8 @@ void put(Wave& w, u32 address, u32 bytes, int l, int reg, int shift) {
   for (u32 k = 0; k < (bytes + 3) / 4; k++) {
     u32 value = w.v[reg + static_cast<int>(k)][l] >> shift, n = std::min(bytes - 4 * k, 4u);
     memcpy(&g.lds[address + 4 * k], &value, n);
-    for (u32 b = 0; b < n; b++) g.lds_state[address + 4 * k + b] = w.vp[reg + static_cast<int>(k)].b[b + static_cast<u32>(shift / 8)] >> l & 1;
+    for (u32 b = 0; b < n; b++)
+      g.lds_state[address + 4 * k + b] = w.vp[reg + static_cast<int>(k)].b[b + static_cast<u32>(shift / 8)] >> l & 1;
   }
 }
 
@@ -138,7 +140,9 @@ void read_transposed(Wave& w, const Inst& i, u32 element_bits) {
     fetch(w, p.address[l], bytes, l, raw, 0);
   }
   u32 per_row = 16 / elements;  // lanes that hold one row
-  auto bit_at = [&](int l, u32 e) { return raw.lane(static_cast<int>(e * element_bits / 32))[l] >> (e * element_bits % 32); };
+  auto bit_at = [&](int l, u32 e) {
+    return raw.lane(static_cast<int>(e * element_bits / 32))[l] >> (e * element_bits % 32);
+  };
   for (int base = 0; base < kLanes; base += 16)
     for (u32 column = 0; column < 16; column++) {
       int l = base + static_cast<int>(column);
@@ -148,21 +152,23 @@ void read_transposed(Wave& w, const Inst& i, u32 element_bits) {
         u32 e = column % elements;
         u64 value = bit_at(from, e);
         u32 low = e * element_bits % 32;
-        if (low + element_bits > 32) value |= static_cast<u64>(raw.lane(static_cast<int>(e * element_bits / 32 + 1))[from]) << (32 - low);
+        if (low + element_bits > 32)
+          value |= static_cast<u64>(raw.lane(static_cast<int>(e * element_bits / 32 + 1))[from]) << (32 - low);
         value &= (1ull << element_bits) - 1;
         u32 out = row * element_bits;
         u64 placed = value << (out % 32);
         p.lane(static_cast<int>(out / 32))[l] |= static_cast<u32>(placed);
         if (placed >> 32) p.lane(static_cast<int>(out / 32 + 1))[l] |= static_cast<u32>(placed >> 32);
         u64 unknown = 0;
-        for (u32 b = e * element_bits / 8; b <= (e * element_bits + element_bits - 1) / 8; b++) unknown |= raw.poison[b / 4].b[b % 4] >> from & 1;
+        for (u32 b = e * element_bits / 8; b <= (e * element_bits + element_bits - 1) / 8; b++)
+          unknown |= raw.poison[b / 4].b[b % 4] >> from & 1;
         for (u32 b = out / 8; b <= (out + element_bits - 1) / 8; b++) p.poison[b / 4].b[b % 4] |= unknown << l;
       }
     }
   mark_destination(w, p, i.op[0].reg, words);
 }
 
-// ---- data exchange through the LDS unit without memory -----------------------------------------------------------------
+// ---- data exchange through the LDS unit without memory --------------------------------------------------------------
 template <class F>
 void exchange(Wave& w, const Inst& i, const Operand& data, F source) {  // source(lane) or -1
   u64 lanes = w.exec();
@@ -203,7 +209,7 @@ void swizzle(Wave& w, const Inst& i) {
   });
 }
 
-// ---- atomics -----------------------------------------------------------------------------------------------------------
+// ---- atomics --------------------------------------------------------------------------------------------------------
 template <class F>
 void atomic(Wave& w, const Inst& i, bool returns, F f) {
   int first = returns ? 1 : 0;
@@ -233,23 +239,55 @@ void atomic(Wave& w, const Inst& i, bool returns, F f) {
 #define TR(name, bytes, bits) {name, [](Wave& w, const Inst& i) { read_transposed(w, i, bits); }, Lit::kB32, bytes}
 
 const OpEntry kTable[] = {
-    ENTRY("ds_read_u8", read, 1), ENTRY("ds_read_i8", read, 1 | kSigned), ENTRY("ds_read_u16", read, 2), ENTRY("ds_read_i16", read, 2 | kSigned),
-    ENTRY("ds_read_u8_d16", read, 1 | kLow), ENTRY("ds_read_u8_d16_hi", read, 1 | kHigh),
-    ENTRY("ds_read_i8_d16", read, 1 | kSigned | kLow), ENTRY("ds_read_i8_d16_hi", read, 1 | kSigned | kHigh),
-    ENTRY("ds_read_u16_d16", read, 2 | kLow), ENTRY("ds_read_u16_d16_hi", read, 2 | kHigh),
-    ENTRY("ds_read_b32", read, 4), ENTRY("ds_read_b64", read, 8), ENTRY("ds_read_b96", read, 12), ENTRY("ds_read_b128", read, 16),
-    ENTRY("ds_read2_b32", read2, 4), ENTRY("ds_read2_b64", read2, 8), ENTRY("ds_read2st64_b32", read2, 4 | kStride64), ENTRY("ds_read2st64_b64", read2, 8 | kStride64),
-    ENTRY("ds_write_b8", write, 1), ENTRY("ds_write_b16", write, 2), ENTRY("ds_write_b32", write, 4), ENTRY("ds_write_b64", write, 8),
-    ENTRY("ds_write_b96", write, 12), ENTRY("ds_write_b128", write, 16), ENTRY("ds_write_b8_d16_hi", write, 1 | kHigh), ENTRY("ds_write_b16_d16_hi", write, 2 | kHigh),
-    ENTRY("ds_write2_b32", write2, 4), ENTRY("ds_write2_b64", write2, 8), ENTRY("ds_write2st64_b32", write2, 4 | kStride64), ENTRY("ds_write2st64_b64", write2, 8 | kStride64),
-    TR("ds_read_b64_tr_b4", 8, 4), TR("ds_read_b96_tr_b6", 12, 6), TR("ds_read_b64_tr_b8", 8, 8), TR("ds_read_b64_tr_b16", 8, 16),
-    ENTRY("ds_bpermute_b32", bpermute, 0), ENTRY("ds_permute_b32", permute, 0), ENTRY("ds_swizzle_b32", swizzle, 0),
-#define AT(name, rtn, expr)                                                                                         \
-  {name, [](Wave& w, const Inst& i) { atomic(w, i, false, [](u32 a, u32 b) -> u32 { return expr; }); }},            \
-      {rtn, [](Wave& w, const Inst& i) { atomic(w, i, true, [](u32 a, u32 b) -> u32 { return expr; }); }}
-    AT("ds_add_u32", "ds_add_rtn_u32", a + b), AT("ds_sub_u32", "ds_sub_rtn_u32", a - b), AT("ds_and_b32", "ds_and_rtn_b32", a & b), AT("ds_or_b32", "ds_or_rtn_b32", a | b),
-    AT("ds_max_u32", "ds_max_rtn_u32", a > b ? a : b), AT("ds_min_u32", "ds_min_rtn_u32", a < b ? a : b),
-    AT("ds_max_i32", "ds_max_rtn_i32", static_cast<i32>(a) > static_cast<i32>(b) ? a : b), AT("ds_min_i32", "ds_min_rtn_i32", static_cast<i32>(a) < static_cast<i32>(b) ? a : b),
+    ENTRY("ds_read_u8", read, 1),
+    ENTRY("ds_read_i8", read, 1 | kSigned),
+    ENTRY("ds_read_u16", read, 2),
+    ENTRY("ds_read_i16", read, 2 | kSigned),
+    ENTRY("ds_read_u8_d16", read, 1 | kLow),
+    ENTRY("ds_read_u8_d16_hi", read, 1 | kHigh),
+    ENTRY("ds_read_i8_d16", read, 1 | kSigned | kLow),
+    ENTRY("ds_read_i8_d16_hi", read, 1 | kSigned | kHigh),
+    ENTRY("ds_read_u16_d16", read, 2 | kLow),
+    ENTRY("ds_read_u16_d16_hi", read, 2 | kHigh),
+    ENTRY("ds_read_b32", read, 4),
+    ENTRY("ds_read_b64", read, 8),
+    ENTRY("ds_read_b96", read, 12),
+    ENTRY("ds_read_b128", read, 16),
+    ENTRY("ds_read2_b32", read2, 4),
+    ENTRY("ds_read2_b64", read2, 8),
+    ENTRY("ds_read2st64_b32", read2, 4 | kStride64),
+    ENTRY("ds_read2st64_b64", read2, 8 | kStride64),
+    ENTRY("ds_write_b8", write, 1),
+    ENTRY("ds_write_b16", write, 2),
+    ENTRY("ds_write_b32", write, 4),
+    ENTRY("ds_write_b64", write, 8),
+    ENTRY("ds_write_b96", write, 12),
+    ENTRY("ds_write_b128", write, 16),
+    ENTRY("ds_write_b8_d16_hi", write, 1 | kHigh),
+    ENTRY("ds_write_b16_d16_hi", write, 2 | kHigh),
+    ENTRY("ds_write2_b32", write2, 4),
+    ENTRY("ds_write2_b64", write2, 8),
+    ENTRY("ds_write2st64_b32", write2, 4 | kStride64),
+    ENTRY("ds_write2st64_b64", write2, 8 | kStride64),
+    TR("ds_read_b64_tr_b4", 8, 4),
+    TR("ds_read_b96_tr_b6", 12, 6),
+    TR("ds_read_b64_tr_b8", 8, 8),
+    TR("ds_read_b64_tr_b16", 8, 16),
+    ENTRY("ds_bpermute_b32", bpermute, 0),
+    ENTRY("ds_permute_b32", permute, 0),
+    ENTRY("ds_swizzle_b32", swizzle, 0),
+#define AT(name, rtn, expr)                                                                                \
+  {name, [](Wave& w, const Inst& i) { atomic(w, i, false, [](u32 a, u32 b) -> u32 { return expr; }); }}, { \
+    rtn, [](Wave& w, const Inst& i) { atomic(w, i, true, [](u32 a, u32 b) -> u32 { return expr; }); }      \
+  }
+    AT("ds_add_u32", "ds_add_rtn_u32", a + b),
+    AT("ds_sub_u32", "ds_sub_rtn_u32", a - b),
+    AT("ds_and_b32", "ds_and_rtn_b32", a& b),
+    AT("ds_or_b32", "ds_or_rtn_b32", a | b),
+    AT("ds_max_u32", "ds_max_rtn_u32", a > b ? a : b),
+    AT("ds_min_u32", "ds_min_rtn_u32", a < b ? a : b),
+    AT("ds_max_i32", "ds_max_rtn_i32", static_cast<i32>(a) > static_cast<i32>(b) ? a : b),
+    AT("ds_min_i32", "ds_min_rtn_i32", static_cast<i32>(a) < static_cast<i32>(b) ? a : b),
     AT("ds_add_f32", "ds_add_rtn_f32", bits(f32(a) + f32(b))),
 };
 

@@ -21,18 +21,18 @@ constexpr int kHostSlot = 16, kSlots = 17;
 constexpr u64 kMisalign = 256;  // hipMalloc promises 256 bytes, so kernels get no more than that
 
 struct Slot {
-  u64 base = 0;             // exposed
+  u64 base = 0;  // exposed
   u8* backing = nullptr;
   u8* shadow = nullptr;
-  u32* table = nullptr;     // block -> allocation index
+  u32* table = nullptr;  // block -> allocation index
   int fd = -1;
-  u64 next = kBlock;        // bump pointer, offset
+  u64 next = kBlock;  // bump pointer, offset
   u64 used = 0;
 };
 
 std::mutex mutex;
 Slot slots[kSlots];
-u64 region = 0;  // address of slot 0; slots are contiguous
+u64 region = 0;                                    // address of slot 0; slots are contiguous
 std::vector<Allocation*> allocations = {nullptr};  // index 0: none; never shrinks, readers hold pointers
 u64 live_count = 0;
 std::set<std::pair<int, int>> peers;
@@ -44,17 +44,21 @@ void* map_or_die(void* at, u64 size, int protection, int flags, int fd) {
 }
 
 Slot& slot(int index) {
-  if (!region) region = reinterpret_cast<u64>(map_or_die(nullptr, kSlotBytes * kSlots, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1));
+  if (!region)
+    region =
+        reinterpret_cast<u64>(map_or_die(nullptr, kSlotBytes * kSlots, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1));
   Slot& s = slots[index];
   if (s.base) return s;
   bool host = index == kHostSlot;
   s.fd = memfd_create("hipsim", MFD_CLOEXEC);
   if (s.fd < 0 || ftruncate(s.fd, static_cast<off_t>(kSlotBytes)) != 0) fail("memfd for device memory failed");
   s.base = region + kSlotBytes * static_cast<u64>(index);
-  map_or_die(reinterpret_cast<void*>(s.base), kSlotBytes, host ? PROT_READ | PROT_WRITE : PROT_NONE, MAP_SHARED | MAP_FIXED, s.fd);
+  map_or_die(reinterpret_cast<void*>(s.base), kSlotBytes, host ? PROT_READ | PROT_WRITE : PROT_NONE,
+             MAP_SHARED | MAP_FIXED, s.fd);
   s.backing = static_cast<u8*>(map_or_die(nullptr, kSlotBytes, PROT_READ | PROT_WRITE, MAP_SHARED, s.fd));
   s.shadow = static_cast<u8*>(map_or_die(nullptr, kSlotBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1));
-  s.table = static_cast<u32*>(map_or_die(nullptr, kSlotBytes / kBlock * 4, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1));
+  s.table = static_cast<u32*>(
+      map_or_die(nullptr, kSlotBytes / kBlock * 4, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1));
   madvise(s.backing, kSlotBytes, MADV_DONTDUMP);
   return s;
 }
@@ -98,7 +102,8 @@ void release(Allocation* a) {
   s.used -= a->size;
   live_count -= !a->read_only;
   u64 first = (a->base - s.base) & ~u64{4095}, last = (a->base + a->size - s.base + 4095) & ~u64{4095};
-  fallocate(s.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(first), static_cast<off_t>(last - first));
+  fallocate(s.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(first),
+            static_cast<off_t>(last - first));
   madvise(s.shadow + first, last - first, MADV_DONTNEED);
 }
 
@@ -156,8 +161,10 @@ u8* shadow(u64 address) {
 void set_written(u64 address, u64 size) { memset(shadow(address), 1, size); }
 
 void enable_peer(int device, int peer, bool on) {
-  if (on) peers.insert({device, peer});
-  else peers.erase({device, peer});
+  if (on)
+    peers.insert({device, peer});
+  else
+    peers.erase({device, peer});
 }
 bool peer_enabled(int device, int peer) { return peers.count({device, peer}) > 0; }
 
@@ -165,7 +172,9 @@ u8* check_access(int device, u64 address, u32 bytes, bool write, AccessCache& ca
   if (address >= cache.begin && address + bytes <= cache.end && (!write || cache.writable)) return backing(address);
   auto say = [&](const std::string& why) {
     throw SimError(format("lane %d: %s of %u bytes at address 0x%llx: ", lane, write ? "write" : "read", bytes,
-                          static_cast<unsigned long long>(address)) + why, 700);
+                          static_cast<unsigned long long>(address)) +
+                       why,
+                   700);
   };
   const Allocation* a;
   {

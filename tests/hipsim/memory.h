@@ -14,16 +14,16 @@ struct Allocation {
 // Returns 0 when the device's memory is used up. Device addresses fault when the host touches them.
 u64 device_alloc(int device, u64 size, bool read_only = false);
 u64 host_alloc(u64 size);
-u64 internal_alloc(u64 size);           // kernel arguments: read-only for kernels, not yet written, not counted
-bool device_free(u64 address);          // false: not the start of a live allocation
+u64 internal_alloc(u64 size);   // kernel arguments: read-only for kernels, not yet written, not counted
+bool device_free(u64 address);  // false: not the start of a live allocation
 const Allocation* find_allocation(u64 address);  // containing `address`, live; else null
 u64 device_used(int device);
 u64 live_allocations();
 void free_all();
 
 bool in_arena(u64 address);
-u8* backing(u64 address);               // where the host may touch an arena address
-u8* shadow(u64 address);                // one byte per byte: 1 = written
+u8* backing(u64 address);  // where the host may touch an arena address
+u8* shadow(u64 address);   // one byte per byte: 1 = written
 void set_written(u64 address, u64 size);
 void enable_peer(int device, int peer, bool on);
 bool peer_enabled(int device, int peer);

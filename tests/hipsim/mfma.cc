@@ -24,7 +24,8 @@ struct Shape {
 };
 
 int registers_of(Type t, int small, Shape s) {
-  if (t == kMini) return s.m * s.k == kMaxElements ? (small <= kBf8 ? 8 : small <= kBf6 ? 6 : 4) : s.m * s.k / kLanes / 4;
+  if (t == kMini)
+    return s.m * s.k == kMaxElements ? (small <= kBf8 ? 8 : small <= kBf6 ? 6 : 4) : s.m * s.k / kLanes / 4;
   return t == kF32 ? 1 : t == kI8 ? s.m * s.k / kLanes / 4 : s.m * s.k / kLanes / 2;
 }
 
@@ -52,9 +53,13 @@ void lane_elements(const u32 (*v)[kLanes], int l, Type t, int small, int registe
     case kBf16:
     case kF16:
       for (int r = 0; r < registers; r++)
-        for (int h = 0; h < 32; h += 16) *out++ = t == kBf16 ? bf16_to_float(static_cast<u16>(v[r][l] >> h)) : half_to_float(static_cast<u16>(v[r][l] >> h));
+        for (int h = 0; h < 32; h += 16)
+          *out++ = t == kBf16 ? bf16_to_float(static_cast<u16>(v[r][l] >> h))
+                              : half_to_float(static_cast<u16>(v[r][l] >> h));
       break;
-    case kF32: *out = f32(v[0][l]); break;
+    case kF32:
+      *out = f32(v[0][l]);
+      break;
     case kI8:
       for (int r = 0; r < registers; r++)
         for (int b = 0; b < 32; b += 8) *out++ = static_cast<float>(static_cast<int8_t>(v[r][l] >> b));
@@ -79,8 +84,8 @@ const float* decode(Wave& w, const Operand& o, Type type, int small, Shape s, bo
   for (int r = 0; r < registers; r++) w.check_v(o.reg + r, kAllLanes);
   Decoded& d = cache[static_cast<size_t>(o.reg / 2 % 32 + (b ? 32 : 0))];
   size_t bytes = static_cast<size_t>(registers) * sizeof *v;
-  if (d.reg == o.reg && d.registers == registers && d.small == small && d.m == s.m && d.k == s.k && d.type == type && d.b == b && d.fnuz == fnuz &&
-      memcmp(d.raw, v, bytes) == 0)
+  if (d.reg == o.reg && d.registers == registers && d.small == small && d.m == s.m && d.k == s.k && d.type == type &&
+      d.b == b && d.fnuz == fnuz && memcmp(d.raw, v, bytes) == 0)
     return d.x;
   d.reg = o.reg, d.registers = registers, d.small = small, d.m = s.m, d.k = s.k, d.type = type, d.b = b, d.fnuz = fnuz;
   memcpy(d.raw, v, bytes);
@@ -132,7 +137,8 @@ void multiply(const float* a, const float* b, int k_total, int k0, int count, T*
 int output_row(int m, int lane, int i) { return m == 16 ? 4 * (lane / 16) + i : 8 * (i / 4) + 4 * (lane / 32) + i % 4; }
 
 u32 fold(u64 lanes, int m) {  // lanes -> rows
-  return m == 16 ? static_cast<u32>((lanes | lanes >> 16 | lanes >> 32 | lanes >> 48) & 0xFFFF) : static_cast<u32>(lanes | lanes >> 32);
+  return m == 16 ? static_cast<u32>((lanes | lanes >> 16 | lanes >> 32 | lanes >> 48) & 0xFFFF)
+                 : static_cast<u32>(lanes | lanes >> 32);
 }
 
 // D = C + sum; unknown rows of A and columns of B make the results of that row or column unknown.
@@ -161,8 +167,10 @@ void finish(Wave& w, const Inst& i, int m, const double* sum, u32 bad_rows, u32 
     u32* to = w.v[d.reg + r];
     for (int l = 0; l < kLanes; l++) {
       double s = sum[output_row(m, l, r) * m + l % m];
-      if (integer) to[l] = static_cast<u32>(static_cast<i64>(s)) + from[l];
-      else to[l] = bits(static_cast<float>(static_cast<double>(f32(from[l])) + s));
+      if (integer)
+        to[l] = static_cast<u32>(static_cast<i64>(s)) + from[l];
+      else
+        to[l] = bits(static_cast<float>(static_cast<double>(f32(from[l])) + s));
     }
     w.vp[d.reg + r] = Poison::all(unknown);
   }
@@ -196,7 +204,8 @@ void scaled(Wave& w, const Inst& i, bool has_scales) {
         for (double& x : block) x = 1;
       continue;
     }
-    if (so.kind != Kind::kVgpr) fail("scale of a matrix instruction outside of a VGPR: hardware reads other bits then (notes 2.4, trap 1)");
+    if (so.kind != Kind::kVgpr)
+      fail("scale of a matrix instruction outside of a VGPR: hardware reads other bits then (notes 2.4, trap 1)");
     w.check_v(so.reg, kAllLanes);
     (o ? bad_columns : bad_rows) |= fold(w.vp[so.reg].b[byte], M);
     for (int l = 0; l < kLanes; l++) scale[o][l / M][l % M] = scale_value(w.v[so.reg][l] >> (8 * byte) & 255);
@@ -237,8 +246,10 @@ void plain(Wave& w, const Inst& i) {
   u32 bad_rows = fold(unknown_lanes(w, i.op[1].reg, registers_of(type, fa, s)), s.m);
   u32 bad_columns = fold(unknown_lanes(w, i.op[2].reg, registers_of(type, fb, s)), s.m);
   alignas(64) double sum[32 * 32];
-  if (s.m == 16) multiply<double, 16>(a, b, s.k, 0, s.k, sum);
-  else multiply<double, 32>(a, b, s.k, 0, s.k, sum);
+  if (s.m == 16)
+    multiply<double, 16>(a, b, s.k, 0, s.k, sum);
+  else
+    multiply<double, 32>(a, b, s.k, 0, s.k, sum);
   finish(w, i, s.m, sum, bad_rows, bad_columns, type == kI8);
 }
 
@@ -251,12 +262,28 @@ const OpEntry kTable[] = {
     {"v_mfma_scale_f32_32x32x64_f8f6f4", [](Wave& w, const Inst& i) { scaled<32>(w, i, true); }},
     {"v_mfma_f32_16x16x128_f8f6f4", [](Wave& w, const Inst& i) { scaled<16>(w, i, false); }},
     {"v_mfma_f32_32x32x64_f8f6f4", [](Wave& w, const Inst& i) { scaled<32>(w, i, false); }},
-    PLAIN("f32_16x16x32_bf16", 16, 32, kBf16), PLAIN("f32_32x32x16_bf16", 32, 16, kBf16), PLAIN("f32_16x16x16_bf16", 16, 16, kBf16), PLAIN("f32_32x32x8_bf16", 32, 8, kBf16),
-    PLAIN("f32_16x16x32_f16", 16, 32, kF16), PLAIN("f32_32x32x16_f16", 32, 16, kF16), PLAIN("f32_16x16x16_f16", 16, 16, kF16), PLAIN("f32_32x32x8_f16", 32, 8, kF16),
-    PLAIN("f32_16x16x4_f32", 16, 4, kF32), PLAIN("f32_32x32x2_f32", 32, 2, kF32),
-    PLAIN("i32_16x16x32_i8", 16, 32, kI8), PLAIN("i32_32x32x16_i8", 32, 16, kI8), PLAIN("i32_16x16x64_i8", 16, 64, kI8), PLAIN("i32_32x32x32_i8", 32, 32, kI8),
-    FP8(16, 32, "fp8", "fp8", 0, 0), FP8(16, 32, "fp8", "bf8", 0, 1), FP8(16, 32, "bf8", "fp8", 1, 0), FP8(16, 32, "bf8", "bf8", 1, 1),
-    FP8(32, 16, "fp8", "fp8", 0, 0), FP8(32, 16, "fp8", "bf8", 0, 1), FP8(32, 16, "bf8", "fp8", 1, 0), FP8(32, 16, "bf8", "bf8", 1, 1),
+    PLAIN("f32_16x16x32_bf16", 16, 32, kBf16),
+    PLAIN("f32_32x32x16_bf16", 32, 16, kBf16),
+    PLAIN("f32_16x16x16_bf16", 16, 16, kBf16),
+    PLAIN("f32_32x32x8_bf16", 32, 8, kBf16),
+    PLAIN("f32_16x16x32_f16", 16, 32, kF16),
+    PLAIN("f32_32x32x16_f16", 32, 16, kF16),
+    PLAIN("f32_16x16x16_f16", 16, 16, kF16),
+    PLAIN("f32_32x32x8_f16", 32, 8, kF16),
+    PLAIN("f32_16x16x4_f32", 16, 4, kF32),
+    PLAIN("f32_32x32x2_f32", 32, 2, kF32),
+    PLAIN("i32_16x16x32_i8", 16, 32, kI8),
+    PLAIN("i32_32x32x16_i8", 32, 16, kI8),
+    PLAIN("i32_16x16x64_i8", 16, 64, kI8),
+    PLAIN("i32_32x32x32_i8", 32, 32, kI8),
+    FP8(16, 32, "fp8", "fp8", 0, 0),
+    FP8(16, 32, "fp8", "bf8", 0, 1),
+    FP8(16, 32, "bf8", "fp8", 1, 0),
+    FP8(16, 32, "bf8", "bf8", 1, 1),
+    FP8(32, 16, "fp8", "fp8", 0, 0),
+    FP8(32, 16, "fp8", "bf8", 0, 1),
+    FP8(32, 16, "bf8", "fp8", 1, 0),
+    FP8(32, 16, "bf8", "bf8", 1, 1),
 };
 
 }  // namespace

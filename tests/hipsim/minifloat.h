@@ -64,9 +64,12 @@ inline u32 encode_mini(const MiniFormat& f, double x, bool saturate) {
     if (c <= largest) code = static_cast<u32>(c);
   }
   if (code > largest) {
-    if (saturate || f.special == MiniFormat::kNone) code = largest;
-    else if (f.special == MiniFormat::kIeee) code = largest + 1;
-    else return nan;
+    if (saturate || f.special == MiniFormat::kNone)
+      code = largest;
+    else if (f.special == MiniFormat::kIeee)
+      code = largest + 1;
+    else
+      return nan;
   }
   if (f.special == MiniFormat::kFnuz && code == 0) return 0;
   return sign | code;

@@ -2,6 +2,7 @@
 // Layouts: LLVM's AMDGPUUsage, "Code Object" (ELF header flags, kernel descriptor, code object V3-V5 metadata).
 #include <elf.h>
 
+#include <algorithm>
 #include <map>
 #include <memory>
 
@@ -44,24 +45,43 @@ class MsgPack {
     if (c < 0xC0) return string(c & 31);
     if (c >= 0xE0) return integer(static_cast<int8_t>(c));
     switch (c) {
-      case 0xC0: return {};
-      case 0xC2: return integer(0);
-      case 0xC3: return integer(1);
-      case 0xCC: return integer(static_cast<i64>(big(1)));
-      case 0xCD: return integer(static_cast<i64>(big(2)));
-      case 0xCE: return integer(static_cast<i64>(big(4)));
-      case 0xCF: case 0xD3: return integer(static_cast<i64>(big(8)));
-      case 0xD0: return integer(static_cast<int8_t>(big(1)));
-      case 0xD1: return integer(static_cast<int16_t>(big(2)));
-      case 0xD2: return integer(static_cast<i32>(big(4)));
-      case 0xD9: return string(big(1));
-      case 0xDA: return string(big(2));
-      case 0xDB: return string(big(4));
-      case 0xDC: return array(big(2));
-      case 0xDD: return array(big(4));
-      case 0xDE: return map(big(2));
-      case 0xDF: return map(big(4));
-      default: throw SimError("metadata: msgpack type not understood", 200);
+      case 0xC0:
+        return {};
+      case 0xC2:
+        return integer(0);
+      case 0xC3:
+        return integer(1);
+      case 0xCC:
+        return integer(static_cast<i64>(big(1)));
+      case 0xCD:
+        return integer(static_cast<i64>(big(2)));
+      case 0xCE:
+        return integer(static_cast<i64>(big(4)));
+      case 0xCF:
+      case 0xD3:
+        return integer(static_cast<i64>(big(8)));
+      case 0xD0:
+        return integer(static_cast<int8_t>(big(1)));
+      case 0xD1:
+        return integer(static_cast<int16_t>(big(2)));
+      case 0xD2:
+        return integer(static_cast<i32>(big(4)));
+      case 0xD9:
+        return string(big(1));
+      case 0xDA:
+        return string(big(2));
+      case 0xDB:
+        return string(big(4));
+      case 0xDC:
+        return array(big(2));
+      case 0xDD:
+        return array(big(4));
+      case 0xDE:
+        return map(big(2));
+      case 0xDF:
+        return map(big(4));
+      default:
+        throw SimError("metadata: msgpack type not understood", 200);
     }
   }
 
@@ -129,9 +149,12 @@ std::pair<const u8*, size_t> unbundle(const u8* p, size_t size, const std::strin
 
 const char* machine_name(u32 flags) {
   switch (flags & 0xFF) {
-    case 0x4C: return "gfx942";
-    case 0x4F: return "gfx950";
-    default: return "another architecture";
+    case 0x4C:
+      return "gfx942";
+    case 0x4F:
+      return "gfx950";
+    default:
+      return "another architecture";
   }
 }
 
@@ -148,8 +171,26 @@ Kernel* read_kernel(const Value& v, Module* m) {
     for (size_t d = 0; d < 3 && d < r->items.size(); d++) k->required[d] = static_cast<u32>(r->items[d].integer);
   if (v.number(".wavefront_size", 64) != 64) throw SimError(k->name + ": only wave64 is modelled", 209);
   if (const Value* args = v.get(".args"))
-    for (const Value& a : args->items) k->args.push_back({a.number(".offset"), a.number(".size"), a.string(".value_kind")});
+    for (const Value& a : args->items)
+      k->args.push_back({a.number(".offset"), a.number(".size"), a.string(".value_kind")});
   return k;
+}
+
+// A kernel must not name registers beyond what its descriptor allocates: on a GPU those belong to another wave.
+void check_registers(const Module& m, const Kernel& k, u64 size) {
+  u32 total = ((k.rsrc1 & 63) + 1) * 8, agpr_offset = ((k.rsrc3 & 63) + 1) * 4;
+  u32 vgprs = std::min({256u, total, agpr_offset}), agprs = total > agpr_offset ? total - agpr_offset : 0;
+  for (const Inst& i : m.code) {
+    if (i.pc < k.entry || i.pc >= k.entry + size) continue;
+    for (int o = 0; o < i.ops; o++) {
+      if (i.op[o].kind != Kind::kVgpr) continue;
+      u32 last = i.op[o].reg + i.op[o].count - 1u;
+      if (last < 256 ? last >= vgprs : last - 256 >= agprs)
+        throw SimError(
+            format("kernel '%s' allocates %u VGPRs and %u AGPRs but has \"%s\"", k.name.c_str(), vgprs, agprs, i.text),
+            200);
+    }
+  }
 }
 
 }  // namespace
@@ -198,16 +239,18 @@ Module* load_module(const void* image, size_t size, int device, const std::strin
   const Value* kernels = metadata.get("amdhsa.kernels");
   if (!kernels) throw SimError("code object has no kernel metadata", 200);
 
-  std::map<std::string, u64> symbols;
+  std::map<std::string, u64> symbols, sizes;
   u64 text = 0, text_size = 0;
   for (int k = 0; k < header.e_shnum; k++) {
     auto section = load<Elf64_Shdr>(p + header.e_shoff + static_cast<u64>(k) * header.e_shentsize);
-    if (section.sh_type == SHT_PROGBITS && (section.sh_flags & SHF_EXECINSTR)) text = section.sh_addr, text_size = section.sh_size;
+    if (section.sh_type == SHT_PROGBITS && (section.sh_flags & SHF_EXECINSTR))
+      text = section.sh_addr, text_size = section.sh_size;
     if (section.sh_type != SHT_DYNSYM && section.sh_type != SHT_SYMTAB) continue;
     auto strings = load<Elf64_Shdr>(p + header.e_shoff + section.sh_link * header.e_shentsize);
     for (u64 n = 0; n < section.sh_size / sizeof(Elf64_Sym); n++) {
       auto symbol = load<Elf64_Sym>(p + section.sh_offset + n * sizeof(Elf64_Sym));
-      symbols[reinterpret_cast<const char*>(p + strings.sh_offset + symbol.st_name)] = symbol.st_value;
+      std::string name = reinterpret_cast<const char*>(p + strings.sh_offset + symbol.st_name);
+      symbols[name] = symbol.st_value, sizes[name] = symbol.st_size;
     }
   }
   m->text_base = bias + text;
@@ -218,12 +261,14 @@ Module* load_module(const void* image, size_t size, int device, const std::strin
     auto descriptor = symbols.find(v.string(".symbol"));
     if (descriptor == symbols.end()) throw SimError("no kernel descriptor " + v.string(".symbol"), 200);
     const u8* d = backing(bias + descriptor->second);
-    if (load<u32>(d) != k->lds_size) throw SimError(k->name + ": LDS size differs between descriptor and metadata", 200);
+    if (load<u32>(d) != k->lds_size)
+      throw SimError(k->name + ": LDS size differs between descriptor and metadata", 200);
     k->entry = static_cast<u32>(descriptor->second + load<u64>(d + 16) - text);
     k->rsrc3 = load<u32>(d + 44), k->rsrc1 = load<u32>(d + 48), k->rsrc2 = load<u32>(d + 52);
     k->properties = load<u16>(d + 56), k->preload = load<u16>(d + 58);
   }
   decode_module(*m, backing(m->text_base));
+  for (Kernel* k : m->kernels) check_registers(*m, *k, sizes[k->name]);
   return m.release();
 }
 

@@ -1,11 +1,11 @@
 """Broken copies of a code object, to show that tests can fail.
 
     co = mutate.CodeObject(path)
-    for m in co.mutations("gemm"):           # of the kernel's main loop; kinds=... and whole=True choose others
-        run(m.image)                         # bytes of the changed code object: expect a SimFault or a wrong result
+    for m in co.mutations("gemm"):    # of the kernel's main loop; kinds=... and whole=True choose others
+        run(m.image)                  # bytes of the changed code object: expect a SimFault or a wrong result
         m.kind, m.name, m.instruction        # "drop_wait", "drop_wait @0x1a40 s_waitcnt vmcnt(4)", ...
 
-Every mutation changes one instruction in place. `python tests/hipsim/mutate.py file.co [kernel]` lists the main loop.
+Every mutation changes one instruction in place. `mutate.py file.co [kernel]` lists the main loop.
 """
 
 from __future__ import annotations
@@ -26,7 +26,17 @@ from hipsim import harness
 
 S_NOP = 0xBF800000
 
-KINDS = ("drop_wait", "relax_vmcnt", "relax_lgkmcnt", "drop_barrier", "opsel_a", "opsel_b", "lds_offset", "buffer_offset", "swap_ab")
+KINDS = (
+    "drop_wait",
+    "relax_vmcnt",
+    "relax_lgkmcnt",
+    "drop_barrier",
+    "opsel_a",
+    "opsel_b",
+    "lds_offset",
+    "buffer_offset",
+    "swap_ab",
+)
 
 
 @dataclass(frozen=True)
@@ -68,7 +78,9 @@ def _wait_word(vmcnt: int, lgkmcnt: int) -> int:
     return 0xBF8C0070 | (vmcnt & 15) | (vmcnt >> 4) << 14 | lgkmcnt << 8
 
 
-def changed_words(kind: str, i: Instruction) -> tuple[int, ...] | None:
+def changed_words(  # noqa: C901  (one case per kind)
+    kind: str, i: Instruction
+) -> tuple[int, ...] | None:
     """The instruction's encoding after the mutation, or None where it does not apply."""
     w, name = list(i.words), i.mnemonic
     if name == "s_waitcnt":
@@ -82,7 +94,7 @@ def changed_words(kind: str, i: Instruction) -> tuple[int, ...] | None:
     elif name == "s_barrier" and kind == "drop_barrier":
         return (S_NOP,)
     elif name.startswith("v_mfma_scale"):
-        # dwords 0-1 are the scale half: op_sel in bits 12:11 of the first, op_sel_hi in bits 28:27 of the second
+        # dwords 0-1 are the scale half: op_sel in bits 12:11 of the first, op_sel_hi in 28:27 of the second
         if kind == "opsel_a":
             w[0] ^= 1 << 11
         elif kind == "opsel_b":
@@ -139,7 +151,9 @@ class CodeObject:
         """Innermost loops: from the target of a backward branch to the branch."""
         code = self.functions[kernel]
         ranges = {(i.target, i.address) for i in code if i.target is not None and i.target <= i.address}
-        inner = [(a, b) for a, b in ranges if not any((c, d) != (a, b) and a <= c and d <= b for c, d in ranges)]
+        inner = [
+            (a, b) for a, b in ranges if not any((c, d) != (a, b) and a <= c and d <= b for c, d in ranges)
+        ]
         return [[i for i in code if a <= i.address <= b] for a, b in sorted(inner)]
 
     def main_loop(self, kernel: str) -> list[Instruction]:
@@ -158,13 +172,23 @@ class CodeObject:
         return self.image[:at] + struct.pack(f"<{len(words)}I", *words) + self.image[at + 4 * len(words) :]
 
     def mutations(
-        self, kernel: str, kinds: Iterable[str] = KINDS, whole: bool = False, instructions: Iterable[Instruction] | None = None
+        self,
+        kernel: str,
+        kinds: Iterable[str] = KINDS,
+        whole: bool = False,
+        instructions: Iterable[Instruction] | None = None,
     ) -> Iterator[Mutation]:
-        """One Mutation per applicable (kind, instruction) of the main loop, the ``whole`` kernel, or a given list."""
+        """A Mutation per applicable (kind, instruction) of the main loop, ``whole`` kernel, or given list."""
         wanted = list(kinds)
         if unknown := set(wanted) - set(KINDS):
             raise ValueError(f"unknown kinds {sorted(unknown)}; known: {', '.join(KINDS)}")
-        code = instructions if instructions is not None else self.functions[kernel] if whole else self.main_loop(kernel)
+        code = (
+            instructions
+            if instructions is not None
+            else self.functions[kernel]
+            if whole
+            else self.main_loop(kernel)
+        )
         for i in code:
             for kind in wanted:
                 words = changed_words(kind, i)

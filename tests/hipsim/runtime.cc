@@ -60,13 +60,20 @@ void set_option(const std::string& name, const std::string& value) {
       }
       for (int k = 0; k < n; k++) c.devices.push_back(arch);
     }
-  } else if (name == "memory") c.memory = strtoull(value.c_str(), nullptr, 0);
-  else if (name == "seed") c.seed = strtoull(value.c_str(), nullptr, 0);
-  else if (name == "threads") c.threads = std::max(1, atoi(value.c_str()));
-  else if (name == "max_steps") c.max_steps = strtoull(value.c_str(), nullptr, 0);
-  else if (name == "on_fault") c.abort_on_fault = value == "abort";
-  else if (name == "strict_war") c.strict_war = value != "0";
-  else if (name == "lost_after") c.lost_after = atol(value.c_str());
+  } else if (name == "memory")
+    c.memory = strtoull(value.c_str(), nullptr, 0);
+  else if (name == "seed")
+    c.seed = strtoull(value.c_str(), nullptr, 0);
+  else if (name == "threads")
+    c.threads = std::max(1, atoi(value.c_str()));
+  else if (name == "max_steps")
+    c.max_steps = strtoull(value.c_str(), nullptr, 0);
+  else if (name == "on_fault")
+    c.abort_on_fault = value == "abort";
+  else if (name == "strict_war")
+    c.strict_war = value != "0";
+  else if (name == "lost_after")
+    c.lost_after = atol(value.c_str());
   else if (name == "fail") {
     std::stringstream list(value);
     for (std::string item; std::getline(list, item, ',');) {
@@ -88,7 +95,8 @@ void configure(const char* text) {
   c.devices = {"gfx950"};
   c.threads = std::min(4, processors());
   pending_faults().clear();
-  for (const char* name : {"devices", "memory", "seed", "threads", "max_steps", "on_fault", "strict_war", "lost_after", "fail"}) {
+  for (const char* name :
+       {"devices", "memory", "seed", "threads", "max_steps", "on_fault", "strict_war", "lost_after", "fail"}) {
     std::string variable = "HIPSIM_";
     for (const char* p = name; *p; p++) variable += static_cast<char>(toupper(*p));
     const char* value = getenv(variable.c_str());
@@ -156,7 +164,8 @@ void enqueue(const StreamPtr& s, std::function<void()> run) {
   }
   // The legacy null stream is ordered with every blocking stream of its device, both ways.
   auto after = [&](const StreamPtr& other) {
-    if (other != s && other->device == s->device && other->issued > other->done) t.after.emplace_back(other, other->issued);
+    if (other != s && other->device == s->device && other->issued > other->done)
+      t.after.emplace_back(other, other->issued);
   };
   if (s->null) {
     for (auto& item : r.streams)
@@ -205,7 +214,7 @@ void refuse_in_capture(const StreamPtr& s) {
 
 }  // namespace hipsim
 
-// ---- for tests: hipsim_* -----------------------------------------------------------------------------------------------
+// ---- for tests: hipsim_* --------------------------------------------------------------------------------------------
 using namespace hipsim;
 
 // Forgets everything (allocations, modules, streams, faults) and reads the configuration again.
@@ -248,9 +257,11 @@ HIPSIM_API const char* hipsim_counters() {
   Runtime& r = runtime();
   std::lock_guard<std::recursive_mutex> lock(r.mutex);
   std::stringstream out;
-  out << "{\"allocations\": " << live_allocations() << ", \"modules\": " << r.modules.size() << ", \"streams\": " << r.streams.size()
-      << ", \"events\": " << r.events.size() << ", \"graphs\": " << r.graphs.size();
-  for (const char* name : {"launches", "copies_to_device", "copies_to_host", "copies_on_device", "bytes_to_device", "bytes_to_host", "memsets"})
+  out << "{\"allocations\": " << live_allocations() << ", \"modules\": " << r.modules.size()
+      << ", \"streams\": " << r.streams.size() << ", \"events\": " << r.events.size()
+      << ", \"graphs\": " << r.graphs.size();
+  for (const char* name : {"launches", "copies_to_device", "copies_to_host", "copies_on_device", "bytes_to_device",
+                           "bytes_to_host", "memsets"})
     out << ", \"" << name << "\": " << r.counts[name];
   out << "}";
   text = out.str();

@@ -19,10 +19,28 @@
 namespace hipsim {
 
 enum HipError {  // values of hipError_t
-  kSuccess = 0, kInvalidValue = 1, kOutOfMemory = 2, kInvalidConfiguration = 9, kInvalidDevicePointer = 17, kNoDevice = 100, kInvalidDevice = 101,
-  kInvalidImage = 200, kNoBinaryForGpu = 209, kFileNotFound = 301, kInvalidHandle = 400, kIllegalState = 401, kNotFound = 500, kNotReady = 600,
-  kIllegalAddress = 700, kPeerAlreadyEnabled = 704, kPeerNotEnabled = 705, kLaunchFailure = 719, kNotSupported = 801, kCaptureUnsupported = 900,
-  kCaptureUnmatched = 903, kUnknown = 999,
+  kSuccess = 0,
+  kInvalidValue = 1,
+  kOutOfMemory = 2,
+  kInvalidConfiguration = 9,
+  kInvalidDevicePointer = 17,
+  kNoDevice = 100,
+  kInvalidDevice = 101,
+  kInvalidImage = 200,
+  kNoBinaryForGpu = 209,
+  kFileNotFound = 301,
+  kInvalidHandle = 400,
+  kIllegalState = 401,
+  kNotFound = 500,
+  kNotReady = 600,
+  kIllegalAddress = 700,
+  kPeerAlreadyEnabled = 704,
+  kPeerNotEnabled = 705,
+  kLaunchFailure = 719,
+  kNotSupported = 801,
+  kCaptureUnsupported = 900,
+  kCaptureUnmatched = 903,
+  kUnknown = 999,
 };
 
 struct Stream;
@@ -50,7 +68,8 @@ struct Event {
   StreamPtr stream;
   u64 serial = 0;
   bool recorded = false, timing = true;
-  std::shared_ptr<double> when = std::make_shared<double>(-1);  // seconds of the simulating host; see hipEventElapsedTime
+  std::shared_ptr<double> when =
+      std::make_shared<double>(-1);  // seconds of the simulating host; see hipEventElapsedTime
   std::shared_ptr<Graph> capture;
 };
 
@@ -64,11 +83,11 @@ struct Runtime {
   std::set<Module*> modules;
   std::set<Graph*> graphs;
   std::map<Graph*, std::shared_ptr<Graph>> graph_owner;
-  std::map<int, int> sticky;  // device -> error that stays
+  std::map<int, int> sticky;                          // device -> error that stays
   std::map<std::string, std::map<long, int>> faults;  // function -> call number -> error
   std::map<std::string, long> calls;
-  std::map<std::string, long> counts;                 // launches, copies ...
-  std::string report;                                 // of the last stopped kernel
+  std::map<std::string, long> counts;  // launches, copies ...
+  std::string report;                  // of the last stopped kernel
 };
 Runtime& runtime();
 void configure(const char* text);  // "devices=...;seed=..." or null: from the environment
@@ -79,11 +98,11 @@ int& last_error();
 // Runs `body` under the lock: injected faults, lost devices and SimErrors become error codes.
 int guarded(const char* name, bool touches_device, const std::function<int()>& body);
 
-StreamPtr stream_of(void* handle);            // throws SimError(kInvalidHandle)
+StreamPtr stream_of(void* handle);  // throws SimError(kInvalidHandle)
 void enqueue(const StreamPtr& s, std::function<void()> run);
 void drain(const StreamPtr& s, u64 upto);
 void drain_all(int device);
-int device_error(int device);                 // sticky error or 0
-void refuse_in_capture(const StreamPtr& s);   // calls that synchronise are illegal while a stream is captured
+int device_error(int device);                // sticky error or 0
+void refuse_in_capture(const StreamPtr& s);  // calls that synchronise are illegal while a stream is captured
 
 }  // namespace hipsim

@@ -15,10 +15,14 @@ struct S {
 
 S get32(Wave& w, const Operand& o) {
   switch (o.kind) {
-    case Kind::kSgpr: return {w.get_s(o.reg), w.sp[o.reg]};
-    case Kind::kConst: return {static_cast<u32>(o.bits), 0};
-    case Kind::kScc: return {w.scc, w.scc_poison ? ~0ull : 0};
-    default: fail("scalar operand not understood");
+    case Kind::kSgpr:
+      return {w.get_s(o.reg), w.sp[o.reg]};
+    case Kind::kConst:
+      return {static_cast<u32>(o.bits), 0};
+    case Kind::kScc:
+      return {w.scc, w.scc_poison ? ~0ull : 0};
+    default:
+      fail("scalar operand not understood");
   }
 }
 S get64(Wave& w, const Operand& o) {
@@ -116,7 +120,8 @@ void branch_vcc(Wave& w, const Inst& i, bool when_nonzero) {
 void jump(Wave& w, u64 address) {
   const Module& m = *w.wg->launch->kernel->module;
   u64 at = address - m.text_base;
-  if (at >= m.text_size || at % 4 || m.index_of[at / 4] < 0) fail("jump to 0x%llx, where there is no instruction", static_cast<unsigned long long>(address));
+  if (at >= m.text_size || at % 4 || m.index_of[at / 4] < 0)
+    fail("jump to 0x%llx, where there is no instruction", static_cast<unsigned long long>(address));
   w.ip = w.code + m.index_of[at / 4];
 }
 u64 pc_after(const Wave& w, const Inst& i) { return w.wg->launch->kernel->module->text_base + i.pc + i.size; }
@@ -125,7 +130,7 @@ int sx16(u32 v) { return static_cast<int16_t>(v); }
 i32 s(u64 v) { return static_cast<i32>(v); }
 u32 bfe_mask(u32 n) { return n >= 32 ? ~0u : (1u << n) - 1; }
 
-// ---- scalar loads ----------------------------------------------------------------------------------------------------
+// ---- scalar loads ---------------------------------------------------------------------------------------------------
 void scalar_load(Wave& w, const Inst& i, bool buffer) {
   u32 n = i.entry->arg;
   const Operand& base = i.op[1];
@@ -151,7 +156,8 @@ void scalar_load(Wave& w, const Inst& i, bool buffer) {
         if (missing >> q & 1) p.scalar_poison[k] |= 0xFFu << (8 * q);
     }
     int r = i.op[0].reg + static_cast<int>(k);
-    if (w.spend[r >> 6] >> (r & 63) & 1) fail("s%d is loaded twice without a wait in between: the order is not defined", r);
+    if (w.spend[r >> 6] >> (r & 63) & 1)
+      fail("s%d is loaded twice without a wait in between: the order is not defined", r);
     w.spend[r >> 6] |= 1ull << (r & 63);
   }
 }

@@ -53,8 +53,8 @@ enum class Kind : u8 { kNone, kVgpr, kSgpr, kConst, kScc, kOff, kText };
 
 struct Operand {
   Kind kind = Kind::kNone;
-  u16 reg = 0;    // index into Wave::v (AGPRs from 256) or Wave::s
-  u8 count = 1;   // registers
+  u16 reg = 0;   // index into Wave::v (AGPRs from 256) or Wave::s
+  u8 count = 1;  // registers
   bool neg = false, abs = false, sext = false;
   bool is_float = false;  // literal written with a point: its bits depend on the operand's type
   double fval = 0;
@@ -89,10 +89,10 @@ struct Inst {
   u8 dst_sel = 6, dst_unused = 0, src0_sel = 6, src1_sel = 6;
   u16 dpp_ctrl = 0;
   i32 offset = 0;
-  u32 imm = 0;          // bitop3 table, simm16
+  u32 imm = 0;  // bitop3 table, simm16
   u32 raw[5] = {0, 0, 0, 0, 0};
-  u32 pc = 0;           // byte offset in the code object's text
-  i32 target = -1;      // branch: index of the target record
+  u32 pc = 0;             // byte offset in the code object's text
+  i32 target = -1;        // branch: index of the target record
   const char* text = "";  // owned by the module
 };
 
@@ -100,17 +100,17 @@ struct Inst {
 struct Pending {
   enum Type : u8 { kLoad, kStore, kDirectLds, kLdsRead, kLdsWrite, kScalar } type = kLoad;
   u8 dwords = 0;
-  u8 bytes = 0;            // per lane, for LDS marks and direct loads
+  u8 bytes = 0;                           // per lane, for LDS marks and direct loads
   bool half_lo = false, half_hi = false;  // d16 destinations keep the other half
-  bool flat = false;       // also counted by the other counter
+  bool flat = false;                      // also counted by the other counter
   u16 reg = 0;
   u32 pc = 0;
   u64 exec = 0;
   u64 serial = 0;
   Poison poison[4];
   u32 scalar_poison[16];
-  u32 address[kLanes];     // LDS byte address per lane
-  u32 address2[kLanes];    // second address of read2/write2
+  u32 address[kLanes];   // LDS byte address per lane
+  u32 address2[kLanes];  // second address of read2/write2
   bool two = false;
   u32 data[16][kLanes / 4];  // [4][64] for vectors, flat [16] for scalars: see lane() and scalar()
   u32* lane(int dword) { return &data[0][0] + dword * kLanes; }
@@ -147,10 +147,10 @@ struct Launch;
 struct Wave {
   alignas(64) u32 v[512][kLanes];
   Poison vp[512];
-  u64 pend[512];        // lanes that an outstanding vector load or LDS read will write
+  u64 pend[512];  // lanes that an outstanding vector load or LDS read will write
   alignas(8) u32 s[128];
-  u32 sp[128];          // poisoned bits
-  u64 spend[2];         // scalar registers that an outstanding s_load will write
+  u32 sp[128];   // poisoned bits
+  u64 spend[2];  // scalar registers that an outstanding s_load will write
   bool scc = false, scc_poison = true;
   u32 mode = 0;
   const Inst* code = nullptr;  // first record of the module
@@ -161,15 +161,23 @@ struct Wave {
   bool done = false, at_barrier = false, yield = false;
   PendingQueue vm, lgkm;
 
-  u64 exec() const { u64 e; memcpy(&e, &s[kExec], 8); return e; }
+  u64 exec() const {
+    u64 e;
+    memcpy(&e, &s[kExec], 8);
+    return e;
+  }
   u64 s64(int r) const { return s[r] | static_cast<u64>(s[r + 1]) << 32; }
   u64 sp64(int r) const { return sp[r] | static_cast<u64>(sp[r + 1]) << 32; }
 
   // Register access with the pending checks. set_s refuses a poisoned EXEC.
   u32 get_s(int r) const;
   void set_s(int r, u32 value, u32 poison);
-  void check_v(int r, u64 lanes) const { if (pend[r] & lanes) pending_fault(r, pend[r] & lanes, false); }
-  void check_v_write(int r, u64 lanes) const { if (pend[r] & lanes) pending_fault(r, pend[r] & lanes, true); }
+  void check_v(int r, u64 lanes) const {
+    if (pend[r] & lanes) pending_fault(r, pend[r] & lanes, false);
+  }
+  void check_v_write(int r, u64 lanes) const {
+    if (pend[r] & lanes) pending_fault(r, pend[r] & lanes, true);
+  }
   [[noreturn]] void pending_fault(int r, u64 lanes, bool write) const;
 
   void wait(int vmcnt, int lgkmcnt);
@@ -214,11 +222,11 @@ struct Kernel {
 struct Module {
   std::string arch;
   int device = 0;
-  u64 image = 0, text_base = 0;   // device addresses
+  u64 image = 0, text_base = 0;  // device addresses
   u32 text_size = 0;
   std::vector<Inst> code;
   std::deque<std::string> texts;
-  std::vector<i32> index_of;      // text offset / 4 -> record, or -1
+  std::vector<i32> index_of;  // text offset / 4 -> record, or -1
   std::vector<Kernel*> kernels;
   ~Module();
 };

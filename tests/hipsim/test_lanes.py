@@ -40,7 +40,10 @@ DPP: dict[str, Callable[[int], int | None]] = {
 @pytest.mark.parametrize("bound_ctrl", [False, True])
 def test_dpp(sim: harness.Sim, control: str, bound_ctrl: bool) -> None:
     """Without bound_ctrl a lane without source keeps its old value; with it the source reads 0."""
-    code = f"v_mov_b32 v100, 5\nv_mov_b32_dpp v100, v10 {control} row_mask:0xf bank_mask:0xf{' bound_ctrl:0' if bound_ctrl else ''}"
+    code = (
+        "v_mov_b32 v100, 5\n"
+        f"v_mov_b32_dpp v100, v10 {control} row_mask:0xf bank_mask:0xf{' bound_ctrl:0' if bound_ctrl else ''}"
+    )
     got = run_lanes(sim, code, [X], ["v100"])[0]
     want = [(0 if bound_ctrl else 5) if (s := DPP[control](n)) is None else X[s] for n in range(64)]
     assert got.tolist() == [int(w) for w in want]
@@ -52,14 +55,18 @@ def test_dpp_masks_and_inactive_sources(sim: harness.Sim) -> None:
     for n in range(64):
         on = (0xA >> n // 16 & 1) and (0x3 >> n // 4 % 4 & 1)
         assert got[n] == (X[row(n) + (n - 1) % 16] + X[n] if on else 5)
-    code = "v_mov_b32 v100, 5\ns_mov_b64 exec, 0x5555\nv_mov_b32_dpp v100, v10 quad_perm:[1,0,3,2] row_mask:0xf bank_mask:0xf bound_ctrl:0"
+    code = (
+        "v_mov_b32 v100, 5\ns_mov_b64 exec, 0x5555\n"
+        "v_mov_b32_dpp v100, v10 quad_perm:[1,0,3,2] row_mask:0xf bank_mask:0xf bound_ctrl:0"
+    )
     got = run_lanes(sim, code, [X], ["v100"])[0]
     assert got[:16].tolist() == [0, 5] * 8
 
 
 def test_wave_sum_by_dpp(sim: harness.Sim) -> None:
     code = "v_mov_b32 v100, v10\n" + "".join(
-        f"v_add_u32_dpp v100, v100, v100 {c} row_mask:{m} bank_mask:0xf bound_ctrl:0\n" for c, m in [("row_shr:1", "0xf"), ("row_shr:2", "0xf")]
+        f"v_add_u32_dpp v100, v100, v100 {c} row_mask:{m} bank_mask:0xf bound_ctrl:0\n"
+        for c, m in [("row_shr:1", "0xf"), ("row_shr:2", "0xf")]
     )
     got = run_lanes(sim, code, [LANE], ["v100"])[0]
     assert [got[n] for n in (3, 7, 15)] == [sum(range(n - 3, n + 1)) for n in (3, 7, 15)]
@@ -100,7 +107,11 @@ def test_permlane_swap_refuses_a_partial_exec(sim: harness.Sim) -> None:
 
 def test_bpermute_and_permute(sim: harness.Sim) -> None:
     index = np.random.default_rng(1).permutation(64).astype(np.uint32)
-    code = "v_lshlrev_b32 v20, 2, v11\nds_bpermute_b32 v100, v20, v10\nds_permute_b32 v101, v20, v10\nds_bpermute_b32 v102, v20, v10 offset:4\ns_waitcnt lgkmcnt(0)"
+    code = (
+        "v_lshlrev_b32 v20, 2, v11\nds_bpermute_b32 v100, v20, v10\n"
+        "ds_permute_b32 v101, v20, v10\nds_bpermute_b32 v102, v20, v10 offset:4\n"
+        "s_waitcnt lgkmcnt(0)"
+    )
     got = run_lanes(sim, code, [X, index], ["v100", "v101", "v102"])
     np.testing.assert_array_equal(got[0], X[index])
     pushed = np.empty_like(X)
@@ -124,7 +135,9 @@ def test_swizzle(sim: harness.Sim, control: str, source: Callable[[int], int]) -
 
 
 def test_mbcnt(sim: harness.Sim) -> None:
-    code = "v_mbcnt_lo_u32_b32 v100, -1, 0\nv_mbcnt_hi_u32_b32 v100, -1, v100\nv_mbcnt_lo_u32_b32 v101, s20, 3"
+    code = (
+        "v_mbcnt_lo_u32_b32 v100, -1, 0\nv_mbcnt_hi_u32_b32 v100, -1, v100\nv_mbcnt_lo_u32_b32 v101, s20, 3"
+    )
     got = run_lanes(sim, "s_mov_b32 s20, 0xf0\n" + code, [X], ["v100", "v101"])
     np.testing.assert_array_equal(got[0], LANE)
     assert got[1].tolist() == [3 + bin(0xF0 & ((1 << min(n, 32)) - 1)).count("1") for n in range(64)]

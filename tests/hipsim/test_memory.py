@@ -22,7 +22,11 @@ def rows(n: int, first: int = 100) -> list[str]:
 def test_lds_widths(sim: harness.Sim, dwords: int) -> None:
     d = "v10" if dwords == 1 else f"v[10:{9 + dwords}]"
     o = "v100" if dwords == 1 else f"v[100:{99 + dwords}]"
-    code = f"v_lshlrev_b32 v20, 4, v0\nds_write_b{32 * dwords} v20, {d} offset:64\ns_waitcnt lgkmcnt(0)\nv_xor_b32 v20, 16, v20\nds_read_b{32 * dwords} {o}, v20 offset:64\ns_waitcnt lgkmcnt(0)"
+    code = (
+        f"v_lshlrev_b32 v20, 4, v0\nds_write_b{32 * dwords} v20, {d} offset:64\n"
+        "s_waitcnt lgkmcnt(0)\nv_xor_b32 v20, 16, v20\n"
+        f"ds_read_b{32 * dwords} {o}, v20 offset:64\ns_waitcnt lgkmcnt(0)"
+    )
     got = run_lanes(sim, code, DATA, rows(dwords), lds=2048)
     np.testing.assert_array_equal(got, DATA[:dwords, LANE ^ 1])
 
@@ -74,30 +78,42 @@ def test_lds_pairs(sim: harness.Sim) -> None:
 
 
 def transposed(tile: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """[64 lanes, n elements] -> the same by groups of 16 lanes: a group is an n x 16 matrix in row order of its lanes,
-    and lane i receives column i."""
+    """[64 lanes, n elements] -> the same by groups of 16 lanes: a group is an n x 16 matrix in row order of
+    its lanes, and lane i receives column i."""
     n = tile.shape[1]
     return tile.reshape(4, n, 16).transpose(0, 2, 1).reshape(64, n)
 
 
-@pytest.mark.parametrize(("name", "bits"), [("b64_tr_b8", 8), ("b64_tr_b4", 4), ("b96_tr_b6", 6), ("b64_tr_b16", 16)])
+@pytest.mark.parametrize(
+    ("name", "bits"), [("b64_tr_b8", 8), ("b64_tr_b4", 4), ("b96_tr_b6", 6), ("b64_tr_b16", 16)]
+)
 def test_transposing_read(sim: harness.Sim, name: str, bits: int) -> None:
     dwords = 3 if bits == 6 else 2
     n = 32 * dwords // bits
     elements = rng.integers(0, 1 << bits, (64, n))
     stream = (elements[..., None] >> np.arange(bits) & 1).astype(np.uint8).reshape(64, -1)
     words = np.packbits(stream, axis=1, bitorder="little").view("<u4").T.copy()
-    code = f"v_lshlrev_b32 v20, 4, v0\nds_write_b{32 * dwords} v20, v[10:{9 + dwords}]\nds_read_{name} v[100:{99 + dwords}], v20\ns_waitcnt lgkmcnt(0)"
+    code = (
+        f"v_lshlrev_b32 v20, 4, v0\nds_write_b{32 * dwords} v20, v[10:{9 + dwords}]\n"
+        f"ds_read_{name} v[100:{99 + dwords}], v20\ns_waitcnt lgkmcnt(0)"
+    )
     got = run_lanes(sim, code, words, rows(dwords), lds=1024)
-    back = np.unpackbits(np.ascontiguousarray(got.T).view(np.uint8), axis=1, bitorder="little").reshape(64, n, bits)
+    back = np.unpackbits(np.ascontiguousarray(got.T).view(np.uint8), axis=1, bitorder="little").reshape(
+        64, n, bits
+    )
     np.testing.assert_array_equal((back.astype(int) << np.arange(bits)).sum(axis=2), transposed(elements))
 
 
 def test_transposing_read_b8_is_the_documented_formula(sim: harness.Sim) -> None:
     """out[lane i][byte j] = in[lane 2j + i/8][byte i % 8] within 16 lanes."""
     data = rng.integers(0, 256, (64, 8), dtype=np.uint8)
-    code = "v_lshlrev_b32 v20, 3, v0\nds_write_b64 v20, v[10:11]\nds_read_b64_tr_b8 v[100:101], v20\ns_waitcnt lgkmcnt(0)"
-    got = np.ascontiguousarray(run_lanes(sim, code, data.view("<u4").T.copy(), rows(2), lds=512).T).view(np.uint8)
+    code = (
+        "v_lshlrev_b32 v20, 3, v0\nds_write_b64 v20, v[10:11]\n"
+        "ds_read_b64_tr_b8 v[100:101], v20\ns_waitcnt lgkmcnt(0)"
+    )
+    got = np.ascontiguousarray(run_lanes(sim, code, data.view("<u4").T.copy(), rows(2), lds=512).T).view(
+        np.uint8
+    )
     for lane in range(64):
         base, i = lane & ~15, lane & 15
         assert got[lane].tolist() == [int(data[base + 2 * j + i // 8, i % 8]) for j in range(8)]
@@ -134,7 +150,11 @@ def test_global_widths(sim: harness.Sim) -> None:
     global_load_dwordx3 v[107:109], v[22:23], off offset:4
     flat_load_dword v110, v[22:23]
     s_waitcnt vmcnt(0) lgkmcnt(0)"""
-    code = code.replace("v[107:109]", "v[108:110]").replace("v110, v[22", "v111, v[22").replace("v_mov_b32 v21, 0", "v_mov_b32 v21, 0\nv_mov_b32 v107, 0")
+    code = (
+        code.replace("v[107:109]", "v[108:110]")
+        .replace("v110, v[22", "v111, v[22")
+        .replace("v_mov_b32 v21, 0", "v_mov_b32 v21, 0\nv_mov_b32 v107, 0")
+    )
     got = run_lanes(sim, code, DATA, rows(12))
     flat = DATA.reshape(-1)
     np.testing.assert_array_equal(got[:4].T.reshape(-1), flat)
@@ -165,7 +185,10 @@ def test_stores(sim: harness.Sim) -> None:
 
 
 def test_buffer_offsets_add_up(sim: harness.Sim) -> None:
-    code = DESCRIPTOR + "s_mov_b32 s24, 256\nbuffer_load_dword v100, v1, s[20:23], s24 offen offset:256\nbuffer_load_dword v101, off, s[20:23], 0 offset:12\ns_waitcnt vmcnt(0)"
+    code = DESCRIPTOR + (
+        "s_mov_b32 s24, 256\nbuffer_load_dword v100, v1, s[20:23], s24 offen offset:256\n"
+        "buffer_load_dword v101, off, s[20:23], 0 offset:12\ns_waitcnt vmcnt(0)"
+    )
     got = run_lanes(sim, code, DATA, rows(2))
     np.testing.assert_array_equal(got[0], DATA[2])
     assert (got[1] == DATA[0, 3]).all()
@@ -173,14 +196,18 @@ def test_buffer_offsets_add_up(sim: harness.Sim) -> None:
 
 @pytest.mark.parametrize("form", ["buffer_x4", "global_x4", "buffer_x1", "global_x1"])
 def test_direct_to_lds(sim: harness.Sim, form: str) -> None:
-    """LDS side: M0 + instruction offset + lane * size, whatever the global addresses are (here reversed lanes)."""
+    """LDS side: M0 + instruction offset + lane * size, whatever the global addresses are (here reversed)."""
     wide = form.endswith("x4")
     size, dwords = (16, 4) if wide else (4, 1)
     suffix = "dwordx4" if wide else "dword"
     load = (
-        f"buffer_load_{suffix} v20, s[20:23], 0 offen offset:64 lds" if form.startswith("buffer") else f"global_load_lds_{suffix} v20, s[4:5] offset:64"
+        f"buffer_load_{suffix} v20, s[20:23], 0 offen offset:64 lds"
+        if form.startswith("buffer")
+        else f"global_load_lds_{suffix} v20, s[4:5] offset:64"
     )
-    code = DESCRIPTOR + f"""
+    code = (
+        DESCRIPTOR
+        + f"""
     v_sub_u32 v20, 63, v0
     v_mul_u32_u24 v20, {size}, v20
     v_subrev_u32 v20, 64, v20
@@ -191,6 +218,7 @@ def test_direct_to_lds(sim: harness.Sim, form: str) -> None:
     v_mul_u32_u24 v21, {size}, v0
     ds_read_b{8 * size} {"v[100:103]" if wide else "v100"}, v21 offset:192
     s_waitcnt lgkmcnt(0)"""
+    )
     got = run_lanes(sim, code, DATA, rows(dwords), lds=2048)
     source = np.maximum((63 - LANE.astype(int)) * size - 64, 0) + 64
     flat = DATA.reshape(-1)
@@ -199,7 +227,9 @@ def test_direct_to_lds(sim: harness.Sim, form: str) -> None:
 
 
 def test_direct_to_lds_out_of_range_writes_zero_and_inactive_lanes_nothing(sim: harness.Sim) -> None:
-    code = DESCRIPTOR.replace("0x400", "0x80") + """
+    code = (
+        DESCRIPTOR.replace("0x400", "0x80")
+        + """
     v_mov_b32 v20, 9
     ds_write_b32 v1, v20
     s_waitcnt lgkmcnt(0)
@@ -210,6 +240,7 @@ def test_direct_to_lds_out_of_range_writes_zero_and_inactive_lanes_nothing(sim: 
     s_waitcnt vmcnt(0)
     ds_read_b32 v100, v1
     s_waitcnt lgkmcnt(0)"""
+    )
     got = run_lanes(sim, code, DATA, ["v100"], lds=256)[0]
     np.testing.assert_array_equal(got[:32], DATA[0, :32])
     assert (got[32:40] == 0).all()
@@ -245,7 +276,8 @@ def test_atomics(sim: harness.Sim) -> None:
 def test_split_k_by_atomics_over_threads() -> None:
     sim = harness.Sim(threads=2)
     source = """extern "C" __attribute__((global)) void k(const float* a, float* o) {
-      __attribute__((address_space(1))) float* p = (__attribute__((address_space(1))) float*)o + __builtin_amdgcn_workitem_id_x();
+      typedef __attribute__((address_space(1))) float Global;
+      Global* p = (Global*)o + __builtin_amdgcn_workitem_id_x();
       __builtin_amdgcn_global_atomic_fadd_f32(p, a[__builtin_amdgcn_workgroup_id_x()]); }"""
     module = sim.load(harness.compile_hip(source))
     a, o = sim.to_device(np.arange(200, dtype=np.float32)), sim.to_device(np.zeros(64, np.float32))
@@ -267,5 +299,9 @@ def test_scalar_loads(sim: harness.Sim) -> None:
 
 
 def test_nothing_moves_through_an_empty_exec(sim: harness.Sim) -> None:
-    code = "v_mov_b32 v100, 3\ns_mov_b64 exec, 0\nglobal_load_dword v100, v50, s[4:5]\nds_write_b32 v50, v50\nglobal_store_dword v50, v50, s[6:7]\ns_waitcnt vmcnt(0) lgkmcnt(0)"
+    code = (
+        "v_mov_b32 v100, 3\ns_mov_b64 exec, 0\nglobal_load_dword v100, v50, s[4:5]\n"
+        "ds_write_b32 v50, v50\nglobal_store_dword v50, v50, s[6:7]\n"
+        "s_waitcnt vmcnt(0) lgkmcnt(0)"
+    )
     assert (run_lanes(sim, code, [f32_bits(LANE)], ["v100"]) == 3).all()

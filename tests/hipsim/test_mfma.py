@@ -1,4 +1,4 @@
-"""Matrix instructions against a numpy model built from the layout tables (docs/mi355x.md, "operand layouts")."""
+"""Matrix instructions against a numpy model of the operand layout tables (docs/mi355x.md)."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from hipsim import harness
 from hipsim.snippet import as_f32, run_lanes
-from numpy.typing import NDArray
-
 from mxort import formats
+from numpy.typing import NDArray
 
 # Index = cbsz / blgp code.
 FORMATS = [formats.E4M3, formats.E5M2, formats.E2M3, formats.E3M2, formats.E2M1]
@@ -19,7 +18,7 @@ SHAPES = {16: 128, 32: 64}
 
 
 def place_operand(codes: NDArray[np.uint8], code_format: int, m: int) -> NDArray[np.uint32]:
-    """Codes [m, k] -> registers [8, 6 or 4, 64], by the tables: FP8 in two runs of 16, FP6 and FP4 contiguous."""
+    """Codes [m, k] -> registers [8, 6 or 4, 64]: FP8 in two runs of 16, FP6 and FP4 contiguous."""
     k = SHAPES[m]
     bits = FORMATS[code_format].bits
     lanes = np.zeros((64, REGISTERS[code_format] * 32), np.uint8)  # single bits
@@ -65,7 +64,9 @@ def random_codes(rng: np.random.Generator, code_format: int, m: int) -> NDArray[
     return np.where(np.isfinite(fmt.values[codes]), codes, 0).astype(np.uint8)
 
 
-def expected(a: NDArray, fa: int, sa: NDArray, b: NDArray, fb: int, sb: NDArray, c: NDArray) -> NDArray[np.float64]:
+def expected(
+    a: NDArray, fa: int, sa: NDArray, b: NDArray, fb: int, sb: NDArray, c: NDArray
+) -> NDArray[np.float64]:
     def values(codes: NDArray, code_format: int, scales: NDArray) -> NDArray[np.float64]:
         v = FORMATS[code_format].values.astype(np.float64)[codes]
         return v * np.repeat(np.ldexp(1.0, scales.astype(np.int64) - 127), 32, axis=1)
@@ -82,7 +83,8 @@ def run_scaled(
     words = rng.integers(100, 150, (2, 4, m, blocks), dtype=np.uint8)  # 4 bytes per operand, one is used
     c = rng.standard_normal((m, m)).astype(np.float32)
     scale_registers = [
-        sum(place_scales(words[o, byte], m).astype(np.uint32) << (8 * byte) for byte in range(4)) for o in range(2)
+        sum(place_scales(words[o, byte], m).astype(np.uint32) << (8 * byte) for byte in range(4))
+        for o in range(2)
     ]
     ra, rb, rc = place_operand(a, fa, m), place_operand(b, fb, m), place_result(c, m)
     na, nb, nc = len(ra), len(rb), len(rc)
@@ -95,7 +97,8 @@ def run_scaled(
     shape = f"{m}x{m}x{SHAPES[m]}"
     d = f"{accumulator}[100:{99 + nc}]"
     body = (
-        f"v_mfma_scale_f32_{shape}_f8f6f4 {d}, v[{va}:{va + na - 1}], v[{vb}:{vb + nb - 1}], v[{vc}:{vc + nc - 1}], "
+        f"v_mfma_scale_f32_{shape}_f8f6f4 {d}, v[{va}:{va + na - 1}], "
+        f"v[{vb}:{vb + nb - 1}], v[{vc}:{vc + nc - 1}], "
         f"v{vs}, v{vs + 1} op_sel:[{low[0]},{low[1]},0] op_sel_hi:[{high[0]},{high[1]},0] cbsz:{fa} blgp:{fb}"
     )
     outputs = [f"v{100 + i}" for i in range(nc)]
@@ -137,7 +140,11 @@ def test_every_code(sim: harness.Sim, m: int, code_format: int) -> None:
         codes[:, 3] = np.arange(first, first + m) % (1 << fmt.bits)
         ones = np.zeros((m, k), np.uint8)
         ones[:, 3] = FORMATS[4].encode(1.0)
-        inputs = [*place_operand(codes, code_format, m), *place_operand(ones, 4, m), np.full(64, 0x7F7F7F7F, np.uint32)]
+        inputs = [
+            *place_operand(codes, code_format, m),
+            *place_operand(ones, 4, m),
+            np.full(64, 0x7F7F7F7F, np.uint32),
+        ]
         n = REGISTERS[code_format]
         nc = m * m // 64
         body = (
@@ -157,8 +164,15 @@ def test_scale_extremes(sim: harness.Sim) -> None:
     sa[2], sa[3], sa[5, 1] = 0, 254, 255
     sb = np.full((m, 4), 127, np.uint8)
     sb[:, :] = 120
-    inputs = [*place_operand(a, 4, m), place_scales(sa, m).astype(np.uint32), place_scales(sb, m).astype(np.uint32)]
-    body = "v_mfma_scale_f32_16x16x128_f8f6f4 v[100:103], v[10:13], v[10:13], 0, v14, v15 op_sel_hi:[0,0,0] cbsz:4 blgp:4"
+    inputs = [
+        *place_operand(a, 4, m),
+        place_scales(sa, m).astype(np.uint32),
+        place_scales(sb, m).astype(np.uint32),
+    ]
+    body = (
+        "v_mfma_scale_f32_16x16x128_f8f6f4 v[100:103], v[10:13], v[10:13], 0, v14, "
+        "v15 op_sel_hi:[0,0,0] cbsz:4 blgp:4"
+    )
     got = result_matrix(run_lanes(sim, body, inputs, [f"v{100 + i}" for i in range(4)]), m)
     assert np.isnan(got[5]).all()
     assert not np.isnan(np.delete(got, 5, axis=0)).any()
@@ -179,7 +193,11 @@ def test_unscaled_form(sim: harness.Sim) -> None:
 
 def test_scale_in_scalar_register_is_refused(sim: harness.Sim) -> None:
     inputs = np.zeros((8, 64), np.uint32)
-    body = "s_mov_b32 s20, 0x7f7f7f7f\nv_mfma_scale_f32_16x16x128_f8f6f4 v[100:103], v[10:13], v[14:17], 0, s20, v14 op_sel_hi:[0,0,0] cbsz:4 blgp:4"
+    body = (
+        "s_mov_b32 s20, 0x7f7f7f7f\n"
+        "v_mfma_scale_f32_16x16x128_f8f6f4 v[100:103], v[10:13], v[14:17], 0, s20, v14 "
+        "op_sel_hi:[0,0,0] cbsz:4 blgp:4"
+    )
     try:
         with pytest.raises(harness.SimFault, match="outside of a VGPR"):
             run_lanes(sim, body, inputs, ["v100"])
@@ -201,23 +219,37 @@ PLAIN = [
 
 @pytest.mark.parametrize(("arch", "name", "m", "k", "kind"), PLAIN)
 def test_half_precision(arch: str, name: str, m: int, k: int, kind: str) -> None:
-    """A and B: lane holds row lane % m, and k = per_lane * (lane / m) + slot, two to a register, low half first."""
+    """A lane holds row lane % m, k = per_lane * (lane / m) + slot, two to a register, low half first."""
     sim = harness.Sim(devices=arch)
     rng = np.random.default_rng(3)
     per_lane = m * k // 64
 
     def operand() -> tuple[NDArray[np.float64], list[NDArray[np.uint32]]]:
         x = rng.standard_normal((m, k)).astype(np.float32)
-        pattern = (x.view(np.uint32) >> 16).astype(np.uint32) if kind == "bf16" else x.astype(np.float16).view(np.uint16).astype(np.uint32)
-        value = (pattern << 16).view(np.float32) if kind == "bf16" else pattern.astype(np.uint16).view(np.float16)
+        pattern = (
+            (x.view(np.uint32) >> 16).astype(np.uint32)
+            if kind == "bf16"
+            else x.astype(np.float16).view(np.uint16).astype(np.uint32)
+        )
+        value = (
+            (pattern << 16).view(np.float32) if kind == "bf16" else pattern.astype(np.uint16).view(np.float16)
+        )
         registers = np.zeros((per_lane // 2, 64), np.uint32)
         for lane, slot in itertools.product(range(64), range(per_lane)):
-            registers[slot // 2, lane] |= pattern[lane % m, per_lane * (lane // m) + slot] << (16 * (slot % 2))
+            registers[slot // 2, lane] |= pattern[lane % m, per_lane * (lane // m) + slot] << (
+                16 * (slot % 2)
+            )
         return value.astype(np.float64), list(registers)
 
     (a, ra), (b, rb) = operand(), operand()
     c = rng.standard_normal((m, m)).astype(np.float32)
     n, nc = per_lane // 2, m * m // 64
-    body = f"v_mfma_{name} v[100:{99 + nc}], v[10:{9 + n}], v[{10 + n}:{9 + 2 * n}], v[{10 + 2 * n}:{9 + 2 * n + nc}]"
-    got = result_matrix(run_lanes(sim, body, [*ra, *rb, *place_result(c, m)], [f"v{100 + i}" for i in range(nc)], arch=arch), m)
+    body = (
+        f"v_mfma_{name} v[100:{99 + nc}], v[10:{9 + n}], v[{10 + n}:{9 + 2 * n}], "
+        f"v[{10 + 2 * n}:{9 + 2 * n + nc}]"
+    )
+    got = result_matrix(
+        run_lanes(sim, body, [*ra, *rb, *place_result(c, m)], [f"v{100 + i}" for i in range(nc)], arch=arch),
+        m,
+    )
     np.testing.assert_allclose(got, c + a @ b.T, rtol=1e-6, atol=1e-7)

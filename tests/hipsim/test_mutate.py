@@ -1,4 +1,4 @@
-"""A small GEMM with LDS, direct loads, waits, barriers and opsel is right; each mutation of its loop is noticed."""
+"""A small GEMM with direct-to-LDS loads is right; each mutation of its loop is noticed."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ from functools import cache
 import numpy as np
 import pytest
 from hipsim import harness, mutate
+from mxort import formats
 from numpy.typing import NDArray
 
-from mxort import formats
-
-# 16 x 16 output per wave, two waves side by side along N; K in steps of 256 (two instructions). A goes to LDS by direct
-# loads, double-buffered, and is read by both waves; B comes from global memory. The scales of a step are the bytes of
-# one register.
+# 16 x 16 output per wave, two waves side by side along N; K in steps of 256 (two instructions). A goes to LDS
+# by direct loads, double-buffered, and is read by both waves; B comes from global memory. The
+# scales of a step are the bytes of one register.
 SOURCE = """
 typedef int v4i __attribute__((ext_vector_type(4)));
 typedef int v8i __attribute__((ext_vector_type(8)));
@@ -23,14 +22,16 @@ __attribute__((shared)) char storage[2][2048];
 
 extern "C" __attribute__((global, amdgpu_flat_work_group_size(128, 128)))
 void gemm(const char* a, const char* b, const unsigned short* sa, const unsigned short* sb, float* c, int k) {
-  int thread = __builtin_amdgcn_workitem_id_x(), lane = thread & 63, wave = thread >> 6, row = lane & 15, group = lane >> 4;
+  int thread = __builtin_amdgcn_workitem_id_x(), lane = thread & 63, wave = thread >> 6;
+  int row = lane & 15, group = lane >> 4;
   wave = __builtin_amdgcn_readfirstlane(wave);
   SHARED char* lds = (SHARED char*)&storage[0][0];
   __amdgpu_buffer_rsrc_t ra = __builtin_amdgcn_make_buffer_rsrc((void*)a, 0, 16 * k / 2, 0x00027000);
   // Thread t loads 16 bytes of row t / 8, part t % 8 of a step of 128 bytes.
   int source = (thread / 8) * (k / 2) + (thread % 8) * 16;
   auto load = [&](int step, int stage) {
-    __builtin_amdgcn_raw_ptr_buffer_load_lds(ra, lds + stage * 2048 + wave * 1024, 16, source, step * 128, 0, 0);
+    SHARED char* to = lds + stage * 2048 + wave * 1024;
+    __builtin_amdgcn_raw_ptr_buffer_load_lds(ra, to, 16, source, step * 128, 0, 0);
   };
   v4f acc = {0, 0, 0, 0};
   int steps = k / 256;
@@ -61,7 +62,7 @@ K = 1024
 
 
 def step_scales(scales: NDArray[np.uint8]) -> NDArray[np.uint16]:
-    """[rows, K/32] -> [step, group, row]: byte 0 for the first instruction of a step, byte 1 for the second."""
+    """[rows, K/32] -> [step, group, row]: byte 0 for the first instruction of a step, byte 1 for the next."""
     s = scales.reshape(len(scales), -1, 2, 4).astype(np.uint16)  # row, step, instruction, group
     return np.ascontiguousarray((s[:, :, 0] | s[:, :, 1] << 8).transpose(1, 2, 0))
 
@@ -71,7 +72,9 @@ def problem() -> tuple[NDArray, ...]:
     rng = np.random.default_rng(11)
     a, b = (rng.integers(0, 256, (n, K // 2), dtype=np.uint8) for n in (16, 32))
     sa, sb = (rng.integers(120, 134, (n, K // 32), dtype=np.uint8) for n in (16, 32))
-    want = formats.dequantize_mxfp4(a, sa, K).astype(float) @ formats.dequantize_mxfp4(b, sb, K).astype(float).T
+    want = (
+        formats.dequantize_mxfp4(a, sa, K).astype(float) @ formats.dequantize_mxfp4(b, sb, K).astype(float).T
+    )
     return a, b, step_scales(sa), step_scales(sb), want
 
 
@@ -109,7 +112,7 @@ def test_main_loop(code: mutate.CodeObject) -> None:
 
 
 def test_mutations_are_noticed(code: mutate.CodeObject) -> None:
-    """Each broken copy faults or is wrong under some wave order. A wait that another wait implies is named here."""
+    """Each broken copy faults or is wrong under some wave order."""
     unnoticed = [m.name for m in code.mutations("gemm") if all(right(m.image, seed) for seed in range(4))]
     kinds = {m.kind for m in code.mutations("gemm")}
     assert {"drop_wait", "drop_barrier", "opsel_a", "opsel_b", "lds_offset"} <= kinds
@@ -121,5 +124,7 @@ def test_mutations_are_noticed(code: mutate.CodeObject) -> None:
 def test_mutation_changes_one_instruction(code: mutate.CodeObject) -> None:
     for m in code.mutations("gemm", kinds=["drop_barrier"]):
         changed = mutate.CodeObject(m.image).functions["gemm"]
-        difference = [(x.text, y.text) for x, y in zip(code.functions["gemm"], changed, strict=True) if x != y]
+        difference = [
+            (x.text, y.text) for x, y in zip(code.functions["gemm"], changed, strict=True) if x != y
+        ]
         assert difference == [("s_barrier", "s_nop 0")]

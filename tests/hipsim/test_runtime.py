@@ -1,4 +1,4 @@
-"""The HIP runtime: what programs see of devices, memory, streams, events, modules, launches, graphs and errors."""
+"""The HIP runtime as programs see it: devices, memory, streams, events, modules, launches, graphs, errors."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ from hipsim import harness
 
 ADD = """
 extern "C" __attribute__((global)) void add(float* o, float x) {
-  int t = __builtin_amdgcn_workgroup_id_x() * __builtin_amdgcn_workgroup_size_x() + __builtin_amdgcn_workitem_id_x();
+  int first = __builtin_amdgcn_workgroup_id_x() * __builtin_amdgcn_workgroup_size_x();
+  int t = first + __builtin_amdgcn_workitem_id_x();
   o[t] += x; }
 extern "C" __attribute__((global)) void grid(int* o) {
-  if (!__builtin_amdgcn_workitem_id_x() && !__builtin_amdgcn_workgroup_id_x()) { o[0] = __builtin_amdgcn_grid_size_x(); o[1] = __builtin_amdgcn_workgroup_size_y(); } }
+  if (__builtin_amdgcn_workitem_id_x() || __builtin_amdgcn_workgroup_id_x()) return;
+  o[0] = __builtin_amdgcn_grid_size_x();
+  o[1] = __builtin_amdgcn_workgroup_size_y(); }
 """
 PTR = ctypes.c_void_p
 
@@ -260,7 +263,12 @@ def test_launch_limits() -> None:
     m, _ = hip.load()
     module = harness.Module(m, [])
     o = hip.sim.to_device(np.zeros(64, np.float32))
-    for grid, block, shared in (((0,), (64,), 0), ((1,), (2048,), 0), ((1,), (64,), 163841), ((1 << 31,), (64,), 0)):
+    for grid, block, shared in (
+        ((0,), (64,), 0),
+        ((1,), (2048,), 0),
+        ((1,), (64,), 163841),
+        ((1 << 31,), (64,), 0),
+    ):
         with pytest.raises(harness.SimFault) as caught:
             module.launch("add", grid, block, [o, np.float32(1)], shared=shared)
         assert caught.value.code == 9
@@ -284,17 +292,28 @@ def test_copies_are_checked() -> None:
 
 def test_configuration_by_environment_and_abort() -> None:
     program = (
-        f"import sys, ctypes\nsys.path.insert(0, {str(Path(__file__).resolve().parents[1])!r})\nfrom hipsim import harness\n"
-        "lib = harness.runtime()\nn = ctypes.c_int()\nprint(lib.hipGetDeviceCount(ctypes.byref(n)), n.value)\n"
+        "import sys, ctypes\n"
+        f"sys.path.insert(0, {str(Path(__file__).resolve().parents[1])!r})\n"
+        "from hipsim import harness\n"
+        "lib = harness.runtime()\nn = ctypes.c_int()\n"
+        "print(lib.hipGetDeviceCount(ctypes.byref(n)), n.value)\n"
         "p = ctypes.c_void_p()\nprint([lib.hipMalloc(ctypes.byref(p), 8) for _ in range(3)])\n"
     )
     env = {**os.environ, "HIPSIM_DEVICES": "gfx942:2", "HIPSIM_FAIL": "hipMalloc:2=2"}
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=env)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, env=env
+    )
     assert done.stdout.split("\n")[:2] == ["0 2", "[0, 2, 0]"]
 
 
 def test_opens_by_name_as_a_program_would() -> None:
-    program = "import ctypes; n = ctypes.c_int(); print(ctypes.CDLL('libamdhip64.so.7').hipRuntimeGetVersion(ctypes.byref(n)), n.value // 10**7)"
+    program = (
+        "import ctypes; n = ctypes.c_int(); hip = ctypes.CDLL('libamdhip64.so.7'); "
+        "print(hip.hipRuntimeGetVersion(ctypes.byref(n)), "
+        "n.value // 10**7)"
+    )
     env = {**os.environ, "LD_LIBRARY_PATH": str(harness.library_path())}
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=env)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, env=env
+    )
     assert done.stdout.split() == ["0", "7"]

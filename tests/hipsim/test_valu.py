@@ -13,7 +13,28 @@ from numpy.typing import NDArray
 
 U = NDArray[np.uint32]
 rng = np.random.default_rng(7)
-EDGES = np.array([0, 1, 2, 31, 32, 33, 0x7F, 0x80, 0xFF, 0x100, 0x7FFF, 0x8000, 0xFFFF, 0x10000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF], np.uint32)
+EDGES = np.array(
+    [
+        0,
+        1,
+        2,
+        31,
+        32,
+        33,
+        0x7F,
+        0x80,
+        0xFF,
+        0x100,
+        0x7FFF,
+        0x8000,
+        0xFFFF,
+        0x10000,
+        0x7FFFFFFF,
+        0x80000000,
+        0xFFFFFFFF,
+    ],
+    np.uint32,
+)
 
 
 def ints(seed: int) -> U:
@@ -49,7 +70,15 @@ def perm(a: int, b: int, sel: int) -> int:
     out = 0
     for k in range(4):
         c = sel >> 8 * k & 255
-        byte = data[c] if c < 8 else (0xFF if data[(1, 3, 5, 7)[c - 8]] & 0x80 else 0) if c < 12 else 0 if c == 12 else 0xFF
+        byte = (
+            data[c]
+            if c < 8
+            else (0xFF if data[(1, 3, 5, 7)[c - 8]] & 0x80 else 0)
+            if c < 12
+            else 0
+            if c == 12
+            else 0xFF
+        )
         out |= byte << 8 * k
     return out
 
@@ -110,34 +139,93 @@ INTEGER: list[tuple[str, Callable[[int, int, int], int]]] = [
     ("v_lshlrev_b16 v100, v10, v11", lambda a, b, c: b << (a & 15) & 0xFFFF),
     ("v_ashrrev_i16 v100, v10, v11", lambda a, b, c: s16(b) >> (a & 15) & 0xFFFF),
     ("v_max_i16 v100, v10, v11", lambda a, b, c: max(s16(a), s16(b)) & 0xFFFF),
-    ("v_pk_add_u16 v100, v10, v11", lambda a, b, c: ((a + b) & 0xFFFF) | ((a >> 16) + (b >> 16) & 0xFFFF) << 16),
-    ("v_pk_mul_lo_u16 v100, v10, v11 op_sel_hi:[1,0]", lambda a, b, c: (a * (b & 0xFFFF) & 0xFFFF) | ((a >> 16) * (b & 0xFFFF) & 0xFFFF) << 16),
-    ("v_pk_lshlrev_b16 v100, 4, v11 op_sel_hi:[0,1]", lambda a, b, c: (b << 4 & 0xFFFF) | ((b >> 16) << 4 & 0xFFFF) << 16),
-    ("v_pk_max_i16 v100, v10, v11", lambda a, b, c: (max(s16(a), s16(b)) & 0xFFFF) | (max(s16(a >> 16), s16(b >> 16)) & 0xFFFF) << 16),
+    (
+        "v_pk_add_u16 v100, v10, v11",
+        lambda a, b, c: ((a + b) & 0xFFFF) | ((a >> 16) + (b >> 16) & 0xFFFF) << 16,
+    ),
+    (
+        "v_pk_mul_lo_u16 v100, v10, v11 op_sel_hi:[1,0]",
+        lambda a, b, c: (a * (b & 0xFFFF) & 0xFFFF) | ((a >> 16) * (b & 0xFFFF) & 0xFFFF) << 16,
+    ),
+    (
+        "v_pk_lshlrev_b16 v100, 4, v11 op_sel_hi:[0,1]",
+        lambda a, b, c: (b << 4 & 0xFFFF) | ((b >> 16) << 4 & 0xFFFF) << 16,
+    ),
+    (
+        "v_pk_max_i16 v100, v10, v11",
+        lambda a, b, c: (max(s16(a), s16(b)) & 0xFFFF) | (max(s16(a >> 16), s16(b >> 16)) & 0xFFFF) << 16,
+    ),
     ("v_cvt_pk_u16_u32 v100, v10, v11", lambda a, b, c: min(a, 65535) | min(b, 65535) << 16),
-    ("v_cvt_pk_i16_i32 v100, v10, v11", lambda a, b, c: (max(-32768, min(32767, s32(a))) & 0xFFFF) | (max(-32768, min(32767, s32(b))) & 0xFFFF) << 16),
+    (
+        "v_cvt_pk_i16_i32 v100, v10, v11",
+        lambda a, b, c: (
+            (max(-32768, min(32767, s32(a))) & 0xFFFF) | (max(-32768, min(32767, s32(b))) & 0xFFFF) << 16
+        ),
+    ),
     ("v_pack_b32_f16 v100, v10, v11 op_sel:[1,0,0]", lambda a, b, c: a >> 16 | (b & 0xFFFF) << 16),
-    ("v_ashr_pk_i8_i32 v100, v10, v11, 3", lambda a, b, c: (max(-128, min(127, s32(a) >> 3)) & 255) | (max(-128, min(127, s32(b) >> 3)) & 255) << 8),
+    (
+        "v_ashr_pk_i8_i32 v100, v10, v11, 3",
+        lambda a, b, c: (
+            (max(-128, min(127, s32(a) >> 3)) & 255) | (max(-128, min(127, s32(b) >> 3)) & 255) << 8
+        ),
+    ),
     ("v_accvgpr_write_b32 a5, v10\nv_accvgpr_read_b32 v100, a5", lambda a, b, c: a),
     # SDWA: selected bytes and words, kept or cleared rest
-    ("v_mov_b32 v100, v12\nv_or_b32_sdwa v100, v10, v11 dst_sel:WORD_1 dst_unused:UNUSED_PRESERVE src0_sel:BYTE_1 src1_sel:WORD_0", lambda a, b, c: (c & 0xFFFF) | ((a >> 8 & 255) | (b & 0xFFFF)) << 16),
-    ("v_add_u32_sdwa v100, v10, v11 dst_sel:BYTE_2 dst_unused:UNUSED_PAD src0_sel:BYTE_3 src1_sel:BYTE_0", lambda a, b, c: ((a >> 24) + (b & 255) & 255) << 16),
-    ("v_add_u32_sdwa v100, sext(v10), v11 dst_sel:DWORD src0_sel:BYTE_0 src1_sel:DWORD", lambda a, b, c: ((a & 255) ^ 128) - 128 + b),
-    ("v_lshlrev_b32_sdwa v100, v10, v11 dst_sel:DWORD src0_sel:BYTE_0 src1_sel:WORD_1", lambda a, b, c: (b >> 16) << (a & 31)),
+    (
+        (
+            "v_mov_b32 v100, v12\n"
+            "v_or_b32_sdwa v100, v10, v11 dst_sel:WORD_1 dst_unused:UNUSED_PRESERVE "
+            "src0_sel:BYTE_1 src1_sel:WORD_0"
+        ),
+        lambda a, b, c: (c & 0xFFFF) | ((a >> 8 & 255) | (b & 0xFFFF)) << 16,
+    ),
+    (
+        "v_add_u32_sdwa v100, v10, v11 dst_sel:BYTE_2 dst_unused:UNUSED_PAD src0_sel:BYTE_3 src1_sel:BYTE_0",
+        lambda a, b, c: ((a >> 24) + (b & 255) & 255) << 16,
+    ),
+    (
+        "v_add_u32_sdwa v100, sext(v10), v11 dst_sel:DWORD src0_sel:BYTE_0 src1_sel:DWORD",
+        lambda a, b, c: ((a & 255) ^ 128) - 128 + b,
+    ),
+    (
+        "v_lshlrev_b32_sdwa v100, v10, v11 dst_sel:DWORD src0_sel:BYTE_0 src1_sel:WORD_1",
+        lambda a, b, c: (b >> 16) << (a & 31),
+    ),
     # 64 bits
     ("v_lshlrev_b64 v[100:101], 5, v[10:11]", lambda a, b, c: (a | b << 32) << 5),
     ("v_lshrrev_b64 v[100:101], 5, v[10:11]", lambda a, b, c: (a | b << 32) >> 5),
-    ("v_lshl_add_u64 v[100:101], v[10:11], 3, v[10:11]", lambda a, b, c: ((a | b << 32) << 3) + (a | b << 32)),
+    (
+        "v_lshl_add_u64 v[100:101], v[10:11], 3, v[10:11]",
+        lambda a, b, c: ((a | b << 32) << 3) + (a | b << 32),
+    ),
     ("v_mad_u64_u32 v[100:101], vcc, v10, v12, v[10:11]", lambda a, b, c: a * c + (a | b << 32)),
     ("v_mad_i64_i32 v[100:101], vcc, v10, v12, v[10:11]", lambda a, b, c: s32(a) * s32(c) + (a | b << 32)),
     ("v_mov_b64 v[100:101], v[10:11]", lambda a, b, c: a | b << 32),
     # carries and masks
-    ("v_add_co_u32 v100, vcc, v10, v11\nv_addc_co_u32 v101, vcc, v11, v12, vcc", lambda a, b, c: (a + b & M32) | (b + c + (a + b >> 32)) << 32),
-    ("v_sub_co_u32 v100, vcc, v10, v11\nv_subb_co_u32 v101, vcc, v11, v12, vcc", lambda a, b, c: (a - b & M32) | (b - c - (a < b)) << 32),
+    (
+        "v_add_co_u32 v100, vcc, v10, v11\nv_addc_co_u32 v101, vcc, v11, v12, vcc",
+        lambda a, b, c: (a + b & M32) | (b + c + (a + b >> 32)) << 32,
+    ),
+    (
+        "v_sub_co_u32 v100, vcc, v10, v11\nv_subb_co_u32 v101, vcc, v11, v12, vcc",
+        lambda a, b, c: (a - b & M32) | (b - c - (a < b)) << 32,
+    ),
     ("v_cmp_lt_u32 vcc, v10, v11\nv_cndmask_b32 v100, v10, v12, vcc", lambda a, b, c: c if a < b else a),
-    ("v_cmp_ge_i32_e64 s[20:21], v10, v11\nv_cndmask_b32 v100, v10, v12, s[20:21]", lambda a, b, c: c if s32(a) >= s32(b) else a),
-    ("v_cmp_ne_u16 vcc, v10, v11\nv_cndmask_b32 v100, 0, 1, vcc", lambda a, b, c: (a & 0xFFFF) != (b & 0xFFFF)),
-    ("v_mov_b32 v20, v11\nv_mov_b32 v21, v12\nv_cmp_gt_u64 vcc, v[10:11], v[20:21]\nv_cndmask_b32 v100, 0, 1, vcc", lambda a, b, c: (a | b << 32) > (b | c << 32)),
+    (
+        "v_cmp_ge_i32_e64 s[20:21], v10, v11\nv_cndmask_b32 v100, v10, v12, s[20:21]",
+        lambda a, b, c: c if s32(a) >= s32(b) else a,
+    ),
+    (
+        "v_cmp_ne_u16 vcc, v10, v11\nv_cndmask_b32 v100, 0, 1, vcc",
+        lambda a, b, c: (a & 0xFFFF) != (b & 0xFFFF),
+    ),
+    (
+        (
+            "v_mov_b32 v20, v11\nv_mov_b32 v21, v12\nv_cmp_gt_u64 vcc, v[10:11], v[20:21]\n"
+            "v_cndmask_b32 v100, 0, 1, vcc"
+        ),
+        lambda a, b, c: (a | b << 32) > (b | c << 32),
+    ),
 ]
 
 
@@ -152,14 +240,22 @@ def test_integer(sim: harness.Sim, code: str, f: Callable[[int, int, int], int])
         assert value == want & (2**64 - 1 if two else M32), (lane, hex(A[lane]), hex(B[lane]), hex(C[lane]))
 
 
-SPECIAL = np.array([0.0, -0.0, 1.0, -1.0, np.inf, -np.inf, np.nan, 1e-40, -1e-45, 3.4e38, 0.5, 1.5, 2.5, -2.5, 1e10, -1e10], np.float32)
+SPECIAL = np.array(
+    [0.0, -0.0, 1.0, -1.0, np.inf, -np.inf, np.nan, 1e-40, -1e-45, 3.4e38, 0.5, 1.5, 2.5, -2.5, 1e10, -1e10],
+    np.float32,
+)
 FA = np.concatenate([SPECIAL, rng.standard_normal(48).astype(np.float32)])
 FB = np.concatenate([rng.permutation(SPECIAL), (rng.standard_normal(48) * 100).astype(np.float32)])
 FC = np.concatenate([rng.permutation(SPECIAL), rng.standard_normal(48).astype(np.float32)])
 
 
 def fma(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
-    return np.array([math.nan if not all(map(math.isfinite, (x, y, z))) else np.float32(x * y + z) for x, y, z in zip(*(v.astype(float) for v in (a, b, c)), strict=True)])
+    return np.array(
+        [
+            math.nan if not all(map(math.isfinite, (x, y, z))) else np.float32(x * y + z)
+            for x, y, z in zip(*(v.astype(float) for v in (a, b, c)), strict=True)
+        ]
+    )
 
 
 def f64(x: np.ndarray) -> np.ndarray:
@@ -174,7 +270,10 @@ FLOAT: list[tuple[str, Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray
     ("v_mul_f32 v100, 2.0, v11", lambda a, b, c: 2 * b),
     ("v_mul_f32 v100, 0x40490fdb, v11", lambda a, b, c: np.float32(np.pi) * b),
     ("v_mul_f32_e64 v100, v10, v11 mul:2", lambda a, b, c: 2 * (a * b)),
-    ("v_add_f32_e64 v100, v10, v11 clamp", lambda a, b, c: np.where(np.isnan(a + b), 0, np.clip(a + b, 0, 1))),
+    (
+        "v_add_f32_e64 v100, v10, v11 clamp",
+        lambda a, b, c: np.where(np.isnan(a + b), 0, np.clip(a + b, 0, 1)),
+    ),
     ("v_max_f32 v100, v10, v11", np.vectorize(lambda a, b, c: np.fmax(a, b))),
     ("v_min_f32 v100, v10, v11", np.vectorize(lambda a, b, c: np.fmin(a, b))),
     ("v_max3_f32 v100, v10, v11, v12", np.vectorize(lambda a, b, c: np.fmax(np.fmax(a, b), c))),
@@ -193,7 +292,10 @@ FLOAT: list[tuple[str, Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray
     ("v_pk_mul_f32 v[100:101], v[10:11], v[12:13] op_sel:[1,0] op_sel_hi:[0,1]", lambda a, b, c: b * c),
     ("v_pk_mul_f32 v[100:101], v[10:11], v[12:13] neg_lo:[1,0]", lambda a, b, c: -a * c),
     ("v_pk_mov_b32 v[100:101], v[10:11], v[12:13] op_sel:[1,0]", lambda a, b, c: b),
-    ("v_cvt_f32_f16 v20, v10\nv_cvt_f16_f32 v20, v10\nv_cvt_f32_f16 v100, v20", lambda a, b, c: a.astype(np.float16).astype(np.float32)),
+    (
+        "v_cvt_f32_f16 v20, v10\nv_cvt_f16_f32 v20, v10\nv_cvt_f32_f16 v100, v20",
+        lambda a, b, c: a.astype(np.float16).astype(np.float32),
+    ),
 ]
 
 
@@ -205,7 +307,14 @@ def test_float(sim: harness.Sim, code: str, f: Callable[..., np.ndarray]) -> Non
     np.testing.assert_array_equal(got, want)
 
 
-@pytest.mark.parametrize("name", ["v_fma_f32 v100, v10, v11, v12", "v_mov_b32 v100, v12\nv_fmac_f32 v100, v10, v11", "v_mov_b32 v20, v11\nv_pk_fma_f32 v[100:101], v[10:11], v[20:21], v[12:13] op_sel_hi:[0,0,0]"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "v_fma_f32 v100, v10, v11, v12",
+        "v_mov_b32 v100, v12\nv_fmac_f32 v100, v10, v11",
+        "v_mov_b32 v20, v11\nv_pk_fma_f32 v[100:101], v[10:11], v[20:21], v[12:13] op_sel_hi:[0,0,0]",
+    ],
+)
 def test_fma_has_one_rounding(sim: harness.Sim, name: str) -> None:
     a, b, c = (rng.standard_normal(64).astype(np.float32) for _ in range(3))
     c = (-(a * b)).astype(np.float32)  # the difference of the two roundings is all that is left
@@ -242,21 +351,51 @@ def test_division(sim: harness.Sim) -> None:
         np.testing.assert_array_equal(got, n / d)
 
 
-@pytest.mark.parametrize(("name", "f"), [("lt", np.less), ("eq", np.equal), ("le", np.less_equal), ("gt", np.greater), ("ge", np.greater_equal), ("neq", np.not_equal),
-                                         ("nlt", lambda a, b: ~np.less(a, b)), ("nge", lambda a, b: ~np.greater_equal(a, b)), ("u", lambda a, b: np.isnan(a) | np.isnan(b)), ("o", lambda a, b: ~(np.isnan(a) | np.isnan(b)))])
+@pytest.mark.parametrize(
+    ("name", "f"),
+    [
+        ("lt", np.less),
+        ("eq", np.equal),
+        ("le", np.less_equal),
+        ("gt", np.greater),
+        ("ge", np.greater_equal),
+        ("neq", np.not_equal),
+        ("nlt", lambda a, b: ~np.less(a, b)),
+        ("nge", lambda a, b: ~np.greater_equal(a, b)),
+        ("u", lambda a, b: np.isnan(a) | np.isnan(b)),
+        ("o", lambda a, b: ~(np.isnan(a) | np.isnan(b))),
+    ],
+)
 def test_float_comparisons(sim: harness.Sim, name: str, f: Callable[..., np.ndarray]) -> None:
-    got = run_lanes(sim, f"v_cmp_{name}_f32 vcc, v10, v11\nv_mov_b32 v20, 1\nv_cndmask_b32 v100, 0, v20, vcc", [f32_bits(FA), f32_bits(FB)], ["v100"])[0]
+    got = run_lanes(
+        sim,
+        f"v_cmp_{name}_f32 vcc, v10, v11\nv_mov_b32 v20, 1\nv_cndmask_b32 v100, 0, v20, vcc",
+        [f32_bits(FA), f32_bits(FB)],
+        ["v100"],
+    )[0]
     np.testing.assert_array_equal(got.astype(bool), f(FA, FB))
 
 
 def test_class(sim: harness.Sim) -> None:
     x = np.array([np.inf, -np.inf, np.nan, 0.0, -0.0, 1.0, -1.0, 1e-40] * 8, np.float32)
-    got = run_lanes(sim, "v_mov_b32 v20, 0x207\nv_cmp_class_f32 vcc, v10, v20\nv_mov_b32 v20, 1\nv_cndmask_b32 v100, 0, v20, vcc", [f32_bits(x)], ["v100"])[0]
+    got = run_lanes(
+        sim,
+        (
+            "v_mov_b32 v20, 0x207\nv_cmp_class_f32 vcc, v10, v20\nv_mov_b32 v20, 1\n"
+            "v_cndmask_b32 v100, 0, v20, vcc"
+        ),
+        [f32_bits(x)],
+        ["v100"],
+    )[0]
     np.testing.assert_array_equal(got.astype(bool), ~np.isfinite(x))
 
 
 def test_exec_masks_results(sim: harness.Sim) -> None:
-    code = "v_mov_b32 v100, 5\ns_mov_b64 exec, 0xff00\nv_mov_b32 v100, v10\nv_cmp_eq_u32 vcc, v10, v10\ns_mov_b64 exec, -1\nv_mov_b32 v101, vcc_lo\nv_mov_b32 v102, vcc_hi"
+    code = (
+        "v_mov_b32 v100, 5\ns_mov_b64 exec, 0xff00\nv_mov_b32 v100, v10\n"
+        "v_cmp_eq_u32 vcc, v10, v10\ns_mov_b64 exec, -1\nv_mov_b32 v101, vcc_lo\n"
+        "v_mov_b32 v102, vcc_hi"
+    )
     got = run_lanes(sim, code, [A], ["v100", "v101", "v102"])
     want = np.full(64, 5, np.uint32)
     want[8:16] = A[8:16]
@@ -265,11 +404,23 @@ def test_exec_masks_results(sim: harness.Sim) -> None:
     assert (got[2] == 0).all()
 
 
-HALVES = np.concatenate([np.array([0, -0.0, 1, -2, 65504, 6e-8, np.inf, np.nan], np.float16), rng.standard_normal(120).astype(np.float16)])
+HALVES = np.concatenate(
+    [
+        np.array([0, -0.0, 1, -2, 65504, 6e-8, np.inf, np.nan], np.float16),
+        rng.standard_normal(120).astype(np.float16),
+    ]
+)
 HA, HB = HALVES.view(np.uint32), HALVES[::-1].copy().view(np.uint32)
 
 
-@pytest.mark.parametrize(("code", "f"), [("v_pk_add_f16 v100, v10, v11", np.add), ("v_pk_mul_f16 v100, v10, v11", np.multiply), ("v_pk_max_f16 v100, v10, v11", np.fmax)])
+@pytest.mark.parametrize(
+    ("code", "f"),
+    [
+        ("v_pk_add_f16 v100, v10, v11", np.add),
+        ("v_pk_mul_f16 v100, v10, v11", np.multiply),
+        ("v_pk_max_f16 v100, v10, v11", np.fmax),
+    ],
+)
 def test_packed_half(sim: harness.Sim, code: str, f: Callable[..., np.ndarray]) -> None:
     got = run_lanes(sim, code, [HA, HB], ["v100"])[0].view(np.float16)
     with np.errstate(all="ignore"):
@@ -279,7 +430,11 @@ def test_packed_half(sim: harness.Sim, code: str, f: Callable[..., np.ndarray]) 
 def test_double(sim: harness.Sim) -> None:
     x, y = rng.standard_normal(64), rng.standard_normal(64)
     rows = [p for v in (x, y) for p in v.view(np.uint32).reshape(64, 2).T]
-    code = "v_add_f64 v[100:101], v[10:11], v[12:13]\nv_fma_f64 v[102:103], v[10:11], v[12:13], 1.0\nv_cvt_f32_f64 v104, v[10:11]\nv_cvt_f64_f32 v[106:107], v104"
+    code = (
+        "v_add_f64 v[100:101], v[10:11], v[12:13]\n"
+        "v_fma_f64 v[102:103], v[10:11], v[12:13], 1.0\nv_cvt_f32_f64 v104, v[10:11]\n"
+        "v_cvt_f64_f32 v[106:107], v104"
+    )
     got = run_lanes(sim, code, rows, [f"v{k}" for k in (100, 101, 102, 103, 104, 106, 107)])
 
     def double(k: int) -> np.ndarray:

@@ -45,7 +45,9 @@ double scale_up(u32 s) { return power_of_byte(s >> 23 & 255); }
 double scale_down(u32 s) { return reciprocal_power(s >> 23 & 255); }
 
 bool fp16_overflow_clamps(const Wave& w) { return w.wg->launch->kernel->rsrc1 >> 26 & 1; }
-int variant_of(const Wave& w, int small) { return small <= kBf8 && w.wg->launch->kernel->module->arch == "gfx942" ? 5 + small : small; }
+int variant_of(const Wave& w, int small) {
+  return small <= kBf8 && w.wg->launch->kernel->module->arch == "gfx942" ? 5 + small : small;
+}
 const MiniFormat& format_of(const Wave& w, int small) {
   int v = variant_of(w, small);
   return v == 5 ? kFp8Fnuz : v == 6 ? kBf8Fnuz : kFormats[v];
@@ -75,13 +77,17 @@ void narrow(Wave& w, const Inst& i, bool scaled) {
   bool clamp = fp16_overflow_clamps(w);
   int width = f.bits();
   for (int l = 0; l < kLanes; l++) {
-    double x = from_wide(packed_source ? a[l] & 0xFFFF : a[l], wide), y = from_wide(packed_source ? b[l] >> 16 : b[l], wide);
+    double x = from_wide(packed_source ? a[l] & 0xFFFF : a[l], wide),
+           y = from_wide(packed_source ? b[l] >> 16 : b[l], wide);
     if (s) x *= scale_down(s[l]), y *= scale_down(s[l]);
-    if (f.special == MiniFormat::kNone && (x != x || y != y)) p.b[0] |= 1ull << l;  // no public source says what NaN becomes
+    if (f.special == MiniFormat::kNone && (x != x || y != y))
+      p.b[0] |= 1ull << l;  // no public source says what NaN becomes
     r[l] = encode_mini(f, x, clamp) | encode_mini(f, y, clamp) << width;
   }
-  if (small == kFp4) write_part(w, i, r, p, i.op_sel >> 2, 1);
-  else write_part(w, i, r, p, i.op_sel >> 3 & 1 ? 2 : 0, 2);
+  if (small == kFp4)
+    write_part(w, i, r, p, i.op_sel >> 2, 1);
+  else
+    write_part(w, i, r, p, i.op_sel >> 3 & 1 ? 2 : 0, 2);
 }
 
 // Two numbers of a small format back: pk_f32 (register pair), pk_f16, pk_bf16.
@@ -184,9 +190,12 @@ void widen32(Wave& w, const Inst& i) {
       if (at % 32 > 26) pair |= static_cast<u64>(w.v[reg + 1][l]) << 32;
       u32 code = pair >> (at % 32) & 63;
       u32 v = to_wide(static_cast<double>(table[code]) * scale_up(s[l]), wide);
-      if (wide == kF32) r[k][l] = v;
-      else if (k & 1) r[k / 2][l] |= v << 16;
-      else r[k / 2][l] = v & 0xFFFF;
+      if (wide == kF32)
+        r[k][l] = v;
+      else if (k & 1)
+        r[k / 2][l] |= v << 16;
+      else
+        r[k / 2][l] = v & 0xFFFF;
     }
   Inst d = i;
   for (int k = 0; k < (wide == kF32 ? 32 : 16); k++, d.op[0].reg++) write32(w, d, r[k], p, lanes);
@@ -238,21 +247,26 @@ void from_f64(Wave& w, const Inst& i, F f) {
 void dot2_bf16(Wave& w, const Inst& i) {  // order of additions not known: double, one rounding
   map32<3>(w, i, [](u32 a, u32 b, u32 c) {
     double lo = static_cast<double>(bf16_to_float(static_cast<u16>(a))) * bf16_to_float(static_cast<u16>(b));
-    double hi = static_cast<double>(bf16_to_float(static_cast<u16>(a >> 16))) * bf16_to_float(static_cast<u16>(b >> 16));
+    double hi =
+        static_cast<double>(bf16_to_float(static_cast<u16>(a >> 16))) * bf16_to_float(static_cast<u16>(b >> 16));
     return bits(static_cast<float>(lo + hi + f32(c)));
   });
 }
 u32 sat8(i32 v, i32 lo, i32 hi) { return static_cast<u32>(std::clamp(v, lo, hi)) & 255; }
 
 #define ENTRY(name, ...) {name, [](Wave& w, const Inst& i) { __VA_ARGS__; }}
-#define SMALL(name, format, wide, ...) {name, [](Wave& w, const Inst& i) { __VA_ARGS__; }, Lit::kB32, (format) | (wide) << 4}
+#define SMALL(name, format, wide, ...) \
+  {name, [](Wave& w, const Inst& i) { __VA_ARGS__; }, Lit::kB32, (format) | (wide) << 4}
 #define C1(name, expr) ENTRY(name, map32<1>(w, i, [](u32 a) -> u32 { return expr; }, Spread::kAll, 1, true))
 #define C2(name, expr) ENTRY(name, map32<2>(w, i, [](u32 a, u32 b) -> u32 { return expr; }))
 
 const OpEntry kTable[] = {
-    C1("v_cvt_f32_u32", bits(static_cast<float>(a))), C1("v_cvt_f32_i32", bits(static_cast<float>(static_cast<i32>(a)))),
-    C1("v_cvt_u32_f32", to_u32(f32(a))), C1("v_cvt_i32_f32", to_i32(f32(a))),
-    C1("v_cvt_rpi_i32_f32", to_i32(std::floor(static_cast<double>(f32(a)) + 0.5))), C1("v_cvt_flr_i32_f32", to_i32(std::floor(f32(a)))),
+    C1("v_cvt_f32_u32", bits(static_cast<float>(a))),
+    C1("v_cvt_f32_i32", bits(static_cast<float>(static_cast<i32>(a)))),
+    C1("v_cvt_u32_f32", to_u32(f32(a))),
+    C1("v_cvt_i32_f32", to_i32(f32(a))),
+    C1("v_cvt_rpi_i32_f32", to_i32(std::floor(static_cast<double>(f32(a)) + 0.5))),
+    C1("v_cvt_flr_i32_f32", to_i32(std::floor(f32(a)))),
     ENTRY("v_cvt_f32_ubyte0", byte_source(w, i, 0, [](u32 a) { return bits(static_cast<float>(a & 255)); })),
     ENTRY("v_cvt_f32_ubyte1", byte_source(w, i, 1, [](u32 a) { return bits(static_cast<float>(a >> 8 & 255)); })),
     ENTRY("v_cvt_f32_ubyte2", byte_source(w, i, 2, [](u32 a) { return bits(static_cast<float>(a >> 16 & 255)); })),
@@ -260,44 +274,64 @@ const OpEntry kTable[] = {
     {"v_cvt_f32_f16", [](Wave& w, const Inst& i) { half_source(w, i, [](u32 a) { return bits(hf(a)); }); }, Lit::kF16},
     C1("v_cvt_f16_f32", float_to_half(f32(a))),
     ENTRY("v_cvt_f32_bf16", half_source(w, i, [](u32 a) { return a << 16; })),
-    ENTRY("v_cvt_f16_u16", half_source(w, i, [](u32 a) { return static_cast<u32>(float_to_half(static_cast<float>(a))); })),
-    ENTRY("v_cvt_f16_i16", half_source(w, i, [](u32 a) { return static_cast<u32>(float_to_half(static_cast<int16_t>(a))); })),
+    ENTRY("v_cvt_f16_u16",
+          half_source(w, i, [](u32 a) { return static_cast<u32>(float_to_half(static_cast<float>(a))); })),
+    ENTRY("v_cvt_f16_i16",
+          half_source(w, i, [](u32 a) { return static_cast<u32>(float_to_half(static_cast<int16_t>(a))); })),
     C2("v_cvt_pk_bf16_f32", float_to_bf16(f32(a)) | static_cast<u32>(float_to_bf16(f32(b))) << 16),
     C2("v_cvt_pk_f16_f32", float_to_half(f32(a)) | static_cast<u32>(float_to_half(f32(b))) << 16),
     C2("v_cvt_pkrtz_f16_f32", half_rtz(f32(a)) | static_cast<u32>(half_rtz(f32(b))) << 16),
     C2("v_cvt_pk_u16_u32", std::min(a, 65535u) | std::min(b, 65535u) << 16),
-    C2("v_cvt_pk_i16_i32", (static_cast<u32>(std::clamp(static_cast<i32>(a), -32768, 32767)) & 0xFFFF) | static_cast<u32>(std::clamp(static_cast<i32>(b), -32768, 32767)) << 16),
-    ENTRY("v_ashr_pk_i8_i32", map32<3>(w, i, [](u32 a, u32 b, u32 c) { return sat8(static_cast<i32>(a) >> (c & 31), -128, 127) | sat8(static_cast<i32>(b) >> (c & 31), -128, 127) << 8; })),
-    ENTRY("v_ashr_pk_u8_i32", map32<3>(w, i, [](u32 a, u32 b, u32 c) { return sat8(static_cast<i32>(a) >> (c & 31), 0, 255) | sat8(static_cast<i32>(b) >> (c & 31), 0, 255) << 8; })),
+    C2("v_cvt_pk_i16_i32", (static_cast<u32>(std::clamp(static_cast<i32>(a), -32768, 32767)) & 0xFFFF) |
+                               static_cast<u32>(std::clamp(static_cast<i32>(b), -32768, 32767)) << 16),
+    ENTRY("v_ashr_pk_i8_i32", map32<3>(w, i,
+                                       [](u32 a, u32 b, u32 c) {
+                                         return sat8(static_cast<i32>(a) >> (c & 31), -128, 127) |
+                                                sat8(static_cast<i32>(b) >> (c & 31), -128, 127) << 8;
+                                       })),
+    ENTRY("v_ashr_pk_u8_i32", map32<3>(w, i,
+                                       [](u32 a, u32 b, u32 c) {
+                                         return sat8(static_cast<i32>(a) >> (c & 31), 0, 255) |
+                                                sat8(static_cast<i32>(b) >> (c & 31), 0, 255) << 8;
+                                       })),
     ENTRY("v_pack_b32_f16", pack_f16(w, i)),
-    ENTRY("v_dot2c_f32_bf16", dot2_bf16(w, i)), ENTRY("v_dot2_f32_bf16", dot2_bf16(w, i)),
+    ENTRY("v_dot2c_f32_bf16", dot2_bf16(w, i)),
+    ENTRY("v_dot2_f32_bf16", dot2_bf16(w, i)),
     ENTRY("v_cvt_f64_f32", to_f64(w, i, [](u32 a) { return static_cast<double>(f32(a)); })),
     ENTRY("v_cvt_f64_u32", to_f64(w, i, [](u32 a) { return static_cast<double>(a); })),
     ENTRY("v_cvt_f64_i32", to_f64(w, i, [](u32 a) { return static_cast<double>(static_cast<i32>(a)); })),
-    {"v_cvt_f32_f64", [](Wave& w, const Inst& i) { from_f64(w, i, [](double a) { return bits(static_cast<float>(a)); }); }, Lit::kF64},
+    {"v_cvt_f32_f64",
+     [](Wave& w, const Inst& i) { from_f64(w, i, [](double a) { return bits(static_cast<float>(a)); }); }, Lit::kF64},
     {"v_cvt_u32_f64", [](Wave& w, const Inst& i) { from_f64(w, i, to_u32); }, Lit::kF64},
     {"v_cvt_i32_f64", [](Wave& w, const Inst& i) { from_f64(w, i, to_i32); }, Lit::kF64},
 
-    SMALL("v_cvt_pk_fp8_f32", kFp8, kF32, narrow(w, i, false)), SMALL("v_cvt_pk_bf8_f32", kBf8, kF32, narrow(w, i, false)),
-    SMALL("v_cvt_f32_fp8", kFp8, kF32, widen_one(w, i, false)), SMALL("v_cvt_f32_bf8", kBf8, kF32, widen_one(w, i, false)),
-    SMALL("v_cvt_pk_f32_fp8", kFp8, kF32, widen(w, i, false)), SMALL("v_cvt_pk_f32_bf8", kBf8, kF32, widen(w, i, false)),
-    SMALL("v_cvt_scalef32_f32_fp8", kFp8, kF32, widen_one(w, i, true)), SMALL("v_cvt_scalef32_f32_bf8", kBf8, kF32, widen_one(w, i, true)),
-#define FAMILY(name, format)                                                                                               \
-  SMALL("v_cvt_scalef32_pk_" name "_f32", format, kF32, narrow(w, i, true)),                                               \
-      SMALL("v_cvt_scalef32_pk_" name "_f16", format, kF16, narrow(w, i, true)),                                           \
-      SMALL("v_cvt_scalef32_pk_" name "_bf16", format, kBf16, narrow(w, i, true)),                                         \
-      SMALL("v_cvt_scalef32_pk_f32_" name, format, kF32, widen(w, i, true)),                                               \
-      SMALL("v_cvt_scalef32_pk_f16_" name, format, kF16, widen(w, i, true)),                                               \
+    SMALL("v_cvt_pk_fp8_f32", kFp8, kF32, narrow(w, i, false)),
+    SMALL("v_cvt_pk_bf8_f32", kBf8, kF32, narrow(w, i, false)),
+    SMALL("v_cvt_f32_fp8", kFp8, kF32, widen_one(w, i, false)),
+    SMALL("v_cvt_f32_bf8", kBf8, kF32, widen_one(w, i, false)),
+    SMALL("v_cvt_pk_f32_fp8", kFp8, kF32, widen(w, i, false)),
+    SMALL("v_cvt_pk_f32_bf8", kBf8, kF32, widen(w, i, false)),
+    SMALL("v_cvt_scalef32_f32_fp8", kFp8, kF32, widen_one(w, i, true)),
+    SMALL("v_cvt_scalef32_f32_bf8", kBf8, kF32, widen_one(w, i, true)),
+#define FAMILY(name, format)                                                       \
+  SMALL("v_cvt_scalef32_pk_" name "_f32", format, kF32, narrow(w, i, true)),       \
+      SMALL("v_cvt_scalef32_pk_" name "_f16", format, kF16, narrow(w, i, true)),   \
+      SMALL("v_cvt_scalef32_pk_" name "_bf16", format, kBf16, narrow(w, i, true)), \
+      SMALL("v_cvt_scalef32_pk_f32_" name, format, kF32, widen(w, i, true)),       \
+      SMALL("v_cvt_scalef32_pk_f16_" name, format, kF16, widen(w, i, true)),       \
       SMALL("v_cvt_scalef32_pk_bf16_" name, format, kBf16, widen(w, i, true))
-    FAMILY("fp4", kFp4), FAMILY("fp8", kFp8), FAMILY("bf8", kBf8),
-#define FAMILY6(name, format)                                                                                              \
-  SMALL("v_cvt_scalef32_pk32_" name "_f16", format, kF16, narrow32(w, i, false)),                                          \
-      SMALL("v_cvt_scalef32_pk32_" name "_bf16", format, kBf16, narrow32(w, i, false)),                                    \
-      SMALL("v_cvt_scalef32_2xpk16_" name "_f32", format, kF32, narrow32(w, i, true)),                                     \
-      SMALL("v_cvt_scalef32_pk32_f32_" name, format, kF32, widen32(w, i)),                                                 \
-      SMALL("v_cvt_scalef32_pk32_f16_" name, format, kF16, widen32(w, i)),                                                 \
+    FAMILY("fp4", kFp4),
+    FAMILY("fp8", kFp8),
+    FAMILY("bf8", kBf8),
+#define FAMILY6(name, format)                                                           \
+  SMALL("v_cvt_scalef32_pk32_" name "_f16", format, kF16, narrow32(w, i, false)),       \
+      SMALL("v_cvt_scalef32_pk32_" name "_bf16", format, kBf16, narrow32(w, i, false)), \
+      SMALL("v_cvt_scalef32_2xpk16_" name "_f32", format, kF32, narrow32(w, i, true)),  \
+      SMALL("v_cvt_scalef32_pk32_f32_" name, format, kF32, widen32(w, i)),              \
+      SMALL("v_cvt_scalef32_pk32_f16_" name, format, kF16, widen32(w, i)),              \
       SMALL("v_cvt_scalef32_pk32_bf16_" name, format, kBf16, widen32(w, i))
-    FAMILY6("fp6", kFp6), FAMILY6("bf6", kBf6),
+    FAMILY6("fp6", kFp6),
+    FAMILY6("bf6", kBf6),
 };
 
 }  // namespace

@@ -26,17 +26,22 @@ void read_lane(Wave& w, const Inst& i, int lane) {
   w.set_s(i.op[0].reg, w.v[o.reg][lane], scalar_poison(w, o.reg, lane));
 }
 void readfirstlane(Wave& w, const Inst& i) { read_lane(w, i, w.exec() ? __builtin_ctzll(w.exec()) : 0); }
-void readlane(Wave& w, const Inst& i) { read_lane(w, i, static_cast<int>(scalar_value(w, i.op[2], "v_readlane") & 63)); }
+void readlane(Wave& w, const Inst& i) {
+  read_lane(w, i, static_cast<int>(scalar_value(w, i.op[2], "v_readlane") & 63));
+}
 
 void writelane(Wave& w, const Inst& i) {
   u32 lane = scalar_value(w, i.op[2], "v_writelane") & 63;
   u32 poison = 0, value;
-  if (i.op[1].kind == Kind::kSgpr) value = w.get_s(i.op[1].reg), poison = w.sp[i.op[1].reg];
-  else value = static_cast<u32>(i.op[1].bits);
+  if (i.op[1].kind == Kind::kSgpr)
+    value = w.get_s(i.op[1].reg), poison = w.sp[i.op[1].reg];
+  else
+    value = static_cast<u32>(i.op[1].bits);
   int d = i.op[0].reg;
   w.check_v_write(d, 1ull << lane);
   w.v[d][lane] = value;
-  for (int b = 0; b < 4; b++) w.vp[d].b[b] = (w.vp[d].b[b] & ~(1ull << lane)) | static_cast<u64>((poison >> (8 * b) & 0xFF) != 0) << lane;
+  for (int b = 0; b < 4; b++)
+    w.vp[d].b[b] = (w.vp[d].b[b] & ~(1ull << lane)) | static_cast<u64>((poison >> (8 * b) & 0xFF) != 0) << lane;
 }
 
 // Lanes [from, from + n) of src0 change places with lanes [from + n, from + 2n) of vdst, in every block of 2n lanes.
@@ -56,7 +61,9 @@ void swap_lanes(Wave& w, const Inst& i, int n) {
     }
 }
 
-void move(Wave& w, const Inst& i) { map32<1>(w, i, [](u32 a) { return a; }, Spread::kBytes); }
+void move(Wave& w, const Inst& i) {
+  map32<1>(w, i, [](u32 a) { return a; }, Spread::kBytes);
+}
 
 void swap_registers(Wave& w, const Inst& i) {
   int a = i.op[0].reg, b = i.op[1].reg;
@@ -72,11 +79,17 @@ void swap_registers(Wave& w, const Inst& i) {
 }
 
 const OpEntry kTable[] = {
-    {"v_readfirstlane_b32", readfirstlane}, {"v_readlane_b32", readlane}, {"v_writelane_b32", writelane},
+    {"v_readfirstlane_b32", readfirstlane},
+    {"v_readlane_b32", readlane},
+    {"v_writelane_b32", writelane},
     {"v_permlane16_swap_b32", [](Wave& w, const Inst& i) { swap_lanes(w, i, 16); }},
     {"v_permlane32_swap_b32", [](Wave& w, const Inst& i) { swap_lanes(w, i, 32); }},
-    {"v_accvgpr_read_b32", move}, {"v_accvgpr_write_b32", move}, {"v_accvgpr_mov_b32", move},
-    {"v_accvgpr_read", move}, {"v_accvgpr_write", move}, {"v_swap_b32", swap_registers},
+    {"v_accvgpr_read_b32", move},
+    {"v_accvgpr_write_b32", move},
+    {"v_accvgpr_mov_b32", move},
+    {"v_accvgpr_read", move},
+    {"v_accvgpr_write", move},
+    {"v_swap_b32", swap_registers},
 };
 
 }  // namespace

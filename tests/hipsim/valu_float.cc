@@ -63,13 +63,20 @@ void div_scale(Wave& w, const Inst& i) {
     auto tiny = [](double x) { return x != 0 && std::fabs(x) < 0x1p-126; };  // denormal as a float
     bool tiny_reciprocal = tiny(1.0 / static_cast<double>(s1)), tiny_quotient = tiny(static_cast<double>(s2) / s1);
     int shift = 0;
-    if (s2 == 0 || s1 == 0) d = f32(0x7FC00000);
-    else if (exponent(s2) - exponent(s1) >= 96) flag = true, shift = bits(s0) == bits(s1) ? 64 : 0;
-    else if (exponent(s1) == 0) shift = 64;
-    else if (tiny_reciprocal && tiny_quotient) flag = true, shift = bits(s0) == bits(s1) ? 64 : 0;
-    else if (tiny_reciprocal) shift = -64;
-    else if (tiny_quotient) flag = true, shift = bits(s0) == bits(s2) ? 64 : 0;
-    else if (exponent(s2) <= 23) shift = 64;
+    if (s2 == 0 || s1 == 0)
+      d = f32(0x7FC00000);
+    else if (exponent(s2) - exponent(s1) >= 96)
+      flag = true, shift = bits(s0) == bits(s1) ? 64 : 0;
+    else if (exponent(s1) == 0)
+      shift = 64;
+    else if (tiny_reciprocal && tiny_quotient)
+      flag = true, shift = bits(s0) == bits(s1) ? 64 : 0;
+    else if (tiny_reciprocal)
+      shift = -64;
+    else if (tiny_quotient)
+      flag = true, shift = bits(s0) == bits(s2) ? 64 : 0;
+    else if (exponent(s2) <= 23)
+      shift = 64;
     if (shift) d = std::ldexp(s0, shift);
     r[l] = bits(d);
     vcc |= static_cast<u64>(flag) << l;
@@ -103,15 +110,20 @@ float div_fixup(float q, float d, float n) {  // s0 quotient, s1 denominator, s2
 bool classify(float a, u32 mask) {
   int k;
   bool neg = std::signbit(a);
-  if (nan(a)) k = bits(a) & 0x400000 ? 1 : 0;
-  else if (std::isinf(a)) k = neg ? 2 : 9;
-  else if (a == 0) k = neg ? 5 : 6;
-  else if (exponent(a) == 0) k = neg ? 4 : 7;
-  else k = neg ? 3 : 8;
+  if (nan(a))
+    k = bits(a) & 0x400000 ? 1 : 0;
+  else if (std::isinf(a))
+    k = neg ? 2 : 9;
+  else if (a == 0)
+    k = neg ? 5 : 6;
+  else if (exponent(a) == 0)
+    k = neg ? 4 : 7;
+  else
+    k = neg ? 3 : 8;
   return mask >> k & 1;
 }
 
-// ---- packed ----------------------------------------------------------------------------------------------------------
+// ---- packed ---------------------------------------------------------------------------------------------------------
 // v_pk_*_f32: op_sel / op_sel_hi choose the register of the pair for the low / high result. A constant has no defined
 // upper register, so using it is refused (the compiler clears op_sel_hi there).
 template <int N, class F>
@@ -132,9 +144,12 @@ void packed_f32(Wave& w, const Inst& i, F f, bool move = false) {
       if (!move || k == half) p[half] |= mine;
     }
     for (int l = 0; l < kLanes; l++) {
-      if (move) r[half][l] = s[half][l];
-      else if constexpr (N == 2) r[half][l] = bits(f(f32(s[0][l]), f32(s[1][l])));
-      else if constexpr (N == 3) r[half][l] = bits(f(f32(s[0][l]), f32(s[1][l]), f32(s[2][l])));
+      if (move)
+        r[half][l] = s[half][l];
+      else if constexpr (N == 2)
+        r[half][l] = bits(f(f32(s[0][l]), f32(s[1][l])));
+      else if constexpr (N == 3)
+        r[half][l] = bits(f(f32(s[0][l]), f32(s[1][l]), f32(s[2][l])));
     }
   }
   for (int half = 0; half < 2; half++) {
@@ -165,8 +180,10 @@ void packed_16(Wave& w, const Inst& i, F f, bool is_float) {
     }
     for (int l = 0; l < kLanes; l++) {
       u32 v;
-      if constexpr (N == 2) v = f(x[0][l], x[1][l]);
-      else v = f(x[0][l], x[1][l], x[2][l]);
+      if constexpr (N == 2)
+        v = f(x[0][l], x[1][l]);
+      else
+        v = f(x[0][l], x[1][l], x[2][l]);
       r[l] |= (v & 0xFFFF) << (16 * half);
     }
   }
@@ -213,69 +230,175 @@ void compare_f64(Wave& w, const Inst& i, F f) {
 #define F1(name, expr) ENTRY(name, mapf<1>(w, i, [](float a) -> float { return expr; }))
 #define F2(name, expr) ENTRY(name, mapf<2>(w, i, [](float a, float b) -> float { return expr; }))
 #define F3(name, expr) ENTRY(name, mapf<3>(w, i, [](float a, float b, float c) -> float { return expr; }))
-#define H1(name, expr) ENTRY_H(name, map32<1>(w, i, [](u32 x) -> u32 { float a = hf(x); return expr; }, Spread::kAll, 1, true))
-#define H2(name, expr) ENTRY_H(name, map32<2>(w, i, [](u32 x, u32 y) -> u32 { float a = hf(x), b = hf(y); return expr; }, Spread::kAll, 1, true))
-#define D2(name, expr) ENTRY_D(name, map64<2>(w, i, 3, [](u64 x, u64 y) -> u64 { double a = f64(x), b = f64(y); return bits(expr); }))
+#define H1(name, expr)                 \
+  ENTRY_H(name, map32<1>(              \
+                    w, i,              \
+                    [](u32 x) -> u32 { \
+                      float a = hf(x); \
+                      return expr;     \
+                    },                 \
+                    Spread::kAll, 1, true))
+#define H2(name, expr)                            \
+  ENTRY_H(name, map32<2>(                         \
+                    w, i,                         \
+                    [](u32 x, u32 y) -> u32 {     \
+                      float a = hf(x), b = hf(y); \
+                      return expr;                \
+                    },                            \
+                    Spread::kAll, 1, true))
+#define D2(name, expr)                                      \
+  ENTRY_D(name, map64<2>(w, i, 3, [](u64 x, u64 y) -> u64 { \
+            double a = f64(x), b = f64(y);                  \
+            return bits(expr);                              \
+          }))
 #define P2(name, expr) ENTRY(name, packed_f32<2>(w, i, [](float a, float b) -> float { return expr; }))
-#define PH2(name, expr) ENTRY_H(name, packed_16<2>(w, i, [](u32 x, u32 y) -> u32 { float a = hf(x), b = hf(y); return fh(expr); }, true))
-#define PI2(name, expr) ENTRY(name, packed_16<2>(w, i, [](u32 a, u32 b) -> u32 { return static_cast<u32>(expr); }, false))
-#define CF(name, expr)                                                                                               \
-  ENTRY("v_cmp_" name "_f32", compare32(w, i, [](u32 x, u32 y) { float a = f32(x), b = f32(y); return expr; })),     \
-      ENTRY("v_cmpx_" name "_f32", compare32(w, i, [](u32 x, u32 y) { float a = f32(x), b = f32(y); return expr; }, true)), \
-      ENTRY_H("v_cmp_" name "_f16", compare32(w, i, [](u32 x, u32 y) { float a = hf(x), b = hf(y); return expr; })), \
+#define PH2(name, expr)                           \
+  ENTRY_H(name, packed_16<2>(                     \
+                    w, i,                         \
+                    [](u32 x, u32 y) -> u32 {     \
+                      float a = hf(x), b = hf(y); \
+                      return fh(expr);            \
+                    },                            \
+                    true))
+#define PI2(name, expr) \
+  ENTRY(name, packed_16<2>(w, i, [](u32 a, u32 b) -> u32 { return static_cast<u32>(expr); }, false))
+#define CF(name, expr)                                                      \
+  ENTRY("v_cmp_" name "_f32", compare32(w, i,                               \
+                                        [](u32 x, u32 y) {                  \
+                                          float a = f32(x), b = f32(y);     \
+                                          return expr;                      \
+                                        })),                                \
+      ENTRY("v_cmpx_" name "_f32", compare32(                               \
+                                       w, i,                                \
+                                       [](u32 x, u32 y) {                   \
+                                         float a = f32(x), b = f32(y);      \
+                                         return expr;                       \
+                                       },                                   \
+                                       true)),                              \
+      ENTRY_H("v_cmp_" name "_f16", compare32(w, i,                         \
+                                              [](u32 x, u32 y) {            \
+                                                float a = hf(x), b = hf(y); \
+                                                return expr;                \
+                                              })),                          \
       ENTRY_D("v_cmp_" name "_f64", compare_f64(w, i, [](double a, double b) { return expr; }))
 #define SIGN16(x) static_cast<int16_t>(x)
 
 const OpEntry kTable[] = {
-    F2("v_add_f32", a + b), F2("v_sub_f32", a - b), F2("v_subrev_f32", b - a), F2("v_mul_f32", a* b),
+    F2("v_add_f32", a + b),
+    F2("v_sub_f32", a - b),
+    F2("v_subrev_f32", b - a),
+    F2("v_mul_f32", a* b),
     F2("v_mul_legacy_f32", a == 0 || b == 0 ? 0.0f : a * b),
-    F2("v_min_f32", min2(a, b)), F2("v_max_f32", max2(a, b)),
-    F3("v_fma_f32", std::fma(a, b, c)), F3("v_mad_f32", a* b + c),
+    F2("v_min_f32", min2(a, b)),
+    F2("v_max_f32", max2(a, b)),
+    F3("v_fma_f32", std::fma(a, b, c)),
+    F3("v_mad_f32", a* b + c),
     F3("v_fmac_f32", std::fma(a, b, c)),
     F3("v_fmamk_f32", std::fma(a, b, c)),  // source, constant, addend
     F3("v_fmaak_f32", std::fma(a, b, c)),
-    F3("v_min3_f32", min2(min2(a, b), c)), F3("v_max3_f32", max2(max2(a, b), c)), F3("v_med3_f32", med3(a, b, c)),
-    F3("v_minimum3_f32", minimum(minimum(a, b), c)), F3("v_maximum3_f32", maximum(maximum(a, b), c)),
-    F1("v_rcp_f32", static_cast<float>(1.0 / static_cast<double>(a))), F1("v_rcp_iflag_f32", static_cast<float>(1.0 / static_cast<double>(a))),
-    F1("v_rsq_f32", static_cast<float>(1.0 / std::sqrt(static_cast<double>(a)))), F1("v_sqrt_f32", std::sqrt(a)),
-    F1("v_exp_f32", static_cast<float>(std::exp2(static_cast<double>(a)))), F1("v_log_f32", static_cast<float>(std::log2(static_cast<double>(a)))),
-    F1("v_sin_f32", static_cast<float>(std::sin(2 * M_PI * static_cast<double>(a)))), F1("v_cos_f32", static_cast<float>(std::cos(2 * M_PI * static_cast<double>(a)))),
-    F1("v_floor_f32", std::floor(a)), F1("v_ceil_f32", std::ceil(a)), F1("v_trunc_f32", std::trunc(a)), F1("v_rndne_f32", std::nearbyint(a)),
+    F3("v_min3_f32", min2(min2(a, b), c)),
+    F3("v_max3_f32", max2(max2(a, b), c)),
+    F3("v_med3_f32", med3(a, b, c)),
+    F3("v_minimum3_f32", minimum(minimum(a, b), c)),
+    F3("v_maximum3_f32", maximum(maximum(a, b), c)),
+    F1("v_rcp_f32", static_cast<float>(1.0 / static_cast<double>(a))),
+    F1("v_rcp_iflag_f32", static_cast<float>(1.0 / static_cast<double>(a))),
+    F1("v_rsq_f32", static_cast<float>(1.0 / std::sqrt(static_cast<double>(a)))),
+    F1("v_sqrt_f32", std::sqrt(a)),
+    F1("v_exp_f32", static_cast<float>(std::exp2(static_cast<double>(a)))),
+    F1("v_log_f32", static_cast<float>(std::log2(static_cast<double>(a)))),
+    F1("v_sin_f32", static_cast<float>(std::sin(2 * M_PI * static_cast<double>(a)))),
+    F1("v_cos_f32", static_cast<float>(std::cos(2 * M_PI * static_cast<double>(a)))),
+    F1("v_floor_f32", std::floor(a)),
+    F1("v_ceil_f32", std::ceil(a)),
+    F1("v_trunc_f32", std::trunc(a)),
+    F1("v_rndne_f32", std::nearbyint(a)),
     F1("v_fract_f32", std::min(a - std::floor(a), 0x1.fffffep-1f)),
-    ENTRY("v_ldexp_f32", map32<2>(w, i, [](u32 a, u32 b) { return bits(std::ldexp(f32(a), ldexp_amount(b))); }, Spread::kAll, 1, true)),
-    ENTRY("v_frexp_exp_i32_f32", map32<1>(w, i, [](u32 a) { return frexp_exp(f32(a)); })), F1("v_frexp_mant_f32", frexp_mant(a)),
-    ENTRY("v_div_scale_f32", div_scale(w, i)), ENTRY("v_div_fmas_f32", div_fmas(w, i)), F3("v_div_fixup_f32", div_fixup(a, b, c)),
+    ENTRY("v_ldexp_f32",
+          map32<2>(
+              w, i, [](u32 a, u32 b) { return bits(std::ldexp(f32(a), ldexp_amount(b))); }, Spread::kAll, 1, true)),
+    ENTRY("v_frexp_exp_i32_f32", map32<1>(w, i, [](u32 a) { return frexp_exp(f32(a)); })),
+    F1("v_frexp_mant_f32", frexp_mant(a)),
+    ENTRY("v_div_scale_f32", div_scale(w, i)),
+    ENTRY("v_div_fmas_f32", div_fmas(w, i)),
+    F3("v_div_fixup_f32", div_fixup(a, b, c)),
     ENTRY("v_cmp_class_f32", compare32(w, i, [](u32 a, u32 b) { return classify(f32(a), b); })),
-    ENTRY("v_cmpx_class_f32", compare32(w, i, [](u32 a, u32 b) { return classify(f32(a), b); }, true)),
+    ENTRY("v_cmpx_class_f32", compare32(
+                                  w, i, [](u32 a, u32 b) { return classify(f32(a), b); }, true)),
 
-    H2("v_add_f16", fh(a + b)), H2("v_sub_f16", fh(a - b)), H2("v_subrev_f16", fh(b - a)), H2("v_mul_f16", fh(a* b)),
-    H2("v_min_f16", fh(min2(a, b))), H2("v_max_f16", fh(max2(a, b))),
-    H1("v_rcp_f16", fh(1 / a)), H1("v_sqrt_f16", fh(std::sqrt(a))), H1("v_floor_f16", fh(std::floor(a))), H1("v_ceil_f16", fh(std::ceil(a))),
-    H1("v_trunc_f16", fh(std::trunc(a))), H1("v_rndne_f16", fh(std::nearbyint(a))),
+    H2("v_add_f16", fh(a + b)),
+    H2("v_sub_f16", fh(a - b)),
+    H2("v_subrev_f16", fh(b - a)),
+    H2("v_mul_f16", fh(a* b)),
+    H2("v_min_f16", fh(min2(a, b))),
+    H2("v_max_f16", fh(max2(a, b))),
+    H1("v_rcp_f16", fh(1 / a)),
+    H1("v_sqrt_f16", fh(std::sqrt(a))),
+    H1("v_floor_f16", fh(std::floor(a))),
+    H1("v_ceil_f16", fh(std::ceil(a))),
+    H1("v_trunc_f16", fh(std::trunc(a))),
+    H1("v_rndne_f16", fh(std::nearbyint(a))),
     ENTRY_H("v_fma_f16", map32<3>(w, i, half_fma, Spread::kAll, 1, true)),
     ENTRY_H("v_fmac_f16", map32<3>(w, i, half_fma, Spread::kAll, 1, true)),
-    ENTRY_H("v_ldexp_f16", map32<2>(w, i, [](u32 a, u32 b) { return fh(std::ldexp(hf(a), SIGN16(b))); }, Spread::kAll, 1, true)),
+    ENTRY_H("v_ldexp_f16",
+            map32<2>(
+                w, i, [](u32 a, u32 b) { return fh(std::ldexp(hf(a), SIGN16(b))); }, Spread::kAll, 1, true)),
 
-    D2("v_add_f64", a + b), D2("v_mul_f64", a* b), D2("v_min_f64", std::fmin(a, b)), D2("v_max_f64", std::fmax(a, b)),
+    D2("v_add_f64", a + b),
+    D2("v_mul_f64", a* b),
+    D2("v_min_f64", std::fmin(a, b)),
+    D2("v_max_f64", std::fmax(a, b)),
     ENTRY_D("v_fma_f64", map64<3>(w, i, 7, [](u64 a, u64 b, u64 c) { return bits(std::fma(f64(a), f64(b), f64(c))); })),
-    ENTRY_D("v_fmac_f64", map64<3>(w, i, 7, [](u64 a, u64 b, u64 c) { return bits(std::fma(f64(a), f64(b), f64(c))); })),
-    ENTRY_D("v_ldexp_f64", map64<2>(w, i, 1, [](u64 a, u64 b) { return bits(std::ldexp(f64(a), ldexp_amount(static_cast<u32>(b)))); })),
+    ENTRY_D("v_fmac_f64",
+            map64<3>(w, i, 7, [](u64 a, u64 b, u64 c) { return bits(std::fma(f64(a), f64(b), f64(c))); })),
+    ENTRY_D(
+        "v_ldexp_f64",
+        map64<2>(w, i, 1, [](u64 a, u64 b) { return bits(std::ldexp(f64(a), ldexp_amount(static_cast<u32>(b)))); })),
 
-    P2("v_pk_add_f32", a + b), P2("v_pk_mul_f32", a* b),
+    P2("v_pk_add_f32", a + b),
+    P2("v_pk_mul_f32", a* b),
     ENTRY("v_pk_fma_f32", packed_f32<3>(w, i, [](float a, float b, float c) { return std::fma(a, b, c); })),
-    ENTRY("v_pk_mov_b32", packed_f32<2>(w, i, [](float a, float) { return a; }, true)),
-    PH2("v_pk_add_f16", a + b), PH2("v_pk_mul_f16", a* b), PH2("v_pk_min_f16", min2(a, b)), PH2("v_pk_max_f16", max2(a, b)),
+    ENTRY("v_pk_mov_b32", packed_f32<2>(
+                              w, i, [](float a, float) { return a; }, true)),
+    PH2("v_pk_add_f16", a + b),
+    PH2("v_pk_mul_f16", a* b),
+    PH2("v_pk_min_f16", min2(a, b)),
+    PH2("v_pk_max_f16", max2(a, b)),
     ENTRY_H("v_pk_fma_f16", packed_16<3>(w, i, half_fma, true)),
-    PI2("v_pk_add_u16", a + b), PI2("v_pk_sub_i16", a - b), PI2("v_pk_add_i16", a + b), PI2("v_pk_sub_u16", a - b), PI2("v_pk_mul_lo_u16", a* b),
-    PI2("v_pk_lshlrev_b16", b << (a & 15)), PI2("v_pk_lshrrev_b16", b >> (a & 15)), PI2("v_pk_ashrrev_i16", SIGN16(b) >> (a & 15)),
-    PI2("v_pk_min_u16", std::min(a, b)), PI2("v_pk_max_u16", std::max(a, b)), PI2("v_pk_min_i16", std::min(SIGN16(a), SIGN16(b))), PI2("v_pk_max_i16", std::max(SIGN16(a), SIGN16(b))),
-    ENTRY("v_pk_mad_u16", packed_16<3>(w, i, [](u32 a, u32 b, u32 c) { return a * b + c; }, false)),
-    ENTRY("v_pk_mad_i16", packed_16<3>(w, i, [](u32 a, u32 b, u32 c) { return a * b + c; }, false)),
-    ENTRY("v_fma_mix_f32", fma_mix(w, i, -1)), ENTRY("v_fma_mixlo_f16", fma_mix(w, i, 0)), ENTRY("v_fma_mixhi_f16", fma_mix(w, i, 1)),
+    PI2("v_pk_add_u16", a + b),
+    PI2("v_pk_sub_i16", a - b),
+    PI2("v_pk_add_i16", a + b),
+    PI2("v_pk_sub_u16", a - b),
+    PI2("v_pk_mul_lo_u16", a* b),
+    PI2("v_pk_lshlrev_b16", b << (a & 15)),
+    PI2("v_pk_lshrrev_b16", b >> (a & 15)),
+    PI2("v_pk_ashrrev_i16", SIGN16(b) >> (a & 15)),
+    PI2("v_pk_min_u16", std::min(a, b)),
+    PI2("v_pk_max_u16", std::max(a, b)),
+    PI2("v_pk_min_i16", std::min(SIGN16(a), SIGN16(b))),
+    PI2("v_pk_max_i16", std::max(SIGN16(a), SIGN16(b))),
+    ENTRY("v_pk_mad_u16", packed_16<3>(
+                              w, i, [](u32 a, u32 b, u32 c) { return a * b + c; }, false)),
+    ENTRY("v_pk_mad_i16", packed_16<3>(
+                              w, i, [](u32 a, u32 b, u32 c) { return a * b + c; }, false)),
+    ENTRY("v_fma_mix_f32", fma_mix(w, i, -1)),
+    ENTRY("v_fma_mixlo_f16", fma_mix(w, i, 0)),
+    ENTRY("v_fma_mixhi_f16", fma_mix(w, i, 1)),
 
-    CF("lt", a < b), CF("eq", a == b), CF("le", a <= b), CF("gt", a > b), CF("lg", a < b || a > b), CF("ge", a >= b),
-    CF("o", a == a && b == b), CF("u", a != a || b != b), CF("nge", !(a >= b)), CF("nlg", !(a < b || a > b)),
-    CF("ngt", !(a > b)), CF("nle", !(a <= b)), CF("neq", !(a == b)), CF("nlt", !(a < b)),
+    CF("lt", a < b),
+    CF("eq", a == b),
+    CF("le", a <= b),
+    CF("gt", a > b),
+    CF("lg", a<b || a> b),
+    CF("ge", a >= b),
+    CF("o", a == a && b == b),
+    CF("u", a != a || b != b),
+    CF("nge", !(a >= b)),
+    CF("nlg", !(a < b || a > b)),
+    CF("ngt", !(a > b)),
+    CF("nle", !(a <= b)),
+    CF("neq", !(a == b)),
+    CF("nlt", !(a < b)),
 };
 
 }  // namespace

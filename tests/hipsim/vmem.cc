@@ -45,7 +45,8 @@ void global_address(Wave& w, const Inst& i, int vaddr, int saddr, Access& a) {
     w.check_v(v.reg + 1, a.lanes);
     unknown_lanes(w.vp[v.reg + 1].any() & a.lanes, "address");
     const u32* hi = w.v[v.reg + 1];
-    for (int l = 0; l < kLanes; l++) a.address[l] = (lo[l] | static_cast<u64>(hi[l]) << 32) + static_cast<u64>(static_cast<i64>(i.offset));
+    for (int l = 0; l < kLanes; l++)
+      a.address[l] = (lo[l] | static_cast<u64>(hi[l]) << 32) + static_cast<u64>(static_cast<i64>(i.offset));
   }
 }
 
@@ -60,7 +61,8 @@ void buffer_address(Wave& w, const Inst& i, int vaddr, Access& a) {
     d[k] = w.get_s(rsrc.reg + k);
     if (w.sp[rsrc.reg + k]) fail("buffer descriptor word %d that nobody wrote", k);
   }
-  if (d[1] >> 16 || d[3] >> 23 & 1) fail("only raw buffers are modelled (stride, swizzle and add_tid_enable must be 0)");
+  if (d[1] >> 16 || d[3] >> 23 & 1)
+    fail("only raw buffers are modelled (stride, swizzle and add_tid_enable must be 0)");
   u64 base = d[0] | static_cast<u64>(d[1] & 0xFFFF) << 32;
   a.records = d[2];
   const Operand& so = i.op[vaddr + 2];
@@ -98,7 +100,9 @@ void gather(Wave& w, const Access& a, u32 bytes, bool sign, Pending& p) {
         memcpy(&value, check_access(device, a.address[l], bytes, false, cache, l), bytes);
         missing_bytes(l, 0, unwritten(a.address[l], bytes));
       }
-      if (sign) value = bytes == 1 ? static_cast<u32>(static_cast<int8_t>(value)) : static_cast<u32>(static_cast<int16_t>(value));
+      if (sign)
+        value =
+            bytes == 1 ? static_cast<u32>(static_cast<int8_t>(value)) : static_cast<u32>(static_cast<int16_t>(value));
       if (sign && p.poison[0].b[bytes - 1] >> l & 1) missing_bytes(l, 0, 15);
       p.lane(0)[l] = value;
     } else if (a.in_range(l, 0, bytes)) {
@@ -154,7 +158,8 @@ void start_direct_load(Wave& w, const Inst& i, const Access& a) {
   u32 bytes = bytes_of(i);
   if (w.sp[kM0]) fail("M0 (the LDS address) that nobody wrote");
   u32 base = w.get_s(kM0) + static_cast<u32>(i.offset), step = bytes < 4 ? 4 : bytes;
-  if (w.wg->launch->kernel->module->arch == "gfx942" && bytes > 4) fail("gfx942 has no direct-to-LDS load of more than 4 bytes");
+  if (w.wg->launch->kernel->module->arch == "gfx942" && bytes > 4)
+    fail("gfx942 has no direct-to-LDS load of more than 4 bytes");
   Pending& p = w.vm.push();
   p.type = Pending::kDirectLds;
   p.bytes = static_cast<u8>(step), p.pc = i.pc, p.exec = a.lanes;
@@ -177,7 +182,8 @@ void store(Wave& w, const Inst& i, const Operand& data, const Access& a) {
     u32 value = w.v[data.reg + static_cast<int>(word)][l] >> shift;
     const Poison& p = w.vp[data.reg + static_cast<int>(word)];
     for (u32 b = 0; b < n; b++)
-      if (p.b[b + static_cast<u32>(shift / 8)] >> l & 1) fail("lane %d: byte %u of v%u, which nobody wrote, is stored to memory", l, b, data.reg + word);
+      if (p.b[b + static_cast<u32>(shift / 8)] >> l & 1)
+        fail("lane %d: byte %u of v%u, which nobody wrote, is stored to memory", l, b, data.reg + word);
     u64 at = a.address[l] + 4 * word;
     memcpy(check_access(device, at, n, true, cache, l), &value, n);
     set_written(at, n);
@@ -193,31 +199,61 @@ void store(Wave& w, const Inst& i, const Operand& data, const Access& a) {
   p.type = Pending::kStore, p.pc = i.pc, p.exec = 0;
 }
 
-// ---- atomics ---------------------------------------------------------------------------------------------------------
-enum Atomic { kAdd, kSub, kSwap, kCmpSwap, kSmin, kSmax, kUmin, kUmax, kAnd, kOr, kXor, kAddF32, kAddF64, kPkF16, kPkBf16 };
+// ---- atomics --------------------------------------------------------------------------------------------------------
+enum Atomic {
+  kAdd,
+  kSub,
+  kSwap,
+  kCmpSwap,
+  kSmin,
+  kSmax,
+  kUmin,
+  kUmax,
+  kAnd,
+  kOr,
+  kXor,
+  kAddF32,
+  kAddF64,
+  kPkF16,
+  kPkBf16
+};
 
 u64 apply(Atomic op, u64 old, u64 x, u64 compare, bool wide) {
   auto s = [&](u64 v) { return wide ? static_cast<i64>(v) : static_cast<i64>(static_cast<i32>(v)); };
   switch (op) {
-    case kAdd: return old + x;
-    case kSub: return old - x;
-    case kSwap: return x;
-    case kCmpSwap: return old == compare ? x : old;
-    case kSmin: return s(old) < s(x) ? old : x;
-    case kSmax: return s(old) > s(x) ? old : x;
-    case kUmin: return old < x ? old : x;
-    case kUmax: return old > x ? old : x;
-    case kAnd: return old & x;
-    case kOr: return old | x;
-    case kXor: return old ^ x;
-    case kAddF32: return bits(f32(static_cast<u32>(old)) + f32(static_cast<u32>(x)));
-    case kAddF64: return bits(f64(old) + f64(x));
+    case kAdd:
+      return old + x;
+    case kSub:
+      return old - x;
+    case kSwap:
+      return x;
+    case kCmpSwap:
+      return old == compare ? x : old;
+    case kSmin:
+      return s(old) < s(x) ? old : x;
+    case kSmax:
+      return s(old) > s(x) ? old : x;
+    case kUmin:
+      return old < x ? old : x;
+    case kUmax:
+      return old > x ? old : x;
+    case kAnd:
+      return old & x;
+    case kOr:
+      return old | x;
+    case kXor:
+      return old ^ x;
+    case kAddF32:
+      return bits(f32(static_cast<u32>(old)) + f32(static_cast<u32>(x)));
+    case kAddF64:
+      return bits(f64(old) + f64(x));
     case kPkF16:
     case kPkBf16: {
       u32 r = 0;
       for (int h = 0; h < 32; h += 16) {
         u16 a = static_cast<u16>(old >> h), b = static_cast<u16>(x >> h);
-        u16 sum = op == kPkF16 ? float_to_half(half_to_float(a) + half_to_float(b)) : float_to_bf16(bf16_to_float(a) + bf16_to_float(b));
+        u16 sum = op == kPkF16 ? float_to_half(half_to_float(a) + half_to_float(b))
+                               : float_to_bf16(bf16_to_float(a) + bf16_to_float(b));
         r |= static_cast<u32>(sum) << h;
       }
       return r;
@@ -230,7 +266,9 @@ template <class T>
 T atomically(u8* at, Atomic op, u64 x, u64 compare) {
   T* p = reinterpret_cast<T*>(at);
   T old = __atomic_load_n(p, __ATOMIC_RELAXED);
-  while (!__atomic_compare_exchange_n(p, &old, static_cast<T>(apply(op, old, x, compare, sizeof(T) == 8)), false, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED)) {}
+  while (!__atomic_compare_exchange_n(p, &old, static_cast<T>(apply(op, old, x, compare, sizeof(T) == 8)), false,
+                                      __ATOMIC_ACQ_REL, __ATOMIC_RELAXED)) {
+  }
   return old;
 }
 
@@ -270,10 +308,22 @@ void atomic(Wave& w, const Inst& i, const Operand& data, const Access& a, int re
   }
 }
 
-// ---- forms -----------------------------------------------------------------------------------------------------------
-void global_load(Wave& w, const Inst& i) { Access a; global_address(w, i, 1, 2, a); start_load(w, i, a); }
-void global_load_lds(Wave& w, const Inst& i) { Access a; global_address(w, i, 0, 1, a); start_direct_load(w, i, a); }
-void global_store(Wave& w, const Inst& i) { Access a; global_address(w, i, 0, 2, a); store(w, i, i.op[1], a); }
+// ---- forms ----------------------------------------------------------------------------------------------------------
+void global_load(Wave& w, const Inst& i) {
+  Access a;
+  global_address(w, i, 1, 2, a);
+  start_load(w, i, a);
+}
+void global_load_lds(Wave& w, const Inst& i) {
+  Access a;
+  global_address(w, i, 0, 1, a);
+  start_direct_load(w, i, a);
+}
+void global_store(Wave& w, const Inst& i) {
+  Access a;
+  global_address(w, i, 0, 2, a);
+  store(w, i, i.op[1], a);
+}
 void global_atomic(Wave& w, const Inst& i) {
   Access a;
   int first = i.returns ? 1 : 0;
@@ -283,10 +333,16 @@ void global_atomic(Wave& w, const Inst& i) {
 void buffer_load(Wave& w, const Inst& i) {
   Access a;
   buffer_address(w, i, i.lds ? 0 : 1, a);
-  if (i.lds) start_direct_load(w, i, a);
-  else start_load(w, i, a);
+  if (i.lds)
+    start_direct_load(w, i, a);
+  else
+    start_load(w, i, a);
 }
-void buffer_store(Wave& w, const Inst& i) { Access a; buffer_address(w, i, 1, a); store(w, i, i.op[0], a); }
+void buffer_store(Wave& w, const Inst& i) {
+  Access a;
+  buffer_address(w, i, 1, a);
+  store(w, i, i.op[0], a);
+}
 void buffer_atomic(Wave& w, const Inst& i) {
   Access a;
   buffer_address(w, i, 1, a);
@@ -298,38 +354,84 @@ void flat_both(Wave& w, const Inst& i) {
   p.type = Pending::kScalar, p.dwords = 0, p.pc = i.pc, p.flat = true, p.exec = 0;
   w.vm.at(w.vm.size() - 1).flat = true;
 }
-void flat_load(Wave& w, const Inst& i) { global_load(w, i); flat_both(w, i); }
-void flat_store(Wave& w, const Inst& i) { global_store(w, i); flat_both(w, i); }
-void flat_atomic(Wave& w, const Inst& i) { global_atomic(w, i); flat_both(w, i); }
+void flat_load(Wave& w, const Inst& i) {
+  global_load(w, i);
+  flat_both(w, i);
+}
+void flat_store(Wave& w, const Inst& i) {
+  global_store(w, i);
+  flat_both(w, i);
+}
+void flat_atomic(Wave& w, const Inst& i) {
+  global_atomic(w, i);
+  flat_both(w, i);
+}
 void ignore(Wave&, const Inst&) {}
 
-#define LOADS(name, arg)                                                                                      \
-  {"global_load_" name, global_load, Lit::kB32, arg}, {"flat_load_" name, flat_load, Lit::kB32, arg},         \
-      {"buffer_load_" name, buffer_load, Lit::kB32, arg}
-#define STORES(name, arg)                                                                                     \
-  {"global_store_" name, global_store, Lit::kB32, arg}, {"flat_store_" name, flat_store, Lit::kB32, arg},     \
-      {"buffer_store_" name, buffer_store, Lit::kB32, arg}
-#define ATOMICS(name, op, bytes)                                                                                                 \
-  {"global_atomic_" name, global_atomic, Lit::kB32, (op) | (bytes) << 8}, {"flat_atomic_" name, flat_atomic, Lit::kB32, (op) | (bytes) << 8}, \
+#define LOADS(name, arg)                                                                                \
+  {"global_load_" name, global_load, Lit::kB32, arg}, {"flat_load_" name, flat_load, Lit::kB32, arg}, { \
+    "buffer_load_" name, buffer_load, Lit::kB32, arg                                                    \
+  }
+#define STORES(name, arg)                                                                                   \
+  {"global_store_" name, global_store, Lit::kB32, arg}, {"flat_store_" name, flat_store, Lit::kB32, arg}, { \
+    "buffer_store_" name, buffer_store, Lit::kB32, arg                                                      \
+  }
+#define ATOMICS(name, op, bytes)                                          \
+  {"global_atomic_" name, global_atomic, Lit::kB32, (op) | (bytes) << 8}, \
+      {"flat_atomic_" name, flat_atomic, Lit::kB32, (op) | (bytes) << 8}, \
       {"buffer_atomic_" name, buffer_atomic, Lit::kB32, (op) | (bytes) << 8}
 
 const OpEntry kTable[] = {
-    LOADS("ubyte", 1), LOADS("sbyte", 1 | kSigned), LOADS("ushort", 2), LOADS("sshort", 2 | kSigned),
-    LOADS("dword", 4), LOADS("dwordx2", 8), LOADS("dwordx3", 12), LOADS("dwordx4", 16),
-    LOADS("ubyte_d16", 1 | kLow), LOADS("ubyte_d16_hi", 1 | kHigh), LOADS("sbyte_d16", 1 | kSigned | kLow), LOADS("sbyte_d16_hi", 1 | kSigned | kHigh),
-    LOADS("short_d16", 2 | kLow), LOADS("short_d16_hi", 2 | kHigh),
-    STORES("byte", 1), STORES("short", 2), STORES("dword", 4), STORES("dwordx2", 8), STORES("dwordx3", 12), STORES("dwordx4", 16),
-    STORES("byte_d16_hi", 1 | kHigh), STORES("short_d16_hi", 2 | kHigh),
-    {"global_load_lds_ubyte", global_load_lds, Lit::kB32, 1}, {"global_load_lds_ushort", global_load_lds, Lit::kB32, 2},
-    {"global_load_lds_sbyte", global_load_lds, Lit::kB32, 1 | kSigned}, {"global_load_lds_sshort", global_load_lds, Lit::kB32, 2 | kSigned},
-    {"global_load_lds_dword", global_load_lds, Lit::kB32, 4}, {"global_load_lds_dwordx3", global_load_lds, Lit::kB32, 12},
+    LOADS("ubyte", 1),
+    LOADS("sbyte", 1 | kSigned),
+    LOADS("ushort", 2),
+    LOADS("sshort", 2 | kSigned),
+    LOADS("dword", 4),
+    LOADS("dwordx2", 8),
+    LOADS("dwordx3", 12),
+    LOADS("dwordx4", 16),
+    LOADS("ubyte_d16", 1 | kLow),
+    LOADS("ubyte_d16_hi", 1 | kHigh),
+    LOADS("sbyte_d16", 1 | kSigned | kLow),
+    LOADS("sbyte_d16_hi", 1 | kSigned | kHigh),
+    LOADS("short_d16", 2 | kLow),
+    LOADS("short_d16_hi", 2 | kHigh),
+    STORES("byte", 1),
+    STORES("short", 2),
+    STORES("dword", 4),
+    STORES("dwordx2", 8),
+    STORES("dwordx3", 12),
+    STORES("dwordx4", 16),
+    STORES("byte_d16_hi", 1 | kHigh),
+    STORES("short_d16_hi", 2 | kHigh),
+    {"global_load_lds_ubyte", global_load_lds, Lit::kB32, 1},
+    {"global_load_lds_ushort", global_load_lds, Lit::kB32, 2},
+    {"global_load_lds_sbyte", global_load_lds, Lit::kB32, 1 | kSigned},
+    {"global_load_lds_sshort", global_load_lds, Lit::kB32, 2 | kSigned},
+    {"global_load_lds_dword", global_load_lds, Lit::kB32, 4},
+    {"global_load_lds_dwordx3", global_load_lds, Lit::kB32, 12},
     {"global_load_lds_dwordx4", global_load_lds, Lit::kB32, 16},
-    ATOMICS("add", kAdd, 4), ATOMICS("sub", kSub, 4), ATOMICS("swap", kSwap, 4), ATOMICS("cmpswap", kCmpSwap, 4),
-    ATOMICS("smin", kSmin, 4), ATOMICS("smax", kSmax, 4), ATOMICS("umin", kUmin, 4), ATOMICS("umax", kUmax, 4),
-    ATOMICS("and", kAnd, 4), ATOMICS("or", kOr, 4), ATOMICS("xor", kXor, 4), ATOMICS("add_x2", kAdd, 8), ATOMICS("swap_x2", kSwap, 8),
-    ATOMICS("cmpswap_x2", kCmpSwap, 8), ATOMICS("add_f32", kAddF32, 4), ATOMICS("add_f64", kAddF64, 8),
-    ATOMICS("pk_add_f16", kPkF16, 4), ATOMICS("pk_add_bf16", kPkBf16, 4),
-    {"buffer_wbl2", ignore}, {"buffer_inv", ignore}, {"buffer_wbinvl1", ignore},  // caches are not modelled
+    ATOMICS("add", kAdd, 4),
+    ATOMICS("sub", kSub, 4),
+    ATOMICS("swap", kSwap, 4),
+    ATOMICS("cmpswap", kCmpSwap, 4),
+    ATOMICS("smin", kSmin, 4),
+    ATOMICS("smax", kSmax, 4),
+    ATOMICS("umin", kUmin, 4),
+    ATOMICS("umax", kUmax, 4),
+    ATOMICS("and", kAnd, 4),
+    ATOMICS("or", kOr, 4),
+    ATOMICS("xor", kXor, 4),
+    ATOMICS("add_x2", kAdd, 8),
+    ATOMICS("swap_x2", kSwap, 8),
+    ATOMICS("cmpswap_x2", kCmpSwap, 8),
+    ATOMICS("add_f32", kAddF32, 4),
+    ATOMICS("add_f64", kAddF64, 8),
+    ATOMICS("pk_add_f16", kPkF16, 4),
+    ATOMICS("pk_add_bf16", kPkBf16, 4),
+    {"buffer_wbl2", ignore},
+    {"buffer_inv", ignore},
+    {"buffer_wbinvl1", ignore},  // caches are not modelled
 };
 
 }  // namespace

@@ -60,8 +60,8 @@ void Wave::pending_fault(int r, u64 lanes, bool write) const {
       Pending& p = const_cast<PendingQueue*>(q)->at(k);
       if (r >= p.reg && r < p.reg + p.dwords && p.type != Pending::kScalar) by = format(" at pc 0x%x", p.pc);
     }
-  fail("lane %d: %c%d is %s although the load%s that writes it was not waited for", __builtin_ctzll(lanes), r >= kAgpr0 ? 'a' : 'v',
-       r % kAgpr0, write ? "overwritten" : "read", by.c_str());
+  fail("lane %d: %c%d is %s although the load%s that writes it was not waited for", __builtin_ctzll(lanes),
+       r >= kAgpr0 ? 'a' : 'v', r % kAgpr0, write ? "overwritten" : "read", by.c_str());
 }
 
 // The data of an outstanding operation arrives.
@@ -106,7 +106,8 @@ void Wave::finish(Pending& p, PendingQueue& queue, int index) {
         wg->lds_mark(id, at, p.bytes, true);
       }
       break;
-    default: break;
+    default:
+      break;
   }
 }
 
@@ -115,11 +116,6 @@ void Wave::finish(Pending& p, PendingQueue& queue, int index) {
 void Wave::wait(int vmcnt, int lgkmcnt) {
   while (vm.size() > vmcnt) {
     Pending& p = vm.at(0);
-    if (p.flat) {
-      for (int k = 0; k < lgkm.size(); k++)
-        if (lgkm.at(k).flat && lgkm.at(k).pc == p.pc && lgkm.at(k).dwords == 0 && lgkmcnt != 0)
-          fail("a flat access at pc 0x%x is waited for with vmcnt only", p.pc);
-    }
     finish(p, vm, 0);
     vm.pop();
   }
@@ -141,7 +137,8 @@ void Wave::wait(int vmcnt, int lgkmcnt) {
 
 void Workgroup::lds_touch(int wave, u32 address, u32 bytes, bool write, int lane) {
   if (static_cast<u64>(address) + bytes > lds_size)
-    fail("lane %d: LDS %s of %u bytes at 0x%x is out of bounds (the workgroup has %u bytes)", lane, write ? "write" : "read", bytes, address, lds_size);
+    fail("lane %d: LDS %s of %u bytes at 0x%x is out of bounds (the workgroup has %u bytes)", lane,
+         write ? "write" : "read", bytes, address, lds_size);
   u64 tag = static_cast<u64>(epoch) << 32, me_r = 1ull << wave, me_w = 1ull << (16 + wave);
   u64 conflict = write ? ~(me_r | me_w) & 0xFFFFFFFF : ~me_w & 0xFFFF0000;
   u64 bad = 0, arriving = 0;
@@ -153,11 +150,13 @@ void Workgroup::lds_touch(int wave, u32 address, u32 bytes, bool write, int lane
     cell[b] = c | mark;
     arriving |= lds_state[address + b] & 2;
   }
-  if (arriving) fail("lane %d: LDS %s at 0x%x, but a direct-to-LDS load to it was not waited for", lane, write ? "write" : "read", address);
+  if (arriving)
+    fail("lane %d: LDS %s at 0x%x, but a direct-to-LDS load to it was not waited for", lane, write ? "write" : "read",
+         address);
   if (bad && waves.size() > 1) {
     int other = __builtin_ctzll(bad) % 16;
-    fail("lane %d: LDS race at 0x%x: wave %d %s what wave %d %s without a barrier in between (or before its wait)", lane, address, wave,
-         write ? "writes" : "reads", other, bad >> 16 ? "wrote" : "read");
+    fail("lane %d: LDS race at 0x%x: wave %d %s what wave %d %s without a barrier in between (or before its wait)",
+         lane, address, wave, write ? "writes" : "reads", other, bad >> 16 ? "wrote" : "read");
   }
 }
 
@@ -192,7 +191,8 @@ void Wave::run() {
   yield = false;
   while (!done && !at_barrier && !yield) {
     const Inst& i = *ip++;
-    if (++steps > limit) fail("%llu instructions without an end: endless loop?", static_cast<unsigned long long>(limit));
+    if (++steps > limit)
+      fail("%llu instructions without an end: endless loop?", static_cast<unsigned long long>(limit));
     i.fn(*this, i);
   }
 }
@@ -208,12 +208,12 @@ void start_wave(Wave& w, const Launch& launch, u32 first_thread, u32 threads) {
   int r = 0;
   auto put = [&](u32 value) { w.s[r] = value, w.sp[r] = 0, r++; };
   auto put64 = [&](u64 value) { put(static_cast<u32>(value)), put(static_cast<u32>(value >> 32)); };
-  if (k.properties & 1) r += 4;                                                     // private segment buffer
-  if (k.properties & 2) put64(launch.packet);         // dispatch packet
-  if (k.properties & 4) r += 2;                                                     // queue
+  if (k.properties & 1) r += 4;                // private segment buffer
+  if (k.properties & 2) put64(launch.packet);  // dispatch packet
+  if (k.properties & 4) r += 2;                // queue
   if (k.properties & 8) put64(launch.kernarg);
-  if (k.properties & 16) put64(1);                                                  // dispatch id
-  if (k.properties & 32) r += 2;                                                    // flat scratch
+  if (k.properties & 16) put64(1);  // dispatch id
+  if (k.properties & 32) r += 2;    // flat scratch
   if (k.properties & 64) put(k.private_size);
   u32 preload = k.preload & 127, from = k.preload >> 7;
   for (u32 n = 0; n < preload; n++) {
@@ -262,8 +262,10 @@ void run_workgroup(Workgroup& g, std::mt19937_64& random) {
         w->run();
       } catch (SimError& e) {
         const Inst& i = w->ip[-1];
-        throw SimError(format("kernel '%s' (%s, device %d), workgroup (%u,%u,%u), wave %d, pc 0x%x, \"%s\":\n  ", launch.kernel->name.c_str(),
-                              launch.kernel->module->arch.c_str(), launch.device, g.id[0], g.id[1], g.id[2], w->id, i.pc, i.text) + e.what(),
+        throw SimError(format("kernel '%s' (%s, device %d), workgroup (%u,%u,%u), wave %d, pc 0x%x, \"%s\":\n  ",
+                              launch.kernel->name.c_str(), launch.kernel->module->arch.c_str(), launch.device, g.id[0],
+                              g.id[1], g.id[2], w->id, i.pc, i.text) +
+                           e.what(),
                        e.error);
       }
     }
