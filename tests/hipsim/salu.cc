@@ -117,7 +117,9 @@ void branch_vcc(Wave& w, const Inst& i, bool when_nonzero) {
   if (w.sp64(kVcc)) fail("branch on VCC that depends on a value nobody wrote");
   branch(w, i, (vcc != 0) == when_nonzero);
 }
-void jump(Wave& w, u64 address) {
+void jump(Wave& w, const S& to) {
+  if (to.p) fail("jump to an address that nobody wrote");
+  u64 address = to.v;
   const Module& m = *w.wg->launch->kernel->module;
   u64 at = address - m.text_base;
   if (at >= m.text_size || at % 4 || m.index_of[at / 4] < 0)
@@ -129,6 +131,50 @@ u64 pc_after(const Wave& w, const Inst& i) { return w.wg->launch->kernel->module
 int sx16(u32 v) { return static_cast<int16_t>(v); }
 i32 s(u64 v) { return static_cast<i32>(v); }
 u32 bfe_mask(u32 n) { return n >= 32 ? ~0u : (1u << n) - 1; }
+
+u32 reverse(u32 a) {
+  u32 r = 0;
+  for (int k = 0; k < 32; k++) r |= (a >> k & 1) << (31 - k);
+  return r;
+}
+u64 overflowing(i64 r) {  // result, and bit 32 for a signed overflow
+  return static_cast<u64>(static_cast<u32>(r)) | static_cast<u64>(r != static_cast<i32>(r)) << 32;
+}
+template <class I, class U>
+I bfe_signed(U a, u64 offset, u64 n) {
+  const u64 bits = 8 * sizeof(U);
+  if (n == 0) return 0;
+  if (offset + n >= bits) return static_cast<I>(a) >> offset;
+  return static_cast<I>(a << (bits - offset - n)) >> (bits - n);
+}
+u64 bfe_u64(u64 a, u64 offset, u64 n) { return a >> offset & (n >= 64 ? ~0ull : (1ull << n) - 1); }
+void bitset(Wave& w, const Inst& i, bool set) {
+  S d = get32(w, i.op[0]), a = get32(w, i.op[1]);
+  u32 bit = 1u << (a.v & 31), old = static_cast<u32>(d.v);
+  put32(w, i.op[0], set ? old | bit : old & ~bit, all_if(d.p | a.p));
+}
+bool known_scc(const Wave& w) {
+  if (w.scc_poison) fail("selection by an SCC that depends on a value nobody wrote");
+  return w.scc;
+}
+const Operand& selected(const Wave& w, const Inst& i) { return i.op[known_scc(w) ? 1 : 2]; }
+void addk(Wave& w, const Inst& i) {
+  S a = get32(w, i.op[0]);
+  i64 r = static_cast<i64>(s(a.v)) + sx16(i.imm);
+  put32(w, i.op[0], static_cast<u32>(r), all_if(a.p));
+  put_scc(w, r != static_cast<i32>(r), a.p);
+}
+void getreg(Wave& w, const Inst& i) {
+  if ((i.raw[0] & 63) != 1) fail("s_getreg of a hardware register other than MODE is not modelled");
+  put32(w, i.op[0], w.mode >> (i.raw[0] >> 6 & 31) & bfe_mask((i.raw[0] >> 11 & 31) + 1), 0);
+}
+// vmcnt in bits 15:14 and 3:0, lgkmcnt in 11:8; the largest value of a field means "do not wait".
+void waitcnt(Wave& w, const Inst& i) {
+  constexpr int kNone = 1 << 30;
+  int vmcnt = static_cast<int>((i.imm & 15) | (i.imm >> 10 & 48)), lgkmcnt = static_cast<int>(i.imm >> 8 & 15);
+  w.wait(vmcnt == 63 ? kNone : vmcnt, lgkmcnt == 15 ? kNone : lgkmcnt);
+}
+void nothing(Wave&, const Inst&) {}
 
 // ---- scalar loads ---------------------------------------------------------------------------------------------------
 void scalar_load(Wave& w, const Inst& i, bool buffer) {
@@ -187,8 +233,8 @@ const OpEntry kTable[] = {
     OP64("s_mov_b64", op1_64(w, i, W1(a), 0)),
     OP("s_not_b32", op1_32(w, i, F1(~a), 1, true)),
     OP64("s_not_b64", op1_64(w, i, W1(~a), 1)),
-    OP("s_cmov_b32", if (w.scc_poison) fail("s_cmov on unknown SCC"); if (w.scc) op1_32(w, i, F1(a), 0, true)),
-    OP("s_brev_b32", op1_32(w, i, [](u32 a) { u32 r = 0; for (int k = 0; k < 32; k++) r |= (a >> k & 1) << (31 - k); return r; }, 0)),
+    OP("s_cmov_b32", if (known_scc(w)) op1_32(w, i, F1(a), 0, true)),
+    OP("s_brev_b32", op1_32(w, i, reverse, 0)),
     OP("s_sext_i32_i8", op1_32(w, i, F1(static_cast<u32>(static_cast<int8_t>(a))), 0)),
     OP("s_sext_i32_i16", op1_32(w, i, F1(static_cast<u32>(static_cast<int16_t>(a))), 0)),
     OP("s_abs_i32", op1_32(w, i, F1(s(a) < 0 ? 0u - a : a), 1)),
@@ -199,23 +245,22 @@ const OpEntry kTable[] = {
     OP64("s_ff1_i32_b64", from64_to32(w, i, [](u64 a) { return a ? static_cast<u32>(__builtin_ctzll(a)) : ~0u; }, 0)),
     OP("s_flbit_i32_b32", op1_32(w, i, F1(a ? static_cast<u32>(__builtin_clz(a)) : ~0u), 0)),
     OP64("s_flbit_i32_b64", from64_to32(w, i, [](u64 a) { return a ? static_cast<u32>(__builtin_clzll(a)) : ~0u; }, 0)),
-    OP("s_bitset0_b32", S d = get32(w, i.op[0]); S a = get32(w, i.op[1]); put32(w, i.op[0], static_cast<u32>(d.v & ~(1u << (a.v & 31))), all_if(d.p | a.p))),
-    OP("s_bitset1_b32", S d = get32(w, i.op[0]); S a = get32(w, i.op[1]); put32(w, i.op[0], static_cast<u32>(d.v | 1u << (a.v & 31)), all_if(d.p | a.p))),
+    OP("s_bitset0_b32", bitset(w, i, false)),
+    OP("s_bitset1_b32", bitset(w, i, true)),
     OP64("s_and_saveexec_b64", saveexec(w, i, W2(a & b))),
     OP64("s_or_saveexec_b64", saveexec(w, i, W2(a | b))),
     OP64("s_xor_saveexec_b64", saveexec(w, i, W2(a ^ b))),
     OP64("s_andn2_saveexec_b64", saveexec(w, i, W2(a & ~b))),
     OP64("s_andn1_saveexec_b64", saveexec(w, i, W2(~a & b))),
     OP64("s_getpc_b64", put64(w, i.op[0], pc_after(w, i), 0)),
-    OP64("s_setpc_b64", S a = get64(w, i.op[0]); if (a.p) fail("jump to a value nobody wrote"); jump(w, a.v)),
-    OP64("s_swappc_b64", S a = get64(w, i.op[1]); if (a.p) fail("call of a value nobody wrote"); put64(w, i.op[0], pc_after(w, i), 0); jump(w, a.v)),
-
+    OP64("s_setpc_b64", jump(w, get64(w, i.op[0]))),
+    OP64("s_swappc_b64", S to = get64(w, i.op[1]); put64(w, i.op[0], pc_after(w, i), 0); jump(w, to)),
     OP("s_add_u32", carry32(w, i, C3(a + b))),
     OP("s_addc_u32", carry32(w, i, C3(a + b + c), true)),
     OP("s_sub_u32", carry32(w, i, C3((a - b) & 0x1FFFFFFFFull))),
     OP("s_subb_u32", carry32(w, i, C3((a - b - c) & 0x1FFFFFFFFull), true)),
-    OP("s_add_i32", carry32(w, i, [](u64 a, u64 b, u64) { i64 r = static_cast<i64>(s(a)) + s(b); return static_cast<u64>(static_cast<u32>(r)) | static_cast<u64>(r != static_cast<i32>(r)) << 32; })),
-    OP("s_sub_i32", carry32(w, i, [](u64 a, u64 b, u64) { i64 r = static_cast<i64>(s(a)) - s(b); return static_cast<u64>(static_cast<u32>(r)) | static_cast<u64>(r != static_cast<i32>(r)) << 32; })),
+    OP("s_add_i32", carry32(w, i, [](u64 a, u64 b, u64) { return overflowing(i64{s(a)} + s(b)); })),
+    OP("s_sub_i32", carry32(w, i, [](u64 a, u64 b, u64) { return overflowing(i64{s(a)} - s(b)); })),
     OP("s_absdiff_i32", op2_32(w, i, F2(static_cast<u32>(std::abs(static_cast<i64>(s(a)) - s(b)))), 1)),
     OP("s_min_i32", carry32(w, i, C3(s(a) < s(b) ? a | 1ull << 32 : b))),
     OP("s_min_u32", carry32(w, i, C3(a < b ? a | 1ull << 32 : b))),
@@ -224,8 +269,8 @@ const OpEntry kTable[] = {
     OP("s_mul_i32", op2_32(w, i, F2(a * b), 0)),
     OP("s_mul_hi_u32", op2_32(w, i, F2(static_cast<u32>(static_cast<u64>(a) * b >> 32)), 0)),
     OP("s_mul_hi_i32", op2_32(w, i, F2(static_cast<u32>(static_cast<i64>(s(a)) * s(b) >> 32)), 0)),
-    OP("s_cselect_b32", if (w.scc_poison) fail("s_cselect on unknown SCC"); S r = get32(w, i.op[w.scc ? 1 : 2]); put32(w, i.op[0], static_cast<u32>(r.v), r.p)),
-    OP64("s_cselect_b64", if (w.scc_poison) fail("s_cselect on unknown SCC"); S r = get64(w, i.op[w.scc ? 1 : 2]); put64(w, i.op[0], r.v, r.p)),
+    OP("s_cselect_b32", S r = get32(w, selected(w, i)); put32(w, i.op[0], static_cast<u32>(r.v), r.p)),
+    OP64("s_cselect_b64", S r = get64(w, selected(w, i)); put64(w, i.op[0], r.v, r.p)),
     OP("s_and_b32", op2_32(w, i, F2(a & b), 1, true)),
     OP64("s_and_b64", op2_64(w, i, W2(a & b), 1, true)),
     OP("s_or_b32", op2_32(w, i, F2(a | b), 1, true)),
@@ -250,9 +295,10 @@ const OpEntry kTable[] = {
     OP64("s_ashr_i64", op2_64(w, i, W2(static_cast<u64>(static_cast<i64>(a) >> (b & 63))), 1, false, true)),
     OP("s_bfm_b32", op2_32(w, i, F2(bfe_mask(a & 31) << (b & 31)), 0)),
     OP("s_bfe_u32", op2_32(w, i, F2(a >> (b & 31) & bfe_mask(b >> 16 & 127)), 1)),
-    OP("s_bfe_i32", op2_32(w, i, [](u32 a, u32 b) -> u32 { u32 o = b & 31, n = b >> 16 & 127; if (!n) return 0; if (o + n >= 32) return static_cast<u32>(s(a) >> o); return static_cast<u32>(s(a << (32 - o - n)) >> (32 - n)); }, 1)),
-    OP64("s_bfe_u64", op2_64(w, i, W2(a >> (b & 63) & ((b >> 16 & 127) >= 64 ? ~0ull : (1ull << (b >> 16 & 127)) - 1)), 1, false, true)),
-    OP64("s_bfe_i64", op2_64(w, i, [](u64 a, u64 b) -> u64 { u64 o = b & 63, n = b >> 16 & 127; if (!n) return 0; if (o + n >= 64) return static_cast<u64>(static_cast<i64>(a) >> o); return static_cast<u64>(static_cast<i64>(a << (64 - o - n)) >> (64 - n)); }, 1, false, true)),
+    OP("s_bfe_i32", op2_32(w, i, F2(static_cast<u32>(bfe_signed<i32, u32>(a, b & 31, b >> 16 & 127))), 1)),
+    OP64("s_bfe_u64", op2_64(w, i, W2(bfe_u64(a, b & 63, b >> 16 & 127)), 1, false, true)),
+    OP64("s_bfe_i64",
+         op2_64(w, i, W2(static_cast<u64>(bfe_signed<i64, u64>(a, b & 63, b >> 16 & 127))), 1, false, true)),
     OP("s_lshl1_add_u32", carry32(w, i, C3((a << 1) + b))),
     OP("s_lshl2_add_u32", carry32(w, i, C3((a << 2) + b))),
     OP("s_lshl3_add_u32", carry32(w, i, C3((a << 3) + b))),
@@ -262,9 +308,9 @@ const OpEntry kTable[] = {
     OP("s_pack_hh_b32_b16", op2_32(w, i, F2(a >> 16 | (b & 0xFFFF0000)), 0)),
 
     OP("s_movk_i32", put32(w, i.op[0], static_cast<u32>(sx16(i.imm)), 0)),
-    OP("s_addk_i32", S a = get32(w, i.op[0]); i64 r = static_cast<i64>(s(a.v)) + sx16(i.imm); put32(w, i.op[0], static_cast<u32>(r), all_if(a.p)); put_scc(w, r != static_cast<i32>(r), a.p)),
+    OP("s_addk_i32", addk(w, i)),
     OP("s_mulk_i32", S a = get32(w, i.op[0]); put32(w, i.op[0], static_cast<u32>(s(a.v) * sx16(i.imm)), all_if(a.p))),
-    OP("s_cmovk_i32", if (w.scc_poison) fail("s_cmovk on unknown SCC"); if (w.scc) put32(w, i.op[0], static_cast<u32>(sx16(i.imm)), 0)),
+    OP("s_cmovk_i32", if (known_scc(w)) put32(w, i.op[0], static_cast<u32>(sx16(i.imm)), 0)),
     OP("s_cmpk_eq_i32", cmpk(w, i, [](u32 a, u32 k) { return s(a) == sx16(k); })),
     OP("s_cmpk_lg_i32", cmpk(w, i, [](u32 a, u32 k) { return s(a) != sx16(k); })),
     OP("s_cmpk_gt_i32", cmpk(w, i, [](u32 a, u32 k) { return s(a) > sx16(k); })),
@@ -277,7 +323,7 @@ const OpEntry kTable[] = {
     OP("s_cmpk_ge_u32", cmpk(w, i, [](u32 a, u32 k) { return a >= k; })),
     OP("s_cmpk_lt_u32", cmpk(w, i, [](u32 a, u32 k) { return a < k; })),
     OP("s_cmpk_le_u32", cmpk(w, i, [](u32 a, u32 k) { return a <= k; })),
-    OP("s_getreg_b32", u32 id = i.raw[0] & 63; if (id != 1) fail("s_getreg of a hardware register other than MODE is not modelled"); put32(w, i.op[0], w.mode >> (i.raw[0] >> 6 & 31) & bfe_mask((i.raw[0] >> 11 & 31) + 1), 0)),
+    OP("s_getreg_b32", getreg(w, i)),
     OP("s_setreg_imm32_b32", setreg(w, i, i.raw[1])),
     OP("s_setreg_b32", setreg(w, i, static_cast<u32>(get32(w, i.op[1]).v))),
 
@@ -294,15 +340,14 @@ const OpEntry kTable[] = {
     OP("s_cbranch_scc0", branch_scc(w, i, false)), OP("s_cbranch_scc1", branch_scc(w, i, true)),
     OP("s_cbranch_vccz", branch_vcc(w, i, false)), OP("s_cbranch_vccnz", branch_vcc(w, i, true)),
     OP("s_cbranch_execz", branch(w, i, w.exec() == 0)), OP("s_cbranch_execnz", branch(w, i, w.exec() != 0)),
-    OP("s_waitcnt", w.wait(static_cast<int>((i.imm & 15) | (i.imm >> 10 & 48)) == 63 ? 1 << 30 : static_cast<int>((i.imm & 15) | (i.imm >> 10 & 48)),
-                           (i.imm >> 8 & 15) == 15 ? 1 << 30 : static_cast<int>(i.imm >> 8 & 15))),
+    OP("s_waitcnt", waitcnt(w, i)),
     OP("s_barrier", w.at_barrier = true),
     OP("s_endpgm", w.done = true),
     OP("s_sleep", w.yield = true),
     OP("s_trap", fail("s_trap: the kernel stops itself")),
-    {"s_nop", [](Wave&, const Inst&) {}}, {"s_setprio", [](Wave&, const Inst&) {}}, {"s_sethalt", [](Wave&, const Inst&) {}},
-    {"s_inst_prefetch", [](Wave&, const Inst&) {}}, {"s_icache_inv", [](Wave&, const Inst&) {}},
-    {"s_dcache_wb", [](Wave&, const Inst&) {}}, {"s_dcache_inv", [](Wave&, const Inst&) {}},
+    {"s_nop", nothing}, {"s_setprio", nothing}, {"s_sethalt", nothing},
+    {"s_inst_prefetch", nothing}, {"s_icache_inv", nothing},
+    {"s_dcache_wb", nothing}, {"s_dcache_inv", nothing},
     {"s_load_dword", [](Wave& w, const Inst& i) { scalar_load(w, i, false); }, Lit::kB32, 1},
     {"s_load_dwordx2", [](Wave& w, const Inst& i) { scalar_load(w, i, false); }, Lit::kB32, 2},
     {"s_load_dwordx4", [](Wave& w, const Inst& i) { scalar_load(w, i, false); }, Lit::kB32, 4},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -393,3 +394,34 @@ def test_host_must_not_touch_device_memory() -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert "before" in done.stdout
     assert done.returncode == -11  # SIGSEGV
+
+
+def test_registers_beyond_the_allocation(sim: harness.Sim) -> None:
+    text = harness.kernel_asm("v_mov_b32 v40, 0").replace("next_free_vgpr 512", "next_free_vgpr 32")
+    text = text.replace("accum_offset 256", "accum_offset 32")
+    with pytest.raises(harness.SimFault, match=r"allocates 32 VGPRs and 0 AGPRs but has .*v40"):
+        sim.load(harness.assemble(text))
+
+
+def test_abort_on_fault_and_lost_device() -> None:
+    program = (
+        f"import sys\nsys.path.insert(0, {str(Path(__file__).resolve().parents[1])!r})\n"
+        "from hipsim import harness\n"
+        "sim = harness.Sim()\nmodule = sim.load(harness.assemble(harness.kernel_asm('s_nop 0')))\n"
+        "a = sim.empty(4)\n"
+        "for n in range(3):\n    module.launch('k', (1,), (64,), [a, a])\n    print(n, flush=True)\n"
+    )
+    for variables, output, code in (
+        ({"HIPSIM_LOST_AFTER": "2"}, ["0", "1"], 1),
+        ({"HIPSIM_LOST_AFTER": "0", "HIPSIM_ON_FAULT": "abort"}, [], -6),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, **variables},
+        )
+        assert done.stdout.split() == output
+        assert done.returncode == code
+        assert "device lost" in done.stderr
