@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,20 +108,22 @@ class Kernel:
         return self.loop[-1].address - self.loop[0].address + 4 if self.loop else 0
 
 
-def parse_disassembly(text: str) -> dict[str, list[Instruction]]:
-    """llvm-objdump -d output -> instructions by symbol."""
+def parse_disassembly(text: str, functions: Collection[str] | None = None) -> dict[str, list[Instruction]]:
+    """llvm-objdump -d output -> instructions by function. Symbols not in ``functions`` are labels inside one (hand-written
+    assembly has them); without it every symbol is a function."""
+    symbols = {m[2]: int(m[1], 16) for m in re.finditer(r"^([0-9a-f]+) <(.+)>:", text, re.M)}
     kernels: dict[str, list[Instruction]] = {}
     current: list[Instruction] | None = None
-    start = 0
     for line in text.splitlines():
-        symbol = re.match(r"^([0-9a-f]+) <(.+)>:", line)
+        symbol = re.match(r"^[0-9a-f]+ <(.+)>:", line)
         if symbol:
-            start, current = int(symbol[1], 16), kernels.setdefault(symbol[2], [])
+            if functions is None or symbol[1] in functions:
+                current = kernels.setdefault(symbol[1], [])
             continue
         found = re.match(r"^\s+(\S.*?)\s*//\s*([0-9A-F]+):(.*)", line)
         if found and current is not None:
-            jump = re.search(r"<[^>+]+(?:\+0x([0-9a-f]+))?>", found[3]) if "branch" in found[1] else None
-            target = start + int(jump[1] or "0", 16) if jump else None
+            jump = re.search(r"<([^>+]+)(?:\+0x([0-9a-f]+))?>", found[3]) if "branch" in found[1] else None
+            target = symbols[jump[1]] + int(jump[2] or "0", 16) if jump and jump[1] in symbols else None
             current.append(Instruction(int(found[2], 16), found[1].strip(), target))
     return kernels
 
@@ -163,9 +166,9 @@ def parse_metadata(text: str) -> dict[str, Resources]:
 
 def read_code_object(path: str | Path) -> list[Kernel]:
     """Kernels of a code object, in the order of its code."""
-    code = parse_disassembly(run_tool("llvm-objdump", "-d", str(path)))
     notes = run_tool("llvm-readelf", "--notes", str(path))
     target = re.search(r"amdhsa\.target:\s+\S*--(gfx\w+)", notes)
     resources = parse_metadata(notes)
+    code = parse_disassembly(run_tool("llvm-objdump", "-d", str(path)), resources)
     arch = target[1] if target else "gfx950"
     return [Kernel(arch, resources[k], c, find_main_loop(c)) for k, c in code.items() if k in resources]

@@ -11,7 +11,7 @@ import re
 from collections import deque
 from dataclasses import dataclass, field
 
-from mxort.kernel_report_isa import Instruction, Kernel, run_tool
+from mxort.kernel_report_isa import Instruction, Kernel, registers_of, run_tool
 
 SIMDS = 4
 MFMA_ISSUE = 12  # clocks a scaled matrix instruction blocks its SIMD's issue; any other instruction OTHER_ISSUE
@@ -86,8 +86,6 @@ def read_distances(loop: list[Instruction]) -> list[int]:
 
 
 def registers_written(i: Instruction) -> frozenset[str]:
-    from mxort.kernel_report_isa import registers_of
-
     return registers_of(i.operands[0]) if i.has_destination and i.operands else frozenset()
 
 
