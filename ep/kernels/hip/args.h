@@ -1,0 +1,51 @@
+// Kernel arguments: plain structs passed by value, shared by host and device. No headers.
+#ifndef MXORT_KERNELS_HIP_ARGS_H_
+#define MXORT_KERNELS_HIP_ARGS_H_
+
+namespace mxort::hip {
+
+enum class Type : int { kFloat, kFloat16, kBFloat16 };  // same order as mxort::DataType
+
+// Y = (A W^T) * column_scale + bias. Also of the skinny kernels.
+struct GemmArgs {
+  const void* a;              // activation records [ceil(M/64)][steps * terms]
+  const void* w;              // weight records [ceil(N/64)][steps]
+  const float* column_scale;  // [N]
+  const float* bias;          // [N]
+  void* y;                    // T [M, N]
+  float* partial;             // float [splits, M, N] where splits > 1, else unused
+  unsigned m, n;
+  unsigned steps;             // of 128 k
+  unsigned terms;             // A is a sum of so many operands
+  unsigned steps_per_split;   // a split computes that many steps
+  unsigned splits;            // grid y
+  unsigned tiles_m, tiles_n;  // grid x = tiles_m * tiles_n
+  int type;                   // Type of y
+};
+
+// Y = (sum over splits of partial) * column_scale + bias.
+struct ReduceArgs {
+  const float* partial;
+  const float* column_scale;
+  const float* bias;
+  void* y;
+  unsigned m, n;
+  unsigned splits;
+  unsigned grid_rows;  // grid y
+  int type;
+};
+
+// A to records. grid x = steps, grid y = panels of 64 rows.
+struct PrepareArgs {
+  const void* a;     // T [M, K]
+  void* records;
+  unsigned m, k;
+  unsigned steps;    // ceil(K / 128)
+  unsigned terms;    // records a step
+  int type;          // Type of a
+  int rotation;      // 1, 32, 64, 128
+};
+
+}  // namespace mxort::hip
+
+#endif  // MXORT_KERNELS_HIP_ARGS_H_

@@ -1,0 +1,20 @@
+// LDS as bytes at 32-bit addresses.
+#ifndef MXORT_KERNELS_HIP_LDS_H_
+#define MXORT_KERNELS_HIP_LDS_H_
+
+#include "kernels/hip/prelude.h"
+
+namespace mxort::hip {
+
+typedef __attribute__((address_space(3))) u8* LdsBytes;
+
+MXORT_DEVICE u32 LdsAddress(LdsBytes p) { return static_cast<u32>(reinterpret_cast<__UINTPTR_TYPE__>(p)); }
+
+template <class T>
+MXORT_DEVICE T ReadLds(u32 address) {
+  return *reinterpret_cast<__attribute__((address_space(3))) const T*>(static_cast<__UINTPTR_TYPE__>(address));
+}
+
+}  // namespace mxort::hip
+
+#endif  // MXORT_KERNELS_HIP_LDS_H_

@@ -1,0 +1,27 @@
+// Weights into the records of layout.h, once at load, on the host. Knows neither ONNX Runtime nor HIP.
+#ifndef MXORT_KERNELS_HIP_PRESHUFFLE_H_
+#define MXORT_KERNELS_HIP_PRESHUFFLE_H_
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/kernel.h"
+
+namespace mxort::hip {
+
+// Panels of 64 output columns, steps of 128 k.
+int64_t PanelsOf(int64_t rows);
+int64_t StepsOf(int64_t k);
+
+// Bytes of all weight records of [N, K].
+size_t WeightRecordBytes(int64_t n, int64_t k);
+// Bytes of all activation records of [M, K] in a format, `terms` records a step.
+size_t ActivationRecordBytes(int operand, int64_t m, int64_t k, int terms);
+
+// Fills panels [begin, end) of `records`; different panels may be filled by different threads. Columns beyond N and blocks
+// beyond K hold zero codes with scale byte 0: products with them are zero.
+void PreshuffleWeights(const Weights& weights, int64_t n, int64_t k, int64_t begin, int64_t end, uint8_t* records);
+
+}  // namespace mxort::hip
+
+#endif  // MXORT_KERNELS_HIP_PRESHUFFLE_H_

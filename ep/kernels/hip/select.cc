@@ -1,0 +1,119 @@
+#include "kernels/hip/select.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "kernels/hip/preshuffle.h"
+
+namespace mxort::hip {
+namespace {
+
+// Clocks of a tile-step: the larger of the matrix pipe (16 clocks a 16x16x128 instruction on one of four SIMDs, 32 with an
+// FP8 operand, 64 for bf16) and of the loads (44 bytes a clock and compute unit).
+#define MXORT_ROWS(format, operand, clocks256, clocks128, clocks64)                                             \
+  {"gemm_" format "_256x256", "gemm_mx", "gfx950", Operand::operand, 256, 256, 256, 1, false, clocks256},       \
+      {"gemm_" format "_128x128", "gemm_mx", "gfx950", Operand::operand, 128, 128, 256, 2, false, clocks128},   \
+      {"gemm_" format "_64x64", "gemm_mx", "gfx950", Operand::operand, 64, 64, 256, 2, false, clocks64},        \
+      {"gemm_" format "_skinny", "gemm_mx", "gfx950", Operand::operand, 16, 64, 256, 1, true, 100}
+
+constexpr GemmRow kRows[] = {
+    MXORT_ROWS("fp4", kFp4, 1024, 396, 198),
+    MXORT_ROWS("e2m3", kFp6E2M3, 1024, 489, 245),
+    MXORT_ROWS("e3m2", kFp6E3M2, 1024, 489, 245),
+    MXORT_ROWS("e4m3", kFp8E4M3, 2048, 582, 291),
+    {"gemm_bf16_64x128", "gemm_bf16", nullptr, Operand::kBf16, 64, 128, 256, 1, false, 570},
+    {"gemm_bf16_skinny", "gemm_bf16", nullptr, Operand::kBf16, 16, 64, 256, 1, true, 200},
+};
+#undef MXORT_ROWS
+
+constexpr unsigned kSkinnyRows = 16;
+constexpr unsigned kMostGridY = 65535;
+
+bool Is(const char* a, const char* b) { return std::strcmp(a, b) == 0; }
+
+// bf16 terms that hold A exactly, as far as the accuracy asks: a term has 8 bits, float 24, half 11.
+int BFloat16Terms(const MatMulSpec& spec, DataType type) {
+  if (spec.accuracy_level != AccuracyLevel::kFp32) return 1;
+  if (spec.rotation != 1 || type == DataType::kFloat) return 3;
+  return type == DataType::kFloat16 ? 2 : 1;
+}
+
+Preparation PreparationFor(const Device& device, const MatMulSpec& spec, DataType type) {
+  const bool native = Is(device.arch, "gfx950");
+  switch (spec.activation_format) {
+    case ActivationFormat::kMxfp4: return {"prepare_fp4", native ? Operand::kFp4 : Operand::kBf16, 1};
+    case ActivationFormat::kMxfp6E2M3: return {"prepare_e2m3", native ? Operand::kFp6E2M3 : Operand::kBf16, 1};
+    case ActivationFormat::kMxfp6E3M2: return {"prepare_e3m2", native ? Operand::kFp6E3M2 : Operand::kBf16, 1};
+    case ActivationFormat::kMxfp8E4M3: return {"prepare_e4m3", native ? Operand::kFp8E4M3 : Operand::kBf16, 1};
+    case ActivationFormat::kNone: break;
+  }
+  // Two FP6 terms: relative RMS error 7.5e-4, below bf16's, at twice bf16's matrix rate.
+  if (native && spec.accuracy_level != AccuracyLevel::kFp32) return {"prepare_e2m3x2", Operand::kFp6E2M3, 2};
+  return {"prepare_bf16", Operand::kBf16, BFloat16Terms(spec, type)};
+}
+
+unsigned CeilDiv(int64_t a, int64_t b) { return static_cast<unsigned>((a + b - 1) / b); }
+
+// Splits K where the tiles alone leave compute units idle. A split costs a pass over Y, so each keeps at least 8 steps.
+unsigned SplitsFor(const GemmRow& row, unsigned tiles, unsigned steps, int units) {
+  constexpr unsigned kFewestSteps = 8;
+  const unsigned room = static_cast<unsigned>(units) * (row.rows >= 256 ? 1 : 2) / tiles;
+  return std::max(1u, std::min(room, steps / kFewestSteps));
+}
+
+struct Candidate {
+  const GemmRow* row;
+  unsigned splits;
+  double clocks;  // bound: rounds of workgroups x steps x clocks
+};
+
+Candidate Evaluate(const GemmRow& row, const Device& device, int64_t m, int64_t n, unsigned steps, int terms) {
+  const unsigned tiles = CeilDiv(m, row.rows) * CeilDiv(n, row.columns);
+  const unsigned splits = SplitsFor(row, tiles, steps, device.compute_units);
+  const double rounds = CeilDiv(static_cast<int64_t>(tiles) * splits, device.compute_units);
+  const double fill = splits > 1 ? 4000 : 2000;  // filling the pipeline, the epilogue, and the sum of the splits
+  return {&row, splits, rounds * CeilDiv(steps, splits) * terms * row.clocks + fill};
+}
+
+}  // namespace
+
+const GemmRow* GemmRows(size_t* count) {
+  *count = sizeof(kRows) / sizeof(kRows[0]);
+  return kRows;
+}
+
+Plan Select(const Device& device, const MatMulSpec& spec, DataType type, int64_t m, const char* name) {
+  Plan plan;
+  plan.prepare = PreparationFor(device, spec, type);
+  plan.terms = static_cast<unsigned>(plan.prepare.terms);
+  plan.steps = CeilDiv(spec.K, kStepK);
+  // Offsets inside a panel are 32 bits, and the step counter of the weights is exact below 2^15.
+  if (m < 1 || static_cast<int64_t>(plan.steps) * plan.terms >= 32768) return plan;
+  if (!Is(device.arch, "gfx950") && !Is(device.arch, "gfx942")) return plan;
+
+  Candidate best{nullptr, 1, 0};
+  for (const GemmRow& row : kRows) {
+    if (row.arch != nullptr && !Is(row.arch, device.arch)) continue;
+    if (row.operand != plan.prepare.operand) continue;
+    if (row.skinny && m > kSkinnyRows) continue;
+    if (name != nullptr ? !Is(row.name, name) : (m <= kSkinnyRows && !row.skinny)) continue;
+    const Candidate candidate = Evaluate(row, device, m, spec.N, plan.steps, plan.prepare.terms);
+    if (best.row == nullptr || candidate.clocks < best.clocks) best = candidate;
+  }
+  if (best.row == nullptr) return plan;
+  plan.gemm = best.row;
+  plan.tiles_m = CeilDiv(m, best.row->rows);
+  plan.tiles_n = CeilDiv(spec.N, best.row->columns);
+  plan.steps_per_split = CeilDiv(plan.steps, best.splits);
+  plan.splits = CeilDiv(plan.steps, plan.steps_per_split);
+  plan.gemm_grid = {plan.tiles_m * plan.tiles_n, plan.splits, 1};
+  plan.prepare_grid = {plan.steps, CeilDiv(m, kPanelRows), 1};
+  if (plan.splits > 1) {
+    plan.reduce_grid = {CeilDiv(spec.N, 256), static_cast<unsigned>(std::min<int64_t>(m, kMostGridY)), 1};
+    plan.partial_bytes = static_cast<size_t>(plan.splits) * static_cast<size_t>(m * spec.N) * sizeof(float);
+  }
+  plan.activation_bytes = ActivationRecordBytes(static_cast<int>(plan.prepare.operand), m, spec.K, plan.prepare.terms);
+  return plan;
+}
+
+}  // namespace mxort::hip

@@ -1,0 +1,167 @@
+"""The HIP kernels under test: compiled from ep/kernels/hip, planned by the C++ selection, run by hipsim."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import json
+import struct
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from hipsim import harness  # noqa: E402
+
+from mxort import formats  # noqa: E402
+
+SOURCES = ROOT / "ep" / "kernels" / "hip"
+FLAGS = ("-ffp-contract=off", "-Wall", "-Wextra", "-Werror")
+ARCHITECTURES = ("gfx950", "gfx942")
+OBJECTS = {"gfx950": ("gemm_mx", "gemm_bf16", "prepare"), "gfx942": ("gemm_bf16", "prepare")}
+FORMATS = list(formats.ACTIVATION_FORMATS)
+TYPES: dict[str, Any] = {"float": np.float32, "float16": np.float16, "bfloat16": None}
+COMPUTE_UNITS = 256
+
+
+@functools.cache
+def code_object(arch: str, name: str) -> Path:
+    return harness.compile_hip(SOURCES / f"{name}.hip", arch=arch, flags=FLAGS, include=[ROOT / "ep"])
+
+
+@functools.cache
+def host() -> ctypes.CDLL:
+    """selection and preshuffle, compiled for the machine."""
+    out = harness.BUILD / "libkernels_hip_host.so"
+    sources = [SOURCES / "select.cc", SOURCES / "preshuffle.cc", ROOT / "ep/kernels/layout.cc", Path(__file__).with_name("host.cc")]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    command = ["g++", "-std=c++17", "-O1", "-shared", "-fPIC", "-Wall", "-Wextra", "-Wconversion", "-Werror", f"-I{ROOT / 'ep'}"]
+    subprocess.run([*command, *map(str, sources), "-o", str(out)], check=True)
+    lib = ctypes.CDLL(str(out))
+    lib.mxort_rows.restype = lib.mxort_plan.restype = ctypes.c_char_p
+    lib.mxort_weight_bytes.restype = ctypes.c_size_t
+    lib.mxort_plan.argtypes = [ctypes.c_char_p, ctypes.c_int, *[ctypes.c_int64] * 3, *[ctypes.c_int] * 4, ctypes.c_char_p]
+    lib.mxort_weight_bytes.argtypes = [ctypes.c_int64, ctypes.c_int64]
+    lib.mxort_preshuffle.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p]
+    return lib
+
+
+def gemm_rows() -> list[dict[str, Any]]:
+    return list(json.loads(host().mxort_rows()))
+
+
+@dataclass(frozen=True)
+class Spec:
+    m: int
+    k: int
+    n: int
+    dtype: str = "float"
+    activation_format: str = "none"
+    rotation: int = 1
+    level: int = 3
+    arch: str = "gfx950"
+    units: int = COMPUTE_UNITS
+
+
+def plan(spec: Spec, kernel: str = "") -> dict[str, Any] | None:
+    order = ["none", "mxfp8_e4m3", "mxfp6_e2m3", "mxfp6_e3m2", "mxfp4"]  # enum ActivationFormat
+    text = host().mxort_plan(
+        spec.arch.encode(), spec.units, spec.m, spec.k, spec.n, spec.rotation,
+        order.index(spec.activation_format), spec.level, list(TYPES).index(spec.dtype), kernel.encode(),
+    )  # fmt: skip
+    return json.loads(text)
+
+
+def preshuffle(codes: NDArray[np.uint8], scales: NDArray[np.uint8], k: int) -> NDArray[np.uint8]:
+    out = np.empty(host().mxort_weight_bytes(len(codes), k), np.uint8)
+    codes, scales = np.ascontiguousarray(codes), np.ascontiguousarray(scales)
+    host().mxort_preshuffle(codes.ctypes.data, scales.ctypes.data, len(codes), k, out.ctypes.data)
+    return out
+
+
+def to_bytes(x: NDArray[np.float32], dtype: str) -> NDArray[Any]:
+    """float32 to the device's type, exactly representable or rounded to nearest even."""
+    if dtype == "bfloat16":
+        bits = x.view(np.uint32)
+        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+        return np.where(np.isnan(x), 0x7FC0, rounded).astype(np.uint16)
+    with np.errstate(over="ignore"):
+        return x.astype(TYPES[dtype])
+
+
+def from_bytes(x: NDArray[Any], dtype: str) -> NDArray[np.float32]:
+    if dtype == "bfloat16":
+        return (x.astype(np.uint32) << 16).view(np.float32)
+    return x.astype(np.float32)
+
+
+class Device:
+    """A simulated device with the project's kernels loaded on demand."""
+
+    def __init__(self, arch: str = "gfx950", **options: Any):
+        self.arch = arch
+        self.sim = harness.Sim(devices=arch, threads=2, **options)
+        self.modules: dict[str, harness.Module] = {}
+        self.replace: dict[str, Path] = {}
+
+    def module(self, name: str) -> harness.Module:
+        if name not in self.modules:
+            self.modules[name] = self.sim.load(self.replace.get(name, code_object(self.arch, name)))
+        return self.modules[name]
+
+    def prepare(self, spec: Spec, p: dict[str, Any], a: NDArray[Any]) -> harness.DeviceArray:
+        source, records = self.sim.to_device(a), self.sim.empty(p["activation_bytes"], np.uint8)
+        args = struct.pack(
+            "<QQIIIIii", source.ptr, records.ptr, spec.m, spec.k, p["steps"], p["terms"],
+            list(TYPES).index(spec.dtype), spec.rotation,
+        )  # fmt: skip
+        self.module("prepare").launch(p["prepare"], p["prepare_grid"], (256,), [args])
+        source.free()
+        return records
+
+    def matmul(
+        self,
+        spec: Spec,
+        a: NDArray[Any],
+        codes: NDArray[np.uint8],
+        scales: NDArray[np.uint8],
+        column_scale: NDArray[np.float32],
+        bias: NDArray[np.float32],
+        kernel: str = "",
+        splits: int | None = None,
+    ) -> NDArray[np.float32]:
+        """Y as float32; ``a`` in the device's type."""
+        p = plan(spec, kernel)
+        assert p is not None, (spec, kernel)
+        if splits is not None:
+            p["steps_per_split"] = -(-p["steps"] // splits)
+            p["splits"] = -(-p["steps"] // p["steps_per_split"])
+            p["gemm_grid"][1] = p["splits"]
+        many = p["splits"] > 1
+        records = self.prepare(spec, p, a)
+        weights = self.sim.to_device(preshuffle(codes, scales, spec.k))
+        cs, bi = self.sim.to_device(column_scale), self.sim.to_device(bias)
+        dtype = np.uint16 if spec.dtype == "bfloat16" else TYPES[spec.dtype]
+        y = self.sim.empty((spec.m, spec.n), dtype)
+        partial = self.sim.empty((p["splits"], spec.m, spec.n), np.float32) if many else None
+        kind = list(TYPES).index(spec.dtype)
+        args = struct.pack(
+            "<QQQQQQIIIIIIIIi4x", records.ptr, weights.ptr, cs.ptr, bi.ptr, y.ptr, partial.ptr if partial else 0,
+            spec.m, spec.n, p["steps"], p["terms"], p["steps_per_split"], p["splits"], p["tiles_m"], p["tiles_n"], kind,
+        )  # fmt: skip
+        self.module(p["object"]).launch(p["gemm"], p["gemm_grid"], (p["threads"],), [args])
+        if partial:
+            rows = min(spec.m, 3)
+            args = struct.pack("<QQQQIIIIi4x", partial.ptr, cs.ptr, bi.ptr, y.ptr, spec.m, spec.n, p["splits"], rows, kind)
+            self.module("prepare").launch("reduce", (-(-spec.n // 256), rows), (256,), [args])
+        out = from_bytes(y.numpy(), spec.dtype)
+        for array in (records, weights, cs, bi, y, *([partial] if partial else [])):
+            array.free()
+        return out

@@ -1,0 +1,73 @@
+// The host side of the HIP kernels (selection, preshuffle) for tests, as plain C functions.
+#include <cstdarg>
+#include <cstdio>
+#include <string>
+
+#include "kernels/hip/preshuffle.h"
+#include "kernels/hip/select.h"
+
+using mxort::hip::GemmRow;
+using mxort::hip::Grid;
+using mxort::hip::Plan;
+
+namespace {
+
+std::string Format(const char* format, ...) __attribute__((format(printf, 1, 2)));
+std::string Format(const char* format, ...) {
+  char text[1024];
+  va_list args;
+  va_start(args, format);
+  std::vsnprintf(text, sizeof(text), format, args);
+  va_end(args);
+  return text;
+}
+
+std::string Json(const Grid& g) { return Format("[%u,%u,%u]", g.x, g.y, g.z); }
+
+}  // namespace
+
+extern "C" {
+
+const char* mxort_rows() {
+  static std::string out;
+  out = "[";
+  size_t count = 0;
+  const GemmRow* rows = mxort::hip::GemmRows(&count);
+  for (size_t i = 0; i < count; ++i) {
+    const GemmRow& r = rows[i];
+    out += Format("%s{\"name\":\"%s\",\"object\":\"%s\",\"arch\":\"%s\",\"operand\":%d,\"rows\":%d,\"columns\":%d,"
+                  "\"threads\":%d,\"steps\":%d,\"skinny\":%s,\"clocks\":%d}",
+                  i ? "," : "", r.name, r.object, r.arch ? r.arch : "", static_cast<int>(r.operand), r.rows, r.columns,
+                  r.threads, r.steps, r.skinny ? "true" : "false", r.clocks);
+  }
+  out += "]";
+  return out.c_str();
+}
+
+const char* mxort_plan(const char* arch, int units, int64_t m, int64_t k, int64_t n, int rotation, int format, int level,
+                       int type, const char* name) {
+  static std::string out;
+  mxort::MatMulSpec spec;
+  spec.K = k;
+  spec.N = n;
+  spec.rotation = rotation;
+  spec.activation_format = static_cast<mxort::ActivationFormat>(format);
+  spec.accuracy_level = static_cast<mxort::AccuracyLevel>(level);
+  const Plan p = mxort::hip::Select({arch, units}, spec, static_cast<mxort::DataType>(type), m, *name ? name : nullptr);
+  if (p.gemm == nullptr) return "null";
+  out = Format("{\"gemm\":\"%s\",\"object\":\"%s\",\"threads\":%d,\"prepare\":\"%s\",\"operand\":%d,\"steps\":%u,\"terms\":%u,"
+               "\"steps_per_split\":%u,\"splits\":%u,\"tiles_m\":%u,\"tiles_n\":%u,",
+               p.gemm->name, p.gemm->object, p.gemm->threads, p.prepare.kernel, static_cast<int>(p.prepare.operand), p.steps,
+               p.terms, p.steps_per_split, p.splits, p.tiles_m, p.tiles_n);
+  out += "\"prepare_grid\":" + Json(p.prepare_grid) + ",\"gemm_grid\":" + Json(p.gemm_grid) +
+         ",\"reduce_grid\":" + Json(p.reduce_grid);
+  out += Format(",\"activation_bytes\":%zu,\"partial_bytes\":%zu}", p.activation_bytes, p.partial_bytes);
+  return out.c_str();
+}
+
+size_t mxort_weight_bytes(int64_t n, int64_t k) { return mxort::hip::WeightRecordBytes(n, k); }
+void mxort_preshuffle(const uint8_t* codes, const uint8_t* scales, int64_t n, int64_t k, uint8_t* records) {
+  mxort::hip::PreshuffleWeights({codes, scales}, n, k, 0, mxort::hip::PanelsOf(n), records);
+}
+
+}  // extern "C"

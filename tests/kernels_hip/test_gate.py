@@ -1,0 +1,73 @@
+"""What the compiled kernels use, by the kernel report: no scratch or spills anywhere, and the loops that must be good are."""
+
+import device
+import pytest
+
+from mxort import kernel_report_model as model
+from mxort.kernel_report_isa import Kernel, read_code_object
+
+OBJECTS = [(arch, name) for arch, names in device.OBJECTS.items() for name in names]
+
+
+def kernels(arch: str, name: str) -> dict[str, Kernel]:
+    return {k.resources.name: k for k in read_code_object(device.code_object(arch, name))}
+
+
+@pytest.mark.parametrize("arch, name", OBJECTS)
+def test_no_scratch_no_spills_and_no_warnings(arch, name):
+    # device.FLAGS has -Wall -Wextra -Werror.
+    found = kernels(arch, name)
+    assert found
+    for kernel in found.values():
+        r = kernel.resources
+        assert (r.scratch, r.vgpr_spills, r.sgpr_spills) == (0, 0, 0), r
+        assert r.lds <= model.LDS_BYTES[arch], r
+        assert kernel.loop_bytes < model.GATE_LOOP_BYTES
+
+
+def test_the_table_lists_exactly_the_kernels_that_exist():
+    for arch in device.ARCHITECTURES:
+        rows = {r["name"] for r in device.gemm_rows() if r["arch"] in ("", arch)}
+        built = {k for name in device.OBJECTS[arch] for k in kernels(arch, name) if k.startswith("gemm_")}
+        assert rows == built
+
+
+@pytest.mark.parametrize("fmt", ["fp4", "e2m3", "e3m2", "e4m3"])
+def test_large_tiles_pass_the_gate(fmt):
+    kernel = kernels("gfx950", "gemm_mx")[f"gemm_{fmt}_256x256"]
+    loop = model.model_loop(kernel)
+    assert loop is not None
+    assert loop.failures == []
+    assert (loop.share, loop.accumulator_moves) == (1.0, 0)
+    assert kernel.resources.agprs > 0
+
+
+def test_the_128x128_tile_is_at_its_cap():
+    loop = model.model_loop(kernels("gfx950", "gemm_mx")["gemm_fp4_128x128"])
+    assert loop is not None
+    assert loop.failures == []
+    assert (loop.binding, round(loop.share, 2)) == ("loads", 0.66)
+    assert loop.mca is not None and loop.mca >= 0.9
+
+
+@pytest.mark.parametrize("fmt", ["e2m3", "e3m2", "e4m3"])
+def test_other_128x128_tiles_keep_the_matrix_pipe_busy(fmt):
+    """Bound by the loads of their larger activations; one wave alone issues well."""
+    loop = model.model_loop(kernels("gfx950", "gemm_mx")[f"gemm_{fmt}_128x128"])
+    assert loop is not None
+    assert loop.binding == "loads" and loop.mca is not None and loop.mca >= 0.9
+    assert (loop.accumulator_moves, loop.early_reads, loop.same_iteration_waits) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("arch, name", [("gfx950", "gemm_mx"), ("gfx950", "gemm_bf16"), ("gfx942", "gemm_bf16")])
+def test_skinny_kernels_load_each_weight_byte_once_sixteen_bytes_a_lane(arch, name):
+    """An iteration loads 4 steps of weights, 4 x (4 KB of codes + 256 bytes of scales) a wave, and multiplies all terms of
+    A by them. Steps are dealt to waves by index, so no two loads are of the same record."""
+    skinny = [k for n, k in kernels(arch, name).items() if n.endswith("_skinny")]
+    assert skinny
+    for kernel in skinny:
+        first = next(i for i in kernel.loop if i.mnemonic == "buffer_load_dwordx4")
+        weights = first.operands[2]  # the buffer descriptor: A has another one
+        loads = [i.mnemonic for i in kernel.loop if model.is_vmem_load(i) and i.operands[2] == weights]
+        assert sorted(loads) == ["buffer_load_dword"] * 4 + ["buffer_load_dwordx4"] * 16
+        assert len(loads) == sum(model.is_vmem_load(i) and i.operands[2] == weights for i in kernel.code)

@@ -1,0 +1,118 @@
+"""The analyser on hand-made snippets with known answers."""
+
+import json
+
+import pytest
+from hipsim import harness
+
+from mxort import kernel_report
+from mxort import kernel_report_isa as isa
+from mxort import kernel_report_model as model
+
+
+def code(*lines: str) -> list[isa.Instruction]:
+    return [isa.Instruction(4 * n, text) for n, text in enumerate(lines)]
+
+
+def mfma(accumulator: str, a: str = "v[0:3]", b: str = "v[4:7]", cbsz: int = 4, blgp: int = 4) -> str:
+    return f"v_mfma_scale_f32_16x16x128_f8f6f4 {accumulator}, {a}, {b}, {accumulator}, v8, v9 op_sel_hi:[0,0,0] cbsz:{cbsz} blgp:{blgp}"
+
+
+@pytest.mark.parametrize(
+    "text, clocks",
+    [
+        (mfma("v[10:13]"), 16),
+        (mfma("v[10:13]", cbsz=4, blgp=2), 16),
+        (mfma("v[10:13]", cbsz=4, blgp=0), 32),
+        ("v_mfma_scale_f32_16x16x128_f8f6f4 v[10:13], v[0:7], v[4:7], v[10:13], v8, v9 op_sel_hi:[0,0,0] blgp:4", 32),
+        ("v_mfma_scale_f32_32x32x64_f8f6f4 a[0:15], v[0:3], v[4:7], a[0:15], v8, v9 op_sel_hi:[0,0,0] cbsz:4 blgp:4", 32),
+        ("v_mfma_f32_16x16x32_bf16 v[10:13], v[0:3], v[4:7], v[10:13]", 16),
+        ("v_add_f32_e32 v0, v1, v2", 0),
+    ],
+)
+def test_matrix_clocks(text, clocks):
+    assert model.matrix_clocks(code(text)[0]) == clocks
+
+
+@pytest.mark.parametrize(
+    "text, size",
+    [
+        ("ds_read_b128 v[0:3], v9 offset:16", 1024), ("ds_read_b64 v[0:1], v9", 512), ("ds_read_b32 v0, v9", 256),
+        ("ds_read_u8 v0, v9", 64), ("ds_read2st64_b32 v[0:1], v9 offset1:17", 512),
+        ("buffer_load_dwordx4 v1, s[0:3], s4 offen offset:256 lds", 1024), ("global_load_ushort v1, v[2:3], off", 128),
+    ],
+)  # fmt: skip
+def test_access_bytes(text, size):
+    assert model.access_bytes(code(text)[0]) == size
+
+
+def test_registers_and_destinations():
+    assert isa.registers_of("v[2:3]") == {"v2", "v3"}
+    assert isa.registers_of("a7") == {"a7"}
+    assert isa.registers_of("s[0:3]") == frozenset()
+    load, to_lds, store = code(
+        "buffer_load_dword v1, v2, s[0:3], 0 offen", "buffer_load_dword v1, s[0:3], 0 offen lds", "ds_write_b32 v1, v2"
+    )
+    assert load.has_destination and not to_lds.has_destination and not store.has_destination
+    assert to_lds.is_lds_load and to_lds.reads(frozenset({"v1"})) and not load.reads(frozenset({"v1"}))
+
+
+def test_distance_from_a_read_to_its_use_goes_around_the_loop():
+    loop = code("ds_read_b128 v[0:3], v20", mfma("v[10:13]", "v[24:27]"), mfma("v[14:17]", "v[0:3]"),
+                "ds_read_b128 v[4:7], v20", mfma("v[28:31]", "v[24:27]", "v[24:27]"))  # fmt: skip
+    # v[0:3] passes one matrix instruction; v[4:7] the last one, then wraps to the first, which uses it.
+    assert model.read_distances(loop) == [16, 16]
+
+
+def test_waits_on_loads_of_the_same_iteration():
+    load = "buffer_load_dwordx4 v1, s[0:3], s4 offen lds"
+    late = code(load, load, mfma("v[10:13]"), "s_waitcnt vmcnt(2)", "s_barrier")
+    assert model.same_iteration_waits(late) == 0
+    assert model.prefetch_clocks(late) == 32  # issued, one instruction, wait of the next iteration: two instructions
+    early = code(load, load, mfma("v[10:13]"), "s_waitcnt vmcnt(1)", "s_barrier")
+    assert model.same_iteration_waits(early) == 1
+
+
+def test_accumulator_moves_are_told_from_other_moves():
+    loop = code(mfma("a[0:3]"), "v_accvgpr_read_b32 v50, a1", "v_accvgpr_read_b32 v51, a77", "v_mov_b32_e32 v60, v61")
+    assert model.accumulator_moves(loop, [loop[0]]) == 1
+
+
+def test_main_loop_is_the_branch_with_most_matrix_instructions():
+    listing = """
+0000000000001000 <k>:
+\ts_nop 0                                                    // 000000001000: BF800000
+\tv_mfma_f32_16x16x32_bf16 v[0:3], v[4:7], v[8:11], v[0:3]   // 000000001004: D3B50000 00000000
+\ts_cbranch_scc1 65533                                       // 00000000100C: BF85FFFD <k+0x4>
+\tv_nop                                                      // 000000001010: 7E000000
+\ts_cbranch_scc1 65534                                       // 000000001014: BF85FFFE <k+0x10>
+"""
+    (instructions,) = isa.parse_disassembly(listing).values()
+    assert [i.address for i in isa.find_main_loop(instructions)] == [0x1004, 0x100C]
+
+
+def test_llvm_mca_sees_a_busy_and_an_idle_pipe():
+    busy = code(*[mfma(f"v[{12 + 4 * n}:{15 + 4 * n}]") for n in range(16)])
+    assert model.mca_fraction("gfx950", busy) > 0.95
+    crowded = code(*[mfma("v[12:15]"), *["s_add_i32 s4, s4, 1"] * 12] * 4)
+    assert model.mca_fraction("gfx950", crowded) < 0.5
+
+
+def test_roofline():
+    seconds, by = model.roofline_seconds("fp4", 8192, 8192, 8192)
+    assert by == "matrix" and seconds == pytest.approx(2 * 8192**3 / 10.07e15)
+    seconds, by = model.roofline_seconds("fp4", 1, 4096, 4096)
+    assert by == "memory" and seconds == pytest.approx((4096 * 4.25 / 8 + 4096 * 4096 * 4.25 / 8 + 8192) / 8e12)
+
+
+def test_report_of_a_code_object(capsys):
+    body = "s_mov_b32 s4, 4\nloop:\n  v_mfma_f32_16x16x32_bf16 v[0:3], v[4:7], v[8:11], v[0:3]\n  s_sub_u32 s4, s4, 1\n  s_cmp_lg_u32 s4, 0\n  s_cbranch_scc1 loop"
+    path = str(harness.assemble(harness.kernel_asm(body, lds=1024)))
+    assert kernel_report.main([path, "--json"]) == 0
+    (k,) = json.loads(capsys.readouterr().out)
+    assert (k["name"], k["lds"], k["scratch"]) == ("k", 1024, 0)
+    assert k["loop"]["matrix_instructions"] == 1 and k["loop"]["others"] == 3
+    assert k["gate"] == "fail" and k["format"] == "bf16"
+    assert kernel_report.main([path]) == 0
+    text = capsys.readouterr().out
+    assert "not measurements" in text and "a bound, not a" in text

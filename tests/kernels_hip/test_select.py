@@ -1,0 +1,66 @@
+"""Selection is a pure function: what it answers, and that what it answers can be launched."""
+
+import device
+import pytest
+from device import Spec
+
+SHAPES = [(m, k, n) for m in (1, 16, 17, 128, 512, 4096) for k in (1, 384, 4096, 32768) for n in (1, 384, 4096, 28672)]
+
+
+@pytest.mark.parametrize("arch", device.ARCHITECTURES)
+@pytest.mark.parametrize("fmt", device.FORMATS)
+def test_every_problem_has_a_consistent_plan(arch, fmt):
+    rows = {r["name"]: r for r in device.gemm_rows()}
+    for m, k, n in SHAPES:
+        for level in (1, 3, 4):
+            p = device.plan(Spec(m, k, n, "float16", fmt, 1, level, arch))
+            row = rows[p["gemm"]]
+            assert row["arch"] in ("", arch) and row["operand"] == p["operand"]
+            assert p["tiles_m"] * row["rows"] >= m and p["tiles_n"] * row["columns"] >= n
+            assert p["steps"] * 128 >= k > (p["steps"] - 1) * 128
+            assert p["splits"] * p["steps_per_split"] >= p["steps"] > (p["splits"] - 1) * p["steps_per_split"]
+            assert p["gemm_grid"][:2] == [p["tiles_m"] * p["tiles_n"], p["splits"]]
+            assert (p["reduce_grid"][0] > 0) == (p["splits"] > 1) == (p["partial_bytes"] > 0)
+            assert row["skinny"] == (m <= 16)
+
+
+@pytest.mark.parametrize(
+    "spec, kernel",
+    [
+        (Spec(4096, 4096, 4096, "bfloat16", "mxfp4"), "gemm_fp4_256x256"),
+        (Spec(4096, 4096, 4096, "bfloat16", "mxfp6_e2m3"), "gemm_e2m3_256x256"),
+        (Spec(4096, 4096, 4096, "bfloat16", "none"), "gemm_e2m3_256x256"),
+        (Spec(1, 4096, 4096, "bfloat16", "mxfp4"), "gemm_fp4_skinny"),
+        (Spec(32, 384, 384, "float16", "mxfp8_e4m3"), "gemm_e4m3_64x64"),
+        (Spec(100, 4096, 4096, "float", "none", level=1), "gemm_bf16_64x128"),
+        (Spec(4096, 4096, 4096, "float16", "mxfp4", arch="gfx942", units=304), "gemm_bf16_64x128"),
+    ],
+)
+def test_choices(spec, kernel):
+    assert device.plan(spec)["gemm"] == kernel
+
+
+def test_terms_follow_accuracy_and_type():
+    def terms(**options):
+        p = device.plan(Spec(64, 256, 64, **options))
+        return p["prepare"], p["terms"]
+
+    assert terms(dtype="float") == ("prepare_e2m3x2", 2)
+    assert terms(dtype="float", level=1) == ("prepare_bf16", 3)
+    assert terms(dtype="float16", level=1) == ("prepare_bf16", 2)
+    assert terms(dtype="float16", level=1, rotation=32) == ("prepare_bf16", 3)
+    assert terms(dtype="bfloat16", level=1) == ("prepare_bf16", 1)
+    assert terms(dtype="float", arch="gfx942") == ("prepare_bf16", 1)
+
+
+def test_what_cannot_run_has_no_plan():
+    assert device.plan(Spec(4, 128, 64, arch="gfx90a")) is None
+    assert device.plan(Spec(4, 128 * 40000, 64)) is None
+    assert device.plan(Spec(4, 128, 64), kernel="nonsense") is None
+    assert device.plan(Spec(17, 128, 64, "float", "mxfp4"), kernel="gemm_fp4_skinny") is None
+
+
+def test_small_problems_split_k_to_fill_the_device():
+    p = device.plan(Spec(1, 4096, 4096, "bfloat16", "mxfp4"))
+    assert p["splits"] > 1 and p["tiles_n"] * p["splits"] >= 128
+    assert device.plan(Spec(4096, 4096, 4096, "bfloat16", "mxfp4"))["splits"] == 1
