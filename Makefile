@@ -46,14 +46,14 @@ cpp-test: build/.dev
 # exit are not reported.
 sanitize: build/.dev
 	$(CMAKE) -B build/sanitize -DCMAKE_BUILD_TYPE=RelWithDebInfo -DMXORT_SANITIZE=address,undefined \
-	  -DMXORT_EMULATE_AMX=ON >/dev/null
+	  -DMXORT_EMULATE_AMX=ON -DMXORT_HIP=OFF >/dev/null
 	.venv/bin/cmake --build build/sanitize
 	.venv/bin/ctest --test-dir build/sanitize --output-on-failure
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 MXORT_TEST_LIBRARIES=build/sanitize \
 	  $(PYTHON) -m pytest -q -p no:cacheprovider $(PYTEST_MARKS) tests/test_formats.py tests/test_scales.py \
 	  tests/kernels tests/ops
-	$(CMAKE) -B build/tsan -DCMAKE_BUILD_TYPE=RelWithDebInfo -DMXORT_SANITIZE=thread >/dev/null
+	$(CMAKE) -B build/tsan -DCMAKE_BUILD_TYPE=RelWithDebInfo -DMXORT_SANITIZE=thread -DMXORT_HIP=OFF >/dev/null
 	.venv/bin/cmake --build build/tsan --target test_threads
 	build/tsan/test_threads
 

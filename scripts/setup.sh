@@ -19,6 +19,14 @@ if [ ${#missing[@]} -gt 0 ]; then
     exit 1
   fi
 fi
+# The compiler for GPU kernels, with which the tests also assemble and disassemble. Without it the library is built, and
+# says so, without GPU kernels.
+if ! command -v clang-22 >/dev/null && ! [ -x "${ROCM_PATH:-/opt/rocm}/bin/amdclang++" ] && command -v apt-get >/dev/null &&
+  [ "$(id -u)" = 0 ]; then
+  echo "setup: clang-22, lld-22 and llvm-22 for the GPU kernels"
+  apt-get update -qq
+  apt-get install -y -qq clang-22 lld-22 llvm-22 >/dev/null || echo "setup: not available here; no GPU kernels" >&2
+fi
 # The headers' fetch script asks apt for its mirror, which it only knows after an update.
 if command -v apt-get >/dev/null && [ "$(id -u)" = 0 ] && ! apt-get indextargets 2>/dev/null | grep -q .; then
   apt-get update -qq
