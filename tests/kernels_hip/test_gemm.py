@@ -4,7 +4,7 @@ import device
 import numpy as np
 import pytest
 from device import Spec
-from oracle import Problem
+from gpu_oracle import Problem
 
 NATIVE = {0: "mxfp4", 1: "mxfp6_e2m3", 2: "mxfp6_e3m2", 3: "mxfp8_e4m3"}  # Operand -> activation_format
 BF16 = 4
