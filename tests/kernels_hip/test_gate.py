@@ -59,7 +59,9 @@ def test_other_128x128_tiles_keep_the_matrix_pipe_busy(fmt):
     assert (loop.accumulator_moves, loop.early_reads, loop.same_iteration_waits) == (0, 0, 0)
 
 
-@pytest.mark.parametrize("arch, name", [("gfx950", "gemm_mx"), ("gfx950", "gemm_bf16"), ("gfx942", "gemm_bf16")])
+@pytest.mark.parametrize(
+    "arch, name", [("gfx950", "gemm_mx"), ("gfx950", "gemm_bf16"), ("gfx942", "gemm_bf16")]
+)
 def test_skinny_kernels_load_each_weight_byte_once_sixteen_bytes_a_lane(arch, name):
     """An iteration loads 4 steps of weights, 4 x (4 KB of codes + 256 bytes of scales) a wave, and multiplies all terms of
     A by them. Steps are dealt to waves by index, so no two loads are of the same record."""

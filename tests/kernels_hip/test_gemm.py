@@ -26,7 +26,10 @@ def kernels_and_specs():
                         yield row, fmt, 3, arch
 
 
-CASES = [pytest.param(*c, id=f"{c[3]}-{c[0]['name']}-{c[1]}-level{c[2]}") for c in sorted(kernels_and_specs(), key=lambda c: c[3])]
+CASES = [
+    pytest.param(*c, id=f"{c[3]}-{c[0]['name']}-{c[1]}-level{c[2]}")
+    for c in sorted(kernels_and_specs(), key=lambda c: c[3])
+]
 
 
 def shapes(row):

@@ -65,7 +65,11 @@ def special_rows(k: int) -> np.ndarray:
     """Rows of floats that reach every branch of the scale rule and of rounding."""
     rng = np.random.default_rng(7)
     rows = [rng.standard_normal(k) * 10.0**e for e in (-45, -38, -20, 0, 3, 30, 38)]
-    rows += [np.zeros(k), np.full(k, -0.0), np.tile([6.0, -7.0, 0.25, -0.25, 5.0, 2.5, 1.25, 0.75], -(-k // 8))[:k]]
+    rows += [
+        np.zeros(k),
+        np.full(k, -0.0),
+        np.tile([6.0, -7.0, 0.25, -0.25, 5.0, 2.5, 1.25, 0.75], -(-k // 8))[:k],
+    ]
     for bad in (np.nan, np.inf, -np.inf):
         row = rng.standard_normal(k)
         row[rng.integers(k)] = bad
@@ -77,7 +81,9 @@ def special_rows(k: int) -> np.ndarray:
 def expected(fmt: str, x: np.ndarray, panels: int, steps: int) -> tuple[np.ndarray, np.ndarray]:
     blocks = np.zeros((panels * 64, steps * STEP), np.float32)
     blocks[: x.shape[0], : x.shape[1]] = x
-    codes, exponents = scales.quantize_blocks(formats.to_blocks(blocks), formats.ACTIVATION_FORMATS[fmt], "even")
+    codes, exponents = scales.quantize_blocks(
+        formats.to_blocks(blocks), formats.ACTIVATION_FORMATS[fmt], "even"
+    )
     return codes.reshape(blocks.shape), exponents
 
 
@@ -103,7 +109,9 @@ def test_quantised_operands_bit_for_bit(machines, fmt, rotation, dtype):
         spec = Spec(len(a), k, 16, dtype, fmt, rotation)
         plan, records, panels, steps = prepared(machines("gfx950"), spec, a)
         codes, exponents = unpack(fmt, records, panels, steps)
-        want_codes, want_exponents = expected(fmt, rotate(device.from_bytes(a, dtype), rotation), panels, steps)
+        want_codes, want_exponents = expected(
+            fmt, rotate(device.from_bytes(a, dtype), rotation), panels, steps
+        )
         np.testing.assert_array_equal(exponents, want_exponents)
         np.testing.assert_array_equal(codes, want_codes)
 
@@ -136,10 +144,16 @@ def test_gfx942_emulates_the_same_numbers(machines, fmt, rotation):
 @pytest.mark.parametrize("dtype", device.TYPES)
 def test_bf16_terms_hold_every_value(machines, arch, dtype):
     a = device.to_bytes(special_rows(96)[2:6], dtype)
-    plan, records, panels, steps = prepared(machines(arch), Spec(len(a), 96, 16, dtype, "none", 1, 1, arch), a)
+    plan, records, panels, steps = prepared(
+        machines(arch), Spec(len(a), 96, 16, dtype, "none", 1, 1, arch), a
+    )
     assert plan["terms"] == {"float": 3, "float16": 2, "bfloat16": 1}[dtype]
-    terms = device.from_bytes(unpack_bf16(records, panels, steps, plan["terms"]), "bfloat16").astype(np.float64)
-    np.testing.assert_array_equal(terms.sum(axis=0)[: len(a), :96], device.from_bytes(a, dtype).astype(np.float64))
+    terms = device.from_bytes(unpack_bf16(records, panels, steps, plan["terms"]), "bfloat16").astype(
+        np.float64
+    )
+    np.testing.assert_array_equal(
+        terms.sum(axis=0)[: len(a), :96], device.from_bytes(a, dtype).astype(np.float64)
+    )
 
 
 @pytest.mark.parametrize("n, k", [(1, 1), (64, 128), (70, 416), (200, 96)])

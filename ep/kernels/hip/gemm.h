@@ -35,21 +35,21 @@ MXORT_DEVICE u32 OpaqueScalar(u32 x) {
 // Fills LDS stages of one wave, in order. A wave's part of a stage is fixed; only scalar offsets move.
 template <class T>
 struct Loader {
-  i32x4 a, w;                         // buffers of this workgroup's panels
+  i32x4 a, w;  // buffers of this workgroup's panels
   u32 bytes_a, bytes_w;
-  u32 offset_a, offset_w;             // the lane's own byte of the wave's part, at step 0
-  u32 lds_a, lds_w;                   // where the wave's part begins in stage 0
+  u32 offset_a, offset_w;  // the lane's own byte of the wave's part, at step 0
+  u32 lds_a, lds_w;        // where the wave's part begins in stage 0
   u32 offset_scale[T::kWaveScales], lds_scale[T::kWaveScales];
   bool scale_of_a[T::kWaveScales];
   u32 step_w, step_scale[T::kWaveScales];  // which of the stage's U steps the part belongs to
-  u32 fill_a, fill_w, stage;  // lds_a, lds_w in the stage that is being filled, and that stage
+  u32 fill_a, fill_w, stage;               // lds_a, lds_w in the stage that is being filled, and that stage
   u32 step, end, third;
 
   static constexpr int kLoadsA = T::kWaveSlotsA * kLoadsPerSlot, kLoadsW = T::kWaveSlotsW * kLoadsPerSlot;
   static constexpr int kLoads = kLoadsA + kLoadsW + T::kWaveScales;
   // A wave loads one whole record of each operand: its codes and scales then share a base.
-  static constexpr bool kWhole = HasScales(T::kOperand) && T::kWaveSlotsA == T::kSlotsA && T::kWaveSlotsW == T::kSlotsW &&
-                                 T::kScalesA == T::kWaves && T::kScalesW == T::kWaves;
+  static constexpr bool kWhole = HasScales(T::kOperand) && T::kWaveSlotsA == T::kSlotsA &&
+                                 T::kWaveSlotsW == T::kSlotsW && T::kScalesA == T::kWaves && T::kScalesW == T::kWaves;
 
   MXORT_METHOD void Init(const GemmArgs& args, TileIndex tile, u32 lds, u32 first_step, u32 last_step) {
     const u32 wave = WaveIndex(), lane = Lane();
@@ -84,7 +84,8 @@ struct Loader {
       scale_of_a[j.value] = of_a;
       step_scale[j.value] = T::kSteps == 1 ? 0 : record / panels;
       const u32 own = record % panels * (of_a ? panel_a : panel_w);
-      const u32 own_whole = j.value == 0 && T::kSteps > 1 ? record / T::kPanelsM * T::kRecordA : 0;  // as offset_a, offset_w
+      const u32 own_whole =
+          j.value == 0 && T::kSteps > 1 ? record / T::kPanelsM * T::kRecordA : 0;  // as offset_a, offset_w
       offset_scale[j.value] = lane * 4 + (kWhole ? own_whole : own);
       const u32 at = of_a ? record * T::kRecordA : T::kStageW + record * T::kRecordW;
       const u32 dead_at = T::kStageDead + (index - T::kScalesA - T::kScalesW) * kScaleRecordBytes;
@@ -126,8 +127,7 @@ struct Loader {
       constexpr int j = kLoad - kLoadsA - kLoadsW;
       const bool of_a = scale_of_a[j];
       const u32 s = step + step_scale[j];
-      CopyScales(lds_scale[j] + stage, of_a ? a : w, offset_scale[j],
-                 of_a ? s * T::kRecordA : WeightOffset(s));
+      CopyScales(lds_scale[j] + stage, of_a ? a : w, offset_scale[j], of_a ? s * T::kRecordA : WeightOffset(s));
     }
   }
   // The instruction's offset field (12 bits) advances memory and LDS alike: four kilobytes are reached without changing
@@ -192,8 +192,8 @@ struct Fragments {
     } else if constexpr (kUnit < T::kFirstWS) {
       constexpr int index = kUnit - T::kFirstA, m = index % T::kUnitM * T::kUnitFragments;
       constexpr int substep = index / T::kUnitM, u = substep / T::kParts;
-      constexpr int kAt = (u * T::kPanelsM + m / kFragments) * T::kRecordA + T::kScaleA +
-                          m % kFragments * FragmentBytes(T::kOperand);
+      constexpr int kAt =
+          (u * T::kPanelsM + m / kFragments) * T::kRecordA + T::kScaleA + m % kFragments * FragmentBytes(T::kOperand);
       Mma::template Insert<kPart>(activation[index],
                                   ReadLds<i32x4>(at_a + kAt + (substep % T::kParts + kPart) * kSlotBytes));
     } else if constexpr (kUnit < T::kFirstAS) {
@@ -201,7 +201,8 @@ struct Fragments {
       weight_scale[index] = Shift<T::kFragN>(ReadLds<i32>(at_ws + (u * T::kPanelsN + panel) * T::kRecordW), shift_w);
     } else {
       constexpr int index = kUnit - T::kFirstAS, u = index / T::kPanelsOfM, panel = index % T::kPanelsOfM;
-      activation_scale[index] = Shift<T::kFragM>(ReadLds<i32>(at_as + (u * T::kPanelsM + panel) * T::kRecordA), shift_a);
+      activation_scale[index] =
+          Shift<T::kFragM>(ReadLds<i32>(at_as + (u * T::kPanelsM + panel) * T::kRecordA), shift_a);
     }
   }
   // Where a wave begins inside a panel, its first fragment's scale becomes byte 0.
@@ -225,8 +226,8 @@ struct Fragments {
 
 // Keeps an accumulator in the lower half of the register file (see Tile::kPinned).
 MXORT_DEVICE void Pin(f32x4& x) { asm("" : "+v"(x)); }
-// And, being volatile, keeps the multiplication that made it where it is written: instruction selection orders only what
-// touches memory. The largest tile needs no such help.
+// And, being volatile, keeps the multiplication that made it where it is written: instruction selection orders only
+// what touches memory. The largest tile needs no such help.
 MXORT_DEVICE void PinInOrder(f32x4& x) { asm volatile("" : "+v"(x)); }
 
 template <class T>
@@ -284,9 +285,8 @@ MXORT_DEVICE void Gemm(const GemmArgs& args) {
     });
     // Phase 1 ends the stage that phase 2 of the iteration before began.
     constexpr int kBegin = T::LoadsBefore(kQ, kLoads, kLate), kEnd = T::LoadsBefore(kQ + 1, kLoads, kLate);
-    Unroll<kBegin, kEnd>([&](auto i) __attribute__((always_inline)) {
-      loader.template Issue<(i.value + kLate) % kLoads>();
-    });
+    Unroll<kBegin, kEnd>([&](auto i)
+                             __attribute__((always_inline)) { loader.template Issue<(i.value + kLate) % kLoads>(); });
     Unroll<T::ChoresBefore(kQ), T::ChoresBefore(kQ + 1)>(chore);
     __builtin_amdgcn_sched_barrier(0);
   };
@@ -299,7 +299,8 @@ MXORT_DEVICE void Gemm(const GemmArgs& args) {
     WaitLoadsAndReads<(T::kStages - 2) * kLoads>();
     Barrier();
     Unroll<T::kPhase, T::kPositions>(position);
-    Unroll<0, T::kPinned>([&](auto q) __attribute__((always_inline)) { Pin(sum[q.value / T::kFragM][q.value % T::kFragM]); });
+    Unroll<0, T::kPinned>([&](auto q)
+                              __attribute__((always_inline)) { Pin(sum[q.value / T::kFragM][q.value % T::kFragM]); });
   }
   if constexpr (T::kSteps == 2) {  // an odd step: its registers were read in the last phase 2
     if (steps % 2 != 0) {
