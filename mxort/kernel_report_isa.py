@@ -1,4 +1,4 @@
-"""Reads AMD GPU code objects: instructions, main loop, registers and resources of each kernel. Needs LLVM's tools, no GPU."""
+"""Reads AMD GPU code objects: instructions, main loop and resources of each kernel. Needs LLVM's tools, no GPU."""
 
 from __future__ import annotations
 
@@ -114,8 +114,8 @@ class Kernel:
 
 
 def parse_disassembly(text: str, functions: Collection[str] | None = None) -> dict[str, list[Instruction]]:
-    """llvm-objdump -d output -> instructions by function. Symbols not in ``functions`` are labels inside one (hand-written
-    assembly has them); without it every symbol is a function."""
+    """llvm-objdump -d output -> instructions by function. Symbols not in ``functions`` are labels inside one
+    (hand-written assembly has them); without it every symbol is a function."""
     kernels: dict[str, list[Instruction]] = {}
     current: list[Instruction] | None = None
     for line in text.splitlines():

@@ -1,8 +1,8 @@
 """A static performance model of a kernel's main loop. What it gives are ceilings, not measurements.
 
 Constants are from AMD's gfx950 Gluon tutorials and matrix-core blog unless said (docs/mi355x.md): per iteration and
-compute unit, MFMA share = matrix clocks / the largest of all resources. Exposed latency comes on top; llvm-mca's in-order
-model of one wave shows part of it.
+compute unit, MFMA share = matrix clocks / the largest of all resources. Exposed latency comes on top; llvm-mca's
+in-order model of one wave shows part of it.
 """
 
 from __future__ import annotations

@@ -99,5 +99,6 @@ class Problem:
         worst = np.unravel_index(np.argmax(error / allowed), error.shape)
         assert (error <= allowed).all(), (
             f"{self.spec} {kernel}: {np.sum(error > allowed)} of {error.size} outputs beyond the tolerance, "
-            f"worst at {tuple(map(int, worst))}: got {y[worst]}, expected {exact[worst]}, allowed error {allowed[worst]}"
+            f"worst at {tuple(map(int, worst))}: got {y[worst]}, "
+            f"expected {exact[worst]}, allowed error {allowed[worst]}"
         )

@@ -1,4 +1,4 @@
-"""What the compiled kernels use, by the kernel report: no scratch or spills anywhere, and the loops that must be good are."""
+"""What the compiled kernels use, by the kernel report: no scratch, no spills, and the main loops pass the gate."""
 
 import device
 import pytest
@@ -63,8 +63,8 @@ def test_other_128x128_tiles_keep_the_matrix_pipe_busy(fmt):
     "arch, name", [("gfx950", "gemm_mx"), ("gfx950", "gemm_bf16"), ("gfx942", "gemm_bf16")]
 )
 def test_skinny_kernels_load_each_weight_byte_once_sixteen_bytes_a_lane(arch, name):
-    """An iteration loads 4 steps of weights, 4 x (4 KB of codes + 256 bytes of scales) a wave, and multiplies all terms of
-    A by them. Steps are dealt to waves by index, so no two loads are of the same record."""
+    """An iteration loads 4 steps of weights, 4 x (4 KB of codes + 256 bytes of scales) a wave, and multiplies all
+    terms of A by them. Steps are dealt to waves by index, so no two loads are of the same record."""
     skinny = [k for n, k in kernels(arch, name).items() if n.endswith("_skinny")]
     assert skinny
     for kernel in skinny:

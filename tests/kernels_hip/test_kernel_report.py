@@ -15,7 +15,8 @@ def code(*lines: str) -> list[isa.Instruction]:
 
 
 def mfma(accumulator: str, a: str = "v[0:3]", b: str = "v[4:7]", cbsz: int = 4, blgp: int = 4) -> str:
-    return f"v_mfma_scale_f32_16x16x128_f8f6f4 {accumulator}, {a}, {b}, {accumulator}, v8, v9 op_sel_hi:[0,0,0] cbsz:{cbsz} blgp:{blgp}"
+    operands = f"{accumulator}, {a}, {b}, {accumulator}, v8, v9"
+    return f"v_mfma_scale_f32_16x16x128_f8f6f4 {operands} op_sel_hi:[0,0,0] cbsz:{cbsz} blgp:{blgp}"
 
 
 @pytest.mark.parametrize(
@@ -120,7 +121,8 @@ def test_roofline():
 
 
 def test_report_of_a_code_object(capsys):
-    body = "s_mov_b32 s4, 4\nloop:\n  v_mfma_f32_16x16x32_bf16 v[0:3], v[4:7], v[8:11], v[0:3]\n  s_sub_u32 s4, s4, 1\n  s_cmp_lg_u32 s4, 0\n  s_cbranch_scc1 loop"
+    multiply = "v_mfma_f32_16x16x32_bf16 v[0:3], v[4:7], v[8:11], v[0:3]"
+    body = f"s_mov_b32 s4, 4\nloop:\n{multiply}\ns_sub_u32 s4, s4, 1\ns_cmp_lg_u32 s4, 0\ns_cbranch_scc1 loop"
     path = str(harness.assemble(harness.kernel_asm(body, lds=1024)))
     assert kernel_report.main([path, "--json"]) == 0
     (k,) = json.loads(capsys.readouterr().out)

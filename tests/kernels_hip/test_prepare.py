@@ -1,4 +1,4 @@
-"""Quantisation of A on the device, bit for bit, and the layouts of both operands, written down a second time in numpy."""
+"""Quantisation of A on the device, bit for bit, and the layouts of both operands, written a second time in numpy."""
 
 import device
 import numpy as np
@@ -107,7 +107,7 @@ def test_quantised_operands_bit_for_bit(machines, fmt, rotation, dtype):
             a = device.to_bytes(special_rows(k), dtype)
         a = np.tile(a, (6, 1))[:70]  # more than a panel
         spec = Spec(len(a), k, 16, dtype, fmt, rotation)
-        plan, records, panels, steps = prepared(machines("gfx950"), spec, a)
+        _, records, panels, steps = prepared(machines("gfx950"), spec, a)
         codes, exponents = unpack(fmt, records, panels, steps)
         want_codes, want_exponents = expected(
             fmt, rotate(device.from_bytes(a, dtype), rotation), panels, steps
@@ -119,7 +119,7 @@ def test_quantised_operands_bit_for_bit(machines, fmt, rotation, dtype):
 @pytest.mark.parametrize("fmt", [f for f in device.FORMATS if f != "none"])
 def test_every_bfloat16_is_quantised_as_numpy_does(machines, fmt):
     a = np.arange(65536, dtype=np.uint16).reshape(64, 1024)
-    plan, records, panels, steps = prepared(machines("gfx950"), Spec(64, 1024, 16, "bfloat16", fmt), a)
+    _, records, panels, steps = prepared(machines("gfx950"), Spec(64, 1024, 16, "bfloat16", fmt), a)
     codes, exponents = unpack(fmt, records, panels, steps)
     want_codes, want_exponents = expected(fmt, device.from_bytes(a, "bfloat16"), panels, steps)
     np.testing.assert_array_equal(exponents, want_exponents)
@@ -131,7 +131,7 @@ def test_every_bfloat16_is_quantised_as_numpy_does(machines, fmt):
 def test_gfx942_emulates_the_same_numbers(machines, fmt, rotation):
     a = special_rows(192)[2:]  # scales of 1e-38 values are beyond bf16's normal range
     spec = Spec(len(a), 192, 16, "float", fmt, rotation, arch="gfx942")
-    plan, records, panels, steps = prepared(machines("gfx942"), spec, a)
+    _, records, panels, steps = prepared(machines("gfx942"), spec, a)
     values = device.from_bytes(unpack_bf16(records, panels, steps, 1)[0], "bfloat16")
     codes, exponents = expected(fmt, rotate(a, rotation), panels, steps)
     element = formats.ACTIVATION_FORMATS[fmt]
