@@ -74,11 +74,7 @@ def _cached(suffix: str, content: bytes, command: Sequence[str], stamp: str = ""
     if not out.exists():
         source.write_bytes(content)
         partial = cache / f"{key}.{os.getpid()}.co"
-        done = subprocess.run(
-            [*command, "-o", str(partial), str(source)], capture_output=True, text=True, check=False
-        )
-        if done.returncode:
-            raise RuntimeError(f"{' '.join(command)}\n{done.stderr}")
+        _run(*command, "-o", str(partial), str(source))
         partial.replace(out)
     return out
 
