@@ -1,5 +1,7 @@
 """What the compiled kernels use, by the kernel report: no scratch, no spills, and the main loops pass the gate."""
 
+import re
+
 import device
 import pytest
 
@@ -73,3 +75,33 @@ def test_skinny_kernels_load_each_weight_byte_once_sixteen_bytes_a_lane(arch, na
         loads = [i.mnemonic for i in kernel.loop if model.is_vmem_load(i) and i.operands[2] == weights]
         assert sorted(loads) == ["buffer_load_dword"] * 4 + ["buffer_load_dwordx4"] * 16
         assert len(loads) == sum(model.is_vmem_load(i) and i.operands[2] == weights for i in kernel.code)
+
+
+def wait_states(i):
+    return int(i.operands[0]) + 1 if i.mnemonic == "s_nop" else 1
+
+
+def scalars(operand):
+    found = re.fullmatch(r"s(?:(\d+)|\[(\d+):(\d+)\])", operand)
+    return set(range(int(found[1] or found[2]), int(found[1] or found[3]) + 1)) if found else set()
+
+
+@pytest.mark.parametrize("arch, name", [o for o in OBJECTS if o[1] != "prepare"])
+def test_hazards_that_the_compiler_cannot_see_in_inline_assembly(arch, name):
+    """gfx9: one wait state from a write of m0 to a load into LDS; five from a vector instruction's scalar result."""
+    checked = 0
+    for kernel in kernels(arch, name).values():
+        for n, i in enumerate(kernel.code):
+            if not i.is_lds_load:
+                continue
+            checked += 1
+            states = 0
+            for before in reversed(kernel.code[max(0, n - 6) : n]):
+                destination = before.operands[0] if before.operands else ""
+                if states < 1:
+                    assert destination != "m0", (kernel.resources.name, i)
+                if states < 5 and before.mnemonic.startswith("v_"):
+                    used = set().union(*map(scalars, i.operands))
+                    assert not scalars(destination) & used, (kernel.resources.name, before, i)
+                states += wait_states(before)
+    assert checked

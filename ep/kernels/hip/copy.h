@@ -46,6 +46,16 @@ MXORT_DEVICE void CopyScales(u32 lds, i32x4 buffer, u32 offset, u32 scalar_offse
                : "memory");
 }
 
+// gfx9 wants one instruction between a write of m0 and a load that uses it. clang inserts it before its own loads but
+// does not know that the assembly above is one. Either m0 is written well before the load (SetM0: no instruction of its
+// own, the load then finds m0 as it wants it), or a no-op follows the write.
+MXORT_DEVICE void SetM0(u32 lds) { asm volatile("" ::"{m0}"(lds) : "memory"); }
+MXORT_DEVICE void SetM0AndWait(u32 lds) { asm volatile("s_nop 0" ::"{m0}"(lds) : "memory"); }
+
+// gfx9 wants five instructions between a vector instruction that writes a scalar register (readfirstlane) and a load
+// that reads it, too. tests/kernels_hip/test_gate.py checks both distances in the compiled code.
+MXORT_DEVICE void SettleScalars() { asm volatile("s_nop 4" ::: "memory"); }
+
 // Waits until at most kLoads of this wave's loads are outstanding, and all its LDS reads have returned.
 // Encoding of the operand (gfx9): vmcnt in bits 3:0 and 15:14, expcnt in 6:4 (7: no wait), lgkmcnt in 11:8.
 template <int kLoads>

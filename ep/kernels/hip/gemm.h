@@ -110,31 +110,63 @@ struct Loader {
   // The weights' record that step s multiplies: s / terms, exact for s < 32768 and terms <= 3.
   MXORT_METHOD u32 WeightOffset(u32 s) const { return (s * third >> 16) * T::kRecordW; }
 
-  // Load number kLoad of the current stage: scales of A, codes of A, then of the weights, where records are whole (m0
-  // changes least), else codes and then scales.
+  // Loads of a stage: scales of A, codes of A, then of the weights, where records are whole (m0 changes least), else
+  // codes and then scales.
+  static constexpr int kFirstW = kLoadsA + kWhole, kFirstScale = kFirstW + kWhole + kLoadsW;
+  static constexpr int ByteA(int load) { return T::kScaleA + (load - kWhole) * kWave * kCopyBytes; }
+  static constexpr int ByteW(int load) { return T::kScaleW + (load - kFirstW - kWhole) * kWave * kCopyBytes; }
+
+  // What m0 is for load number kLoad, and whether that differs from the load before.
   template <int kLoad>
+  MXORT_METHOD u32 M0() const {
+    if constexpr (kWhole && kLoad == 0) {
+      return fill_a;
+    } else if constexpr (kWhole && kLoad == kFirstW) {
+      return fill_w;
+    } else if constexpr (kLoad < kFirstW) {
+      return fill_a + ByteA(kLoad) / 4096 * 4096;
+    } else if constexpr (kLoad < kFirstScale) {
+      return fill_w + ByteW(kLoad) / 4096 * 4096;
+    } else {
+      return lds_scale[kLoad - kLoadsA - kLoadsW] + stage;
+    }
+  }
+  static constexpr bool ChangesM0(int load) {
+    if (load == 0 || load == kFirstW || load >= kFirstScale) return true;
+    if (kWhole && (load == 1 || load == kFirstW + 1)) return false;
+    const int byte = load < kFirstW ? ByteA(load) : ByteW(load);
+    return byte / 4096 != (byte - kWave * kCopyBytes) / 4096;
+  }
+
+  // Load number kLoad of the current stage. kReady: m0 was set before, by Announce.
+  template <int kLoad, bool kReady>
   MXORT_METHOD void Issue() const {
-    constexpr int kFirstW = kLoadsA + kWhole;
+    if constexpr (ChangesM0(kLoad) && !kReady) SetM0AndWait(M0<kLoad>());
     if constexpr (kWhole && kLoad == 0) {
       CopyScales(fill_a, a, offset_scale[0], step * T::kRecordA);
     } else if constexpr (kWhole && kLoad == kFirstW) {
       CopyScales(fill_w, w, offset_scale[1], WeightOffset(step + step_w));
     } else if constexpr (kLoad < kFirstW) {
-      Slot<kLoad - kWhole, T::kScaleA>(fill_a, a, offset_a, step * T::kRecordA);
-    } else if constexpr (kLoad < kFirstW + kWhole + kLoadsW) {
-      Slot<kLoad - kFirstW - kWhole, T::kScaleW>(fill_w, w, offset_w, WeightOffset(step + step_w));
+      Slot<ByteA(kLoad)>(fill_a, a, offset_a, step * T::kRecordA);
+    } else if constexpr (kLoad < kFirstScale) {
+      Slot<ByteW(kLoad)>(fill_w, w, offset_w, WeightOffset(step + step_w));
     } else {
       constexpr int j = kLoad - kLoadsA - kLoadsW;
       const bool of_a = scale_of_a[j];
       const u32 s = step + step_scale[j];
-      CopyScales(lds_scale[j] + stage, of_a ? a : w, offset_scale[j], of_a ? s * T::kRecordA : WeightOffset(s));
+      CopyScales(M0<kLoad>(), of_a ? a : w, offset_scale[j], of_a ? s * T::kRecordA : WeightOffset(s));
     }
+  }
+  // Sets m0 for a load that follows after other instructions.
+  template <int kLoad>
+  MXORT_METHOD void Announce() const {
+    if constexpr (ChangesM0(kLoad)) SetM0(M0<kLoad>());
   }
   // The instruction's offset field (12 bits) advances memory and LDS alike: four kilobytes are reached without changing
   // m0 or the lane's offset.
-  template <int kLoad, int kScaleBytes>
+  template <int kByte>
   MXORT_DEVICE void Slot(u32 lds, i32x4 buffer, u32 offset, u32 scalar_offset) {
-    constexpr int kByte = kScaleBytes + kLoad * kWave * kCopyBytes, kField = kByte % 4096, kRest = kByte - kField;
+    constexpr int kField = kByte % 4096, kRest = kByte - kField;
     CopySlot<kField>(lds + kRest, buffer, offset, scalar_offset + kRest);
   }
   // On to the next stage, which lies at `next` in LDS: three chores.
@@ -249,15 +281,16 @@ MXORT_DEVICE void Gemm(const GemmArgs& args) {
   });
 
   constexpr int kLoads = Loader<T>::kLoads, kLate = T::kSplitColumns ? 0 : kLoads / 2;
+  SettleScalars();
   // Before the loop: stages 0 .. S - 2, and what iteration -1 would have loaded in its second phase.
   Unroll<0, (T::kStages - 1) * kLoads>([&](auto i) __attribute__((always_inline)) {
-    loader.template Issue<i.value % kLoads>();
+    loader.template Issue<i.value % kLoads, false>();
     if constexpr (i.value % kLoads == kLoads - 1) {
       constexpr u32 kNext = (i.value / kLoads + 1) * T::kStageBytes;
       Unroll<0, 3>([&](auto chore) __attribute__((always_inline)) { loader.template Advance<chore.value>(kNext); });
     }
   });
-  Unroll<0, kLate>([&](auto i) __attribute__((always_inline)) { loader.template Issue<i.value>(); });
+  Unroll<0, kLate>([&](auto i) __attribute__((always_inline)) { loader.template Issue<i.value, false>(); });
   WaitLoadsAndReads<(T::kStages - 2) * kLoads + kLate>();
   Barrier();
   Unroll<0, T::kReads>([&](auto i) __attribute__((always_inline)) {
@@ -285,8 +318,15 @@ MXORT_DEVICE void Gemm(const GemmArgs& args) {
     });
     // Phase 1 ends the stage that phase 2 of the iteration before began.
     constexpr int kBegin = T::LoadsBefore(kQ, kLoads, kLate), kEnd = T::LoadsBefore(kQ + 1, kLoads, kLate);
-    Unroll<kBegin, kEnd>([&](auto i)
-                             __attribute__((always_inline)) { loader.template Issue<(i.value + kLate) % kLoads>(); });
+    Unroll<kBegin, kEnd>([&](auto i) __attribute__((always_inline)) {
+      constexpr bool kReady = i.value == kBegin && kQ != 0 && kQ != T::kPhase;
+      loader.template Issue<(i.value + kLate) % kLoads, kReady>();
+    });
+    // Where the next position loads it finds m0 set: its multiplication lies between.
+    constexpr int kNext = kQ + 1, kNextEnd = T::LoadsBefore(kQ + 2, kLoads, kLate);
+    if constexpr (kNext != T::kPhase && kNext < T::kPositions && kNextEnd > kEnd) {
+      loader.template Announce<(kEnd + kLate) % kLoads>();
+    }
     Unroll<T::ChoresBefore(kQ), T::ChoresBefore(kQ + 1)>(chore);
     __builtin_amdgcn_sched_barrier(0);
   };
