@@ -1,8 +1,8 @@
 # Device code: one code object per source and architecture, embedded in the static library mxort_hip_kernels.
 #
-# MXORT_HIP=AUTO builds it where a compiler is found and says loudly when there is none; ON makes that an error; OFF skips
-# it. The compiler is ROCm's amdclang++ (ROCM_PATH, else /opt/rocm), else Debian's clang-22 with lld-22. No HIP header and
-# no device library is used (ep/kernels/hip/prelude.h), so nothing else of ROCm is needed to build.
+# MXORT_HIP=AUTO builds it where a compiler is found and says loudly when there is none; ON makes that an error; OFF
+# skips it. The compiler is ROCm's amdclang++ (ROCM_PATH, else /opt/rocm), else Debian's clang-22 with lld-22. No HIP
+# header and no device library is used (ep/kernels/hip/prelude.h), so nothing else of ROCm is needed to build.
 set(MXORT_HIP AUTO CACHE STRING "GPU kernels: AUTO, ON or OFF")
 set_property(CACHE MXORT_HIP PROPERTY STRINGS AUTO ON OFF)
 set(MXORT_HIP_ARCHITECTURES gfx950 gfx942 CACHE STRING "GPU architectures to compile for")

@@ -54,12 +54,34 @@ def _value(x: float | None, form: str = ".2f") -> str:
 
 def resource_table(kernels: list[dict[str, Any]]) -> Table:
     table = Table(title="Kernels: resources")
-    for column in ("kernel", "threads", "VGPR", "AGPR", "SGPR", "LDS", "scratch", "spills", "waves/SIMD", "code", "loop"):
+    for column in (
+        "kernel",
+        "threads",
+        "VGPR",
+        "AGPR",
+        "SGPR",
+        "LDS",
+        "scratch",
+        "spills",
+        "waves/SIMD",
+        "code",
+        "loop",
+    ):
         table.add_column(column, justify="left" if column == "kernel" else "right")
     for k in kernels:
         spills = k["vgpr_spills"] + k["sgpr_spills"]
-        values = (k["threads"], k["vgprs"] - k["agprs"], k["agprs"], k["sgprs"], k["lds"], k["scratch"], spills)
-        table.add_row(k["name"], *map(str, values), str(k["waves_per_simd"]), str(k["code_bytes"]), str(k["loop_bytes"]))
+        values = (
+            k["threads"],
+            k["vgprs"] - k["agprs"],
+            k["agprs"],
+            k["sgprs"],
+            k["lds"],
+            k["scratch"],
+            spills,
+        )
+        table.add_row(
+            k["name"], *map(str, values), str(k["waves_per_simd"]), str(k["code_bytes"]), str(k["loop_bytes"])
+        )
     return table
 
 
@@ -84,7 +106,9 @@ def loop_table(kernels: list[dict[str, Any]]) -> Table:
 
 
 def bound_table(kernels: list[dict[str, Any]]) -> Table:
-    table = Table(title="Least time on an MI355X from published peaks, microseconds (a bound, not a measurement)")
+    table = Table(
+        title="Least time on an MI355X from published peaks, microseconds (a bound, not a measurement)"
+    )
     table.add_column("M x N x K")
     formats = list(dict.fromkeys(k["format"] for k in kernels if "format" in k))
     for fmt in formats:

@@ -1,4 +1,4 @@
-"""Reads AMD GPU code objects: instructions, main loop, registers and resources of each kernel. Needs LLVM's tools, no GPU."""
+"""Reads AMD GPU code objects: instructions, main loop and resources of each kernel. Needs LLVM's tools, no GPU."""
 
 from __future__ import annotations
 
@@ -51,14 +51,19 @@ class Instruction:
     @functools.cached_property
     def has_destination(self) -> bool:
         """Whether the first operand is a register that is written (stores and scalar compares write none)."""
-        if re.match(r"(buffer|global|flat|scratch)_store|ds_write|s_cmp|s_bitcmp|s_waitcnt|s_barrier|s_c?branch", self.mnemonic):
+        if re.match(
+            r"(buffer|global|flat|scratch)_store|ds_write|s_cmp|s_bitcmp|s_waitcnt|s_barrier|s_c?branch",
+            self.mnemonic,
+        ):
             return False
         return not (self.is_lds_load)
 
     @property
     def is_lds_load(self) -> bool:
         """A direct-to-LDS load: it has an address, not a destination."""
-        return bool(re.match(r"(buffer|global)_load", self.mnemonic)) and " lds" in f" {self.text} ".replace("\t", " ")
+        return bool(re.match(r"(buffer|global)_load", self.mnemonic)) and " lds" in f" {self.text} ".replace(
+            "\t", " "
+        )
 
     def reads(self, registers: frozenset[str]) -> bool:
         sources = self.operands[1:] if self.has_destination else self.operands
@@ -109,9 +114,8 @@ class Kernel:
 
 
 def parse_disassembly(text: str, functions: Collection[str] | None = None) -> dict[str, list[Instruction]]:
-    """llvm-objdump -d output -> instructions by function. Symbols not in ``functions`` are labels inside one (hand-written
-    assembly has them); without it every symbol is a function."""
-    symbols = {m[2]: int(m[1], 16) for m in re.finditer(r"^([0-9a-f]+) <(.+)>:", text, re.M)}
+    """llvm-objdump -d output -> instructions by function. Symbols not in ``functions`` are labels inside one
+    (hand-written assembly has them); without it every symbol is a function."""
     kernels: dict[str, list[Instruction]] = {}
     current: list[Instruction] | None = None
     for line in text.splitlines():
@@ -122,8 +126,10 @@ def parse_disassembly(text: str, functions: Collection[str] | None = None) -> di
             continue
         found = re.match(r"^\s+(\S.*?)\s*//\s*([0-9A-F]+):(.*)", line)
         if found and current is not None:
-            jump = re.search(r"<([^>+]+)(?:\+0x([0-9a-f]+))?>", found[3]) if "branch" in found[1] else None
-            target = symbols[jump[1]] + int(jump[2] or "0", 16) if jump and jump[1] in symbols else None
+            target = None
+            if "branch" in found[1]:  # a signed count of words, in the low half of the encoding
+                distance = int(found[3].split()[0], 16) & 0xFFFF
+                target = int(found[2], 16) + 4 + 4 * (distance - 0x10000 if distance & 0x8000 else distance)
             current.append(Instruction(int(found[2], 16), found[1].strip(), target))
     return kernels
 
@@ -148,7 +154,9 @@ def parse_metadata(text: str) -> dict[str, Resources]:
     """llvm-readelf --notes output -> resources by kernel name."""
     out = {}
     for entry in re.split(r"\n  - (?=\.agpr_count|\.args|\.group_segment|\.name)", text)[1:]:
-        fields = {m[1]: m[2].strip("'\"") for m in re.finditer(r"^ {2,4}\.(\w+): +(\S+)$", "    " + entry, re.M)}
+        fields = {
+            m[1]: m[2].strip("'\"") for m in re.finditer(r"^ {2,4}\.(\w+): +(\S+)$", "    " + entry, re.M)
+        }
 
         def number(key: str, fields: dict[str, str] = fields) -> int:
             return int(fields.get(key, "0"))

@@ -1,8 +1,8 @@
 """A static performance model of a kernel's main loop. What it gives are ceilings, not measurements.
 
 Constants are from AMD's gfx950 Gluon tutorials and matrix-core blog unless said (docs/mi355x.md): per iteration and
-compute unit, MFMA share = matrix clocks / the largest of all resources. Exposed latency comes on top; llvm-mca's in-order
-model of one wave shows part of it.
+compute unit, MFMA share = matrix clocks / the largest of all resources. Exposed latency comes on top; llvm-mca's
+in-order model of one wave shows part of it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from dataclasses import dataclass, field
 from mxort.kernel_report_isa import Instruction, Kernel, registers_of, run_tool
 
 SIMDS = 4
-MFMA_ISSUE = 12  # clocks a scaled matrix instruction blocks its SIMD's issue; any other instruction OTHER_ISSUE
+MFMA_ISSUE = (
+    12  # clocks a scaled matrix instruction blocks its SIMD's issue; any other instruction OTHER_ISSUE
+)
 OTHER_ISSUE = 4
 LDS_BYTES_PER_CLOCK = 256
 VMEM_BYTES_PER_CLOCK = 45.056  # 44 KB in flight per about 1000 clocks of latency
@@ -133,7 +135,14 @@ def mca_fraction(arch: str, loop: list[Instruction]) -> float | None:
     cycles = {}
     for iterations in (10, 30):
         try:
-            out = run_tool("llvm-mca", "-mtriple=amdgcn-amd-amdhsa", f"-mcpu={arch}", f"-iterations={iterations}", "-", text=text)
+            out = run_tool(
+                "llvm-mca",
+                "-mtriple=amdgcn-amd-amdhsa",
+                f"-mcpu={arch}",
+                f"-iterations={iterations}",
+                "-",
+                text=text,
+            )
         except (RuntimeError, FileNotFoundError):
             return None
         found = re.search(r"Total Cycles:\s+(\d+)", out)
@@ -231,15 +240,27 @@ def gate(kernel: Kernel, m: LoopModel) -> list[str]:
     r = kernel.resources
     small = m.binding == "loads" and m.share < GATE_SHARE
     tests = [
-        (m.share >= (SMALL_TILE_SHARE if small else GATE_SHARE), f"matrix share {m.share:.2f}, bound by {m.binding}"),
+        (
+            m.share >= (SMALL_TILE_SHARE if small else GATE_SHARE),
+            f"matrix share {m.share:.2f}, bound by {m.binding}",
+        ),
         (small or m.others <= GATE_OTHERS, f"{m.others:.2f} other instructions per 16 matrix clocks"),
         (m.accumulator_moves == 0, f"{m.accumulator_moves} accumulator moves in the loop"),
         (m.scratch == 0, f"{m.scratch} scratch accesses in the loop"),
         (r.scratch == 0 and r.vgpr_spills == 0, f"scratch {r.scratch} bytes, {r.vgpr_spills} spills"),
-        (waves_per_simd(kernel) > 1 or m.early_reads == 0, f"{m.early_reads} LDS reads used within {GATE_READ_DISTANCE} clocks"),
+        (
+            waves_per_simd(kernel) > 1 or m.early_reads == 0,
+            f"{m.early_reads} LDS reads used within {GATE_READ_DISTANCE} clocks",
+        ),
         (m.same_iteration_waits == 0, f"{m.same_iteration_waits} loads waited for in their own iteration"),
-        (m.prefetch is None or m.prefetch >= GATE_PREFETCH, f"loads waited for after {m.prefetch} matrix clocks"),
-        (m.mca is not None and m.mca >= (SMALL_TILE_MCA if small else GATE_MCA), f"llvm-mca {m.mca and round(m.mca, 2)}"),
+        (
+            m.prefetch is None or m.prefetch >= GATE_PREFETCH,
+            f"loads waited for after {m.prefetch} matrix clocks",
+        ),
+        (
+            m.mca is not None and m.mca >= (SMALL_TILE_MCA if small else GATE_MCA),
+            f"llvm-mca {m.mca and round(m.mca, 2)}",
+        ),
         (r.lds <= LDS_BYTES.get(kernel.arch, 64 << 10), f"{r.lds} bytes of LDS"),
         (kernel.loop_bytes < GATE_LOOP_BYTES, f"loop of {kernel.loop_bytes} bytes"),
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import functools
 import hashlib
 import json
@@ -33,21 +34,25 @@ class SimFault(RuntimeError):  # noqa: N818  (it is the kernel that is at fault)
 # ---- building ----------------------------------------------------------------------------------------------
 
 
+def _run(*command: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}\n{done.stdout}\n{done.stderr}")
+
+
 @functools.cache
 def library_path() -> Path:
     """Folder of libamdhip64.so.7, built if a source is newer than it."""
     library = BUILD / "libamdhip64.so.7"
     sources = [*HERE.glob("*.cc"), *HERE.glob("*.h"), HERE / "CMakeLists.txt"]
-    if not library.exists() or any(s.stat().st_mtime > library.stat().st_mtime for s in sources):
-        generator = ["-G", "Ninja"] if shutil.which("ninja") else []
-        for command in (
-            ["cmake", "-S", str(HERE), "-B", str(BUILD), *generator],
-            ["cmake", "--build", str(BUILD), "-j", "2"],
-        ):
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode:
-                raise RuntimeError(f"{' '.join(command)}\n{done.stdout}\n{done.stderr}")
-        library.touch()
+    BUILD.mkdir(parents=True, exist_ok=True)
+    with (BUILD / ".lock").open("w") as lock:  # test processes may start together
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not library.exists() or any(s.stat().st_mtime > library.stat().st_mtime for s in sources):
+            generator = ["-G", "Ninja"] if shutil.which("ninja") else []
+            _run("cmake", "-S", str(HERE), "-B", str(BUILD), *generator)
+            _run("cmake", "--build", str(BUILD), "-j", "2")
+            library.touch()
     return library.parent
 
 
@@ -69,11 +74,7 @@ def _cached(suffix: str, content: bytes, command: Sequence[str], stamp: str = ""
     if not out.exists():
         source.write_bytes(content)
         partial = cache / f"{key}.{os.getpid()}.co"
-        done = subprocess.run(
-            [*command, "-o", str(partial), str(source)], capture_output=True, text=True, check=False
-        )
-        if done.returncode:
-            raise RuntimeError(f"{' '.join(command)}\n{done.stderr}")
+        _run(*command, "-o", str(partial), str(source))
         partial.replace(out)
     return out
 

@@ -309,7 +309,8 @@ const OpEntry kTable[] = {
 
     OP("s_movk_i32", put32(w, i.op[0], static_cast<u32>(sx16(i.imm)), 0)),
     OP("s_addk_i32", addk(w, i)),
-    OP("s_mulk_i32", S a = get32(w, i.op[0]); put32(w, i.op[0], static_cast<u32>(s(a.v) * sx16(i.imm)), all_if(a.p))),
+    OP("s_mulk_i32", S a = get32(w, i.op[0]);
+       put32(w, i.op[0], static_cast<u32>(a.v * static_cast<u64>(sx16(i.imm))), all_if(a.p))),
     OP("s_cmovk_i32", if (known_scc(w)) put32(w, i.op[0], static_cast<u32>(sx16(i.imm)), 0)),
     OP("s_cmpk_eq_i32", cmpk(w, i, [](u32 a, u32 k) { return s(a) == sx16(k); })),
     OP("s_cmpk_lg_i32", cmpk(w, i, [](u32 a, u32 k) { return s(a) != sx16(k); })),

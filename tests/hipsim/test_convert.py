@@ -28,7 +28,7 @@ def bf16_bits(x: NDArray[np.float32]) -> NDArray[np.uint32]:
 def wide_pattern(x: NDArray[np.float32], kind: str) -> NDArray[np.uint32]:
     return {
         "f32": f32_bits(x),
-        "f16": x.astype(np.float16).view(np.uint16).astype(np.uint32),
+        "f16": np.clip(x, -65504, 65504).astype(np.float16).view(np.uint16).astype(np.uint32),
         "bf16": bf16_bits(x),
     }[kind]
 

@@ -188,6 +188,15 @@ def test_read_not_waited_for_before_the_buffer_is_reused() -> None:
     run_lanes(harness.Sim(strict_war=0), late, [LANE], ["v100"], lds=512, waves=2)
 
 
+def test_direct_load_over_an_own_read_not_waited_for(sim: harness.Sim) -> None:
+    body = (
+        "s_mov_b32 m0, 0\nds_write_b32 v1, v10\ns_waitcnt lgkmcnt(0)\nds_read_b32 v100, v1\n{wait}\n"
+        "global_load_lds_dword v1, s[4:5]\ns_waitcnt vmcnt(0) lgkmcnt(0)"
+    )
+    run_lanes(sim, body.format(wait="s_waitcnt lgkmcnt(0)"), [LANE], ["v100"], lds=256)
+    expect(sim, body.format(wait="s_nop 0"), "may not have reached yet", lds=256)
+
+
 # ---- bounds ------------------------------------------------------------------------------------------------
 
 

@@ -160,6 +160,19 @@ void start_direct_load(Wave& w, const Inst& i, const Access& a) {
   u32 base = w.get_s(kM0) + static_cast<u32>(i.offset), step = bytes < 4 ? 4 : bytes;
   if (w.wg->launch->kernel->module->arch == "gfx942" && bytes > 4)
     fail("gfx942 has no direct-to-LDS load of more than 4 bytes");
+  if (config().strict_war) {  // the LDS unit and the memory unit keep no order between them, even within a wave
+    for (int n = 0; n < w.lgkm.size(); n++) {
+      const Pending& q = w.lgkm.at(n);
+      if (q.type != Pending::kLdsRead && q.type != Pending::kLdsWrite) continue;
+      auto inside = [&](u32 at) { return q.bytes && at + q.bytes > base && at < base + kLanes * step; };
+      for (int l = 0; l < kLanes; l++)
+        if ((q.exec >> l & 1) && (inside(q.address[l]) || (q.two && inside(q.address2[l]))))
+          fail(
+              "direct-to-LDS load over bytes at 0x%x that the LDS access at pc 0x%x of this wave may not have reached "
+              "yet",
+              q.address[l], q.pc);
+    }
+  }
   Pending& p = w.vm.push();
   p.type = Pending::kDirectLds;
   p.bytes = static_cast<u8>(step), p.pc = i.pc, p.exec = a.lanes;

@@ -5,8 +5,9 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import device  # noqa: E402
-from hipsim import harness  # noqa: E402
+import device
+
+from hipsim import harness
 
 try:
     harness.find_tool("clang")

@@ -19,7 +19,6 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from hipsim import harness  # noqa: E402
-
 from mxort import formats  # noqa: E402
 
 SOURCES = ROOT / "ep" / "kernels" / "hip"
@@ -40,16 +39,44 @@ def code_object(arch: str, name: str) -> Path:
 def host() -> ctypes.CDLL:
     """selection and preshuffle, compiled for the machine."""
     out = harness.BUILD / "libkernels_hip_host.so"
-    sources = [SOURCES / "select.cc", SOURCES / "preshuffle.cc", ROOT / "ep/kernels/layout.cc", Path(__file__).with_name("host.cc")]
+    sources = [
+        SOURCES / "select.cc",
+        SOURCES / "preshuffle.cc",
+        ROOT / "ep/kernels/layout.cc",
+        Path(__file__).with_name("host.cc"),
+    ]
     out.parent.mkdir(parents=True, exist_ok=True)
-    command = ["g++", "-std=c++17", "-O1", "-shared", "-fPIC", "-Wall", "-Wextra", "-Wconversion", "-Werror", f"-I{ROOT / 'ep'}"]
+    command = [
+        "g++",
+        "-std=c++17",
+        "-O1",
+        "-shared",
+        "-fPIC",
+        "-Wall",
+        "-Wextra",
+        "-Wconversion",
+        "-Werror",
+        f"-I{ROOT / 'ep'}",
+    ]
     subprocess.run([*command, *map(str, sources), "-o", str(out)], check=True)
     lib = ctypes.CDLL(str(out))
     lib.mxort_rows.restype = lib.mxort_plan.restype = ctypes.c_char_p
     lib.mxort_weight_bytes.restype = ctypes.c_size_t
-    lib.mxort_plan.argtypes = [ctypes.c_char_p, ctypes.c_int, *[ctypes.c_int64] * 3, *[ctypes.c_int] * 4, ctypes.c_char_p]
+    lib.mxort_plan.argtypes = [
+        ctypes.c_char_p,
+        ctypes.c_int,
+        *[ctypes.c_int64] * 3,
+        *[ctypes.c_int] * 4,
+        ctypes.c_char_p,
+    ]
     lib.mxort_weight_bytes.argtypes = [ctypes.c_int64, ctypes.c_int64]
-    lib.mxort_preshuffle.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p]
+    lib.mxort_preshuffle.argtypes = [
+        ctypes.c_void_p,
+        ctypes.c_void_p,
+        ctypes.c_int64,
+        ctypes.c_int64,
+        ctypes.c_void_p,
+    ]
     return lib
 
 
@@ -159,7 +186,9 @@ class Device:
         self.module(p["object"]).launch(p["gemm"], p["gemm_grid"], (p["threads"],), [args])
         if partial:
             rows = min(spec.m, 3)
-            args = struct.pack("<QQQQIIIIi4x", partial.ptr, cs.ptr, bi.ptr, y.ptr, spec.m, spec.n, p["splits"], rows, kind)
+            args = struct.pack(
+                "<QQQQIIIIi4x", partial.ptr, cs.ptr, bi.ptr, y.ptr, spec.m, spec.n, p["splits"], rows, kind
+            )
             self.module("prepare").launch("reduce", (-(-spec.n // 256), rows), (256,), [args])
         out = from_bytes(y.numpy(), spec.dtype)
         for array in (records, weights, cs, bi, y, *([partial] if partial else [])):

@@ -19,7 +19,9 @@ FLOAT16_TINY = 2.0**-25  # half the smallest subnormal
 def quantized(x: NDArray[np.float32], fmt: formats.ElementFormat) -> NDArray[np.float64]:
     """Values [M, blocks * 32] after Q."""
     codes, exponents = scales.quantize_blocks(formats.to_blocks(x), fmt, "even")
-    values = fmt.decode(codes).astype(np.float64) * formats.scale_value(exponents)[..., None].astype(np.float64)
+    values = fmt.decode(codes).astype(np.float64) * formats.scale_value(exponents)[..., None].astype(
+        np.float64
+    )
     return values.reshape(len(x), -1)
 
 
@@ -84,7 +86,9 @@ class Problem:
         instruction and one for each block of a scaled one, so K/4 roundings of at most epsilon times the sum of
         magnitudes bound it; random signs keep the true error far below. Then the result is rounded to its type."""
         additions = self.spec.k / 4 + 8
-        rounding = OUTPUT_EPSILON[self.spec.dtype] * np.abs(y) * 1.01 + (FLOAT16_TINY if self.spec.dtype == "float16" else 0)
+        rounding = OUTPUT_EPSILON[self.spec.dtype] * np.abs(y) * 1.01 + (
+            FLOAT16_TINY if self.spec.dtype == "float16" else 0
+        )
         return additions * FP32_EPSILON * magnitude + rounding
 
     def check(self, y: NDArray[np.float32], kernel: str = "") -> None:
@@ -95,5 +99,6 @@ class Problem:
         worst = np.unravel_index(np.argmax(error / allowed), error.shape)
         assert (error <= allowed).all(), (
             f"{self.spec} {kernel}: {np.sum(error > allowed)} of {error.size} outputs beyond the tolerance, "
-            f"worst at {tuple(map(int, worst))}: got {y[worst]}, expected {exact[worst]}, allowed error {allowed[worst]}"
+            f"worst at {tuple(map(int, worst))}: got {y[worst]}, "
+            f"expected {exact[worst]}, allowed error {allowed[worst]}"
         )

@@ -35,17 +35,18 @@ const char* mxort_rows() {
   const GemmRow* rows = mxort::hip::GemmRows(&count);
   for (size_t i = 0; i < count; ++i) {
     const GemmRow& r = rows[i];
-    out += Format("%s{\"name\":\"%s\",\"object\":\"%s\",\"arch\":\"%s\",\"operand\":%d,\"rows\":%d,\"columns\":%d,"
-                  "\"threads\":%d,\"steps\":%d,\"skinny\":%s,\"clocks\":%d}",
-                  i ? "," : "", r.name, r.object, r.arch ? r.arch : "", static_cast<int>(r.operand), r.rows, r.columns,
-                  r.threads, r.steps, r.skinny ? "true" : "false", r.clocks);
+    out += Format(
+        "%s{\"name\":\"%s\",\"object\":\"%s\",\"arch\":\"%s\",\"operand\":%d,\"rows\":%d,\"columns\":%d,"
+        "\"threads\":%d,\"steps\":%d,\"skinny\":%s,\"clocks\":%d}",
+        i ? "," : "", r.name, r.object, r.arch ? r.arch : "", static_cast<int>(r.operand), r.rows, r.columns, r.threads,
+        r.steps, r.skinny ? "true" : "false", r.clocks);
   }
   out += "]";
   return out.c_str();
 }
 
-const char* mxort_plan(const char* arch, int units, int64_t m, int64_t k, int64_t n, int rotation, int format, int level,
-                       int type, const char* name) {
+const char* mxort_plan(const char* arch, int units, int64_t m, int64_t k, int64_t n, int rotation, int format,
+                       int level, int type, const char* name) {
   static std::string out;
   mxort::MatMulSpec spec;
   spec.K = k;
@@ -55,10 +56,11 @@ const char* mxort_plan(const char* arch, int units, int64_t m, int64_t k, int64_
   spec.accuracy_level = static_cast<mxort::AccuracyLevel>(level);
   const Plan p = mxort::hip::Select({arch, units}, spec, static_cast<mxort::DataType>(type), m, *name ? name : nullptr);
   if (p.gemm == nullptr) return "null";
-  out = Format("{\"gemm\":\"%s\",\"object\":\"%s\",\"threads\":%d,\"prepare\":\"%s\",\"operand\":%d,\"steps\":%u,\"terms\":%u,"
-               "\"steps_per_split\":%u,\"splits\":%u,\"tiles_m\":%u,\"tiles_n\":%u,",
-               p.gemm->name, p.gemm->object, p.gemm->threads, p.prepare.kernel, static_cast<int>(p.prepare.operand), p.steps,
-               p.terms, p.steps_per_split, p.splits, p.tiles_m, p.tiles_n);
+  out = Format(
+      "{\"gemm\":\"%s\",\"object\":\"%s\",\"threads\":%d,\"prepare\":\"%s\",\"operand\":%d,\"steps\":%u,\"terms\":%u,"
+      "\"steps_per_split\":%u,\"splits\":%u,\"tiles_m\":%u,\"tiles_n\":%u,",
+      p.gemm->name, p.gemm->object, p.gemm->threads, p.prepare.kernel, static_cast<int>(p.prepare.operand), p.steps,
+      p.terms, p.steps_per_split, p.splits, p.tiles_m, p.tiles_n);
   out += "\"prepare_grid\":" + Json(p.prepare_grid) + ",\"gemm_grid\":" + Json(p.gemm_grid) +
          ",\"reduce_grid\":" + Json(p.reduce_grid);
   out += Format(",\"activation_bytes\":%zu,\"partial_bytes\":%zu}", p.activation_bytes, p.partial_bytes);

@@ -26,11 +26,14 @@ def kernels_and_specs():
                         yield row, fmt, 3, arch
 
 
-CASES = [pytest.param(*c, id=f"{c[3]}-{c[0]['name']}-{c[1]}-level{c[2]}") for c in sorted(kernels_and_specs(), key=lambda c: c[3])]
+CASES = [
+    pytest.param(*c, id=f"{c[3]}-{c[0]['name']}-{c[1]}-level{c[2]}")
+    for c in sorted(kernels_and_specs(), key=lambda c: c[3])
+]
 
 
 def shapes(row):
-    """(M, K, N): a tile with ragged edges over several stages and an odd step; less than one block; N of any alignment."""
+    """(M, K, N): a ragged tile over several stages and an odd step; less than one block; N of any alignment."""
     m = 7 if row["skinny"] else min(row["rows"], 128) + 9
     return [(m, 32 * 37, row["columns"] + 8), (1, 5, 1), (min(m, 33), 128 * 3 + 32, 75)]
 
@@ -82,8 +85,15 @@ def test_large_problem(machines):
     problem.check(problem.run(machines("gfx950"), "gemm_fp4_256x256"), "gemm_fp4_256x256")
 
 
-@pytest.mark.parametrize("arch, kernel, fmt", [("gfx950", "gemm_fp4_64x64", "mxfp4"), ("gfx950", "gemm_fp4_skinny", "mxfp4"),
-                                               ("gfx950", "gemm_bf16_64x128", "none"), ("gfx942", "gemm_bf16_64x128", "mxfp4")])  # fmt: skip
+@pytest.mark.parametrize(
+    "arch, kernel, fmt",
+    [
+        ("gfx950", "gemm_fp4_64x64", "mxfp4"),
+        ("gfx950", "gemm_fp4_skinny", "mxfp4"),
+        ("gfx950", "gemm_bf16_64x128", "none"),
+        ("gfx942", "gemm_bf16_64x128", "mxfp4"),
+    ],
+)
 def test_nan_scales_reach_exactly_their_outputs(machines, arch, kernel, fmt):
     spec = Spec(5, 256, 70, "float", fmt, level=1, arch=arch)
     problem = Problem(spec)

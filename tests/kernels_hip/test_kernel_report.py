@@ -3,8 +3,8 @@
 import json
 
 import pytest
-from hipsim import harness
 
+from hipsim import harness
 from mxort import kernel_report
 from mxort import kernel_report_isa as isa
 from mxort import kernel_report_model as model
@@ -15,7 +15,8 @@ def code(*lines: str) -> list[isa.Instruction]:
 
 
 def mfma(accumulator: str, a: str = "v[0:3]", b: str = "v[4:7]", cbsz: int = 4, blgp: int = 4) -> str:
-    return f"v_mfma_scale_f32_16x16x128_f8f6f4 {accumulator}, {a}, {b}, {accumulator}, v8, v9 op_sel_hi:[0,0,0] cbsz:{cbsz} blgp:{blgp}"
+    operands = f"{accumulator}, {a}, {b}, {accumulator}, v8, v9"
+    return f"v_mfma_scale_f32_16x16x128_f8f6f4 {operands} op_sel_hi:[0,0,0] cbsz:{cbsz} blgp:{blgp}"
 
 
 @pytest.mark.parametrize(
@@ -24,8 +25,14 @@ def mfma(accumulator: str, a: str = "v[0:3]", b: str = "v[4:7]", cbsz: int = 4, 
         (mfma("v[10:13]"), 16),
         (mfma("v[10:13]", cbsz=4, blgp=2), 16),
         (mfma("v[10:13]", cbsz=4, blgp=0), 32),
-        ("v_mfma_scale_f32_16x16x128_f8f6f4 v[10:13], v[0:7], v[4:7], v[10:13], v8, v9 op_sel_hi:[0,0,0] blgp:4", 32),
-        ("v_mfma_scale_f32_32x32x64_f8f6f4 a[0:15], v[0:3], v[4:7], a[0:15], v8, v9 op_sel_hi:[0,0,0] cbsz:4 blgp:4", 32),
+        (
+            "v_mfma_scale_f32_16x16x128_f8f6f4 v[10:13], v[0:7], v[4:7], v[10:13], v8, v9 op_sel_hi:[0,0,0] blgp:4",
+            32,
+        ),
+        (
+            "v_mfma_scale_f32_32x32x64_f8f6f4 a[0:15], v[0:3], v[4:7], a[0:15], v8, v9 op_sel_hi:[0,0,0] cbsz:4 blgp:4",
+            32,
+        ),
         ("v_mfma_f32_16x16x32_bf16 v[10:13], v[0:3], v[4:7], v[10:13]", 16),
         ("v_add_f32_e32 v0, v1, v2", 0),
     ],
@@ -51,7 +58,9 @@ def test_registers_and_destinations():
     assert isa.registers_of("a7") == {"a7"}
     assert isa.registers_of("s[0:3]") == frozenset()
     load, to_lds, store = code(
-        "buffer_load_dword v1, v2, s[0:3], 0 offen", "buffer_load_dword v1, s[0:3], 0 offen lds", "ds_write_b32 v1, v2"
+        "buffer_load_dword v1, v2, s[0:3], 0 offen",
+        "buffer_load_dword v1, s[0:3], 0 offen lds",
+        "ds_write_b32 v1, v2",
     )
     assert load.has_destination and not to_lds.has_destination and not store.has_destination
     assert to_lds.is_lds_load and to_lds.reads(frozenset({"v1"})) and not load.reads(frozenset({"v1"}))
@@ -68,13 +77,17 @@ def test_waits_on_loads_of_the_same_iteration():
     load = "buffer_load_dwordx4 v1, s[0:3], s4 offen lds"
     late = code(load, load, mfma("v[10:13]"), "s_waitcnt vmcnt(2)", "s_barrier")
     assert model.same_iteration_waits(late) == 0
-    assert model.prefetch_clocks(late) == 32  # issued, one instruction, wait of the next iteration: two instructions
+    assert (
+        model.prefetch_clocks(late) == 32
+    )  # issued, one instruction, wait of the next iteration: two instructions
     early = code(load, load, mfma("v[10:13]"), "s_waitcnt vmcnt(1)", "s_barrier")
     assert model.same_iteration_waits(early) == 1
 
 
 def test_accumulator_moves_are_told_from_other_moves():
-    loop = code(mfma("a[0:3]"), "v_accvgpr_read_b32 v50, a1", "v_accvgpr_read_b32 v51, a77", "v_mov_b32_e32 v60, v61")
+    loop = code(
+        mfma("a[0:3]"), "v_accvgpr_read_b32 v50, a1", "v_accvgpr_read_b32 v51, a77", "v_mov_b32_e32 v60, v61"
+    )
     assert model.accumulator_moves(loop, [loop[0]]) == 1
 
 
@@ -102,11 +115,14 @@ def test_roofline():
     seconds, by = model.roofline_seconds("fp4", 8192, 8192, 8192)
     assert by == "matrix" and seconds == pytest.approx(2 * 8192**3 / 10.07e15)
     seconds, by = model.roofline_seconds("fp4", 1, 4096, 4096)
-    assert by == "memory" and seconds == pytest.approx((4096 * 4.25 / 8 + 4096 * 4096 * 4.25 / 8 + 8192) / 8e12)
+    assert by == "memory" and seconds == pytest.approx(
+        (4096 * 4.25 / 8 + 4096 * 4096 * 4.25 / 8 + 8192) / 8e12
+    )
 
 
 def test_report_of_a_code_object(capsys):
-    body = "s_mov_b32 s4, 4\nloop:\n  v_mfma_f32_16x16x32_bf16 v[0:3], v[4:7], v[8:11], v[0:3]\n  s_sub_u32 s4, s4, 1\n  s_cmp_lg_u32 s4, 0\n  s_cbranch_scc1 loop"
+    multiply = "v_mfma_f32_16x16x32_bf16 v[0:3], v[4:7], v[8:11], v[0:3]"
+    body = f"s_mov_b32 s4, 4\nloop:\n{multiply}\ns_sub_u32 s4, s4, 1\ns_cmp_lg_u32 s4, 0\ns_cbranch_scc1 loop"
     path = str(harness.assemble(harness.kernel_asm(body, lds=1024)))
     assert kernel_report.main([path, "--json"]) == 0
     (k,) = json.loads(capsys.readouterr().out)

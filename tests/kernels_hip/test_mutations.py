@@ -9,8 +9,9 @@ from pathlib import Path
 import device
 import pytest
 from device import Spec
-from hipsim import harness, mutate
 from gpu_oracle import Problem
+
+from hipsim import harness, mutate
 
 KERNEL = "gemm_fp4_256x256"
 SPEC = Spec(256, 128 * 9, 256, "float", "mxfp4")  # one tile: all fragments, twice through the four stages

@@ -1,4 +1,4 @@
-"""Quantisation of A on the device, bit for bit, and the layouts of both operands, written down a second time in numpy."""
+"""Quantisation of A on the device, bit for bit, and the layouts of both operands, written a second time in numpy."""
 
 import device
 import numpy as np
@@ -65,7 +65,11 @@ def special_rows(k: int) -> np.ndarray:
     """Rows of floats that reach every branch of the scale rule and of rounding."""
     rng = np.random.default_rng(7)
     rows = [rng.standard_normal(k) * 10.0**e for e in (-45, -38, -20, 0, 3, 30, 38)]
-    rows += [np.zeros(k), np.full(k, -0.0), np.tile([6.0, -7.0, 0.25, -0.25, 5.0, 2.5, 1.25, 0.75], -(-k // 8))[:k]]
+    rows += [
+        np.zeros(k),
+        np.full(k, -0.0),
+        np.tile([6.0, -7.0, 0.25, -0.25, 5.0, 2.5, 1.25, 0.75], -(-k // 8))[:k],
+    ]
     for bad in (np.nan, np.inf, -np.inf):
         row = rng.standard_normal(k)
         row[rng.integers(k)] = bad
@@ -77,7 +81,9 @@ def special_rows(k: int) -> np.ndarray:
 def expected(fmt: str, x: np.ndarray, panels: int, steps: int) -> tuple[np.ndarray, np.ndarray]:
     blocks = np.zeros((panels * 64, steps * STEP), np.float32)
     blocks[: x.shape[0], : x.shape[1]] = x
-    codes, exponents = scales.quantize_blocks(formats.to_blocks(blocks), formats.ACTIVATION_FORMATS[fmt], "even")
+    codes, exponents = scales.quantize_blocks(
+        formats.to_blocks(blocks), formats.ACTIVATION_FORMATS[fmt], "even"
+    )
     return codes.reshape(blocks.shape), exponents
 
 
@@ -101,9 +107,11 @@ def test_quantised_operands_bit_for_bit(machines, fmt, rotation, dtype):
             a = device.to_bytes(special_rows(k), dtype)
         a = np.tile(a, (6, 1))[:70]  # more than a panel
         spec = Spec(len(a), k, 16, dtype, fmt, rotation)
-        plan, records, panels, steps = prepared(machines("gfx950"), spec, a)
+        _, records, panels, steps = prepared(machines("gfx950"), spec, a)
         codes, exponents = unpack(fmt, records, panels, steps)
-        want_codes, want_exponents = expected(fmt, rotate(device.from_bytes(a, dtype), rotation), panels, steps)
+        want_codes, want_exponents = expected(
+            fmt, rotate(device.from_bytes(a, dtype), rotation), panels, steps
+        )
         np.testing.assert_array_equal(exponents, want_exponents)
         np.testing.assert_array_equal(codes, want_codes)
 
@@ -111,7 +119,7 @@ def test_quantised_operands_bit_for_bit(machines, fmt, rotation, dtype):
 @pytest.mark.parametrize("fmt", [f for f in device.FORMATS if f != "none"])
 def test_every_bfloat16_is_quantised_as_numpy_does(machines, fmt):
     a = np.arange(65536, dtype=np.uint16).reshape(64, 1024)
-    plan, records, panels, steps = prepared(machines("gfx950"), Spec(64, 1024, 16, "bfloat16", fmt), a)
+    _, records, panels, steps = prepared(machines("gfx950"), Spec(64, 1024, 16, "bfloat16", fmt), a)
     codes, exponents = unpack(fmt, records, panels, steps)
     want_codes, want_exponents = expected(fmt, device.from_bytes(a, "bfloat16"), panels, steps)
     np.testing.assert_array_equal(exponents, want_exponents)
@@ -123,7 +131,7 @@ def test_every_bfloat16_is_quantised_as_numpy_does(machines, fmt):
 def test_gfx942_emulates_the_same_numbers(machines, fmt, rotation):
     a = special_rows(192)[2:]  # scales of 1e-38 values are beyond bf16's normal range
     spec = Spec(len(a), 192, 16, "float", fmt, rotation, arch="gfx942")
-    plan, records, panels, steps = prepared(machines("gfx942"), spec, a)
+    _, records, panels, steps = prepared(machines("gfx942"), spec, a)
     values = device.from_bytes(unpack_bf16(records, panels, steps, 1)[0], "bfloat16")
     codes, exponents = expected(fmt, rotate(a, rotation), panels, steps)
     element = formats.ACTIVATION_FORMATS[fmt]
@@ -136,10 +144,16 @@ def test_gfx942_emulates_the_same_numbers(machines, fmt, rotation):
 @pytest.mark.parametrize("dtype", device.TYPES)
 def test_bf16_terms_hold_every_value(machines, arch, dtype):
     a = device.to_bytes(special_rows(96)[2:6], dtype)
-    plan, records, panels, steps = prepared(machines(arch), Spec(len(a), 96, 16, dtype, "none", 1, 1, arch), a)
+    plan, records, panels, steps = prepared(
+        machines(arch), Spec(len(a), 96, 16, dtype, "none", 1, 1, arch), a
+    )
     assert plan["terms"] == {"float": 3, "float16": 2, "bfloat16": 1}[dtype]
-    terms = device.from_bytes(unpack_bf16(records, panels, steps, plan["terms"]), "bfloat16").astype(np.float64)
-    np.testing.assert_array_equal(terms.sum(axis=0)[: len(a), :96], device.from_bytes(a, dtype).astype(np.float64))
+    terms = device.from_bytes(unpack_bf16(records, panels, steps, plan["terms"]), "bfloat16").astype(
+        np.float64
+    )
+    np.testing.assert_array_equal(
+        terms.sum(axis=0)[: len(a), :96], device.from_bytes(a, dtype).astype(np.float64)
+    )
 
 
 @pytest.mark.parametrize("n, k", [(1, 1), (64, 128), (70, 416), (200, 96)])

@@ -4,7 +4,12 @@ import device
 import pytest
 from device import Spec
 
-SHAPES = [(m, k, n) for m in (1, 16, 17, 128, 512, 4096) for k in (1, 384, 4096, 32768) for n in (1, 384, 4096, 28672)]
+SHAPES = [
+    (m, k, n)
+    for m in (1, 16, 17, 128, 512, 4096)
+    for k in (1, 384, 4096, 32768)
+    for n in (1, 384, 4096, 28672)
+]
 
 
 @pytest.mark.parametrize("arch", device.ARCHITECTURES)

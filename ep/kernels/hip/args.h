@@ -37,13 +37,13 @@ struct ReduceArgs {
 
 // A to records. grid x = steps, grid y = panels of 64 rows.
 struct PrepareArgs {
-  const void* a;     // T [M, K]
+  const void* a;  // T [M, K]
   void* records;
   unsigned m, k;
-  unsigned steps;    // ceil(K / 128)
-  unsigned terms;    // records a step
-  int type;          // Type of a
-  int rotation;      // 1, 32, 64, 128
+  unsigned steps;  // ceil(K / 128)
+  unsigned terms;  // records a step
+  int type;        // Type of a
+  int rotation;    // 1, 32, 64, 128
 };
 
 }  // namespace mxort::hip

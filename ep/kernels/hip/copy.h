@@ -1,8 +1,9 @@
 // Copies from memory to LDS without going through registers ("direct to LDS"), and the waits that belong to them.
 //
-// The loads are inline assembly because the compiler, which knows the builtin of the same instruction, assumes that every
-// LDS read may alias every such load and waits for all of them (vmcnt(0)) before the first ds_read. Here the kernel counts:
-// vmcnt is decremented in issue order, so waiting for "at most n outstanding" is waiting for all but the last n.
+// The loads are inline assembly because the compiler, which knows the builtin of the same instruction, assumes that
+// every LDS read may alias every such load and waits for all of them (vmcnt(0)) before the first ds_read. Here the
+// kernel counts: vmcnt is decremented in issue order, so waiting for "at most n outstanding" is waiting for all but the
+// last n.
 #ifndef MXORT_KERNELS_HIP_COPY_H_
 #define MXORT_KERNELS_HIP_COPY_H_
 
@@ -30,18 +31,30 @@ MXORT_DEVICE i32x4 Buffer(const void* base, u32 bytes) {
 template <int kOffset>
 MXORT_DEVICE void CopySlot(u32 lds, i32x4 buffer, u32 offset, u32 scalar_offset) {
 #if defined(__gfx950__)
-  asm volatile("buffer_load_dwordx4 %1, %2, %3 offen offset:%4 lds"
-               :: "{m0}"(lds), "v"(offset), "s"(buffer), "s"(scalar_offset), "n"(kOffset) : "memory");
+  asm volatile("buffer_load_dwordx4 %1, %2, %3 offen offset:%4 lds" ::"{m0}"(lds), "v"(offset), "s"(buffer),
+               "s"(scalar_offset), "n"(kOffset)
+               : "memory");
 #else
-  asm volatile("buffer_load_dword %1, %2, %3 offen offset:%4 lds"
-               :: "{m0}"(lds), "v"(offset), "s"(buffer), "s"(scalar_offset), "n"(kOffset) : "memory");
+  asm volatile("buffer_load_dword %1, %2, %3 offen offset:%4 lds" ::"{m0}"(lds), "v"(offset), "s"(buffer),
+               "s"(scalar_offset), "n"(kOffset)
+               : "memory");
 #endif
 }
 // The same with 4 bytes a lane.
 MXORT_DEVICE void CopyScales(u32 lds, i32x4 buffer, u32 offset, u32 scalar_offset) {
-  asm volatile("buffer_load_dword %1, %2, %3 offen lds"
-               :: "{m0}"(lds), "v"(offset), "s"(buffer), "s"(scalar_offset) : "memory");
+  asm volatile("buffer_load_dword %1, %2, %3 offen lds" ::"{m0}"(lds), "v"(offset), "s"(buffer), "s"(scalar_offset)
+               : "memory");
 }
+
+// gfx9 wants one instruction between a write of m0 and a load that uses it. clang inserts it before its own loads but
+// does not know that the assembly above is one. Either m0 is written well before the load (SetM0: no instruction of its
+// own, the load then finds m0 as it wants it), or a no-op follows the write.
+MXORT_DEVICE void SetM0(u32 lds) { asm volatile("" ::"{m0}"(lds) : "memory"); }
+MXORT_DEVICE void SetM0AndWait(u32 lds) { asm volatile("s_nop 0" ::"{m0}"(lds) : "memory"); }
+
+// gfx9 wants five instructions between a vector instruction that writes a scalar register (readfirstlane) and a load
+// that reads it, too. tests/kernels_hip/test_gate.py checks both distances in the compiled code.
+MXORT_DEVICE void SettleScalars() { asm volatile("s_nop 4" ::: "memory"); }
 
 // Waits until at most kLoads of this wave's loads are outstanding, and all its LDS reads have returned.
 // Encoding of the operand (gfx9): vmcnt in bits 3:0 and 15:14, expcnt in 6:4 (7: no wait), lgkmcnt in 11:8.

@@ -60,9 +60,9 @@ struct Output {
   void* y;
   const float* column_scale;  // null: partial sums, stored as they are
   const float* bias;
-  u64 begin;                  // index of the wave's first element
+  u64 begin;  // index of the wave's first element
   u32 stride, column0;
-  i32 rows, columns;          // may be negative
+  i32 rows, columns;  // may be negative
   int type;
 };
 

@@ -35,21 +35,21 @@ MXORT_DEVICE u32 OpaqueScalar(u32 x) {
 // Fills LDS stages of one wave, in order. A wave's part of a stage is fixed; only scalar offsets move.
 template <class T>
 struct Loader {
-  i32x4 a, w;                         // buffers of this workgroup's panels
+  i32x4 a, w;  // buffers of this workgroup's panels
   u32 bytes_a, bytes_w;
-  u32 offset_a, offset_w;             // the lane's own byte of the wave's part, at step 0
-  u32 lds_a, lds_w;                   // where the wave's part begins in stage 0
+  u32 offset_a, offset_w;  // the lane's own byte of the wave's part, at step 0
+  u32 lds_a, lds_w;        // where the wave's part begins in stage 0
   u32 offset_scale[T::kWaveScales], lds_scale[T::kWaveScales];
   bool scale_of_a[T::kWaveScales];
   u32 step_w, step_scale[T::kWaveScales];  // which of the stage's U steps the part belongs to
-  u32 fill_a, fill_w, stage;  // lds_a, lds_w in the stage that is being filled, and that stage
+  u32 fill_a, fill_w, stage;               // lds_a, lds_w in the stage that is being filled, and that stage
   u32 step, end, third;
 
   static constexpr int kLoadsA = T::kWaveSlotsA * kLoadsPerSlot, kLoadsW = T::kWaveSlotsW * kLoadsPerSlot;
   static constexpr int kLoads = kLoadsA + kLoadsW + T::kWaveScales;
   // A wave loads one whole record of each operand: its codes and scales then share a base.
-  static constexpr bool kWhole = HasScales(T::kOperand) && T::kWaveSlotsA == T::kSlotsA && T::kWaveSlotsW == T::kSlotsW &&
-                                 T::kScalesA == T::kWaves && T::kScalesW == T::kWaves;
+  static constexpr bool kWhole = HasScales(T::kOperand) && T::kWaveSlotsA == T::kSlotsA &&
+                                 T::kWaveSlotsW == T::kSlotsW && T::kScalesA == T::kWaves && T::kScalesW == T::kWaves;
 
   MXORT_METHOD void Init(const GemmArgs& args, TileIndex tile, u32 lds, u32 first_step, u32 last_step) {
     const u32 wave = WaveIndex(), lane = Lane();
@@ -84,7 +84,8 @@ struct Loader {
       scale_of_a[j.value] = of_a;
       step_scale[j.value] = T::kSteps == 1 ? 0 : record / panels;
       const u32 own = record % panels * (of_a ? panel_a : panel_w);
-      const u32 own_whole = j.value == 0 && T::kSteps > 1 ? record / T::kPanelsM * T::kRecordA : 0;  // as offset_a, offset_w
+      const u32 own_whole =
+          j.value == 0 && T::kSteps > 1 ? record / T::kPanelsM * T::kRecordA : 0;  // as offset_a, offset_w
       offset_scale[j.value] = lane * 4 + (kWhole ? own_whole : own);
       const u32 at = of_a ? record * T::kRecordA : T::kStageW + record * T::kRecordW;
       const u32 dead_at = T::kStageDead + (index - T::kScalesA - T::kScalesW) * kScaleRecordBytes;
@@ -109,32 +110,63 @@ struct Loader {
   // The weights' record that step s multiplies: s / terms, exact for s < 32768 and terms <= 3.
   MXORT_METHOD u32 WeightOffset(u32 s) const { return (s * third >> 16) * T::kRecordW; }
 
-  // Load number kLoad of the current stage: scales of A, codes of A, then of the weights, where records are whole (m0
-  // changes least), else codes and then scales.
+  // Loads of a stage: scales of A, codes of A, then of the weights, where records are whole (m0 changes least), else
+  // codes and then scales.
+  static constexpr int kFirstW = kLoadsA + kWhole, kFirstScale = kFirstW + kWhole + kLoadsW;
+  static constexpr int ByteA(int load) { return T::kScaleA + (load - kWhole) * kWave * kCopyBytes; }
+  static constexpr int ByteW(int load) { return T::kScaleW + (load - kFirstW - kWhole) * kWave * kCopyBytes; }
+
+  // What m0 is for load number kLoad, and whether that differs from the load before.
   template <int kLoad>
+  MXORT_METHOD u32 M0() const {
+    if constexpr (kWhole && kLoad == 0) {
+      return fill_a;
+    } else if constexpr (kWhole && kLoad == kFirstW) {
+      return fill_w;
+    } else if constexpr (kLoad < kFirstW) {
+      return fill_a + ByteA(kLoad) / 4096 * 4096;
+    } else if constexpr (kLoad < kFirstScale) {
+      return fill_w + ByteW(kLoad) / 4096 * 4096;
+    } else {
+      return lds_scale[kLoad - kLoadsA - kLoadsW] + stage;
+    }
+  }
+  static constexpr bool ChangesM0(int load) {
+    if (load == 0 || load == kFirstW || load >= kFirstScale) return true;
+    if (kWhole && (load == 1 || load == kFirstW + 1)) return false;
+    const int byte = load < kFirstW ? ByteA(load) : ByteW(load);
+    return byte / 4096 != (byte - kWave * kCopyBytes) / 4096;
+  }
+
+  // Load number kLoad of the current stage. kReady: m0 was set before, by Announce.
+  template <int kLoad, bool kReady>
   MXORT_METHOD void Issue() const {
-    constexpr int kFirstW = kLoadsA + kWhole;
+    if constexpr (ChangesM0(kLoad) && !kReady) SetM0AndWait(M0<kLoad>());
     if constexpr (kWhole && kLoad == 0) {
       CopyScales(fill_a, a, offset_scale[0], step * T::kRecordA);
     } else if constexpr (kWhole && kLoad == kFirstW) {
       CopyScales(fill_w, w, offset_scale[1], WeightOffset(step + step_w));
     } else if constexpr (kLoad < kFirstW) {
-      Slot<kLoad - kWhole, T::kScaleA>(fill_a, a, offset_a, step * T::kRecordA);
-    } else if constexpr (kLoad < kFirstW + kWhole + kLoadsW) {
-      Slot<kLoad - kFirstW - kWhole, T::kScaleW>(fill_w, w, offset_w, WeightOffset(step + step_w));
+      Slot<ByteA(kLoad)>(fill_a, a, offset_a, step * T::kRecordA);
+    } else if constexpr (kLoad < kFirstScale) {
+      Slot<ByteW(kLoad)>(fill_w, w, offset_w, WeightOffset(step + step_w));
     } else {
       constexpr int j = kLoad - kLoadsA - kLoadsW;
       const bool of_a = scale_of_a[j];
       const u32 s = step + step_scale[j];
-      CopyScales(lds_scale[j] + stage, of_a ? a : w, offset_scale[j],
-                 of_a ? s * T::kRecordA : WeightOffset(s));
+      CopyScales(M0<kLoad>(), of_a ? a : w, offset_scale[j], of_a ? s * T::kRecordA : WeightOffset(s));
     }
+  }
+  // Sets m0 for a load that follows after other instructions.
+  template <int kLoad>
+  MXORT_METHOD void Announce() const {
+    if constexpr (ChangesM0(kLoad)) SetM0(M0<kLoad>());
   }
   // The instruction's offset field (12 bits) advances memory and LDS alike: four kilobytes are reached without changing
   // m0 or the lane's offset.
-  template <int kLoad, int kScaleBytes>
+  template <int kByte>
   MXORT_DEVICE void Slot(u32 lds, i32x4 buffer, u32 offset, u32 scalar_offset) {
-    constexpr int kByte = kScaleBytes + kLoad * kWave * kCopyBytes, kField = kByte % 4096, kRest = kByte - kField;
+    constexpr int kField = kByte % 4096, kRest = kByte - kField;
     CopySlot<kField>(lds + kRest, buffer, offset, scalar_offset + kRest);
   }
   // On to the next stage, which lies at `next` in LDS: three chores.
@@ -192,8 +224,8 @@ struct Fragments {
     } else if constexpr (kUnit < T::kFirstWS) {
       constexpr int index = kUnit - T::kFirstA, m = index % T::kUnitM * T::kUnitFragments;
       constexpr int substep = index / T::kUnitM, u = substep / T::kParts;
-      constexpr int kAt = (u * T::kPanelsM + m / kFragments) * T::kRecordA + T::kScaleA +
-                          m % kFragments * FragmentBytes(T::kOperand);
+      constexpr int kAt =
+          (u * T::kPanelsM + m / kFragments) * T::kRecordA + T::kScaleA + m % kFragments * FragmentBytes(T::kOperand);
       Mma::template Insert<kPart>(activation[index],
                                   ReadLds<i32x4>(at_a + kAt + (substep % T::kParts + kPart) * kSlotBytes));
     } else if constexpr (kUnit < T::kFirstAS) {
@@ -201,7 +233,8 @@ struct Fragments {
       weight_scale[index] = Shift<T::kFragN>(ReadLds<i32>(at_ws + (u * T::kPanelsN + panel) * T::kRecordW), shift_w);
     } else {
       constexpr int index = kUnit - T::kFirstAS, u = index / T::kPanelsOfM, panel = index % T::kPanelsOfM;
-      activation_scale[index] = Shift<T::kFragM>(ReadLds<i32>(at_as + (u * T::kPanelsM + panel) * T::kRecordA), shift_a);
+      activation_scale[index] =
+          Shift<T::kFragM>(ReadLds<i32>(at_as + (u * T::kPanelsM + panel) * T::kRecordA), shift_a);
     }
   }
   // Where a wave begins inside a panel, its first fragment's scale becomes byte 0.
@@ -225,8 +258,8 @@ struct Fragments {
 
 // Keeps an accumulator in the lower half of the register file (see Tile::kPinned).
 MXORT_DEVICE void Pin(f32x4& x) { asm("" : "+v"(x)); }
-// And, being volatile, keeps the multiplication that made it where it is written: instruction selection orders only what
-// touches memory. The largest tile needs no such help.
+// And, being volatile, keeps the multiplication that made it where it is written: instruction selection orders only
+// what touches memory. The largest tile needs no such help.
 MXORT_DEVICE void PinInOrder(f32x4& x) { asm volatile("" : "+v"(x)); }
 
 template <class T>
@@ -248,15 +281,16 @@ MXORT_DEVICE void Gemm(const GemmArgs& args) {
   });
 
   constexpr int kLoads = Loader<T>::kLoads, kLate = T::kSplitColumns ? 0 : kLoads / 2;
+  SettleScalars();
   // Before the loop: stages 0 .. S - 2, and what iteration -1 would have loaded in its second phase.
   Unroll<0, (T::kStages - 1) * kLoads>([&](auto i) __attribute__((always_inline)) {
-    loader.template Issue<i.value % kLoads>();
+    loader.template Issue<i.value % kLoads, false>();
     if constexpr (i.value % kLoads == kLoads - 1) {
       constexpr u32 kNext = (i.value / kLoads + 1) * T::kStageBytes;
       Unroll<0, 3>([&](auto chore) __attribute__((always_inline)) { loader.template Advance<chore.value>(kNext); });
     }
   });
-  Unroll<0, kLate>([&](auto i) __attribute__((always_inline)) { loader.template Issue<i.value>(); });
+  Unroll<0, kLate>([&](auto i) __attribute__((always_inline)) { loader.template Issue<i.value, false>(); });
   WaitLoadsAndReads<(T::kStages - 2) * kLoads + kLate>();
   Barrier();
   Unroll<0, T::kReads>([&](auto i) __attribute__((always_inline)) {
@@ -285,8 +319,14 @@ MXORT_DEVICE void Gemm(const GemmArgs& args) {
     // Phase 1 ends the stage that phase 2 of the iteration before began.
     constexpr int kBegin = T::LoadsBefore(kQ, kLoads, kLate), kEnd = T::LoadsBefore(kQ + 1, kLoads, kLate);
     Unroll<kBegin, kEnd>([&](auto i) __attribute__((always_inline)) {
-      loader.template Issue<(i.value + kLate) % kLoads>();
+      constexpr bool kReady = i.value == kBegin && kQ != 0 && kQ != T::kPhase;
+      loader.template Issue<(i.value + kLate) % kLoads, kReady>();
     });
+    // Where the next position loads it finds m0 set: its multiplication lies between.
+    constexpr int kNext = kQ + 1, kNextEnd = T::LoadsBefore(kQ + 2, kLoads, kLate);
+    if constexpr (kNext != T::kPhase && kNext < T::kPositions && kNextEnd > kEnd) {
+      loader.template Announce<(kEnd + kLate) % kLoads>();
+    }
     Unroll<T::ChoresBefore(kQ), T::ChoresBefore(kQ + 1)>(chore);
     __builtin_amdgcn_sched_barrier(0);
   };
@@ -299,7 +339,8 @@ MXORT_DEVICE void Gemm(const GemmArgs& args) {
     WaitLoadsAndReads<(T::kStages - 2) * kLoads>();
     Barrier();
     Unroll<T::kPhase, T::kPositions>(position);
-    Unroll<0, T::kPinned>([&](auto q) __attribute__((always_inline)) { Pin(sum[q.value / T::kFragM][q.value % T::kFragM]); });
+    Unroll<0, T::kPinned>([&](auto q)
+                              __attribute__((always_inline)) { Pin(sum[q.value / T::kFragM][q.value % T::kFragM]); });
   }
   if constexpr (T::kSteps == 2) {  // an odd step: its registers were read in the last phase 2
     if (steps % 2 != 0) {

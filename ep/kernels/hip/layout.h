@@ -1,14 +1,17 @@
-// How operands lie in device memory: one layout for every kernel, tile size and architecture. Host and device, no headers.
+// How operands lie in device memory: one layout for every kernel, tile size and architecture. Host and device, no
+// headers.
 //
-// A *fragment* is what one wave feeds to one 16x16x128 instruction: 16 rows x 128 k. Lane l holds row l % 16 and, of the
-// four 32-blocks of these 128 k, block l / 16. A *record* is 64 rows x 128 k: 256 bytes of scales, then 4 fragments.
+// A *fragment* is what one wave feeds to one 16x16x128 instruction: 16 rows x 128 k. Lane l holds row l % 16 and, of
+// the four 32-blocks of these 128 k, block l / 16. A *record* is 64 rows x 128 k: 256 bytes of scales, then 4
+// fragments.
 //
 //   operand   [panel of 64 rows][step of 128 k][record]           a step repeats `terms` times for a sum of terms
 //   record    | scales: lane 0, lane 1, ... lane 63, 4 bytes each | fragment 0 | fragment 1 | fragment 2 | fragment 3 |
 //   scale     byte i of lane l = E8M0 of fragment i, row l % 16, block l / 16: what opsel = i picks
-//   fragment  slots of 1 KB: | lane 0, lane 1, ... lane 63: 16 bytes each | the same for the next 16 bytes of each lane | ...
-//             FP6: a pair of fragments shares 3 slots: bytes 0-15 of the even one | its bytes 16-23, bytes 0-7 of the odd
-//             one | bytes 8-23 of the odd one; a lane's 48 bytes fill 12 consecutive registers
+//   fragment  slots of 1 KB: | lane 0, lane 1, ... lane 63: 16 bytes each | the same for the next 16 bytes of each lane
+//   | ...
+//             FP6: a pair of fragments shares 3 slots: bytes 0-15 of the even one | its bytes 16-23, bytes 0-7 of the
+//             odd one | bytes 8-23 of the odd one; a lane's 48 bytes fill 12 consecutive registers
 //
 // So a wave's load of 16 bytes a lane is one contiguous kilobyte in memory and in LDS, copied linearly by direct-to-LDS
 // loads and read back by ds_read_b128 without bank conflicts: no swizzle is needed. Rows are the rows of A, and for
@@ -37,8 +40,8 @@ inline constexpr int kFragments = 4;
 inline constexpr int kPanelRows = kFragmentRows * kFragments;
 inline constexpr int kStepBlocks = 4;
 inline constexpr int kScaleRecordBytes = 256;
-inline constexpr int kLaneSlot = 16;                    // bytes of a lane in one contiguous load
-inline constexpr int kSlotBytes = 64 * kLaneSlot;       // one kilobyte
+inline constexpr int kLaneSlot = 16;               // bytes of a lane in one contiguous load
+inline constexpr int kSlotBytes = 64 * kLaneSlot;  // one kilobyte
 
 // Formats an activation operand may have on the device.
 enum class Operand : int { kFp4, kFp6E2M3, kFp6E3M2, kFp8E4M3, kBf16 };
@@ -52,7 +55,9 @@ MXORT_LAYOUT constexpr int ScaleBytes(Operand f) { return HasScales(f) ? kScaleR
 MXORT_LAYOUT constexpr int RecordBytes(Operand f) { return ScaleBytes(f) + kFragments * FragmentBytes(f); }
 
 // Output column, inside its panel, that row r of fragment i computes.
-MXORT_LAYOUT constexpr unsigned ColumnOfRow(unsigned fragment, unsigned row) { return 16 * (row / 4) + 4 * fragment + row % 4; }
+MXORT_LAYOUT constexpr unsigned ColumnOfRow(unsigned fragment, unsigned row) {
+  return 16 * (row / 4) + 4 * fragment + row % 4;
+}
 
 }  // namespace mxort::hip
 

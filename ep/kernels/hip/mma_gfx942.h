@@ -1,5 +1,6 @@
-// Matrix instructions of gfx942 (MI300X) as a policy of the tiled GEMM: bf16 only, so weights are decoded by table look-up
-// and activation formats arrive as the bf16 values of their quantised numbers, which is exact (at most 4 significant bits).
+// Matrix instructions of gfx942 (MI300X) as a policy of the tiled GEMM: bf16 only, so weights are decoded by table
+// look-up and activation formats arrive as the bf16 values of their quantised numbers, which is exact (at most 4
+// significant bits).
 #ifndef MXORT_KERNELS_HIP_MMA_GFX942_H_
 #define MXORT_KERNELS_HIP_MMA_GFX942_H_
 
@@ -33,7 +34,8 @@ struct BFloat16Mma {
     const float s = DecodeScale(scale);
     u32 pair[4];
     Unroll<0, 4>([&](auto i) __attribute__((always_inline)) {
-      const u32 even = FloatBits(DecodeElement<E2M1>(2 * i.value) * s), odd = FloatBits(DecodeElement<E2M1>(2 * i.value + 1) * s);
+      const u32 even = FloatBits(DecodeElement<E2M1>(2 * i.value) * s),
+                odd = FloatBits(DecodeElement<E2M1>(2 * i.value + 1) * s);
       pair[i.value] = __builtin_amdgcn_perm(odd, even, 0x07060302);  // upper halves
     });
     Table t;
@@ -55,7 +57,8 @@ struct BFloat16Mma {
   template <int kPart, int kIndex, int kWeightByte, int kActivationByte>
   MXORT_DEVICE f32x4 Multiply(i32x4 weight, i32 weight_scale, const Activation& a, i32, f32x4 sum) {
     const Table table = MakeTable(static_cast<u8>(static_cast<u32>(weight_scale) >> (8 * kWeightByte)));
-    const u32 even = static_cast<u32>(weight[kPart]) & 0x0F0F0F0Fu, odd = static_cast<u32>(weight[kPart]) >> 4 & 0x0F0F0F0Fu;
+    const u32 even = static_cast<u32>(weight[kPart]) & 0x0F0F0F0Fu,
+              odd = static_cast<u32>(weight[kPart]) >> 4 & 0x0F0F0F0Fu;
     const i32x2 w0 = Decode(table, __builtin_amdgcn_perm(odd, even, 0x05010400));  // k 0 .. 3
     const i32x2 w1 = Decode(table, __builtin_amdgcn_perm(odd, even, 0x07030602));  // k 4 .. 7
     sum = __builtin_amdgcn_mfma_f32_16x16x16bf16_1k(__builtin_bit_cast(i16x4, w0),

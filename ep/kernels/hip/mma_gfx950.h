@@ -1,8 +1,8 @@
 // Matrix instructions of gfx950 as policies of the tiled GEMM (gemm.h).
 //
 // The weights are the instruction's A operand (its rows are output columns) and the activations its B operand, so that
-// a lane accumulates consecutive output columns. A policy says what a step of 128 k is cut into (kParts: how many groups
-// of registers hold an activation fragment, each used on its own) and multiplies one part.
+// a lane accumulates consecutive output columns. A policy says what a step of 128 k is cut into (kParts: how many
+// groups of registers hold an activation fragment, each used on its own) and multiplies one part.
 #ifndef MXORT_KERNELS_HIP_MMA_GFX950_H_
 #define MXORT_KERNELS_HIP_MMA_GFX950_H_
 
@@ -13,15 +13,18 @@
 
 namespace mxort::hip {
 
-// v_mfma_scale_f32_16x16x128_f8f6f4: FP4 weights times activations of any OCP MX format, scales applied by the instruction.
+// v_mfma_scale_f32_16x16x128_f8f6f4: FP4 weights times activations of any OCP MX format, scales applied by the
+// instruction.
 template <Operand kFormat>
 struct ScaledMma {
   static constexpr Operand kOperand = kFormat;
   static constexpr int kParts = 1;
   // cbsz / blgp codes of the instruction: 0 E4M3, 2 E2M3, 3 E3M2, 4 E2M1.
   static constexpr int kWeightCode = 4;
-  static constexpr int kActivationCode =
-      kFormat == Operand::kFp4 ? 4 : kFormat == Operand::kFp6E2M3 ? 2 : kFormat == Operand::kFp6E3M2 ? 3 : 0;
+  static constexpr int kActivationCode = kFormat == Operand::kFp4       ? 4
+                                         : kFormat == Operand::kFp6E2M3 ? 2
+                                         : kFormat == Operand::kFp6E3M2 ? 3
+                                                                        : 0;
 
   // FP6 fragments are read in pairs: three times 16 bytes a lane, into twelve registers.
   static constexpr int kUnitFragments = LaneBytes(kFormat) == 24 ? 2 : 1;
@@ -51,15 +54,16 @@ struct ScaledMma {
   MXORT_DEVICE f32x4 Multiply(i32x4 weight, i32 weight_scale, const Activation& a, i32 activation_scale, f32x4 sum) {
     const i32x8 w = __builtin_shufflevector(weight, weight, 0, 1, 2, 3, -1, -1, -1, -1);  // FP4 takes four registers
     constexpr int i = kIndex * 6;
-    const i32x8 x = kUnitFragments == 2 ? __builtin_shufflevector(a.v, a.v, i, i + 1, i + 2, i + 3, i + 4, i + 5, -1, -1)
-                                        : __builtin_shufflevector(a.v, a.v, 0, 1, 2, 3, 4, 5, 6, 7);
+    const i32x8 x = kUnitFragments == 2
+                        ? __builtin_shufflevector(a.v, a.v, i, i + 1, i + 2, i + 3, i + 4, i + 5, -1, -1)
+                        : __builtin_shufflevector(a.v, a.v, 0, 1, 2, 3, 4, 5, 6, 7);
     return __builtin_amdgcn_mfma_scale_f32_16x16x128_f8f6f4(w, x, sum, kWeightCode, kActivationCode, kWeightByte,
                                                             weight_scale, kActivationByte, activation_scale);
   }
 };
 
-// v_mfma_f32_16x16x32_bf16 with the weights decoded, scale included, on the way to it. A part is 32 k: k 8j .. 8j + 7 of
-// every lane's block.
+// v_mfma_f32_16x16x32_bf16 with the weights decoded, scale included, on the way to it. A part is 32 k: k 8j .. 8j + 7
+// of every lane's block.
 struct BFloat16Mma {
   static constexpr Operand kOperand = Operand::kBf16;
   static constexpr int kParts = 4, kUnitFragments = 1, kUnitReads = 1;
@@ -89,9 +93,7 @@ struct BFloat16Mma {
     return __builtin_amdgcn_mfma_f32_16x16x32_bf16(__builtin_bit_cast(bf16x8, w), __builtin_bit_cast(bf16x8, a.v), sum,
                                                    0, 0, 0);
   }
-  MXORT_DEVICE i32 Pair(bf16x2 x, u32 scale) {
-    return scale == kScaleNaN ? 0x7FC07FC0 : __builtin_bit_cast(i32, x);
-  }
+  MXORT_DEVICE i32 Pair(bf16x2 x, u32 scale) { return scale == kScaleNaN ? 0x7FC07FC0 : __builtin_bit_cast(i32, x); }
 };
 
 }  // namespace mxort::hip

@@ -6,9 +6,11 @@
 #define MXORT_DEVICE static __attribute__((device, always_inline)) inline
 #define MXORT_METHOD __attribute__((device, always_inline)) inline
 #define MXORT_LDS __attribute__((shared))
-// A kernel of `threads` work items, `waves` (least, most) waves on each SIMD; 1, 1: all 512 registers are the wave's own.
+// A kernel of `threads` work items, `waves` (least, most) waves on each SIMD; 1, 1: all 512 registers are the wave's
+// own.
 #define MXORT_KERNEL(threads, ...) \
-  extern "C" __attribute__((global, amdgpu_flat_work_group_size(threads, threads), amdgpu_waves_per_eu(__VA_ARGS__))) void
+  extern "C"                       \
+      __attribute__((global, amdgpu_flat_work_group_size(threads, threads), amdgpu_waves_per_eu(__VA_ARGS__))) void
 
 namespace mxort::hip {
 
@@ -30,7 +32,9 @@ inline constexpr int kWave = 64;
 MXORT_DEVICE u32 Thread() { return __builtin_amdgcn_workitem_id_x(); }
 MXORT_DEVICE u32 Lane() { return Thread() % kWave; }
 // Index of the wave in its workgroup, in a scalar register.
-MXORT_DEVICE u32 WaveIndex() { return static_cast<u32>(__builtin_amdgcn_readfirstlane(static_cast<i32>(Thread() / kWave))); }
+MXORT_DEVICE u32 WaveIndex() {
+  return static_cast<u32>(__builtin_amdgcn_readfirstlane(static_cast<i32>(Thread() / kWave)));
+}
 MXORT_DEVICE u32 GroupX() { return __builtin_amdgcn_workgroup_id_x(); }
 MXORT_DEVICE u32 GroupY() { return __builtin_amdgcn_workgroup_id_y(); }
 MXORT_DEVICE u32 Uniform(u32 x) { return static_cast<u32>(__builtin_amdgcn_readfirstlane(static_cast<i32>(x))); }

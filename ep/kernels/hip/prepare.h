@@ -55,8 +55,8 @@ MXORT_DEVICE void ExchangeButterfly(u32 mask, float (&x)[kBlockSize]) {
   const u32 lane = Lane();
   const i32 other = static_cast<i32>((lane ^ mask) * 4);
   Unroll<0, kBlockSize>([&](auto i) __attribute__((always_inline)) {
-    const float theirs = BitsFloat(static_cast<u32>(
-        __builtin_amdgcn_ds_bpermute(other, static_cast<i32>(FloatBits(x[i.value])))));
+    const float theirs =
+        BitsFloat(static_cast<u32>(__builtin_amdgcn_ds_bpermute(other, static_cast<i32>(FloatBits(x[i.value])))));
     x[i.value] = lane & mask ? theirs - x[i.value] : x[i.value] + theirs;
   });
 }

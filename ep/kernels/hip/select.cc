@@ -8,12 +8,12 @@
 namespace mxort::hip {
 namespace {
 
-// Clocks of a tile-step: the larger of the matrix pipe (16 clocks a 16x16x128 instruction on one of four SIMDs, 32 with an
-// FP8 operand, 64 for bf16) and of the loads (44 bytes a clock and compute unit).
-#define MXORT_ROWS(format, operand, clocks256, clocks128, clocks64)                                             \
-  {"gemm_" format "_256x256", "gemm_mx", "gfx950", Operand::operand, 256, 256, 256, 1, false, clocks256},       \
-      {"gemm_" format "_128x128", "gemm_mx", "gfx950", Operand::operand, 128, 128, 256, 2, false, clocks128},   \
-      {"gemm_" format "_64x64", "gemm_mx", "gfx950", Operand::operand, 64, 64, 256, 2, false, clocks64},        \
+// Clocks of a tile-step: the larger of the matrix pipe (16 clocks a 16x16x128 instruction on one of four SIMDs, 32 with
+// an FP8 operand, 64 for bf16) and of the loads (44 bytes a clock and compute unit).
+#define MXORT_ROWS(format, operand, clocks256, clocks128, clocks64)                                           \
+  {"gemm_" format "_256x256", "gemm_mx", "gfx950", Operand::operand, 256, 256, 256, 1, false, clocks256},     \
+      {"gemm_" format "_128x128", "gemm_mx", "gfx950", Operand::operand, 128, 128, 256, 2, false, clocks128}, \
+      {"gemm_" format "_64x64", "gemm_mx", "gfx950", Operand::operand, 64, 64, 256, 2, false, clocks64},      \
       {"gemm_" format "_skinny", "gemm_mx", "gfx950", Operand::operand, 16, 64, 256, 1, true, 100}
 
 constexpr GemmRow kRows[] = {
@@ -41,11 +41,16 @@ int BFloat16Terms(const MatMulSpec& spec, DataType type) {
 Preparation PreparationFor(const Device& device, const MatMulSpec& spec, DataType type) {
   const bool native = Is(device.arch, "gfx950");
   switch (spec.activation_format) {
-    case ActivationFormat::kMxfp4: return {"prepare_fp4", native ? Operand::kFp4 : Operand::kBf16, 1};
-    case ActivationFormat::kMxfp6E2M3: return {"prepare_e2m3", native ? Operand::kFp6E2M3 : Operand::kBf16, 1};
-    case ActivationFormat::kMxfp6E3M2: return {"prepare_e3m2", native ? Operand::kFp6E3M2 : Operand::kBf16, 1};
-    case ActivationFormat::kMxfp8E4M3: return {"prepare_e4m3", native ? Operand::kFp8E4M3 : Operand::kBf16, 1};
-    case ActivationFormat::kNone: break;
+    case ActivationFormat::kMxfp4:
+      return {"prepare_fp4", native ? Operand::kFp4 : Operand::kBf16, 1};
+    case ActivationFormat::kMxfp6E2M3:
+      return {"prepare_e2m3", native ? Operand::kFp6E2M3 : Operand::kBf16, 1};
+    case ActivationFormat::kMxfp6E3M2:
+      return {"prepare_e3m2", native ? Operand::kFp6E3M2 : Operand::kBf16, 1};
+    case ActivationFormat::kMxfp8E4M3:
+      return {"prepare_e4m3", native ? Operand::kFp8E4M3 : Operand::kBf16, 1};
+    case ActivationFormat::kNone:
+      break;
   }
   // Two FP6 terms: relative RMS error 7.5e-4, below bf16's, at twice bf16's matrix rate.
   if (native && spec.accuracy_level != AccuracyLevel::kFp32) return {"prepare_e2m3x2", Operand::kFp6E2M3, 2};

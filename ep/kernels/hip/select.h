@@ -1,5 +1,5 @@
-// Which kernels compute a problem on a device, and how they are launched: a pure function, and the table it chooses from.
-// Knows neither ONNX Runtime nor HIP; ep/device launches what this says.
+// Which kernels compute a problem on a device, and how they are launched: a pure function, and the table it chooses
+// from. Knows neither ONNX Runtime nor HIP; ep/device launches what this says.
 #ifndef MXORT_KERNELS_HIP_SELECT_H_
 #define MXORT_KERNELS_HIP_SELECT_H_
 
@@ -26,13 +26,13 @@ struct Preparation {
 
 // One row of the table.
 struct GemmRow {
-  const char* name;      // of the kernel in the code object, unique per architecture
-  const char* object;    // source file of the code object: gemm_mx, gemm_bf16
-  const char* arch;      // nullptr: all
-  Operand operand;       // format of A's records
-  int rows, columns;     // tile
+  const char* name;    // of the kernel in the code object, unique per architecture
+  const char* object;  // source file of the code object: gemm_mx, gemm_bf16
+  const char* arch;    // nullptr: all
+  Operand operand;     // format of A's records
+  int rows, columns;   // tile
   int threads;
-  int steps;             // of 128 k in a stage: the last one may be half used
+  int steps;  // of 128 k in a stage: the last one may be half used
   bool skinny;
   // Bound of one tile-step (rows x columns x 128 k): matrix clocks a compute unit, and what its loads take at the least
   // (docs/mi355x.md, "Performance model").
@@ -52,11 +52,11 @@ struct Plan {
   unsigned steps = 0, terms = 1, steps_per_split = 0, splits = 1, tiles_m = 0, tiles_n = 0;
   Grid prepare_grid{}, gemm_grid{}, reduce_grid{};  // reduce: x = 0 where it is not needed
   unsigned prepare_threads = 256, reduce_threads = 256;
-  size_t activation_bytes = 0, partial_bytes = 0;   // workspace
+  size_t activation_bytes = 0, partial_bytes = 0;  // workspace
 };
 
-// `name`: that kernel or an empty plan (for tests, self-check and the override variable); nullptr: the one with the lowest
-// bound.
+// `name`: that kernel or an empty plan (for tests, self-check and the override variable); nullptr: the one with the
+// lowest bound.
 Plan Select(const Device& device, const MatMulSpec& spec, DataType type, int64_t m, const char* name = nullptr);
 
 }  // namespace mxort::hip

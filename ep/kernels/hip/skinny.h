@@ -1,6 +1,6 @@
-// Up to 16 rows of A: bound by reading the weights, so every byte of them is read once, in order, straight to registers,
-// 16 bytes a lane (scales 4). A workgroup computes one panel of 64 columns over a range of steps; its waves take the steps
-// in turn and add their sums through LDS.
+// Up to 16 rows of A: bound by reading the weights, so every byte of them is read once, in order, straight to
+// registers, 16 bytes a lane (scales 4). A workgroup computes one panel of 64 columns over a range of steps; its waves
+// take the steps in turn and add their sums through LDS.
 #ifndef MXORT_KERNELS_HIP_SKINNY_H_
 #define MXORT_KERNELS_HIP_SKINNY_H_
 
@@ -13,7 +13,7 @@
 namespace mxort::hip {
 
 inline constexpr u32 kSkinnyWaves = 4;
-inline constexpr u32 kSkinnySteps = 4;  // in flight in a wave
+inline constexpr u32 kSkinnySteps = 4;       // in flight in a wave
 inline constexpr u32 kBehind = 0xFFFE0000u;  // an offset that no buffer reaches, with room for a record
 
 // A raw buffer that the compiler knows: reads at offset >= bytes are zero.
@@ -48,7 +48,7 @@ MXORT_DEVICE void MultiplyStep(const WeightStep& w, const Stream& a, u32 offset,
     });
     Unroll<0, kFragments>([&](auto n) __attribute__((always_inline)) {
       sum[n.value] = Mma::template Multiply<part.value, 0, n.value, 0>(w.fragment[n.value], w.scales, activation, scale,
-                                                                      sum[n.value]);
+                                                                       sum[n.value]);
     });
   });
 }
@@ -89,7 +89,8 @@ MXORT_DEVICE void Skinny(const GemmArgs& args) {
   const u32 first = GroupY() * args.steps_per_split;
   const u32 end = args.steps - first < args.steps_per_split ? args.steps : first + args.steps_per_split;
   constexpr u32 kRecordW = RecordBytes(Operand::kFp4), kRecordA = RecordBytes(Mma::kOperand);
-  const Stream w(static_cast<const u8*>(args.w) + static_cast<u64>(panel) * args.steps * kRecordW, args.steps * kRecordW);
+  const Stream w(static_cast<const u8*>(args.w) + static_cast<u64>(panel) * args.steps * kRecordW,
+                 args.steps * kRecordW);
   const Stream a(args.a, args.steps * args.terms * kRecordA);
   f32x4 sum[kFragments];
   Unroll<0, kFragments>([&](auto n) __attribute__((always_inline)) { sum[n.value] = f32x4{0, 0, 0, 0}; });
@@ -99,7 +100,8 @@ MXORT_DEVICE void Skinny(const GemmArgs& args) {
       const u32 s = step + i.value * kSkinnyWaves;
       const u32 record = s < end ? s * kRecordW : kBehind;  // behind the end: nothing is fetched
       Unroll<0, kFragments>([&](auto n) __attribute__((always_inline)) {
-        weights[i.value].fragment[n.value] = w.Slot(record + kScaleRecordBytes + n.value * kSlotBytes + lane * kLaneSlot);
+        weights[i.value].fragment[n.value] =
+            w.Slot(record + kScaleRecordBytes + n.value * kSlotBytes + lane * kLaneSlot);
       });
       weights[i.value].scales = w.Word(record + lane * 4);
     });

@@ -18,27 +18,30 @@ struct Tile {
   static constexpr int kRows = WM * MT * kFragmentRows, kColumns = WN * NT * kFragmentRows;
   static constexpr int kPanelsM = kRows / kPanelRows, kPanelsN = kColumns / kPanelRows;
   static_assert(kPanelsM * kPanelRows == kRows && kPanelsN * kPanelRows == kColumns, "whole panels");
-  static_assert((MT % 4 == 0 || 4 % MT == 0) && (NT % 4 == 0 || 4 % NT == 0), "fragments of a wave lie in whole panels");
+  static_assert((MT % 4 == 0 || 4 % MT == 0) && (NT % 4 == 0 || 4 % NT == 0),
+                "fragments of a wave lie in whole panels");
   static_assert(S >= 2, "a stage is filled while another is read");
 
   // A wave of the largest tile has 256 accumulator registers of its 512, of which instructions other than the matrix
-  // ones see 256 ("VGPR"; the rest are "AGPR"). Left to itself clang 22 may copy some accumulators in every iteration; told
-  // that half of them are VGPRs, it copies none and puts others in AGPRs. (Told that some are AGPRs, it takes all 256 for
-  // them, has no room left for the order it wants, and spills.) tests/kernels_hip asserts what this reaches.
+  // ones see 256 ("VGPR"; the rest are "AGPR"). Left to itself clang 22 may copy some accumulators in every iteration;
+  // told that half of them are VGPRs, it copies none and puts others in AGPRs. (Told that some are AGPRs, it takes all
+  // 256 for them, has no room left for the order it wants, and spills.) tests/kernels_hip asserts what this reaches.
   static constexpr int kPinned = MT * NT < 64 ? 0 : MT * NT / 2;
 
-  // ---- loads of one stage by one wave: code slots (1 KB) of A, of W, then scale records ------------------------------
+  // ---- loads of one stage by one wave: code slots (1 KB) of A, of W, then scale records
+  // ------------------------------
   static constexpr int kSlotsA = kFragments * LaneBytes(kOperand) / kLaneSlot;  // of a record
   static constexpr int kSlotsW = kFragments;
   static constexpr int kWaveSlotsA = U * kPanelsM * kSlotsA / kWaves, kWaveSlotsW = U * kPanelsN * kSlotsW / kWaves;
   static_assert(kSlotsA % kWaveSlotsA == 0 && kSlotsW % kWaveSlotsW == 0, "a wave's slots lie in one record");
   static constexpr int kScalesA = HasScales(kOperand) ? U * kPanelsM : 0, kScalesW = U * kPanelsN;
   static constexpr int kWaveScales = (kScalesA + kScalesW + kWaves - 1) / kWaves;
-  // Where the records do not divide among the waves, the others load into a part of the stage that no one reads, so that
-  // all waves count the same loads.
+  // Where the records do not divide among the waves, the others load into a part of the stage that no one reads, so
+  // that all waves count the same loads.
   static constexpr int kDeadRecords = kWaveScales * kWaves - kScalesA - kScalesW;
 
-  // ---- LDS: a stage is the records [U][panel] of the activations, then those of the weights, then the dead ones ------
+  // ---- LDS: a stage is the records [U][panel] of the activations, then those of the weights, then the dead ones
+  // ------
   static constexpr int kRecordA = RecordBytes(kOperand), kRecordW = RecordBytes(Operand::kFp4);
   static constexpr int kScaleA = ScaleBytes(kOperand), kScaleW = kScaleRecordBytes;
   static constexpr int kStageW = U * kPanelsM * kRecordA;
@@ -46,9 +49,10 @@ struct Tile {
   static constexpr int kStageBytes = kStageDead + kDeadRecords * kScaleRecordBytes;
   static constexpr int kLdsBytes = S * kStageBytes;
 
-  // ---- schedule ------------------------------------------------------------------------------------------------------
-  // One iteration multiplies a stage in kPositions steps, in two phases with a barrier between. Each register group is
-  // read from LDS ("unit") after its last use and before its next one, so one set of registers is enough:
+  // ---- schedule
+  // ------------------------------------------------------------------------------------------------------ One
+  // iteration multiplies a stage in kPositions steps, in two phases with a barrier between. Each register group is read
+  // from LDS ("unit") after its last use and before its next one, so one set of registers is enough:
   //   units of phase 2 only: read in phase 1, from this iteration's stage
   //   all others:            read in phase 2, from the next stage, which the barrier has made visible
   // Phases are halves of the columns where a stage is one step (then each weight unit belongs to one phase), or halves
@@ -69,7 +73,8 @@ struct Tile {
     return {q / (MT * NT), q % MT, q / MT % NT};
   }
 
-  // Units: fragments of W [U][NT], fragments (or pairs) of A [U * parts][MT], scale registers of W and A, one per panel touched.
+  // Units: fragments of W [U][NT], fragments (or pairs) of A [U * parts][MT], scale registers of W and A, one per panel
+  // touched.
   static constexpr int kPanelsOfN = (NT + 3) / 4, kPanelsOfM = (MT + 3) / 4;
   static constexpr int kUnitsW = U * NT;
   static constexpr int kUnitFragments = Mma::kUnitFragments, kUnitM = MT / kUnitFragments, kUnitsA = kSubsteps * kUnitM;
@@ -101,9 +106,9 @@ struct Tile {
   }
   static constexpr int ReadsOf(int unit) { return unit >= kFirstA && unit < kFirstWS ? Mma::kUnitReads : 1; }
 
-  // LDS reads in the order of the positions they follow. Units of one phase are read in the other, in the order of their
-  // first use; units of both from their last use on. One read a position; what passes the end of the iteration is read in
-  // the next one, from the same stage.
+  // LDS reads in the order of the positions they follow. Units of one phase are read in the other, in the order of
+  // their first use; units of both from their last use on. One read a position; what passes the end of the iteration is
+  // read in the next one, from the same stage.
   static constexpr int kReads = kUnits + kUnitsA * (Mma::kUnitReads - 1);
   struct Read {
     int unit, part, slot;
