@@ -286,9 +286,26 @@ def _bench_ops(arguments: argparse.Namespace) -> int:
 # doctor
 
 
-def _doctor(arguments: argparse.Namespace) -> int:
-    from mxort import doctor, tables
+def _add_doctor(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--kernels",
+        action="store_true",
+        help="instead: what the GPU kernels of this build use and could reach",
+    )
+    _add_json(parser)
 
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from mxort import doctor, kernel_report, tables
+
+    if arguments.kernels:
+        kernels = kernel_report.report_built()
+        _show(
+            arguments,
+            lambda: kernels,
+            lambda: kernel_report.print_kernels(kernels, kernel_report.wide_console()),
+        )
+        return 0
     result = doctor.diagnose()
     _show(arguments, result.to_dict, lambda: tables.print_diagnosis(result, tables.console()))
     return 0 if result.healthy else BROKEN
@@ -299,7 +316,7 @@ _COMMANDS: dict[str, tuple[Command | None, Callable[[argparse.ArgumentParser], N
     "inspect": (_inspect, _add_inspect, "show what a model holds: converted nodes, or those that can be"),
     "compare": (_compare, _add_compare, "run a model and its conversion and measure the difference"),
     "bench": (None, _add_bench, "time models, or one operator and its peers, in turns"),
-    "doctor": (_doctor, lambda parser: _add_json(parser), "check this machine and the installation"),
+    "doctor": (_doctor, _add_doctor, "check this machine and the installation"),
 }
 
 

@@ -208,7 +208,7 @@ def _gpu() -> Check:
     library = next((name for name in HIP_LIBRARIES if _loads(name)), None)
     device = "AMD GPU driver present" if Path("/dev/kfd").exists() else "no AMD GPU driver (/dev/kfd)"
     found = f"{library} found" if library else f"{HIP_LIBRARIES[0].split('.')[0]} not found"
-    return Check("GPU", INFO, f"{device}, {found}; this version of mxort has no GPU kernels")
+    return Check("GPU", INFO, f"{device}, {found}; this version of mxort does not use a GPU yet")
 
 
 def _loads(name: str) -> bool:

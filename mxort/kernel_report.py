@@ -10,13 +10,16 @@ import argparse
 import dataclasses
 import json
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from mxort import _native
 from mxort import kernel_report_model as model
+from mxort.errors import MxortError
 from mxort.kernel_report_isa import Kernel, read_code_object
 
 
@@ -122,6 +125,35 @@ def bound_table(kernels: list[dict[str, Any]]) -> Table:
     return table
 
 
+def wide_console() -> Console:
+    """The tables are wide; without a terminal they are not folded."""
+    return Console(width=None if sys.stdout.isatty() else 220)
+
+
+def report_built() -> list[dict[str, Any]]:
+    """Descriptions of the kernels inside this installation's library.
+
+    Raises MxortError where it was built without GPU kernels, or where LLVM's tools are missing.
+    """
+    objects = _native.code_objects()
+    if not objects:
+        raise MxortError(
+            "this library was built without GPU kernels: no compiler for them was found (docs/mi355x.md)"
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [Path(folder, f"{source}.{arch}.co") for source, arch, _ in objects]
+        for path, (_, _, data) in zip(paths, objects, strict=True):
+            path.write_bytes(data)
+        return report(paths)
+
+
+def print_kernels(kernels: list[dict[str, Any]], console: Console) -> None:
+    """The three tables of the report, as far as they have rows."""
+    for table in (resource_table(kernels), loop_table(kernels), bound_table(kernels)):
+        if table.row_count:
+            console.print(table)
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="mxort.kernel_report", description=__doc__)
     parser.add_argument("files", nargs="+", type=Path, help="gfx950 or gfx942 code objects")
@@ -133,10 +165,7 @@ def main(arguments: list[str] | None = None) -> int:
         json.dump(kernels, sys.stdout, indent=2)
         print()
         return 0
-    console = Console(width=None if sys.stdout.isatty() else 220)
-    for table in (resource_table(kernels), loop_table(kernels), bound_table(kernels)):
-        if table.row_count:
-            console.print(table)
+    print_kernels(kernels, wide_console())
     return 0
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from mxort import _native, doctor, session
+from mxort.cli import main
 from mxort.errors import MxortError
 from mxort.formats import ACTIVATION_FORMATS, dequantize_mxfp4
 from mxort.machine import describe_machine, status_bytes
@@ -144,3 +145,16 @@ def test_machine():
     assert machine.cpu in machine.line()
     assert 1e6 < status_bytes("VmRSS") <= status_bytes("VmHWM")
     assert status_bytes("NoSuchField") == 0
+
+
+def test_kernels_of_the_build(capsys):
+    """Every shipped GPU kernel is in the report, and none uses scratch memory."""
+    if not _native.code_objects():
+        assert main(["doctor", "--kernels"]) == 2
+        assert "without GPU kernels" in capsys.readouterr().err
+        return
+    assert main(["doctor", "--kernels", "--json"]) == 0
+    kernels = json.loads(capsys.readouterr().out)
+    assert {k["arch"] for k in kernels} == {arch for _, arch, _ in _native.code_objects()}
+    assert {"gemm_fp4_256x256", "gemm_fp4_skinny", "prepare_fp4"} <= {k["name"] for k in kernels}
+    assert all(k["scratch"] == 0 for k in kernels)

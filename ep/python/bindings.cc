@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "kernels/float16.h"
+#include "kernels/hip/code_objects.h"
 #include "kernels/kernel_table.h"
 #include "kernels/matmul.h"
 #include "kernels/quantize.h"
@@ -170,6 +171,18 @@ std::string SelectFor(const std::vector<std::string>& features, const std::strin
   return KernelFor(SelectKernels(spec, cpu, first), rows, true).name;
 }
 
+// The GPU code objects of this build: (source, architecture, bytes). Empty where there was no compiler for them.
+py::list CodeObjects() {
+  size_t count = 0;
+  const hip::CodeObject* objects = hip::CodeObjects(&count);
+  py::list out;
+  for (size_t i = 0; i < count; ++i) {
+    out.append(py::make_tuple(objects[i].name, objects[i].arch,
+                              py::bytes(static_cast<const char*>(objects[i].data), objects[i].bytes)));
+  }
+  return out;
+}
+
 // Every value of `x` through the element rounding of format F: (codes, values), for exhaustive tests.
 template <class F>
 py::tuple RoundAll(const Array<float>& x) {
@@ -215,6 +228,7 @@ PYBIND11_MODULE(_native, m) {
   using namespace mxort;
   m.doc() = "Tables and kernels of libmxort, called directly (no ONNX Runtime involved).";
   m.def("describe", &Describe, "Format constants, kernel table, CPU features and build of this library, as a dict.");
+  m.def("code_objects", &CodeObjects, "GPU code objects of this build: [(source, architecture, bytes)].");
   m.def("quantize_mxfp4", &Quantize, py::arg("weights").noconvert(), py::arg("rule"), py::arg("threads") = 0,
         "float32 [N, K] in C order -> (codes uint8 [N, ceil(K/32)*16], scales uint8 [N, ceil(K/32)]).");
   m.def("round_to_element", &Round, py::arg("x").noconvert(), py::arg("format"), "float32 [n] -> (codes, values).");
