@@ -7,7 +7,7 @@ PYTHON := .venv/bin/python
 # onnxruntime 1.31 reports usage on Linux unless told not to.
 export ORT_DISABLE_TELEMETRY := 1
 SOURCES := $(shell find ep cmake -type f 2>/dev/null) CMakeLists.txt pyproject.toml scripts/setup.sh
-CXX_FILES := $(shell find ep tests/cpp samples -name '*.cc' -o -name '*.h' -o -name '*.hip' 2>/dev/null)
+CXX_FILES := $(shell find ep tests samples -name '*.cc' -o -name '*.h' -o -name '*.hip' 2>/dev/null)
 OLD_ONNXRUNTIMES := 1.22.1 1.24.4
 
 .PHONY: demo check check-full bench clean lint test cpp-test sanitize format

@@ -141,7 +141,7 @@ void read_transposed(Wave& w, const Inst& i, u32 element_bits) {
   }
   u32 per_row = 16 / elements;  // lanes that hold one row
   auto bit_at = [&](int l, u32 e) {
-    return raw.lane(static_cast<int>(e * element_bits / 32))[l] >> (e * element_bits % 32);
+    return raw.lane(static_cast<int>(e * element_bits / 32))[l] >> (e* element_bits % 32);
   };
   for (int base = 0; base < kLanes; base += 16)
     for (u32 column = 0; column < 16; column++) {

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from hipsim import harness
 from numpy.typing import NDArray
+
+from hipsim import harness
 
 LANES = 64
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
+
 from hipsim import harness
 from hipsim.snippet import as_f32, f32_bits, run_lanes
 from mxort import formats
-from numpy.typing import NDArray
 
 rng = np.random.default_rng(21)
 SMALL = {

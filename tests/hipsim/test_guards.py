@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from hipsim import harness
 from hipsim.snippet import run_lanes
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+
 from hipsim import harness
 from hipsim.snippet import run_lanes
 

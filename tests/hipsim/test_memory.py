@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
+
 from hipsim import harness
 from hipsim.snippet import as_f32, f32_bits, run_lanes
-from numpy.typing import NDArray
 
 rng = np.random.default_rng(5)
 LANE = np.arange(64, dtype=np.uint32)

@@ -6,10 +6,11 @@ import itertools
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
+
 from hipsim import harness
 from hipsim.snippet import as_f32, run_lanes
 from mxort import formats
-from numpy.typing import NDArray
 
 # Index = cbsz / blgp code.
 FORMATS = [formats.E4M3, formats.E5M2, formats.E2M3, formats.E3M2, formats.E2M1]

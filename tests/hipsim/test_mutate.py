@@ -6,9 +6,10 @@ from functools import cache
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
+
 from hipsim import harness, mutate
 from mxort import formats
-from numpy.typing import NDArray
 
 # 16 x 16 output per wave, two waves side by side along N; K in steps of 256 (two instructions). A goes to LDS
 # by direct loads, double-buffered, and is read by both waves; B comes from global memory. The

@@ -7,9 +7,10 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
+
 from hipsim import harness
 from hipsim.snippet import as_f32, f32_bits, run_lanes
-from numpy.typing import NDArray
 
 U = NDArray[np.uint32]
 rng = np.random.default_rng(7)
