@@ -27,30 +27,37 @@ MXORT_DEVICE i32x4 Buffer(const void* base, u32 bytes) {
                0x00027000};
 }
 
+// gfx9 wants one instruction between a write of m0 and a load that uses it. clang inserts it before its own loads but
+// does not know that the assembly below is one. Either m0 is written well before the load (SetM0: no instruction of its
+// own, the load then finds m0 as it wants it), or the load begins with a no-op (kWait).
+MXORT_DEVICE void SetM0(u32 lds) { asm volatile("" ::"{m0}"(lds) : "memory"); }
+
+#define MXORT_COPY(instruction)                                                                                       \
+  if constexpr (kWait) {                                                                                              \
+    asm volatile("s_nop 0\n\t" instruction " %1, %2, %3 offen offset:%4 lds" ::"{m0}"(lds), "v"(offset), "s"(buffer), \
+                 "s"(scalar_offset), "n"(kOffset)                                                                     \
+                 : "memory");                                                                                         \
+  } else {                                                                                                            \
+    asm volatile(instruction " %1, %2, %3 offen offset:%4 lds" ::"{m0}"(lds), "v"(offset), "s"(buffer),               \
+                 "s"(scalar_offset), "n"(kOffset)                                                                     \
+                 : "memory");                                                                                         \
+  }
 // LDS[lds + kOffset + lane * kCopyBytes] = buffer[offset + scalar_offset + kOffset]; `offset` is the lane's own.
-template <int kOffset>
+template <int kOffset, bool kWait>
 MXORT_DEVICE void CopySlot(u32 lds, i32x4 buffer, u32 offset, u32 scalar_offset) {
 #if defined(__gfx950__)
-  asm volatile("buffer_load_dwordx4 %1, %2, %3 offen offset:%4 lds" ::"{m0}"(lds), "v"(offset), "s"(buffer),
-               "s"(scalar_offset), "n"(kOffset)
-               : "memory");
+  MXORT_COPY("buffer_load_dwordx4")
 #else
-  asm volatile("buffer_load_dword %1, %2, %3 offen offset:%4 lds" ::"{m0}"(lds), "v"(offset), "s"(buffer),
-               "s"(scalar_offset), "n"(kOffset)
-               : "memory");
+  MXORT_COPY("buffer_load_dword")
 #endif
 }
 // The same with 4 bytes a lane.
+template <bool kWait>
 MXORT_DEVICE void CopyScales(u32 lds, i32x4 buffer, u32 offset, u32 scalar_offset) {
-  asm volatile("buffer_load_dword %1, %2, %3 offen lds" ::"{m0}"(lds), "v"(offset), "s"(buffer), "s"(scalar_offset)
-               : "memory");
+  constexpr int kOffset = 0;
+  MXORT_COPY("buffer_load_dword")
 }
-
-// gfx9 wants one instruction between a write of m0 and a load that uses it. clang inserts it before its own loads but
-// does not know that the assembly above is one. Either m0 is written well before the load (SetM0: no instruction of its
-// own, the load then finds m0 as it wants it), or a no-op follows the write.
-MXORT_DEVICE void SetM0(u32 lds) { asm volatile("" ::"{m0}"(lds) : "memory"); }
-MXORT_DEVICE void SetM0AndWait(u32 lds) { asm volatile("s_nop 0" ::"{m0}"(lds) : "memory"); }
+#undef MXORT_COPY
 
 // gfx9 wants five instructions between a vector instruction that writes a scalar register (readfirstlane) and a load
 // that reads it, too. tests/kernels_hip/test_gate.py checks both distances in the compiled code.

@@ -141,20 +141,20 @@ struct Loader {
   // Load number kLoad of the current stage. kReady: m0 was set before, by Announce.
   template <int kLoad, bool kReady>
   MXORT_METHOD void Issue() const {
-    if constexpr (ChangesM0(kLoad) && !kReady) SetM0AndWait(M0<kLoad>());
+    constexpr bool kWait = ChangesM0(kLoad) && !kReady;
     if constexpr (kWhole && kLoad == 0) {
-      CopyScales(fill_a, a, offset_scale[0], step * T::kRecordA);
+      CopyScales<kWait>(fill_a, a, offset_scale[0], step * T::kRecordA);
     } else if constexpr (kWhole && kLoad == kFirstW) {
-      CopyScales(fill_w, w, offset_scale[1], WeightOffset(step + step_w));
+      CopyScales<kWait>(fill_w, w, offset_scale[1], WeightOffset(step + step_w));
     } else if constexpr (kLoad < kFirstW) {
-      Slot<ByteA(kLoad)>(fill_a, a, offset_a, step * T::kRecordA);
+      Slot<ByteA(kLoad), kWait>(fill_a, a, offset_a, step * T::kRecordA);
     } else if constexpr (kLoad < kFirstScale) {
-      Slot<ByteW(kLoad)>(fill_w, w, offset_w, WeightOffset(step + step_w));
+      Slot<ByteW(kLoad), kWait>(fill_w, w, offset_w, WeightOffset(step + step_w));
     } else {
       constexpr int j = kLoad - kLoadsA - kLoadsW;
       const bool of_a = scale_of_a[j];
       const u32 s = step + step_scale[j];
-      CopyScales(M0<kLoad>(), of_a ? a : w, offset_scale[j], of_a ? s * T::kRecordA : WeightOffset(s));
+      CopyScales<kWait>(M0<kLoad>(), of_a ? a : w, offset_scale[j], of_a ? s * T::kRecordA : WeightOffset(s));
     }
   }
   // Sets m0 for a load that follows after other instructions.
@@ -164,10 +164,10 @@ struct Loader {
   }
   // The instruction's offset field (12 bits) advances memory and LDS alike: four kilobytes are reached without changing
   // m0 or the lane's offset.
-  template <int kByte>
+  template <int kByte, bool kWait>
   MXORT_DEVICE void Slot(u32 lds, i32x4 buffer, u32 offset, u32 scalar_offset) {
     constexpr int kField = kByte % 4096, kRest = kByte - kField;
-    CopySlot<kField>(lds + kRest, buffer, offset, scalar_offset + kRest);
+    CopySlot<kField, kWait>(lds + kRest, buffer, offset, scalar_offset + kRest);
   }
   // On to the next stage, which lies at `next` in LDS: three chores.
   template <int kChore>
@@ -319,12 +319,12 @@ MXORT_DEVICE void Gemm(const GemmArgs& args) {
     // Phase 1 ends the stage that phase 2 of the iteration before began.
     constexpr int kBegin = T::LoadsBefore(kQ, kLoads, kLate), kEnd = T::LoadsBefore(kQ + 1, kLoads, kLate);
     Unroll<kBegin, kEnd>([&](auto i) __attribute__((always_inline)) {
-      constexpr bool kReady = i.value == kBegin && kQ != 0 && kQ != T::kPhase;
+      constexpr bool kReady = Loader<T>::kWhole && i.value == kBegin && kQ != 0 && kQ != T::kPhase;
       loader.template Issue<(i.value + kLate) % kLoads, kReady>();
     });
     // Where the next position loads it finds m0 set: its multiplication lies between.
     constexpr int kNext = kQ + 1, kNextEnd = T::LoadsBefore(kQ + 2, kLoads, kLate);
-    if constexpr (kNext != T::kPhase && kNext < T::kPositions && kNextEnd > kEnd) {
+    if constexpr (Loader<T>::kWhole && kNext != T::kPhase && kNext < T::kPositions && kNextEnd > kEnd) {
       loader.template Announce<(kEnd + kLate) % kLoads>();
     }
     Unroll<T::ChoresBefore(kQ), T::ChoresBefore(kQ + 1)>(chore);
