@@ -25,17 +25,39 @@ MXORT_INLINE void WidenRow(DataType type, const void* a, int64_t k, int64_t padd
   for (int64_t i = k; i < padded; ++i) out[i] = 0.0f;
 }
 
-// In place: blocks of `size` values times the normalised Sylvester Hadamard matrix. The order of the float operations
-// is part of the operator: butterflies with strides 1, 2, 4, ..., then one multiplication.
+// One stage of butterflies of a stride below 4, inside vectors of 4: (x, y) -> (x + y, x - y) is the sum of the swapped
+// vector and the vector with the sign of each y flipped, which rounds the same.
+//   stride 1:  x0 x1 x2 x3  ->  x1 x0 x3 x2  +  x0 -x1  x2 -x3
+//   stride 2:  x0 x1 x2 x3  ->  x2 x3 x0 x1  +  x0  x1 -x2 -x3
+typedef float Float4 __attribute__((vector_size(16), aligned(4), may_alias));
+typedef int Int4 __attribute__((vector_size(16)));
+template <int kSize, int kStride>
+MXORT_INLINE void RotateInVectors(float* block) {
+  constexpr int kFlip = static_cast<int>(~kFloatMagnitude);
+  constexpr Int4 kSwap = kStride == 1 ? Int4{1, 0, 3, 2} : Int4{2, 3, 0, 1};
+  constexpr Int4 kSign = kStride == 1 ? Int4{0, kFlip, 0, kFlip} : Int4{0, 0, kFlip, kFlip};
+  for (int i = 0; i < kSize; i += 4) {
+    Float4* vector = reinterpret_cast<Float4*>(block + i);
+    const Float4 x = *vector;
+    *vector = __builtin_shuffle(x, kSwap) + reinterpret_cast<Float4>(reinterpret_cast<Int4>(x) ^ kSign);
+  }
+}
+
+// In place: blocks of kSize values times the normalised Sylvester Hadamard matrix. The order of the float operations is
+// part of the operator: butterflies with strides 1, 2, 4, ..., then one multiplication.
 template <int kSize>
 MXORT_INLINE void RotateBlocks(float* row, int64_t padded, float normalizer) {
   for (float* block = row; block < row + padded; block += kSize) {
-    for (int stride = 1; stride < kSize; stride *= 2) {
+    RotateInVectors<kSize, 1>(block);
+    RotateInVectors<kSize, 2>(block);
+    for (int stride = 4; stride < kSize; stride *= 2) {
       for (int base = 0; base < kSize; base += 2 * stride) {
-        for (int i = base; i < base + stride; ++i) {
-          const float low = block[i], high = block[i + stride];
-          block[i] = low + high;
-          block[i + stride] = low - high;
+        for (int i = base; i < base + stride; i += 4) {
+          Float4* low = reinterpret_cast<Float4*>(block + i);
+          Float4* high = reinterpret_cast<Float4*>(block + i + stride);
+          const Float4 x = *low, y = *high;
+          *low = x + y;
+          *high = x - y;
         }
       }
     }
