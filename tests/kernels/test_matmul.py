@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import oracle
 from mxort import _native
-from mxort.formats import BLOCK_SIZE, E2M1, SCALE_BIAS, SCALE_NAN
+from mxort.formats import BLOCK_SIZE, E2M1, SCALE_BIAS, SCALE_NAN, hadamard_rotate
 from oracle import FORMATS_AND_LEVELS, Case, random_case
 
 KERNELS = [k["name"] for k in _native.describe()["kernels"] if k["available"]]
@@ -89,22 +89,34 @@ def test_relative_rms_of_each_accuracy_level(kernel: str, distribution: str, lev
     assert oracle.relative_rms(run(case, a, kernel), exact) <= bound[level]
 
 
+def unit_weights(k: int, **attributes: object) -> Case:
+    """Y = A . H: each output column picks one k."""
+    codes = np.zeros((k, k // 2), np.uint8)
+    codes[np.arange(k), np.arange(k) // 2] = E2M1.encode(1.0) << (4 * (np.arange(k) % 2))
+    scales, one = np.full((k, k // BLOCK_SIZE), SCALE_BIAS, np.uint8), np.ones(k, np.float32)
+    return Case(codes, scales, k, column_scale=one, bias=one * 0, **attributes)  # type: ignore[arg-type]
+
+
+@each_kernel
+@pytest.mark.parametrize("rotation", [32, 64, 128])
+def test_rotation_is_the_same_bits_everywhere(kernel: str, rotation: int) -> None:
+    rng = np.random.default_rng(rotation)
+    a = (rng.standard_normal((40, 128)) * 10.0 ** rng.integers(-6, 6, (40, 128))).astype(np.float32)
+    y = run(unit_weights(128, rotation=rotation, accuracy_level=1), a, kernel)
+    np.testing.assert_array_equal(y, hadamard_rotate(a, rotation))
+
+
 @each_kernel
 @pytest.mark.parametrize("level", [1, 3, 4])
 def test_how_far_a_value_moves(kernel: str, level: int) -> None:
     """With unit weights Y is A itself: no value may move further than its level allows, and no block as a whole."""
-    k = 256
-    codes = np.zeros((k, k // 2), np.uint8)
-    codes[np.arange(k), np.arange(k) // 2] = E2M1.encode(1.0) << (4 * (np.arange(k) % 2))
-    scales, one = np.full((k, k // BLOCK_SIZE), SCALE_BIAS, np.uint8), np.ones(k, np.float32)
-    case = Case(codes, scales, k, accuracy_level=level, column_scale=one, bias=one * 0)
-    a = np.random.default_rng(11).laplace(size=(200, k)).astype(np.float32)
+    case = unit_weights(256, accuracy_level=level)
+    a = np.random.default_rng(11).laplace(size=(200, 256)).astype(np.float32)
     if make(case, kernel).kernel_for(len(a)) == oracle.BFLOAT16_KERNEL:
         pytest.skip("rounds each value to bfloat16 instead: its own bound is in test_oracle")
     moved = (run(case, a, kernel).astype(np.float64) - a).reshape(-1, BLOCK_SIZE)
-    step = np.abs(a).reshape(-1, BLOCK_SIZE).max(axis=1, keepdims=True) * oracle.LARGEST_ROUNDING.get(
-        level, 2.0**-24
-    )
+    absmax = np.abs(a).reshape(-1, BLOCK_SIZE).max(axis=1, keepdims=True)
+    step = absmax * oracle.LARGEST_ROUNDING.get(level, 2.0**-24)
     assert np.abs(moved / step).max() <= 1.004
     assert abs((moved / step).mean()) < 0.02
 
