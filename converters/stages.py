@@ -132,7 +132,11 @@ class _Plan:
         count = 1 + max((self._level[node] for node in self._site_of), default=-1)
         nodes = [self._nodes_of(level) for level in range(count)]
         sites = [
-            [self._site_of[node] for node in self._model.graph if node in self._site_of and self._level[node] == i]
+            [
+                self._site_of[node]
+                for node in self._model.graph
+                if node in self._site_of and self._level[node] == i
+            ]
             for i in range(count)
         ]
         last_use: dict[str, int] = {}

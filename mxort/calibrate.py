@@ -7,7 +7,6 @@ quantised before it, in a single pass over the model, and only the values alive 
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -19,13 +18,12 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from mxort import _native
-from mxort.calibration_data import digest
 from mxort.converters import stages
 from mxort.converters.sites import Site
 from mxort.converters.stages import Stage
 from mxort.errors import MxortError
 from mxort.example_inputs import Inputs
-from mxort.formats import ACTIVATION_FORMATS, BLOCK_SIZE, blocks_of
+from mxort.formats import BLOCK_SIZE, blocks_of
 from mxort.quantize import QuantizedWeight, Statistics
 from mxort.session import one_line, require_onnxruntime
 
@@ -66,14 +64,6 @@ class Settings:
     memory: int = 1 << 30
     threads: int = 0
     progress: Progress = field(default=lambda what, fraction: None)
-
-
-def hash_samples(feeds: Iterable[Inputs]) -> str:
-    """SHA-256 over samples, in their order."""
-    result = hashlib.sha256()
-    for inputs in feeds:
-        result.update(digest(inputs))
-    return result.hexdigest()
 
 
 def run(

@@ -70,7 +70,9 @@ def convert(
         return _report(source, "", chosen, rows, model_io.size_of(result), started, result)
 
     with model_io.StagedOutput(out, source, external=_needs_data_file(source, found)) as output:
-        rows = _convert_sites(source, found, chosen, rewrite.TensorPool(output.put), calibration, report_progress)
+        rows = _convert_sites(
+            source, found, chosen, rewrite.TensorPool(output.put), calibration, report_progress
+        )
         _verify(source)
         report_progress("writing", 1.0)
         output.write(source.model)

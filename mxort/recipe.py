@@ -33,8 +33,6 @@ def _option(default: Any, help_text: str, choices: Iterable[Any] | None = None) 
 
 def _check(option: Field[Any], value: Any) -> None:
     expected: type = type(option.default)
-    if expected is float and type(value) is int:
-        return _check(option, float(value))
     elements: tuple[Any, ...] = value if isinstance(value, tuple) else (value,)
     if type(value) is not expected or (expected is tuple and not all(isinstance(e, str) for e in elements)):
         raise MxortError(f"{option.name}: expected {_TYPE_NAMES[expected]}, got {value!r}")
@@ -45,7 +43,13 @@ def _check(option: Field[Any], value: Any) -> None:
         raise MxortError(f"{option.name}: expected 0 or more, got {value}")
 
 
-_TYPE_NAMES = {bool: "true or false", int: "an integer", float: "a number", str: "a name", tuple: "a list of names"}
+_TYPE_NAMES = {
+    bool: "true or false",
+    int: "an integer",
+    float: "a number",
+    str: "a name",
+    tuple: "a list of names",
+}
 
 
 _METAVARS = {int: "N", float: "X", str: "NAME"}
@@ -76,7 +80,9 @@ class Recipe:
     """The options of a conversion. Raises MxortError for a value that is unknown or out of range."""
 
     algorithm: str = _option(
-        AUTO, "how weights are rounded (auto: what measured best, with calibration data or without)", (AUTO, *ALGORITHMS)
+        AUTO,
+        "how weights are rounded (auto: what measured best, with calibration data or without)",
+        (AUTO, *ALGORITHMS),
     )
     damping: float = _option(
         0.01, "added to the diagonal of a layer's Hessian, in units of its mean (gptq, mr-gptq)"
@@ -119,6 +125,9 @@ class Recipe:
                 and isinstance(value, Iterable)
             ):
                 value = tuple(value)
+                object.__setattr__(self, option.name, value)
+            elif isinstance(option.default, float) and type(value) is int:
+                value = float(value)
                 object.__setattr__(self, option.name, value)
             _check(option, value)
 

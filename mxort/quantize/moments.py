@@ -7,7 +7,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mxort.formats import ACTIVATION_FORMATS, BLOCK_SIZE, SCALE_BIAS, SCALE_NAN, ElementFormat, hadamard_rotate
+from mxort.formats import (
+    ACTIVATION_FORMATS,
+    BLOCK_SIZE,
+    SCALE_BIAS,
+    SCALE_NAN,
+    ElementFormat,
+    hadamard_rotate,
+)
 from mxort.quantize.statistics import Statistics
 
 _FLOAT32_MANTISSA_BITS = 23

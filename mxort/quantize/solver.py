@@ -14,14 +14,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mxort.formats import BLOCK_SIZE, E2M1, SCALE_BIAS, SCALE_NAN, pack_nibbles
+from mxort.formats import BLOCK_SIZE, E2M1, SCALE_BIAS, pack_nibbles, unpack_nibbles
 from mxort.quantize.base import QuantizedWeight
 from mxort.quantize.statistics import Statistics
 
 _PANEL = 128
 """Columns after which the rest of the matrix is updated, by one matrix product."""
 
-_MIN_EXPONENT, _MAX_EXPONENT = -SCALE_BIAS, SCALE_NAN - 1 - SCALE_BIAS
+DRIFT_DAMPING = 0.1
+"""As ``damping``, for what makes good the error of earlier layers: it is fitted to few data."""
 
 
 def round_e2m1(x: Tensor) -> Tensor:
@@ -34,44 +35,74 @@ def round_e2m1(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """H made positive definite, with what the solvers need of it; ``order`` is the order of rounding.
+    """H with what the solvers need of it; ``order`` is the order of rounding.
 
-    ``upper`` is U, U^T U = H^-1 (both in that order); None where H has no inverse even when damped.
-    ``target`` maps a weight to the one whose products with x are nearest to the float model's; None: itself.
+    ``upper`` is U, U^T U = H^-1 (both in that order, H damped); None where H has no inverse even so.
+    ``correction`` [K, K]: a row w times it is what to add to w to get the products with the float model's
+    operand out of the operand there is; None where they are the same.
     """
 
     hessian: Tensor
     order: Tensor
     upper: Tensor | None
-    target: Tensor | None
+    correction: Tensor | None
 
 
 @lru_cache(maxsize=1)
-def prepare(statistics: Statistics, damping: float, drift_damping: float) -> Problem:
+def prepare(statistics: Statistics, damping: float) -> Problem:
     """The problem of one operand; that of the last one is kept, as weights come in chunks and share operands."""
     hessian = torch.from_numpy(statistics.hessian).clone()
     diagonal = hessian.diagonal()
-    mean = diagonal.mean()
-    dead = diagonal <= 0  # an input that was always zero says nothing about its weight
-    diagonal[dead] = mean if mean > 0 else 1.0
-    target = None
-    if statistics.drift is not None and drift_damping < np.inf:
-        regular = hessian + drift_damping * mean * torch.eye(len(hessian), dtype=hessian.dtype)
-        factor, info = torch.linalg.cholesky_ex(regular)
+    mean = float(diagonal.mean())
+    diagonal[diagonal <= 0] = mean or 1.0  # an input that was always zero: its weights are rounded to nearest
+    correction = None
+    if statistics.drift is not None:
+        factor, info = torch.linalg.cholesky_ex(_damped(hessian, DRIFT_DAMPING * mean))
         if not info:
-            drift = torch.from_numpy(statistics.drift)
-            target = torch.cholesky_solve(drift.T.contiguous(), factor).T  # drift . regular^-1
-            target = target.float().contiguous()
-    damped = hessian + damping * mean * torch.eye(len(hessian), dtype=hessian.dtype)
+            correction = torch.cholesky_solve(torch.from_numpy(statistics.drift).T, factor).T.float()
+    damped = _damped(hessian, damping * mean)
     order = torch.argsort(damped.diagonal(), descending=True, stable=True)
-    ordered = damped[order][:, order]
     upper = None
-    factor, info = torch.linalg.cholesky_ex(ordered)
+    factor, info = torch.linalg.cholesky_ex(damped[order][:, order])
     if not info:
         inverse = torch.cholesky_inverse(factor)
         factor, info = torch.linalg.cholesky_ex(inverse, upper=True)
         upper = None if info else factor.float().contiguous()
-    return Problem(hessian.float(), order, upper, target)
+    return Problem(hessian.float(), order, upper, correction)
+
+
+def _damped(hessian: Tensor, amount: float) -> Tensor:
+    return hessian + amount * torch.eye(len(hessian), dtype=hessian.dtype)
+
+
+def wanted_rows(problem: Problem, rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The rows [n, K] whose products with the operand come nearest to those of ``rows`` in the float model."""
+    if problem.correction is None:
+        return rows
+    weights = torch.from_numpy(rows)
+    result: NDArray[np.float32] = torch.addmm(weights, weights, problem.correction).numpy()
+    return result
+
+
+def solve(
+    problem: Problem, rows: NDArray[np.float32], start: QuantizedWeight, sweeps: int
+) -> QuantizedWeight:
+    """GPTQ with the scales of ``start``, then ``sweeps`` of :func:`descend`. No row ends worse than it starts."""
+    wanted = torch.from_numpy(np.ascontiguousarray(rows.T))
+    exponents = torch.from_numpy(start.scales.T.astype(np.int32) - SCALE_BIAS)
+    first = Solution(_values(start), exponents, torch.from_numpy(start.column_scale))
+    solution = Solution(gptq(problem, wanted, first.scales), exponents, first.multiplier)
+    descend(problem, wanted, solution, sweeps)
+    worse = ~(loss(problem, wanted - solution.weights()) <= loss(problem, wanted - first.weights()))
+    solution.values = torch.where(worse, first.values, solution.values)
+    solution.multiplier = torch.where(worse, first.multiplier, solution.multiplier)
+    return solution.pack()
+
+
+def _values(quantized: QuantizedWeight) -> Tensor:
+    """[K, n]"""
+    values: Tensor = torch.from_numpy(E2M1.decode(unpack_nibbles(quantized.codes)).T)
+    return values.contiguous()
 
 
 @dataclass
@@ -86,10 +117,15 @@ class Solution:
     multiplier: Tensor
 
     @property
+    def block_scales(self) -> Tensor:
+        """[K, n]: the scales without the multiplier. (The smallest two are one here: torch may flush subnormals.)"""
+        exponents = self.exponents.clamp(min=1 - SCALE_BIAS).float()
+        return torch.exp2(exponents).repeat_interleave(BLOCK_SIZE, dim=0)
+
+    @property
     def scales(self) -> Tensor:
         """[K, n]: what each value is multiplied with."""
-        blocks = torch.exp2(self.exponents.float()) * self.multiplier
-        return blocks.repeat_interleave(BLOCK_SIZE, dim=0)
+        return self.block_scales * self.multiplier
 
     def weights(self) -> Tensor:
         return self.values * self.scales
@@ -97,52 +133,14 @@ class Solution:
     def pack(self) -> QuantizedWeight:
         values = self.values.T.contiguous().numpy()
         codes = np.searchsorted(E2M1.magnitudes, np.abs(values)).astype(np.uint8)
-        codes |= np.where(np.signbit(values), np.uint8(E2M1.sign_bit), np.uint8(0))
+        codes += np.where(values < 0, np.uint8(E2M1.sign_bit), np.uint8(0))
         scales = (self.exponents.T.numpy() + SCALE_BIAS).astype(np.uint8)
-        return QuantizedWeight(pack_nibbles(codes), scales, self.multiplier.numpy().astype(np.float32))
+        return QuantizedWeight(pack_nibbles(codes), np.ascontiguousarray(scales), self.multiplier.numpy())
 
 
 def loss(problem: Problem, error: Tensor) -> Tensor:
     """float64 [n]: e H e^T of each row's error, error [K, n]."""
     return ((problem.hessian @ error) * error).sum(dim=0, dtype=torch.float64)
-
-
-def choose_scales(
-    target: Tensor, importance: Tensor, steps: int, candidates: tuple[int, ...] = (0, 1)
-) -> Solution:
-    """Scales for rounding [K, n] to nearest with the least error, each k weighted by ``importance`` [K].
-
-    Tries ``steps`` multipliers in an octave for each row and, for each block, the scale of rule floor plus each
-    of ``candidates``.
-    """
-    k, n = target.shape
-    best_total = torch.full((n,), np.inf)
-    best = Solution(torch.zeros_like(target), torch.zeros(k // BLOCK_SIZE, n, dtype=torch.int32), torch.ones(n))
-    weight = importance.reshape(-1, BLOCK_SIZE, 1)
-    for step in range(steps):
-        multiplier = 2.0 ** (step / steps)
-        blocks = (target / multiplier).reshape(-1, BLOCK_SIZE, n)
-        absmax = blocks.abs().amax(dim=1)
-        floor = torch.frexp(absmax)[1] - 1 - E2M1.emax  # of zero: frexp gives exponent 0
-        errors = torch.full((k // BLOCK_SIZE, n), np.inf)
-        exponents = torch.zeros_like(floor)
-        values = torch.zeros_like(blocks)
-        for candidate in candidates:
-            exponent = (floor + candidate).clamp(_MIN_EXPONENT, _MAX_EXPONENT)
-            scale = torch.exp2(exponent.float())[:, None]
-            rounded = round_e2m1(blocks / scale)
-            error = ((rounded * scale - blocks).square_() * weight).sum(dim=1)
-            better = error < errors
-            errors = torch.where(better, error, errors)
-            exponents = torch.where(better, exponent, exponents)
-            values = torch.where(better[:, None], rounded, values)
-        total = errors.sum(dim=0) * multiplier**2
-        better = total < best_total
-        best_total = torch.where(better, total, best_total)
-        best.exponents = torch.where(better, exponents, best.exponents)
-        best.values = torch.where(better, values.reshape(k, n), best.values)
-        best.multiplier = torch.where(better, torch.full((n,), multiplier), best.multiplier)
-    return best
 
 
 def gptq(problem: Problem, target: Tensor, scales: Tensor) -> Tensor:
@@ -193,14 +191,9 @@ def descend(problem: Problem, target: Tensor, solution: Solution, sweeps: int) -
 
 def refit(problem: Problem, target: Tensor, solution: Solution) -> None:
     """Sets the multiplier of every row to the one of the least loss (a parabola)."""
-    plain = solution.values * torch.exp2(solution.exponents.float()).repeat_interleave(BLOCK_SIZE, dim=0)
+    plain = solution.values * solution.block_scales
     product = problem.hessian @ plain
     square = (product * plain).sum(dim=0, dtype=torch.float64)
     best = (product * target).sum(dim=0, dtype=torch.float64) / square
     usable = (square > 0) & (best > 0) & best.isfinite()
     solution.multiplier = torch.where(usable, best.float(), solution.multiplier)
-
-
-def rows_to_torch(rows: NDArray[np.float32]) -> Tensor:
-    """[K, n] of rows [n, K]."""
-    return torch.from_numpy(np.ascontiguousarray(rows.T))

@@ -46,7 +46,8 @@ def _rotate(x: NDArray[np.float64], rotation: int) -> NDArray[np.float64]:
     """x . H in float64: statistics are no operand, whose arithmetic would be fixed."""
     h = hadamard_rotate(np.eye(rotation, dtype=np.float32), rotation)
     signs = np.where(h > 0, 1.0, -1.0) / np.sqrt(rotation)
-    return (x.reshape(-1, rotation) @ signs).reshape(x.shape)
+    result: NDArray[np.float64] = (x.reshape(-1, rotation) @ signs).reshape(x.shape)
+    return result
 
 
 def _rotate_both(x: NDArray[np.float64], rotation: int) -> NDArray[np.float64]:
