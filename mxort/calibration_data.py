@@ -113,9 +113,13 @@ def _read_file(file: Path) -> Iterator[tuple[str, Sample]]:
 
 
 def _read_lines(file: Path) -> Iterator[tuple[str, Sample]]:
-    with file.open(encoding="utf-8") as stream:
-        for number, line in enumerate(stream, 1):
+    with file.open("rb") as stream:
+        for number, data in enumerate(stream, 1):
             label = f"{file}:{number}"
+            try:
+                line = data.decode()
+            except UnicodeDecodeError:
+                raise MxortError(f"{label}: not UTF-8") from None
             try:
                 record = json.loads(line)
                 sample = {key: np.array(value, np.int64) for key, value in record.items()}
