@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -155,7 +157,7 @@ def test_descent_ends_where_no_single_value_can_improve():
         history.append(float(solver.loss(problem, wanted - solution.weights()).sum()))
         solver.descend(problem, wanted, solution, 1)
     assert history[-1] < 0.8 * history[0]
-    assert all(b <= a * (1 + 1e-5) for a, b in zip(history, history[1:], strict=False))
+    assert all(b <= a * (1 + 1e-5) for a, b in pairwise(history))
     base, scales = solution.weights().numpy().T.astype(np.float64), solution.scales.numpy().T
     error = w - base
     best = np.einsum("nj,jk,nk->n", error, found.hessian, error)
@@ -254,7 +256,9 @@ def test_activations_are_rounded_as_the_operator_does(name):
     x = (rng.standard_normal((200, 96)) * rng.lognormal(0, 6, (200, 1))).astype(np.float32)
     x[0], x[1, :32], x[2] = 0, 2.0**-126, np.arange(96) * np.float32(2**90)
     codes, scales = quantize_blocks(to_blocks(x), fmt, "even")
-    exact = (fmt.decode(codes).astype(np.float64) * 2.0 ** (scales.astype(int)[..., None] - 127)).reshape(x.shape)
+    exact = (fmt.decode(codes).astype(np.float64) * 2.0 ** (scales.astype(int)[..., None] - 127)).reshape(
+        x.shape
+    )
     np.testing.assert_array_equal(round_activations(torch.from_numpy(x), fmt), exact.astype(np.float32))
 
 
