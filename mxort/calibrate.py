@@ -24,7 +24,7 @@ from mxort.converters.stages import Stage
 from mxort.errors import MxortError
 from mxort.example_inputs import Inputs
 from mxort.formats import BLOCK_SIZE, blocks_of
-from mxort.quantize import QuantizedWeight, Statistics
+from mxort.quantize import QuantizedWeight, Statistics, with_torch
 from mxort.session import one_line, require_onnxruntime
 
 Progress = Callable[[str, float], None]
@@ -71,10 +71,14 @@ def run(
 ) -> None:
     """Hands every site to ``quantize``, with the statistics of its operand over ``feeds``.
 
-    Raises MxortError where onnxruntime cannot run the model.
+    Raises MxortError where onnxruntime cannot run the model, and without torch.
     """
     plan = stages.plan(model, sites)
-    with tempfile.TemporaryDirectory(prefix="mxort-calibrate-") as folder:
+    moments = with_torch("moments")
+    with (
+        tempfile.TemporaryDirectory(prefix="mxort-calibrate-") as folder,
+        moments.limited_threads(settings.threads),
+    ):
         _Run(model, plan, settings, Path(folder)).all(feeds, quantize)
 
 
@@ -213,7 +217,9 @@ class _Store:
 
     def begin(self, inputs: Inputs) -> None:
         """A further sample, with the inputs of the model."""
-        self._arrays.append(dict(inputs))
+        self._arrays.append({})
+        for name, array in inputs.items():
+            self.put(len(self._arrays) - 1, name, array)
 
     def put(self, sample: int, name: str, array: NDArray[Any]) -> None:
         if self._held + array.nbytes <= self._budget:

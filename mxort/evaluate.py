@@ -21,6 +21,7 @@ Progress = Callable[[str, float], None]
 
 _LOGITS = "logits"
 _TOKENS = "input_ids"
+_FLOATS = ("tensor(float)", "tensor(float16)", "tensor(double)")
 _ROWS_AT_ONCE = 128
 """Rows of logits worked on in float64 at a time: a vocabulary is wide."""
 
@@ -58,7 +59,7 @@ def evaluate(
     """Runs both models on every sample of ``data`` (see :mod:`mxort.calibration_data`) and compares.
 
     A model with an output ``logits`` of rank 3 is a decoder, of rank 2 a classifier; any other is an embedding
-    model, whose first output is averaged over the tokens that attention_mask has. Raises MxortError for models
+    model, whose first float output is averaged over the tokens that attention_mask has. Raises MxortError for models
     that cannot be run, and data that does not fit.
     """
     report = progress or (lambda what, fraction: None)
@@ -89,7 +90,9 @@ class _Model:
         options = require_onnxruntime().SessionOptions()
         options.intra_op_num_threads = threads
         self._path, self._session = path, open_session(path, options)
-        names = [output.name for output in self._session.get_outputs()]
+        names = [o.name for o in self._session.get_outputs() if o.type in _FLOATS]
+        if not names:
+            raise MxortError(f"{path}: has no float output to compare")
         self.output = _LOGITS if _LOGITS in names else names[0]
 
     def run(self, inputs: Inputs, output: str) -> NDArray[Any]:

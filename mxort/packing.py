@@ -70,12 +70,14 @@ class Packed:
 
 
 def algorithm_for(recipe: Recipe, calibrated: bool) -> str:
-    """The algorithm that the recipe means. Raises MxortError where it needs data and there is none."""
+    """The algorithm that the recipe means. Raises MxortError where it needs data and has none, or the reverse."""
     name = recipe.algorithm
     if name == AUTO:
         return BEST_WITH_DATA if calibrated else BEST_WITHOUT_DATA
     if ALGORITHMS[name].calibrated and not calibrated:
         raise MxortError(f"algorithm {name}: needs calibration data, got none")
+    if calibrated and not ALGORITHMS[name].calibrated:
+        raise MxortError(f"algorithm {name}: makes nothing of calibration data, got some")
     return name
 
 

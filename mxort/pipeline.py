@@ -130,7 +130,8 @@ def _convert_sites(
         if site.skip or site.weight is None:
             rows.append(_skipped(site, site.skip))
             continue
-        progress(f"quantising {site.name}", done / total)
+        if calibration is None:
+            progress(f"quantising {site.name}", done / total)
         done += site.K * site.N
         weight, first = packer.pack(site)
         if weight is None:

@@ -199,6 +199,8 @@ def test_calibrated_models_are_nearer_on_other_data(model, tmp_path, activation_
 def test_needs_data(model, tmp_path):
     with pytest.raises(mxort.MxortError, match=r"algorithm gptq: needs calibration data"):
         mxort.convert(model, tmp_path / "out.onnx", algorithm="gptq")
+    with pytest.raises(mxort.MxortError, match=r"algorithm rtn: makes nothing of calibration data"):
+        mxort.convert(model, tmp_path / "out.onnx", algorithm="rtn", calibration=feeds())
     with pytest.raises(mxort.MxortError, match=r"sample 0: .*no array for input x"):
         mxort.convert(model, tmp_path / "out.onnx", calibration=[{}])
     with pytest.raises(mxort.MxortError, match="calibration data: no samples"):
@@ -277,6 +279,23 @@ def test_the_weight_of_a_result_reaches_the_next_layer(model):
     calibrated(model, feeds(), zero)
     assert seen["a"].hessian.any()
     assert not seen["d"].hessian.any()
+
+
+def test_threads_of_torch_are_given_back(model):
+    before = torch.get_num_threads()
+    seen = []
+    calibrated(model, feeds(1), lambda site, s: seen.append(torch.get_num_threads()))
+    assert set(seen) == {1}
+    assert torch.get_num_threads() == before
+
+
+def test_an_empty_sample_says_nothing(model):
+    seen = {}
+    calibrated(
+        model, [*feeds(2), {"x": np.zeros((0, K), np.float32)}], lambda site, s: seen.update({site.name: s})
+    )
+    assert seen["last"].rows == 40 + 41
+    assert np.isfinite(seen["last"].hessian).all()
 
 
 def test_samples_are_read_once(model):

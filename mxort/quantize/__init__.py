@@ -14,6 +14,7 @@ from mxort.quantize.base import (
     dequantize,
     packed_bytes,
     squared_error,
+    with_torch,
 )
 from mxort.quantize.chunks import RowReader, fitting_rotation, quantize_weight
 from mxort.quantize.statistics import Statistics
@@ -31,6 +32,7 @@ __all__ = [
     "packed_bytes",
     "quantize_weight",
     "squared_error",
+    "with_torch",
 ]
 
 ALGORITHMS: dict[str, Algorithm] = {

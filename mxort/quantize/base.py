@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mxort.errors import MxortError
 from mxort.formats import (
     BLOCK_SIZE,
     E2M1,
@@ -96,6 +99,14 @@ def squared_error(rows: NDArray[np.float32], quantized: QuantizedWeight) -> NDAr
         error -= rows[part]
         total[part] = np.einsum("nk,nk->n", error, error)
     return total
+
+
+def with_torch(module: str) -> Any:
+    """A module of this package that needs torch, which only calibration does. Raises MxortError without it."""
+    try:
+        return import_module(f"mxort.quantize.{module}")
+    except ImportError as error:
+        raise MxortError(f"calibration needs torch ({error}): pip install 'mxort[calibrate]'") from None
 
 
 def packed_bytes(n: int, k: int) -> int:

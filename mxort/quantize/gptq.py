@@ -8,15 +8,12 @@ there is with all others held, and the multipliers are fitted: the loss never ri
 from __future__ import annotations
 
 from dataclasses import replace
-from importlib import import_module
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mxort.errors import MxortError
 from mxort.quantize import rtn
-from mxort.quantize.base import QuantizedWeight, Settings
+from mxort.quantize.base import QuantizedWeight, Settings, with_torch
 
 SWEEPS = 2
 """Times that every value is set once more: the second brings a fifth of what the first does."""
@@ -27,7 +24,7 @@ def quantize(rows: NDArray[np.float32], settings: Settings) -> QuantizedWeight:
 
     Raises MxortError without torch.
     """
-    solver = _solver()
+    solver = with_torch("solver")
     assert settings.statistics is not None, "an algorithm that needs calibration is given statistics"
     problem = solver.prepare(settings.statistics, settings.damping)
     wanted = solver.wanted_rows(problem, rows)
@@ -38,10 +35,3 @@ def quantize(rows: NDArray[np.float32], settings: Settings) -> QuantizedWeight:
         return replace(start, note="rounded to nearest, as its Hessian is singular")
     result: QuantizedWeight = solver.solve(problem, wanted, start, SWEEPS)
     return result
-
-
-def _solver() -> Any:
-    try:
-        return import_module("mxort.quantize.solver")
-    except ImportError as error:
-        raise MxortError(f"calibration needs torch ({error}): pip install 'mxort[calibrate]'") from None

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -53,10 +56,11 @@ class Moments:
         self._sum = torch.zeros(k, dtype=torch.float64)
         self._absmax = torch.zeros(k)
         self._drift: Tensor | None = None
-        self._drift_sum = torch.zeros(k, dtype=torch.float64)
 
     def add(self, rows: NDArray[np.float32], wanted: NDArray[np.float32] | None = None) -> None:
         """Rows [n, k] of the operand, and the same rows in the float model where they differ."""
+        if not len(rows):
+            return
         plain = self._rotated(rows)
         x = plain if self._format is None else round_activations(plain, self._format)
         self._hessian += x.T @ x
@@ -69,7 +73,6 @@ class Moments:
         if self._drift is None:
             self._drift = torch.zeros_like(self._hessian)
         self._drift += drift.T @ x
-        self._drift_sum += drift.sum(dim=0, dtype=torch.float64)
 
     def _rotated(self, rows: NDArray[np.float32]) -> Tensor:
         padded = np.pad(rows, ((0, 0), (0, self._k - rows.shape[1]))) if rows.shape[1] < self._k else rows
@@ -78,16 +81,26 @@ class Moments:
     def statistics(self) -> Statistics:
         """The means, in the basis of the rotated operand."""
         count = max(1, self._rows)
-        drifts = self._drift is not None
         result = Statistics(
             (self._hessian / count).numpy(),
             (self._sum / count).numpy(),
             self._absmax.double().numpy(),
             self._rows,
-            (self._drift / count).numpy() if self._drift is not None else None,
-            (self._drift_sum / count).numpy() if drifts else None,
+            None if self._drift is None else (self._drift / count).numpy(),
         )
         return result.rotated(self._rotation) if self._format is None else result
+
+
+@contextmanager
+def limited_threads(count: int) -> Iterator[None]:
+    """torch works with ``count`` threads meanwhile (0: as many as it likes)."""
+    before = torch.get_num_threads()
+    if count:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class Linear:

@@ -16,8 +16,7 @@ class Statistics:
 
     ``hessian`` float64 [K, K] is the mean of x x^T, ``mean`` float64 [K] that of x, ``absmax`` float64 [K] the
     largest |x|; ``rows`` counts x. Where x is what the model computes after its earlier layers were
-    quantised (or is rounded itself), ``drift`` is the mean of (x' - x) x^T, x' being x in the float model, and
-    ``mean_drift`` the mean of x' - x.
+    quantised (or is rounded itself), ``drift`` is the mean of (x' - x) x^T, x' being x in the float model.
     """
 
     hessian: NDArray[np.float64]
@@ -25,7 +24,6 @@ class Statistics:
     absmax: NDArray[np.float64]
     rows: int
     drift: NDArray[np.float64] | None = None
-    mean_drift: NDArray[np.float64] | None = None
 
     def rotated(self, rotation: int) -> Statistics:
         """The same of x . H. (absmax becomes a bound: what is known is the largest value, not its rows.)"""
@@ -38,7 +36,6 @@ class Statistics:
             mean=_rotate(self.mean, rotation),
             absmax=np.repeat(bound, rotation),
             drift=None if self.drift is None else _rotate_both(self.drift, rotation),
-            mean_drift=None if self.mean_drift is None else _rotate(self.mean_drift, rotation),
         )
 
 

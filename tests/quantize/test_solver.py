@@ -9,7 +9,7 @@ import pytest
 
 from mxort.errors import MxortError
 from mxort.formats import ACTIVATION_FORMATS, BLOCK_SIZE, E2M1, dequantize_mxfp4, hadamard_rotate, to_blocks
-from mxort.quantize import ALGORITHMS, Settings, Statistics, gptq, rtn
+from mxort.quantize import ALGORITHMS, Settings, Statistics, base, gptq, rtn
 from mxort.scales import quantize_blocks
 
 torch = pytest.importorskip("torch")
@@ -283,6 +283,6 @@ def test_without_torch(monkeypatch):
     def missing(name):
         raise ImportError("No module named 'torch'")
 
-    monkeypatch.setattr(gptq, "import_module", missing)
+    monkeypatch.setattr(base, "import_module", missing)
     with pytest.raises(MxortError, match=r"needs torch .*mxort\[calibrate\]"):
         gptq.quantize(weight(), Settings(statistics=statistics(correlated())))
