@@ -152,6 +152,7 @@ class _Plan:
             at_sites = {site.node.inputs[0] for site in sites[level]}
             # Of what is made here, what sites read or a later stage. (A site may also read a graph input.)
             outputs = [v for v in made if v in at_sites or last_use.get(v.name or "", -1) > level]
+            inner = {v.name for v in made} - {v.name for v in outputs}
             result.append(
                 Stage(
                     tuple(nodes[level]),
@@ -159,7 +160,7 @@ class _Plan:
                     tuple(v.name or "" for v in read if v not in made and self._value_level(v) >= 0),
                     tuple(sorted(v.name or "" for v in outputs)),
                     tuple(sites[level]),
-                    tuple(name for name, last in last_use.items() if last == level),
+                    tuple(name for name, last in last_use.items() if last == level and name not in inner),
                 )
             )
         return result
