@@ -61,7 +61,7 @@ class Settings:
 
     operator: Callable[[Site], Operator]
     sequential: bool = True
-    memory: int = 1 << 30
+    memory: int = 512_000_000
     threads: int = 0
     progress: Progress = field(default=lambda what, fraction: None)
 

@@ -115,9 +115,9 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
     data.add_argument(
         "--memory",
         type=_positive,
-        default=1024,
+        default=512,
         metavar="MB",
-        help="of activations held, the rest on disk (1024)",
+        help="of activations held, the rest on disk (512)",
     )
     data.add_argument("--threads", type=_natural, default=0, help="of the calibration (default: all cores)")
     data.add_argument("--cache", type=Path, metavar="FOLDER", help="keep finished weights there, to resume")

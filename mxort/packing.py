@@ -46,7 +46,7 @@ class Calibration:
     """
 
     data: calibration_data.Data
-    memory: int = 1 << 30
+    memory: int = 512_000_000
     threads: int = 0
     cache: str | os.PathLike[str] | None = None
 

@@ -199,7 +199,8 @@ def table(subject: SmolLM2 | MiniLM, results: Mapping[str, Mapping[str, float]])
     for row in ROWS:
         if row.key in results:
             r = results[row.key]
-            cells = (row.label, *subject.cells(r), f"{r['seconds']:.0f}", f"{r['peak_mb']:.0f}")
+            cost = [f"{r[name]:.0f}" if name in r else "" for name in ("seconds", "peak_mb")]
+            cells = (row.label, *subject.cells(r), *cost)
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
