@@ -2,6 +2,7 @@
 # make check       everything that must hold: format, lint, types, tests, sanitizers
 # make check-full  the same with the exhaustive sweeps
 # make bench       measure the kernels and write docs/performance.md's numbers
+# make accuracy    measure the conversions on two models and write docs/accuracy.md's tables (hours; resumes)
 # make clean       remove what the above made
 PYTHON := .venv/bin/python
 # onnxruntime 1.31 reports usage on Linux unless told not to.
@@ -10,7 +11,7 @@ SOURCES := $(shell find ep cmake -type f 2>/dev/null) CMakeLists.txt pyproject.t
 CXX_FILES := $(shell find ep tests samples -name '*.cc' -o -name '*.h' -o -name '*.hip' 2>/dev/null)
 OLD_ONNXRUNTIMES := 1.22.1 1.24.4
 
-.PHONY: demo check check-full bench clean lint test cpp-test sanitize format
+.PHONY: demo check check-full bench accuracy clean lint test cpp-test sanitize format
 
 demo: build/.demo
 	$(PYTHON) samples/demo.py
@@ -59,6 +60,9 @@ sanitize: build/.dev
 
 bench: build/.dev
 	$(PYTHON) -m mxort.cli bench ops
+
+accuracy: build/.demo
+	$(PYTHON) samples/accuracy.py
 
 format: build/.dev
 	.venv/bin/ruff check --fix .

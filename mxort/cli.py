@@ -1,4 +1,4 @@
-"""The command line: ``mxort convert | inspect | compare | bench | doctor``. Parsing and printing only.
+"""The command line: ``mxort convert | inspect | compare | eval | bench | doctor``. Parsing and printing only.
 
 Exit status: 0 done, 1 something is broken (or below --min-sqnr), 2 bad input (one line on stderr, nothing
 written), 130 interrupted. Each command imports what it needs, so that ``mxort --help`` is instant.
@@ -89,6 +89,11 @@ class _Version(argparse.Action):
         sys.exit(0)
 
 
+_DATA_HELP = (
+    "samples: .npz arrays by input name, .npy one array, .jsonl lines with input_ids; or a folder of them"
+)
+
+
 # convert
 
 
@@ -105,13 +110,24 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="also write FILE.{txt,json,html}",
     )
+    data = parser.add_argument_group("calibration")
+    data.add_argument("--calibration", type=Path, metavar="PATH", help=_DATA_HELP)
+    data.add_argument(
+        "--memory",
+        type=_positive,
+        default=512,
+        metavar="MB",
+        help="of activations held, the rest on disk (512)",
+    )
+    data.add_argument("--threads", type=_natural, default=0, help="of the calibration (default: all cores)")
+    data.add_argument("--cache", type=Path, metavar="FOLDER", help="keep finished weights there, to resume")
     parser.add_argument("--dry-run", action="store_true", help="only list what would be converted")
     _add_json(parser)
     recipe.add_arguments(parser)
 
 
 def _convert(arguments: argparse.Namespace) -> int:
-    from mxort import inspection, pipeline, recipe, tables
+    from mxort import inspection, packing, pipeline, recipe, tables
 
     chosen = recipe.from_arguments(arguments)
     output = arguments.output or Path(str(arguments.model).removesuffix(".onnx") + ".mxfp4.onnx")
@@ -122,8 +138,13 @@ def _convert(arguments: argparse.Namespace) -> int:
         return _show(arguments, found.to_dict, lambda: tables.print_inspection(found, tables.console()))
     for path in arguments.report:
         _check_report_path(path, (arguments.model, output))
+    calibration = None
+    if arguments.calibration is not None:
+        calibration = packing.Calibration(
+            arguments.calibration, arguments.memory * 1_000_000, arguments.threads, arguments.cache
+        )
     with _progress() as progress:
-        report = pipeline.convert(arguments.model, output, chosen, progress=progress)
+        report = pipeline.convert(arguments.model, output, chosen, calibration=calibration, progress=progress)
     for path in arguments.report:
         _write_report(report, path)
     return _show(arguments, report.to_dict, lambda: report.print(tables.console(markup=True)))
@@ -203,6 +224,32 @@ def _compare(arguments: argparse.Namespace) -> int:
         return 0
     print(f"mxort: SQNR {result.worst_sqnr_db:.2f} dB is below {arguments.min_sqnr:g} dB", file=sys.stderr)
     return BROKEN
+
+
+# eval
+
+
+def _add_eval(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("reference", type=Path, help="the original model")
+    parser.add_argument("converted", type=Path, help="the model to compare with it")
+    parser.add_argument("--data", type=Path, required=True, metavar="PATH", help=_DATA_HELP)
+    parser.add_argument("--threads", type=_natural, default=0, help="of both models (default: all cores)")
+    _add_json(parser)
+
+
+def _eval(arguments: argparse.Namespace) -> int:
+    from mxort import tables
+    from mxort.evaluate import evaluate
+
+    with _progress() as progress:
+        result = evaluate(
+            arguments.reference,
+            arguments.converted,
+            arguments.data,
+            threads=arguments.threads,
+            progress=progress,
+        )
+    return _show(arguments, result.to_dict, lambda: tables.print_evaluation(result, tables.console()))
 
 
 # bench
@@ -315,6 +362,7 @@ _COMMANDS: dict[str, tuple[Command | None, Callable[[argparse.ArgumentParser], N
     "convert": (_convert, _add_convert, "convert the MatMul weights of a model to MXFP4"),
     "inspect": (_inspect, _add_inspect, "show what a model holds: converted nodes, or those that can be"),
     "compare": (_compare, _add_compare, "run a model and its conversion and measure the difference"),
+    "eval": (_eval, _add_eval, "measure a conversion on data: perplexity, KL, agreement"),
     "bench": (None, _add_bench, "time models, or one operator and its peers, in turns"),
     "doctor": (_doctor, _add_doctor, "check this machine and the installation"),
 }

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,11 @@ import onnx.checker
 import onnx_ir as ir
 
 from mxort import quantize
-from mxort.converters import functions, model_io, rewrite, sites, verify
-from mxort.converters.constants import Constant, padded_rows
+from mxort.calibration_data import Data
+from mxort.converters import model_io, rewrite, sites, verify
 from mxort.converters.opset import OpsetError, opset_of
 from mxort.errors import MxortError
-from mxort.formats import BLOCK_SIZE, blocks_of
+from mxort.packing import Calibration, Packed, Packer, algorithm_for
 from mxort.recipe import Recipe
 from mxort.report import CONVERTED, SKIPPED, Report, SiteReport
 
@@ -34,6 +33,7 @@ def convert(
     out: str | os.PathLike[str] | None = None,
     recipe: Recipe | str = "weight-only",
     *,
+    calibration: Calibration | Data | None = None,
     progress: Progress | None = None,
     **overrides: Any,
 ) -> Report:
@@ -41,7 +41,8 @@ def convert(
 
     ``model`` is a path, a ModelProto or an onnx_ir Model; it is not changed. Without ``out`` a model in
     memory comes back, converted, as ``report.model``. ``recipe`` is a Recipe or the name of a preset;
-    ``overrides`` change single options of it (``convert(path, out, rotation=32)``). Where nothing can be
+    ``overrides`` change single options of it (``convert(path, out, rotation=32)``). ``calibration`` is data to
+    run the model on: samples, or a file or folder of them (:mod:`mxort.calibration_data`). Where nothing can be
     converted the model is written as it was.
 
     Raises MxortError for bad input or options, and where the output cannot be written; nothing is then
@@ -53,6 +54,9 @@ def convert(
         if isinstance(recipe, Recipe)
         else Recipe.from_preset(recipe, **overrides)
     )
+    if calibration is not None and not isinstance(calibration, Calibration):
+        calibration = Calibration(calibration)
+    algorithm_for(chosen, calibration is not None)
     report_progress = progress or (lambda what, fraction: None)
     report_progress("reading the model", 0.0)
     source = _load(model, out)
@@ -60,13 +64,15 @@ def convert(
 
     if out is None:
         pool = rewrite.TensorPool(ir.Tensor)
-        rows = _convert_sites(source, found, chosen, pool, report_progress)
+        rows = _convert_sites(source, found, chosen, pool, calibration, report_progress)
         _verify(source)
         result = ir.to_proto(source.model) if isinstance(model, onnx.ModelProto) else source.model
         return _report(source, "", chosen, rows, model_io.size_of(result), started, result)
 
     with model_io.StagedOutput(out, source, external=_needs_data_file(source, found)) as output:
-        rows = _convert_sites(source, found, chosen, rewrite.TensorPool(output.put), report_progress)
+        rows = _convert_sites(
+            source, found, chosen, rewrite.TensorPool(output.put), calibration, report_progress
+        )
         _verify(source)
         report_progress("writing", 1.0)
         output.write(source.model)
@@ -104,25 +110,18 @@ def _needs_data_file(source: model_io.Source, found: Sequence[sites.Site]) -> bo
     return bool(source.data_files) or source.nbytes - saved > model_io.SINGLE_FILE_BYTES
 
 
-@dataclass(frozen=True)
-class _Packed:
-    """A quantised and stored weight. ``nbytes`` is 0 where one with the same content was there."""
-
-    tensors: rewrite.PackedTensors
-    sqnr_db: float
-    rotation: int
-    nbytes: int
-
-
 def _convert_sites(
     source: model_io.Source,
     found: Sequence[sites.Site],
     recipe: Recipe,
     pool: rewrite.TensorPool,
+    calibration: Calibration | None,
     progress: Progress,
 ) -> tuple[SiteReport, ...]:
     """Quantises the weight of every convertible site, rewrites the model and returns a row for every site."""
-    packed: dict[Any, _Packed | None] = {}
+    packer = Packer(recipe, pool, calibration is not None)
+    if calibration is not None:
+        packer.calibrate(source, found, calibration, progress)
     replacements: list[rewrite.Replacement] = []
     rows: list[SiteReport] = []
     total = sum(s.K * s.N for s in found if not s.skip) or 1
@@ -131,14 +130,11 @@ def _convert_sites(
         if site.skip or site.weight is None:
             rows.append(_skipped(site, site.skip))
             continue
-        progress(f"quantising {site.name}", done / total)
-        started = time.perf_counter()
+        if calibration is None:
+            progress(f"quantising {site.name}", done / total)
         done += site.K * site.N
-        key = site.weight.identity
-        first = key not in packed
-        if first:
-            packed[key] = _pack(site.weight, recipe, pool)
-        if (weight := packed[key]) is None:
+        weight, first = packer.pack(site)
+        if weight is None:
             rows.append(_not_finite(source, site, recipe))
             continue
         replacements.append(
@@ -146,36 +142,13 @@ def _convert_sites(
                 site, weight.tensors, weight.rotation, recipe.activation_format, recipe.accuracy_level
             )
         )
-        seconds = time.perf_counter() - started
-        rows.append(_converted(site, weight, recipe, weight.nbytes if first else 0, seconds))
+        rows.append(_converted(site, weight, recipe, first))
     if replacements:
         try:
             rewrite.apply(source.model, replacements, pool, _metadata(source, recipe))
         except OpsetError as error:
             raise MxortError(f"{source.name}: {error}") from None
     return tuple(rows)
-
-
-def _pack(weight: Constant, recipe: Recipe, pool: rewrite.TensorPool) -> _Packed | None:
-    """Quantises and stores a weight, W^T [N, K]; None if it has a NaN or an infinity."""
-    n, k = weight.shape
-    width = blocks_of(k) * BLOCK_SIZE
-    rotation = quantize.fitting_rotation(k, recipe.rotation, functions.ROTATIONS)
-    array = weight.array()
-    quantized, sqnr = quantize.quantize_weight(
-        lambda start, stop: padded_rows(weight, array, start, stop, width),
-        n,
-        k,
-        quantize.ALGORITHMS[recipe.algorithm],
-        quantize.Settings(recipe.scale_rule, recipe.column_multiplier),
-        rotation,
-    )
-    if not quantized.finite:
-        return None
-    codes, new_codes = pool.put(quantized.codes)
-    scales, new_scales = pool.put(quantized.scales)
-    nbytes = new_codes * codes.nbytes + new_scales * scales.nbytes
-    return _Packed(rewrite.PackedTensors(codes, scales, quantized.column_scale), sqnr, rotation, nbytes)
 
 
 def _not_finite(source: model_io.Source, site: sites.Site, recipe: Recipe) -> SiteReport:
@@ -200,13 +173,10 @@ def _skipped(site: sites.Site, reason: str) -> SiteReport:
     )
 
 
-def _converted(site: sites.Site, weight: _Packed, recipe: Recipe, nbytes: int, seconds: float) -> SiteReport:
+def _converted(site: sites.Site, weight: Packed, recipe: Recipe, first: bool) -> SiteReport:
     assert site.weight is not None
-    notes = [site.note]
-    if weight.rotation != recipe.rotation:
-        notes.append(f"rotation {weight.rotation}, as K = {site.K} does not fit {recipe.rotation}")
-    if nbytes == 0:
-        notes.append("weight shared")
+    nbytes = weight.nbytes if first else 0
+    notes = [site.note, weight.note, "" if nbytes else "weight shared"]
     return SiteReport(
         site.name,
         site.node.op_type,
@@ -219,8 +189,8 @@ def _converted(site: sites.Site, weight: _Packed, recipe: Recipe, nbytes: int, s
         sqnr_db=weight.sqnr_db,
         rotation=weight.rotation,
         activation_format=recipe.activation_format,
-        algorithm=recipe.algorithm,
-        seconds=seconds,
+        algorithm=weight.algorithm,
+        seconds=weight.seconds if first else 0.0,
         note=", ".join(note for note in notes if note),
     )
 

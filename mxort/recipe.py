@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import Field, dataclass, field, fields, replace
 from difflib import get_close_matches
@@ -20,6 +21,7 @@ from mxort.quantize import ALGORITHMS
 from mxort.scales import SCALE_RULES
 
 ACCURACY_LEVELS = (0, 1, 3, 4)
+AUTO = "auto"
 CONVERTIBLE_OPS = ("MatMul", "Gemm")
 
 
@@ -37,11 +39,20 @@ def _check(option: Field[Any], value: Any) -> None:
     choices = option.metadata["choices"]
     if choices and (bad := [element for element in elements if element not in choices]):
         raise MxortError(_unknown(option.name, bad[0], choices))
-    if isinstance(value, int) and value < 0:
+    if isinstance(value, int | float) and not 0 <= value < math.inf:
         raise MxortError(f"{option.name}: expected 0 or more, got {value}")
 
 
-_TYPE_NAMES = {bool: "true or false", int: "an integer", str: "a name", tuple: "a list of names"}
+_TYPE_NAMES = {
+    bool: "true or false",
+    int: "an integer",
+    float: "a number",
+    str: "a name",
+    tuple: "a list of names",
+}
+
+
+_METAVARS = {int: "N", float: "X", str: "NAME"}
 
 
 def _known(options: dict[str, Any]) -> dict[str, Any]:
@@ -68,10 +79,20 @@ def _text(value: Any) -> str:
 class Recipe:
     """The options of a conversion. Raises MxortError for a value that is unknown or out of range."""
 
-    algorithm: str = _option("rtn", "how weights are rounded", ALGORITHMS)
+    algorithm: str = _option(
+        AUTO,
+        "how weights are rounded (auto: what measured best, with calibration data or without)",
+        (AUTO, *ALGORITHMS),
+    )
+    damping: float = _option(
+        0.01, "added to the diagonal of a layer's Hessian, in units of its mean (gptq, mr-gptq)"
+    )
+    sequential: bool = _option(
+        True, "calibrate a layer on what the already converted layers before it compute"
+    )
     scale_rule: str = _option("mse", "how the scale of a block of weights is chosen", SCALE_RULES)
     column_multiplier: bool = _option(
-        False, "search a float32 multiplier for every output column: slower, more accurate"
+        True, "search a float32 multiplier for every output column: eight times the time, more accurate"
     )
     activation_format: str = _option(
         "none", "format to which the input of a converted node is rounded at run time", ACTIVATION_FORMATS
@@ -104,6 +125,9 @@ class Recipe:
                 and isinstance(value, Iterable)
             ):
                 value = tuple(value)
+                object.__setattr__(self, option.name, value)
+            elif isinstance(option.default, float) and type(value) is int:
+                value = float(value)
                 object.__setattr__(self, option.name, value)
             _check(option, value)
 
@@ -182,7 +206,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         else:
             settings |= {
                 "type": type(option.default),
-                "metavar": "N" if type(option.default) is int else "NAME",
+                "metavar": _METAVARS[type(option.default)],
             }
         parser.add_argument("--" + option.name.replace("_", "-"), **settings)
 

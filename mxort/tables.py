@@ -14,6 +14,7 @@ from mxort.bench import ModelBench
 from mxort.bench_ops import OpBench
 from mxort.comparison import Comparison, TensorComparison
 from mxort.doctor import FAILED, INFO, OK, WARNING, Diagnosis
+from mxort.evaluate import Evaluation
 from mxort.inspection import CONVERTIBLE, Inspection
 from mxort.report import CONVERTED, SKIPPED, format_bytes
 
@@ -65,6 +66,14 @@ def _facts(i: Inspection) -> Iterable[tuple[str, str]]:
         yield "converted", f"no; {i.count(CONVERTIBLE)} nodes can be, which leaves {size}"
     yield "lm_head", i.lm_head or "none found"
     yield "recipe", ", ".join(f"{name} {value}" for name, value, _ in i.recipe.describe())
+
+
+def print_evaluation(evaluation: Evaluation, out: Console) -> None:
+    """What was run and one line for each metric."""
+    what = f"{evaluation.kind}, {evaluation.samples} samples, {evaluation.predictions} predictions"
+    out.print(what)
+    for name, value in evaluation.metrics.items():
+        out.print(f"{name:<22}{value:.4f}")
 
 
 def print_comparison(comparison: Comparison, out: Console) -> None:

@@ -47,6 +47,7 @@ def folder(tmp_path):
     (tmp_path / "orphan.onnx.data").unlink()
     mlp(tmp_path / "nan.onnx", scale=float("nan"))
     np.savez(tmp_path / "wrong.npz", z=np.zeros(1))
+    np.savez(tmp_path / "data.npz", x=np.random.default_rng(1).standard_normal((200, 64), np.float32))
     (tmp_path / "folder").mkdir()
     return tmp_path
 
@@ -96,6 +97,11 @@ BAD_INPUT = {
     ),
     "unknown dimension": (["compare", "model.onnx", "converted.onnx", "--dim", "n=3"], "'n'"),
     "dimension without size": (["compare", "model.onnx", "converted.onnx", "--dim", "batch"], "NAME=SIZE"),
+    "calibration that is none": (["convert", "model.onnx", "--calibration", "text.onnx"], "text.onnx"),
+    "calibration of other inputs": (["convert", "model.onnx", "--calibration", "wrong.npz"], "wrong.npz"),
+    "no calibration": (["convert", "model.onnx", "--algorithm", "gptq"], "needs calibration data"),
+    "eval without data": (["eval", "model.onnx", "converted.onnx"], "--data"),
+    "eval with nothing": (["eval", "model.onnx", "absent.onnx", "--data", "data.npz"], "absent.onnx"),
     "bench nothing": (["bench", "model", "absent.onnx"], "absent.onnx"),
     "no runs": (["bench", "model", "model.onnx", "--runs", "0"], "--runs"),
     "bad shape": (["bench", "ops", "--shape", "4x4"], "MxKxN"),
@@ -146,6 +152,23 @@ def test_convert_inspect_compare(folder):
     assert "20x96" in compared.stdout
 
 
+def test_convert_with_calibration_and_eval(folder):
+    flags = ["--calibration", "data.npz", "--threads", "1", "--cache", "cache", "--memory", "1"]
+    done = run("convert", "model.onnx", "-o", "out.onnx", "--json", *flags, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert [site["algorithm"] for site in json.loads(done.stdout)["sites"]] == ["mr-gptq", "mr-gptq"]
+    assert len(files(folder / "cache")) == 2
+    cosine = {}
+    for name in ("converted.onnx", "out.onnx"):
+        done = run("eval", "model.onnx", name, "--data", "data.npz", "--json", "--threads", "1", cwd=folder)
+        assert done.returncode == 0, done.stderr
+        cosine[name] = json.loads(done.stdout)["metrics"]["cosine"]
+    assert 0.9 < cosine["converted.onnx"] < cosine["out.onnx"] < 1
+    shown = run("eval", "model.onnx", "out.onnx", "--data", "data.npz", cwd=folder)
+    assert "embedding, 1 samples, 200 predictions" in shown.stdout
+    assert "rank_agreement" in shown.stdout
+
+
 def test_flags_reach_the_recipe(folder):
     flags = [
         "--preset",
@@ -154,7 +177,7 @@ def test_flags_reach_the_recipe(folder):
         "32",
         "--exclude",
         "fc2",
-        "--column-multiplier",
+        "--no-column-multiplier",
         "--min-elements",
         "7",
     ]
@@ -163,7 +186,7 @@ def test_flags_reach_the_recipe(folder):
     assert recipe["activation_format"] == "mxfp8_e4m3"
     assert recipe["rotation"] == 32
     assert recipe["exclude"] == ["fc2"]
-    assert recipe["column_multiplier"] is True
+    assert recipe["column_multiplier"] is False
     assert recipe["min_elements"] == 7
 
 

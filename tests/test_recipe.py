@@ -28,7 +28,9 @@ def other_value(option):
         return not default
     if isinstance(default, tuple):
         return choices[:1] if choices else ("a*", "b?")
-    others = [c for c in choices or (default + 1 if isinstance(default, int) else "x",) if c != default]
+    others = [
+        c for c in choices or (default + 1 if isinstance(default, int | float) else "x",) if c != default
+    ]
     return others[0] if others else default
 
 

@@ -5,30 +5,38 @@ An algorithm is one file here and one row of ``ALGORITHMS``.
 
 from __future__ import annotations
 
-from mxort.quantize import rtn
+from mxort.quantize import gptq, mr_gptq, rtn
 from mxort.quantize.base import (
     Algorithm,
     QuantizedWeight,
+    Round,
     Settings,
     dequantize,
     packed_bytes,
     squared_error,
+    with_torch,
 )
 from mxort.quantize.chunks import RowReader, fitting_rotation, quantize_weight
+from mxort.quantize.statistics import Statistics
 
 __all__ = [
     "ALGORITHMS",
     "Algorithm",
     "QuantizedWeight",
+    "Round",
     "RowReader",
     "Settings",
+    "Statistics",
     "dequantize",
     "fitting_rotation",
     "packed_bytes",
     "quantize_weight",
     "squared_error",
+    "with_torch",
 ]
 
 ALGORITHMS: dict[str, Algorithm] = {
-    "rtn": rtn.quantize,
+    "rtn": Algorithm(rtn.quantize),
+    "gptq": Algorithm(gptq.quantize, calibrated=True),
+    "mr-gptq": Algorithm(mr_gptq.quantize, calibrated=True, rotation=mr_gptq.ROTATION),
 }

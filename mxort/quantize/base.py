@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mxort.errors import MxortError
 from mxort.formats import (
     BLOCK_SIZE,
     E2M1,
@@ -17,18 +20,21 @@ from mxort.formats import (
     scale_value,
     unpack_nibbles,
 )
+from mxort.quantize.statistics import Statistics
 
 
 @dataclass(frozen=True)
 class QuantizedWeight:
     """MXFP4 rows: row n of W^T is about the dequantised row n times column_scale[n].
 
-    codes uint8 [N, ceil(K/32)*16], scales uint8 [N, ceil(K/32)], column_scale float32 [N].
+    codes uint8 [N, ceil(K/32)*16], scales uint8 [N, ceil(K/32)], column_scale float32 [N]. ``note`` tells the user
+    what did not go as asked.
     """
 
     codes: NDArray[np.uint8]
     scales: NDArray[np.uint8]
     column_scale: NDArray[np.float32]
+    note: str = ""
 
     @property
     def finite(self) -> bool:
@@ -41,19 +47,31 @@ class Settings:
     """What an algorithm is told about the weight before it: the options of the recipe that concern it.
 
     ``scale_rule`` is a name in :data:`mxort.scales.SCALE_RULES`; ``column_multiplier`` asks for the search of
-    a float32 multiplier for every output column. An algorithm that needs calibration finds its statistics
-    here too.
+    a float32 multiplier for every output column. ``statistics`` is what calibration learnt, in the basis of the
+    rows; ``damping`` is added to the Hessian's diagonal, in units of its mean.
     """
 
     scale_rule: str = "mse"
     column_multiplier: bool = False
+    statistics: Statistics | None = None
+    damping: float = 0.01
 
 
-Algorithm = Callable[[NDArray[np.float32], Settings], QuantizedWeight]
+Round = Callable[[NDArray[np.float32], Settings], QuantizedWeight]
 """(rows float32 [n, ceil(K/32)*32], C-contiguous; settings) -> their MXFP4 form.
 
 Deterministic, and row n of the result depends on row n alone: a weight is handed over in chunks of rows.
 """
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """How weights are rounded. ``calibrated``: needs statistics. ``rotation``: used where none is asked for."""
+
+    quantize: Round
+    calibrated: bool = False
+    rotation: int = 1
+
 
 _CACHED_BYTES = 1 << 20
 """float32 bytes worked on at a time where one pass follows another: what the second-level cache holds."""
@@ -81,6 +99,14 @@ def squared_error(rows: NDArray[np.float32], quantized: QuantizedWeight) -> NDAr
         error -= rows[part]
         total[part] = np.einsum("nk,nk->n", error, error)
     return total
+
+
+def with_torch(module: str) -> Any:
+    """A module of this package that needs torch, which only calibration does. Raises MxortError without it."""
+    try:
+        return import_module(f"mxort.quantize.{module}")
+    except ImportError as error:
+        raise MxortError(f"calibration needs torch ({error}): pip install 'mxort[calibrate]'") from None
 
 
 def packed_bytes(n: int, k: int) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mxort.formats import BLOCK_SIZE, PACKED_BLOCK_BYTES, blocks_of, hadamard_rotate
-from mxort.quantize.base import Algorithm, QuantizedWeight, Settings, squared_error
+from mxort.quantize.base import QuantizedWeight, Round, Settings, squared_error
 
 _CHUNK_BYTES = 16 << 20
 """float32 bytes of a chunk: small beside any model, large beside what a chunk costs to set up."""
@@ -19,7 +19,7 @@ RowReader = Callable[[int, int], NDArray[np.float32]]
 
 
 def quantize_weight(
-    read_rows: RowReader, n: int, k: int, algorithm: Algorithm, settings: Settings, rotation: int
+    read_rows: RowReader, n: int, k: int, algorithm: Round, settings: Settings, rotation: int
 ) -> tuple[QuantizedWeight, float]:
     """Quantises W^T [n, k] after rotating it along K -> (its MXFP4 form, SQNR in dB).
 
@@ -31,6 +31,7 @@ def quantize_weight(
     scales = np.empty((n, blocks_of(k)), np.uint8)
     column_scale = np.empty(n, np.float32)
     signal = noise = 0.0
+    note = ""
     step = max(1, _CHUNK_BYTES // (4 * width))
     with np.errstate(invalid="ignore", over="ignore"):  # NaN and infinity end up in the scales
         for start in range(0, n, step):
@@ -39,10 +40,11 @@ def quantize_weight(
             part = algorithm(rows, settings)
             codes[start:stop], scales[start:stop] = part.codes, part.scales
             column_scale[start:stop] = part.column_scale
+            note = note or part.note
             noise += float(squared_error(rows, part).sum())
             signal += float(np.einsum("nk,nk->n", rows, rows).sum(dtype=np.float64))
     sqnr = math.inf if noise == 0 else 10 * math.log10(signal / noise) if signal > 0 else -math.inf
-    return QuantizedWeight(codes, scales, column_scale), sqnr
+    return QuantizedWeight(codes, scales, column_scale, note), sqnr
 
 
 def fitting_rotation(k: int, wanted: int, available: tuple[int, ...]) -> int:

@@ -42,13 +42,22 @@ def make_model(text: str, weights: Arrays, opset: int = 17, dtype: str = "float"
     )
 
 
-def fake_quantize(w: np.ndarray, rotation: int = 1, rule: str = "mse") -> np.ndarray:
-    """W [K, N] -> what MXFP4 makes of it, by numpy and the format's rules alone."""
+def fake_quantize(w: np.ndarray, rotation: int = 1, rule: str = "mse", multiplier: bool = True) -> np.ndarray:
+    """W [K, N] -> what MXFP4 makes of it by default, by numpy and the format's rules alone."""
     k = w.shape[0]
     rows = np.zeros((w.shape[1], blocks_of(k) * BLOCK_SIZE), np.float32)
     rows[:, :k] = w.T
-    codes, scales = quantize_blocks(to_blocks(hadamard_rotate(rows, rotation)), E2M1, rule)
-    stored = (E2M1.decode(codes) * scale_value(scales)[..., None]).reshape(rows.shape)
+    rows = hadamard_rotate(rows, rotation)
+    candidates = []
+    for step in range(8 if multiplier else 1):  # of eight in an octave the one with the least error
+        factor = np.float32(2 ** (step / 8))
+        codes, scales = quantize_blocks(to_blocks(rows / factor), E2M1, rule)
+        stored = (E2M1.decode(codes) * scale_value(scales)[..., None]).reshape(rows.shape)
+        candidates.append(stored * factor)
+    with np.errstate(invalid="ignore"):
+        errors = [np.square(stored.astype(np.float64) - rows).sum(axis=1) for stored in candidates]
+    best = np.argmin(errors, axis=0)
+    stored = np.stack(candidates)[best, np.arange(len(rows))]
     return np.ascontiguousarray(hadamard_rotate(stored, rotation)[:, :k].T)  # H is its own inverse
 
 
@@ -93,7 +102,8 @@ class Check:
         numpy_type = NUMPY_TYPES[dtype]
         weights = {n: w.astype(numpy_type).astype(np.float32) for n, w in weights.items()}
         others = {n: w.astype(numpy_type).astype(np.float32) for n, w in (others or {}).items()}
-        rounded = {n: fake_quantize(w, rotation) for n, w in weights.items()}
+        multiplier = bool(overrides.get("column_multiplier", True))
+        rounded = {n: fake_quantize(w, rotation, multiplier=multiplier) for n, w in weights.items()}
         if dtype == "float16":  # onnxruntime's Python cannot be fed bfloat16: such models begin with a Cast
             feeds = {n: x.astype(np.float16) if x.dtype == np.float32 else x for n, x in feeds.items()}
         wide = {n: x.astype(np.float32) if x.dtype == np.float16 else x for n, x in feeds.items()}

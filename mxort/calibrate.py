@@ -1,0 +1,248 @@
+"""Running the float model in stages to learn what its weights are multiplied with, and quantising on the way.
+
+A model is cut at its sites (``converters.stages``): onnxruntime runs what lies between them, and the sites are
+done here. So each weight is quantised with the very operand it will meet, computed by the layers that were
+quantised before it, in a single pass over the model, and only the values alive at one cut are ever kept.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from mxort import _native
+from mxort.converters import stages
+from mxort.converters.sites import Site
+from mxort.converters.stages import Stage
+from mxort.errors import MxortError
+from mxort.example_inputs import Inputs
+from mxort.formats import BLOCK_SIZE, blocks_of
+from mxort.quantize import QuantizedWeight, Statistics, with_torch
+from mxort.session import one_line, require_onnxruntime
+
+Progress = Callable[[str, float], None]
+Layer = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Operator:
+    """How a site will run: the operator's attributes."""
+
+    rotation: int
+    activation_format: str
+    accuracy_level: int
+
+
+@dataclass(frozen=True)
+class Result:
+    """A quantised site, for the layers after it."""
+
+    weight: QuantizedWeight
+    operator: Operator
+
+
+Quantize = Callable[[Site, Statistics], Result | None]
+"""Called once for each site, in the order of the model. None: the site stays as it is."""
+
+
+@dataclass
+class Settings:
+    """``operator`` tells how a site will run. ``memory`` bounds the bytes of activations held, the rest is on disk.
+
+    ``sequential``: a layer sees the already quantised layers before it, else the float ones.
+    """
+
+    operator: Callable[[Site], Operator]
+    sequential: bool = True
+    memory: int = 512_000_000
+    threads: int = 0
+    progress: Progress = field(default=lambda what, fraction: None)
+
+
+def run(
+    model: ir.Model, sites: Sequence[Site], feeds: Iterable[Inputs], quantize: Quantize, settings: Settings
+) -> None:
+    """Hands every site to ``quantize``, with the statistics of its operand over ``feeds``.
+
+    Raises MxortError where onnxruntime cannot run the model, and without torch.
+    """
+    plan = stages.plan(model, sites)
+    moments = with_torch("moments")
+    with (
+        tempfile.TemporaryDirectory(prefix="mxort-calibrate-") as folder,
+        moments.limited_threads(settings.threads),
+    ):
+        _Run(model, plan, settings, Path(folder)).all(feeds, quantize)
+
+
+class _Run:
+    def __init__(self, model: ir.Model, plan: Sequence[Stage], settings: Settings, folder: Path) -> None:
+        self._model, self._plan, self._settings = model, plan, settings
+        self._runtime = require_onnxruntime()
+        # The model as it becomes and, where that differs, as it was.
+        budget = settings.memory // (2 if settings.sequential else 1)
+        names = ("quantised", "float") if settings.sequential else ("float",)
+        self._streams = [_Store(folder / name, budget) for name in names]
+
+    def all(self, feeds: Iterable[Inputs], quantize: Quantize) -> None:
+        count = 0
+        for inputs in feeds:
+            for stream in self._streams:
+                stream.begin(inputs)
+            count += 1
+        work = sum(s.K * s.N for stage in self._plan for s in stage.sites) or 1
+        done = 0
+        for number, stage in enumerate(self._plan):
+            what = f"calibrating, stage {number + 1} of {len(self._plan)}"
+            self._settings.progress(what, done / work)
+            statistics = self._collect(stage, count)
+            results = {}
+            for site in stage.sites:
+                self._settings.progress(f"quantising {site.name}", done / work)
+                done += site.K * site.N
+                results[site.node] = quantize(site, statistics[_operand(site)])
+            self._settings.progress(what, done / work)
+            if number + 1 < len(self._plan):
+                for site in stage.sites:
+                    self._apply(site, results[site.node], count)
+            for stream in self._streams:
+                stream.drop(stage.dead)
+
+    def _collect(self, stage: Stage, count: int) -> dict[_Operand, Statistics]:
+        """Runs the stage's nodes on every sample and gathers the statistics of the sites' operands."""
+        from mxort.quantize.moments import Moments
+
+        collected: dict[_Operand, tuple[int, Moments]] = {}
+        for site in stage.sites:
+            if _operand(site) not in collected:
+                operator, width = self._settings.operator(site), blocks_of(site.K) * BLOCK_SIZE
+                moments = Moments(width, operator.rotation, operator.activation_format)
+                collected[_operand(site)] = site.K, moments
+        session = self._session(stage) if stage.outputs else None
+        for sample in range(count):
+            for stream in self._streams:
+                if session is not None:
+                    self._run_nodes(session, stage, stream, sample)
+            for operand, (k, moments) in collected.items():
+                rows = [_rows(stream.get(sample, operand.name), operand, k) for stream in self._streams]
+                moments.add(*rows)
+        return {operand: moments.statistics() for operand, (_, moments) in collected.items()}
+
+    def _session(self, stage: Stage) -> Any:
+        dtypes = {name: self._streams[0].get(0, name).dtype for name in stage.inputs}
+        options = self._runtime.SessionOptions()
+        options.intra_op_num_threads = self._settings.threads
+        options.log_severity_level = 4
+        try:
+            proto = stage.proto(self._model, dtypes)
+            return self._runtime.InferenceSession(
+                proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # onnxruntime's exception types have no common base but this
+            raise MxortError(f"calibration: onnxruntime cannot open the model: {one_line(error)}") from error
+
+    def _run_nodes(self, session: Any, stage: Stage, stream: _Store, sample: int) -> None:
+        feeds = {name: stream.get(sample, name) for name in stage.inputs}
+        try:
+            results = session.run(list(stage.outputs), feeds)
+        except Exception as error:
+            raise MxortError(f"calibration: sample {sample} fails to run: {one_line(error)}") from error
+        for name, array in zip(stage.outputs, results, strict=True):
+            stream.put(sample, name, array)
+
+    def _apply(self, site: Site, result: Result | None, count: int) -> None:
+        """Computes the site's output for every sample: with the quantised weight, and with the float one."""
+        from mxort.quantize.moments import Linear
+
+        operand, output = _operand(site), site.node.outputs[0].name or ""
+        weight = stages.float_weight(site)[:, : site.K] * np.float32(site.alpha)
+        layer: Layer = Linear(weight, stages.own_bias(site))
+        for stream in self._streams:
+            quantised = self._settings.sequential and stream is self._streams[0] and result is not None
+            product = _kernel(site, result, self._settings.threads) if quantised and result else layer
+            for sample in range(count):
+                x = stream.get(sample, operand.name)
+                a = np.ascontiguousarray(x.T if operand.transpose else x, np.float32)
+                stream.put(sample, output, product(a).astype(x.dtype, copy=False))
+
+
+@dataclass(frozen=True)
+class _Operand:
+    """Sites with the same operand share its statistics."""
+
+    name: str
+    transpose: bool
+
+
+def _operand(site: Site) -> _Operand:
+    value = site.node.inputs[0]
+    assert value is not None
+    return _Operand(value.name or "", site.transpose_a)
+
+
+def _rows(x: NDArray[Any], operand: _Operand, k: int) -> NDArray[np.float32]:
+    return np.ascontiguousarray((x.T if operand.transpose else x).reshape(-1, k), np.float32)
+
+
+def _kernel(site: Site, result: Result, threads: int) -> Layer:
+    operator, weight = result.operator, result.weight
+    node = _native.MatMulMXFP4(
+        weight.codes,
+        weight.scales,
+        weight.column_scale * np.float32(site.alpha),
+        stages.own_bias(site),
+        site.K,
+        operator.rotation,
+        operator.activation_format,
+        operator.accuracy_level,
+    )
+    return lambda a: node(a, threads)
+
+
+class _Store:
+    """Named arrays of every sample: in memory up to a budget, then in files."""
+
+    def __init__(self, folder: Path, budget: int) -> None:
+        self._folder, self._budget, self._held = folder, budget, 0
+        self._arrays: list[dict[str, NDArray[Any] | Path]] = []
+        self._written = 0
+        folder.mkdir()
+
+    def begin(self, inputs: Inputs) -> None:
+        """A further sample, with the inputs of the model."""
+        self._arrays.append({})
+        for name, array in inputs.items():
+            self.put(len(self._arrays) - 1, name, array)
+
+    def put(self, sample: int, name: str, array: NDArray[Any]) -> None:
+        if self._held + array.nbytes <= self._budget:
+            self._held += array.nbytes
+            self._arrays[sample][name] = array
+            return
+        self._written += 1
+        path = self._folder / f"{self._written}.npy"
+        np.save(path, array)
+        self._arrays[sample][name] = path
+
+    def get(self, sample: int, name: str) -> NDArray[Any]:
+        kept = self._arrays[sample][name]
+        if isinstance(kept, Path):
+            array: NDArray[Any] = np.load(kept)
+            return array
+        return kept
+
+    def drop(self, names: Iterable[str]) -> None:
+        for arrays in self._arrays:
+            for name in names:
+                kept = arrays.pop(name, None)
+                if isinstance(kept, Path):
+                    kept.unlink()
+                elif kept is not None:
+                    self._held -= kept.nbytes

@@ -1,0 +1,199 @@
+"""Linear algebra of calibrated quantisation, in torch: rounding rows so that their products err least.
+
+With x the operand and H the mean of x x^T, a row w rounded to q costs (w - q) H (w - q)^T. Everything here works
+on many rows at once, each by itself, and keeps them transposed, [K, n], so that one step along K is contiguous.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mxort.formats import BLOCK_SIZE, E2M1, SCALE_BIAS, pack_nibbles, unpack_nibbles
+from mxort.quantize.base import QuantizedWeight
+from mxort.quantize.statistics import Statistics
+
+_PANEL = 128
+"""Columns after which the rest of the matrix is updated, by one matrix product."""
+
+DRIFT_DAMPING = 0.1
+"""As ``damping``, for what makes good the error of earlier layers: it is fitted to few data."""
+
+
+def round_e2m1(x: Tensor) -> Tensor:
+    """The nearest E2M1 value of each element, ties to the even code, saturating; faster than the general way."""
+    magnitude = x.abs()
+    # Spacing is 0.5 below 2, 1 below 4, 2 above: an even multiple of it is an even code.
+    step = torch.where(magnitude < 2, 0.5, torch.where(magnitude < 4, 1.0, 2.0))
+    return (torch.round(magnitude / step) * step).clamp_(max=E2M1.max).copysign_(x)
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """H with what the solvers need of it; ``order`` is the order of rounding.
+
+    ``upper`` is U, U^T U = H^-1 (both in that order, H damped); None where H has no inverse even so.
+    ``correction`` [K, K]: a row w times it is what to add to w to get the products with the float model's
+    operand out of the operand there is; None where they are the same.
+    """
+
+    hessian: Tensor
+    order: Tensor
+    upper: Tensor | None
+    correction: Tensor | None
+
+
+@lru_cache(maxsize=1)
+def prepare(statistics: Statistics, damping: float) -> Problem:
+    """The problem of one operand; that of the last one is kept, as weights come in chunks and share operands."""
+    hessian = torch.from_numpy(statistics.hessian).clone()
+    diagonal = hessian.diagonal()
+    mean = float(diagonal.mean())
+    diagonal[diagonal <= 0] = mean or 1.0  # an input that was always zero: its weights are rounded to nearest
+    correction = None
+    if statistics.drift is not None:
+        factor, info = torch.linalg.cholesky_ex(_damped(hessian, DRIFT_DAMPING * mean))
+        if not info:
+            correction = torch.cholesky_solve(torch.from_numpy(statistics.drift).T, factor).T.float()
+    damped = _damped(hessian, damping * mean)
+    order = torch.argsort(damped.diagonal(), descending=True, stable=True)
+    upper = None
+    factor, info = torch.linalg.cholesky_ex(damped[order][:, order])
+    if not info:
+        inverse = torch.cholesky_inverse(factor)
+        factor, info = torch.linalg.cholesky_ex(inverse, upper=True)
+        upper = None if info else factor.float().contiguous()
+    return Problem(hessian.float(), order, upper, correction)
+
+
+def _damped(hessian: Tensor, amount: float) -> Tensor:
+    return hessian + amount * torch.eye(len(hessian), dtype=hessian.dtype)
+
+
+def wanted_rows(problem: Problem, rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The rows [n, K] whose products with the operand come nearest to those of ``rows`` in the float model."""
+    if problem.correction is None:
+        return rows
+    weights = torch.from_numpy(rows)
+    result: NDArray[np.float32] = torch.addmm(weights, weights, problem.correction).numpy()
+    return result
+
+
+def solve(
+    problem: Problem, rows: NDArray[np.float32], start: QuantizedWeight, sweeps: int
+) -> QuantizedWeight:
+    """GPTQ with the scales of ``start``, then ``sweeps`` of :func:`descend`. No row ends worse than it starts."""
+    wanted = torch.from_numpy(np.ascontiguousarray(rows.T))
+    exponents = torch.from_numpy(start.scales.T.astype(np.int32) - SCALE_BIAS)
+    first = Solution(_values(start), exponents, torch.from_numpy(start.column_scale))
+    solution = Solution(gptq(problem, wanted, first.scales), exponents, first.multiplier)
+    descend(problem, wanted, solution, sweeps)
+    worse = ~(loss(problem, wanted - solution.weights()) <= loss(problem, wanted - first.weights()))
+    solution.values = torch.where(worse, first.values, solution.values)
+    solution.multiplier = torch.where(worse, first.multiplier, solution.multiplier)
+    return solution.pack()
+
+
+def _values(quantized: QuantizedWeight) -> Tensor:
+    """[K, n]"""
+    values: Tensor = torch.from_numpy(E2M1.decode(unpack_nibbles(quantized.codes)).T)
+    return values.contiguous()
+
+
+@dataclass
+class Solution:
+    """Rows being rounded: row = values * 2^exponents * multiplier, everything transposed.
+
+    values [K, n] are E2M1 numbers, exponents [K/32, n], multiplier [n].
+    """
+
+    values: Tensor
+    exponents: Tensor
+    multiplier: Tensor
+
+    @property
+    def block_scales(self) -> Tensor:
+        """[K, n]: the scales without the multiplier. (The smallest two are one here: torch may flush subnormals.)"""
+        exponents = self.exponents.clamp(min=1 - SCALE_BIAS).float()
+        return torch.exp2(exponents).repeat_interleave(BLOCK_SIZE, dim=0)
+
+    @property
+    def scales(self) -> Tensor:
+        """[K, n]: what each value is multiplied with."""
+        return self.block_scales * self.multiplier
+
+    def weights(self) -> Tensor:
+        return self.values * self.scales
+
+    def pack(self) -> QuantizedWeight:
+        values = self.values.T.contiguous().numpy()
+        codes = np.searchsorted(E2M1.magnitudes, np.abs(values)).astype(np.uint8)
+        codes += np.where(values < 0, np.uint8(E2M1.sign_bit), np.uint8(0))
+        scales = (self.exponents.T.numpy() + SCALE_BIAS).astype(np.uint8)
+        return QuantizedWeight(pack_nibbles(codes), np.ascontiguousarray(scales), self.multiplier.numpy())
+
+
+def loss(problem: Problem, error: Tensor) -> Tensor:
+    """float64 [n]: e H e^T of each row's error, error [K, n]."""
+    return ((problem.hessian @ error) * error).sum(dim=0, dtype=torch.float64)
+
+
+def gptq(problem: Problem, target: Tensor, scales: Tensor) -> Tensor:
+    """E2M1 values [K, n]: each k is rounded in turn, and what it erred is made good by those still to come."""
+    assert problem.upper is not None
+    order, upper = problem.order, problem.upper
+    rest, scale = target[order], scales[order]
+    values = torch.empty_like(rest)
+    for start in range(0, len(rest), _PANEL):
+        stop = min(start + _PANEL, len(rest))
+        panel, errors = rest[start:stop], torch.empty_like(rest[start:stop])
+        for i in range(stop - start):
+            row = upper[start + i, start:stop]
+            values[start + i] = round_e2m1(panel[i] / scale[start + i])
+            errors[i] = (panel[i] - values[start + i] * scale[start + i]) / row[i]
+            panel[i + 1 :].addr_(row[i + 1 :], errors[i], alpha=-1)
+        rest[stop:].addmm_(upper[start:stop, stop:].T, errors, alpha=-1)
+    result = torch.empty_like(values)
+    result[order] = values
+    return result
+
+
+def descend(problem: Problem, target: Tensor, solution: Solution, sweeps: int) -> None:
+    """Improves ``solution`` in place: each k in turn gets the value that is best with all others held.
+
+    No step can increase the loss. Between sweeps the multiplier is set to the best one there is.
+    """
+    hessian = problem.hessian
+    for _ in range(sweeps):
+        refit(problem, target, solution)
+        scales = solution.scales
+        gradient = hessian @ (target - solution.values * scales)
+        for start in range(0, len(target), _PANEL):
+            stop = min(start + _PANEL, len(target))
+            panel, moves = gradient[start:stop], torch.empty_like(gradient[start:stop])
+            for i in range(stop - start):
+                k = start + i
+                row = hessian[k, start:stop]
+                old = solution.values[k] * scales[k]
+                new = round_e2m1((old + panel[i] / row[i]) / scales[k])
+                moves[i] = new * scales[k] - old
+                solution.values[k] = new
+                panel.addr_(row, moves[i], alpha=-1)
+            gradient[:start].addmm_(hessian[:start, start:stop], moves, alpha=-1)
+            gradient[stop:].addmm_(hessian[stop:, start:stop], moves, alpha=-1)
+    refit(problem, target, solution)
+
+
+def refit(problem: Problem, target: Tensor, solution: Solution) -> None:
+    """Sets the multiplier of every row to the one of the least loss (a parabola)."""
+    plain = solution.values * solution.block_scales
+    product = problem.hessian @ plain
+    square = (product * plain).sum(dim=0, dtype=torch.float64)
+    best = (product * target).sum(dim=0, dtype=torch.float64) / square
+    usable = (square > 0) & (best > 0) & best.isfinite()
+    solution.multiplier = torch.where(usable, best.float(), solution.multiplier)

@@ -1,0 +1,253 @@
+"""Measure what each way of converting costs in accuracy, and write the tables of docs/accuracy.md.
+
+Usage: python samples/accuracy.py [--windows 32] [--rows NAME ...] [--threads 0]
+
+Finished rows are kept in build/accuracy/results.json and not measured again; --fresh forgets them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import re
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from pydoc_data.topics import topics
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from models import CACHE, ModelError, minilm, smollm2
+from tokenizers import Tokenizer
+
+import mxort
+from mxort import calibrate, packing
+from mxort.converters import model_io, sites, stages
+from mxort.evaluate import evaluate
+from mxort.formats import hadamard_rotate
+from mxort.quantize import dequantize
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENT = ROOT / "docs" / "accuracy.md"
+
+TEST_WINDOWS, WINDOW = 8, 512  # SmolLM2: the first 4096 tokens, as in `make demo`
+SENTENCES, SENTENCE = 64, 128  # MiniLM: windows of text, alternately for calibration and test
+
+Tokens = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One conversion: what the table calls it, and its options."""
+
+    key: str
+    label: str
+    calibrated: bool
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+ROWS = (
+    Row("rtn-even", "rtn, scale rule even", False, {"scale_rule": "even", "column_multiplier": False}),
+    Row("rtn-mse", "rtn, scale rule mse", False, {"column_multiplier": False}),
+    Row("rtn", "rtn, mse, column multiplier **(default without data)**", False),
+    Row("gptq", "gptq", True, {"algorithm": "gptq"}),
+    Row("mr-gptq", "mr-gptq **(default with data)**", True),
+    Row("mr-gptq-float", "mr-gptq, every layer calibrated on the float model", True, {"sequential": False}),
+    Row("mr-gptq-128", "mr-gptq, rotation 128", True, {"rotation": 128}),
+    Row("w4a8-rtn", "W4A8 rtn", False, {"activation_format": "mxfp8_e4m3"}),
+    Row("w4a8", "W4A8 mr-gptq", True, {"activation_format": "mxfp8_e4m3"}),
+    Row("w4a6-rtn", "W4A6 rtn", False, {"activation_format": "mxfp6_e2m3"}),
+    Row("w4a6", "W4A6 mr-gptq", True, {"activation_format": "mxfp6_e2m3"}),
+    Row("w4a4-rtn", "W4A4 rtn", False, {"activation_format": "mxfp4"}),
+    Row("w4a4-gptq", "W4A4 gptq", True, {"activation_format": "mxfp4", "algorithm": "gptq"}),
+    Row("w4a4", "W4A4 mr-gptq", True, {"activation_format": "mxfp4"}),
+)
+
+
+def text() -> str:
+    return "\n\n".join(topics[name] for name in sorted(topics))
+
+
+def spread(windows: npt.NDArray[Any], count: int) -> list[Tokens]:
+    """``count`` windows at equal distances."""
+    return [windows[i] for i in np.linspace(0, len(windows) - 1, count).round().astype(int)]
+
+
+class SmolLM2:
+    """Perplexity, KL and top-1 agreement on the first windows; calibration on later ones."""
+
+    name = "smollm2"
+    heading = ("weights", "perplexity", "KL to fp32", "top-1", "convert, s", "peak memory, MB")
+
+    def __init__(self, cache: Path, windows: int) -> None:
+        folder = smollm2(cache)
+        self.model = folder / "model.onnx"
+        tokens = _tokens(folder)
+        held_out = TEST_WINDOWS * WINDOW
+        self.test = list(tokens[:held_out].reshape(-1, WINDOW))
+        rest = tokens[held_out:]
+        self.calibration = spread(rest[: len(rest) // WINDOW * WINDOW].reshape(-1, WINDOW), windows)
+
+    def measure(self, converted: Path, threads: int) -> dict[str, float]:
+        return dict(evaluate(self.model, converted, self.test, threads=threads).metrics)
+
+    def cells(self, result: Mapping[str, float]) -> tuple[str, ...]:
+        return f"{result['perplexity']:.2f}", f"{result['kl']:.3f}", f"{result['top1']:.1%}"
+
+
+class MiniLM:
+    """Mean over the layers of their outputs' SQNR on float operands, and the embeddings, on unseen text."""
+
+    name = "minilm"
+    heading = (
+        "weights",
+        "layer output SQNR, dB",
+        "embedding cosine",
+        "rank agreement",
+        "convert, s",
+        "peak memory, MB",
+    )
+
+    def __init__(self, cache: Path, windows: int) -> None:
+        folder = minilm(cache)
+        self.model = folder / "model.onnx"
+        tokens = _tokens(folder)
+        chosen = spread(tokens[: len(tokens) // SENTENCE * SENTENCE].reshape(-1, SENTENCE), 2 * SENTENCES)
+        self.test, self.calibration = chosen[0::2], chosen[1::2]
+
+    def measure(self, converted: Path, threads: int) -> dict[str, float]:
+        metrics = dict(evaluate(self.model, converted, self.test, threads=threads).metrics)
+        return metrics | {"sqnr_db": layer_sqnr(self.model, converted, self.test, threads)}
+
+    def cells(self, result: Mapping[str, float]) -> tuple[str, ...]:
+        return f"{result['sqnr_db']:.2f}", f"{result['cosine']:.4f}", f"{result['rank_agreement']:.4f}"
+
+
+def _tokens(folder: Path) -> Tokens:
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return np.array(tokenizer.encode(text(), add_special_tokens=False).ids, np.int64)
+
+
+def layer_sqnr(model: Path, converted: Path, data: Sequence[Tokens], threads: int) -> float:
+    """Mean over converted layers of 10*log10(|xW|^2 / |x(W - Q)|^2), x the layer's operand in the float model.
+
+    Activations are not rounded here: the figure is of the weights.
+    """
+    nodes = {n.outputs[0].name: n for n in model_io.load(converted).model.graph if n.domain == "mxort"}
+    source = model_io.load(model)
+    values = []
+
+    def compare(site: sites.Site, statistics: Any) -> None:
+        # A folded bias gives the operator the name of the Add's output.
+        output = (site.bias_node or site.node).outputs[0].name
+        node = nodes[output]
+        codes, scales, multiplier = (node.inputs[i].const_value.numpy() for i in (1, 2, 3))
+        stored = dequantize(codes, scales) * multiplier[:, None]
+        weight = stages.float_weight(site) * np.float32(site.alpha)
+        error = hadamard_rotate(stored, node.attributes.get_int("rotation", 1)) - weight
+        signal, noise = (
+            np.einsum("nj,jk,nk->", w, statistics.hessian, w, optimize=True) for w in (weight, error)
+        )
+        values.append(10 * np.log10(signal / noise))
+
+    found = [s for s in sites.find(source.model, sites.Selection(min_elements=1024)) if not s.skip]
+    plain = calibrate.Operator(1, "none", 1)
+    feeds = packing.calibration_data.samples(data, source.model, str(model))
+    settings = calibrate.Settings(lambda site: plain, sequential=False, threads=threads)
+    calibrate.run(source.model, found, feeds, compare, settings)
+    return float(np.mean(values))
+
+
+def measure(subject: SmolLM2 | MiniLM, row: Row, folder: Path, threads: int) -> dict[str, float]:
+    """Convert, in a process of its own whose memory is its own, and measure one row."""
+    target = folder / f"{subject.name}-{row.key}.onnx"
+    flags = [
+        f"--{name.replace('_', '-')}={value}" for name, value in row.options.items() if value is not False
+    ]
+    flags += [f"--no-{name.replace('_', '-')}" for name, value in row.options.items() if value is False]
+    if row.calibrated:
+        data = folder / f"{subject.name}-{len(subject.calibration)}"
+        data.mkdir(exist_ok=True)
+        for number, tokens in enumerate(subject.calibration):
+            np.save(data / f"{number:04}.npy", tokens)
+        flags += ["--calibration", str(data), "--threads", str(threads)]
+    command = [sys.executable, "-m", "mxort.cli", "convert", str(subject.model), "-o", str(target), "--json"]
+    done = subprocess.run([*command, *flags], capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(done.stderr.strip())
+    report = mxort.Report.from_json(done.stdout)
+    result = subject.measure(target, threads)
+    target.unlink()
+    return result | {
+        "seconds": report.seconds,
+        "peak_mb": report.peak_rss_bytes / 1e6,
+        "weight_sqnr_db": report.mean_sqnr_db or math.inf,
+    }
+
+
+def table(subject: SmolLM2 | MiniLM, results: Mapping[str, Mapping[str, float]]) -> str:
+    """The finished rows as Markdown."""
+    lines = ["| " + " | ".join(subject.heading) + " |", "|---" + "|---:" * (len(subject.heading) - 1) + "|"]
+    if reference := next((r["perplexity_reference"] for r in results.values() if "perplexity" in r), None):
+        lines.append(f"| fp32 | {reference:.2f} | 0 | 100% | | |")
+    for row in ROWS:
+        if row.key in results:
+            r = results[row.key]
+            cost = [f"{r[name]:.0f}" if name in r else "" for name in ("seconds", "peak_mb")]
+            cells = (row.label, *subject.cells(r), *cost)
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def write(document: Path, name: str, text: str) -> None:
+    """Replaces what stands between the markers of ``name``."""
+    begin, end = f"<!-- {name} -->", f"<!-- end {name} -->"
+    old = document.read_text()
+    if begin not in old or end not in old:
+        raise SystemExit(f"error: {document}: no markers {begin} and {end}")
+    document.write_text(re.sub(f"{begin}.*{end}", f"{begin}\n{text}\n{end}", old, flags=re.DOTALL))
+
+
+def main() -> None:
+    """Measure the rows that are not measured yet and write the document."""
+    parser = argparse.ArgumentParser(description="Measure the accuracy of conversions.")
+    parser.add_argument("--models", nargs="+", choices=("smollm2", "minilm"), default=("minilm", "smollm2"))
+    parser.add_argument(
+        "--rows", nargs="+", choices=[row.key for row in ROWS], metavar="ROW", help="only these"
+    )
+    parser.add_argument(
+        "--windows", type=int, default=128, help="SmolLM2's calibration windows of 512 tokens"
+    )
+    parser.add_argument("--threads", type=int, default=0, help="default: all cores")
+    parser.add_argument("--fresh", action="store_true", help="forget finished rows")
+    parser.add_argument("--cache", type=Path, default=CACHE, help="where models are kept (build/models)")
+    arguments = parser.parse_args()
+    folder = arguments.cache.parent / "accuracy"
+    folder.mkdir(exist_ok=True)
+    for kind in (SmolLM2, MiniLM):
+        if kind.name not in arguments.models:
+            continue
+        subject = kind(arguments.cache, arguments.windows)
+        kept = folder / f"{kind.name}-{len(subject.calibration)}.json"
+        results = {} if arguments.fresh or not kept.exists() else json.loads(kept.read_text())
+        for row in ROWS:
+            if row.key in results or (arguments.rows and row.key not in arguments.rows):
+                continue
+            print(f"{kind.name}: {row.label}", file=sys.stderr, flush=True)
+            results[row.key] = measure(subject, row, folder, arguments.threads)
+            kept.write_text(json.dumps(results, indent=2) + "\n")
+            print(json.dumps(results[row.key]), file=sys.stderr, flush=True)
+            write(DOCUMENT, kind.name, table(subject, results))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ModelError, mxort.MxortError) as error:
+        sys.exit(f"error: {error}")

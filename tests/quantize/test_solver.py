@@ -1,0 +1,288 @@
+"""Calibrated rounding: by hand where that can be done, by exhaustion where the values are few."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from mxort.errors import MxortError
+from mxort.formats import ACTIVATION_FORMATS, BLOCK_SIZE, E2M1, dequantize_mxfp4, hadamard_rotate, to_blocks
+from mxort.quantize import ALGORITHMS, Settings, Statistics, base, gptq, rtn
+from mxort.scales import quantize_blocks
+
+torch = pytest.importorskip("torch")
+from mxort.quantize import solver  # noqa: E402
+from mxort.quantize.moments import Moments, round_activations  # noqa: E402
+
+
+def statistics(x, wanted=None):
+    """Those of the rows x, in float64."""
+    x = x.astype(np.float64)
+    n = len(x)
+    drift = None if wanted is None else (wanted - x).T @ x / n
+    return Statistics(x.T @ x / n, x.mean(0), np.abs(x).max(0), n, drift)
+
+
+def correlated(n=500, k=96, seed=0):
+    """Operand rows whose columns say much about each other, at different scales."""
+    rng = np.random.default_rng(seed)
+    mix = rng.standard_normal((k, k)) * rng.lognormal(0, 1, (k, 1))
+    return (rng.standard_normal((n, k // 4)) @ mix[: k // 4] + 0.1 * rng.standard_normal((n, k))).astype(
+        np.float32
+    )
+
+
+def weight(n=40, k=96, seed=1):
+    return np.random.default_rng(seed).standard_normal((n, k)).astype(np.float32)
+
+
+def dequantized(q, k):
+    return dequantize_mxfp4(q.codes, q.scales, k).astype(np.float64) * q.column_scale[:, None]
+
+
+def losses(w, q, hessian):
+    error = w - dequantized(q, w.shape[1])
+    return np.einsum("nj,jk,nk->n", error, hessian, error)
+
+
+def problem_of(hessian):
+    """A problem with the statistics of ``hessian`` [2, 2] in a block of otherwise dead inputs, not damped."""
+    full = np.zeros((BLOCK_SIZE, BLOCK_SIZE))
+    full[:2, :2] = hessian
+    zeros = np.zeros(BLOCK_SIZE)
+    return solver.prepare(Statistics(full, zeros, zeros, 1), 0.0)
+
+
+@pytest.mark.parametrize(
+    ("hessian", "row", "expected"),
+    [
+        # First 1.2 -> 1, 0.2 too little. The second, whose best is now 2.4 + 0.2 * 1/1 = 2.6, becomes 3.
+        ([[2, 1], [1, 1]], (1.2, 2.4), (1, 3)),
+        # The same columns the other way round: the larger second moment is rounded first all the same.
+        ([[1, 1], [1, 2]], (2.4, 1.2), (3, 1)),
+        # Nothing in common: to nearest.
+        ([[2, 0], [0, 1]], (1.2, 2.4), (1, 2)),
+        # Opposed inputs: 2.4 - 0.2 = 2.2.
+        ([[2, -1], [-1, 1]], (1.2, 2.4), (1, 2)),
+        # 0.5 of the error 0.2 arrives: 2.45 + 0.1 = 2.55.
+        ([[2, 0.5], [0.5, 1]], (1.2, 2.45), (1, 3)),
+    ],
+)
+def test_two_columns_by_hand(hessian, row, expected):
+    wanted = torch.zeros(BLOCK_SIZE, 1)
+    wanted[:2, 0] = torch.tensor(row)
+    values = solver.gptq(problem_of(hessian), wanted, torch.ones_like(wanted))
+    assert tuple(values[:2, 0].tolist()) == expected
+    assert not values[2:].any()
+
+
+def test_order_keeps_every_value_in_its_place():
+    """Without correlation GPTQ is rounding to nearest, whatever the order; panels of 128 included."""
+    k = 320
+    rng = np.random.default_rng(2)
+    hessian = np.diag(rng.lognormal(0, 2, k))
+    problem = solver.prepare(Statistics(hessian, np.zeros(k), np.zeros(k), 1), 0.01)
+    assert not torch.equal(problem.order, torch.arange(k))
+    wanted = torch.from_numpy(rng.standard_normal((k, 7), np.float32))
+    scales = torch.from_numpy(rng.lognormal(0, 1, (k, 7)).astype(np.float32))
+    values = solver.gptq(problem, wanted, scales)
+    np.testing.assert_array_equal(values, solver.round_e2m1(wanted / scales))
+
+
+def test_gptq_is_the_textbook_recursion():
+    """Against the definition: fix one value, move the free ones to their least-squares best, go on."""
+    x = correlated(k=160)
+    problem = solver.prepare(statistics(x), 0.01)
+    h = statistics(x).hessian
+    h = h + 0.01 * np.diag(h).mean() * np.eye(len(h))
+    w = weight(3, 160).astype(np.float64)
+    scale = 0.4
+    rest, expected = w.copy(), np.zeros_like(w)
+    free = list(np.argsort(-np.diag(h), kind="stable"))
+    while free:
+        k = free.pop(0)
+        expected[:, k] = E2M1.decode(E2M1.encode(rest[:, k] / scale)) * scale
+        if free:
+            error = rest[:, k] - expected[:, k]
+            rest[:, free] += error[:, None] * np.linalg.solve(h[np.ix_(free, free)], h[free, k])
+    wanted = torch.from_numpy(w.T.astype(np.float32)).contiguous()
+    values = solver.gptq(problem, wanted, torch.full_like(wanted, scale)).numpy().T * scale
+    assert (np.abs(values - expected) < 1e-6).mean() > 0.99  # a tie or two may fall the other way in float32
+
+
+@pytest.mark.parametrize("algorithm", ["gptq", "mr-gptq"])
+@pytest.mark.parametrize("multiplier", [False, True])
+@pytest.mark.parametrize("rows", [20, 500])
+@pytest.mark.parametrize("seed", range(3))
+def test_never_worse_than_rounding_to_nearest(algorithm, multiplier, rows, seed):
+    """Row by row, on the data it is calibrated on; fewer rows than columns included."""
+    x, w = correlated(rows, seed=seed), weight(seed=seed + 10)
+    found = statistics(x)
+    settings = Settings(column_multiplier=multiplier, statistics=found)
+    nearest = losses(w, rtn.quantize(w, settings), found.hessian)
+    got = losses(w, ALGORITHMS[algorithm].quantize(w, settings), found.hessian)
+    assert (got <= nearest * (1 + 1e-4)).all()
+    assert got.sum() < 0.5 * nearest.sum(), "correlated columns leave much to gain"
+
+
+def test_a_row_that_gptq_makes_worse_keeps_its_nearest():
+    """GPTQ is greedy: with the exact loss and no descent some rows end worse than they began."""
+    x, w = correlated(k=32, n=40, seed=5), weight(300, 32)
+    settings = Settings(statistics=statistics(x))
+    problem = solver.prepare(settings.statistics, 0.0)
+    start = rtn.quantize(w, settings)
+    greedy = solver.gptq(problem, torch.from_numpy(w.T.copy()), solver.Solution(*parts(start)).scales)
+    error = w - (greedy * solver.Solution(*parts(start)).scales).numpy().T
+    hessian = settings.statistics.hessian
+    nearest = losses(w, start, hessian)
+    assert (np.einsum("nj,jk,nk->n", error, hessian, error) > nearest).any(), "the case does not occur"
+    assert (losses(w, solver.solve(problem, w, start, 0), hessian) <= nearest * (1 + 1e-5)).all()
+
+
+def parts(q):
+    exponents = torch.from_numpy(q.scales.T.astype(np.int32) - 127)
+    return solver._values(q), exponents, torch.from_numpy(q.column_scale)
+
+
+def test_descent_ends_where_no_single_value_can_improve():
+    x, w = correlated(k=64), weight(3, 64)
+    found = statistics(x)
+    problem = solver.prepare(found, 0.01)
+    solution = solver.Solution(*parts(rtn.quantize(w, Settings())))
+    wanted = torch.from_numpy(w.T.copy())
+    history = []
+    for _ in range(15):
+        history.append(float(solver.loss(problem, wanted - solution.weights()).sum()))
+        solver.descend(problem, wanted, solution, 1)
+    assert history[-1] < 0.8 * history[0]
+    assert all(b <= a * (1 + 1e-5) for a, b in pairwise(history))
+    base, scales = solution.weights().numpy().T.astype(np.float64), solution.scales.numpy().T
+    error = w - base
+    best = np.einsum("nj,jk,nk->n", error, found.hessian, error)
+    for k in range(64):
+        for value in E2M1.values:
+            other = error.copy()
+            other[:, k] = w[:, k] - value * scales[:, k]
+            assert (np.einsum("nj,jk,nk->n", other, found.hessian, other) >= best * (1 - 1e-4)).all()
+
+
+def test_refit_finds_the_best_multiplier():
+    x, w = correlated(), weight()
+    problem, wanted = solver.prepare(statistics(x), 0.01), torch.from_numpy(w.T.copy())
+    solution = solver.Solution(*parts(rtn.quantize(w, Settings("floor"))))
+    solver.refit(problem, wanted, solution)
+    best, at = solver.loss(problem, wanted - solution.weights()), solution.multiplier
+    assert not torch.equal(at, torch.ones_like(at))
+    for factor in (0.99, 1.01):
+        solution.multiplier = at * factor
+        assert (solver.loss(problem, wanted - solution.weights()) > best).all()
+
+
+@pytest.mark.parametrize("rotation", [32, 64, 128])
+def test_rotation_changes_no_loss(rotation):
+    """Rows and statistics turn together: what is lost is the same to the rounding of float32."""
+    x, error = correlated(k=128), weight(k=128)
+    turned = statistics(x).rotated(rotation)
+    direct = statistics(hadamard_rotate(x, rotation))
+    np.testing.assert_allclose(turned.hessian, direct.hessian, atol=1e-5 * np.abs(direct.hessian).max())
+    np.testing.assert_allclose(turned.mean, direct.mean, atol=1e-5)
+    assert (turned.absmax >= direct.absmax - 1e-5).all()
+    h = statistics(x).hessian
+    before = np.einsum("nj,jk,nk->n", error, h, error)
+    rotated = hadamard_rotate(error, rotation)
+    np.testing.assert_allclose(np.einsum("nj,jk,nk->n", rotated, turned.hessian, rotated), before, rtol=1e-5)
+
+
+def test_inputs_that_were_always_zero():
+    """Their weights are kept, as nearly as they can be: other data may not have zeros there."""
+    x, w = correlated(), weight()
+    dead = np.arange(96) % 5 == 0
+    x[:, dead] = 0
+    q = gptq.quantize(w, Settings(statistics=statistics(x)))
+    error = np.abs(w - dequantized(q, 96))[:, dead]
+    assert error.max() <= np.abs(w).max() / 6 + 0.1, "no error of a live input ends in a dead one"
+    x[:] = 0
+    settings = Settings(statistics=statistics(x))
+    nothing, nearest = (dequantized(f(w, settings), 96) for f in (gptq.quantize, rtn.quantize))
+    assert (((nothing - w) ** 2).sum(axis=1) <= ((nearest - w) ** 2).sum(axis=1) * (1 + 1e-5)).all()
+
+
+def test_padding_stays_zero():
+    """Code 0 behind K, as docs/format.md has it, and no negative zero."""
+    x, w = correlated(), weight()
+    x[:, 70:] = w[:, 70:] = 0
+    q = gptq.quantize(w, Settings(statistics=statistics(x)))
+    assert not q.codes[:, 35:48].any()
+
+
+def test_singular_hessian_falls_back_with_a_note():
+    x, w = correlated(n=1), weight()
+    settings = Settings(statistics=statistics(x), damping=0.0)
+    q = gptq.quantize(w, settings)
+    assert "singular" in q.note
+    np.testing.assert_array_equal(q.codes, rtn.quantize(w, settings).codes)
+
+
+def test_not_finite():
+    w = weight()
+    w[3, 4] = np.nan
+    assert not gptq.quantize(w, Settings(statistics=statistics(correlated()))).finite
+
+
+def test_drift_is_made_good():
+    """The corrected row minimises |w x' - v x|^2 + ridge |v - w|^2, checked against numpy's least squares."""
+    x = correlated()
+    wanted = (x + 0.3 * correlated(seed=3)).astype(np.float32)
+    found = statistics(x, wanted)
+    problem, w = solver.prepare(found, 0.01), weight()
+    ridge = solver.DRIFT_DAMPING * np.diag(found.hessian).mean()
+    a = np.concatenate([x / np.sqrt(len(x)), np.sqrt(ridge) * np.eye(96)])
+    b = np.concatenate([wanted @ w.T / np.sqrt(len(x)), np.sqrt(ridge) * w.T])
+    best = np.linalg.lstsq(a, b, rcond=None)[0].T
+    np.testing.assert_allclose(solver.wanted_rows(problem, w), best, atol=2e-3)
+
+
+def test_round_e2m1():
+    x = np.concatenate([np.arange(-8, 8.01, 1 / 64), [1e-30, 1e30, -1e30]]).astype(np.float32)
+    np.testing.assert_array_equal(solver.round_e2m1(torch.from_numpy(x)), E2M1.decode(E2M1.encode(x)))
+
+
+@pytest.mark.parametrize("name", [name for name, fmt in ACTIVATION_FORMATS.items() if fmt])
+def test_activations_are_rounded_as_the_operator_does(name):
+    fmt = ACTIVATION_FORMATS[name]
+    rng = np.random.default_rng(4)
+    x = (rng.standard_normal((200, 96)) * rng.lognormal(0, 6, (200, 1))).astype(np.float32)
+    x[0], x[1, :32], x[2] = 0, 2.0**-126, np.arange(96) * np.float32(2**90)
+    codes, scales = quantize_blocks(to_blocks(x), fmt, "even")
+    exact = (fmt.decode(codes).astype(np.float64) * 2.0 ** (scales.astype(int)[..., None] - 127)).reshape(
+        x.shape
+    )
+    np.testing.assert_array_equal(round_activations(torch.from_numpy(x), fmt), exact.astype(np.float32))
+
+
+@pytest.mark.parametrize("activation_format", ["none", "mxfp4"])
+def test_moments_are_those_of_the_operand(activation_format):
+    x, wanted = correlated(k=64), correlated(k=64, seed=9)
+    moments = Moments(64, 32, activation_format)
+    for part in np.array_split(np.arange(len(x)), 3):
+        moments.add(x[part], wanted[part])
+    got = moments.statistics()
+    operand, target = hadamard_rotate(x, 32), hadamard_rotate(wanted, 32)
+    if fmt := ACTIVATION_FORMATS[activation_format]:
+        operand = round_activations(torch.from_numpy(operand), fmt).numpy()
+    want = statistics(operand, target)
+    for name in ("hessian", "mean", "drift"):
+        expected = getattr(want, name)
+        np.testing.assert_allclose(getattr(got, name), expected, atol=1e-4 * np.abs(expected).max())
+    assert got.rows == len(x)
+
+
+def test_without_torch(monkeypatch):
+    def missing(name):
+        raise ImportError("No module named 'torch'")
+
+    monkeypatch.setattr(base, "import_module", missing)
+    with pytest.raises(MxortError, match=r"needs torch .*mxort\[calibrate\]"):
+        gptq.quantize(weight(), Settings(statistics=statistics(correlated())))
