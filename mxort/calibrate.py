@@ -140,6 +140,7 @@ class _Run:
         options = self._runtime.SessionOptions()
         options.intra_op_num_threads = self._settings.threads
         options.log_severity_level = 4
+        options.enable_cpu_mem_arena = False  # results are kept: an arena that they lie in would be kept whole
         try:
             proto = stage.proto(self._model, dtypes)
             return self._runtime.InferenceSession(
