@@ -7,6 +7,7 @@ quantised before it, in a single pass over the model, and only the values alive 
 
 from __future__ import annotations
 
+import ctypes
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -114,6 +115,7 @@ class _Run:
                     self._apply(site, results[site.node], count)
             for stream in self._streams:
                 stream.drop(stage.dead)
+            _return_free_memory()
 
     def _collect(self, stage: Stage, count: int) -> dict[_Operand, Statistics]:
         """Runs the stage's nodes on every sample and gathers the statistics of the sites' operands."""
@@ -140,6 +142,9 @@ class _Run:
         options = self._runtime.SessionOptions()
         options.intra_op_num_threads = self._settings.threads
         options.log_severity_level = 4
+        options.enable_cpu_mem_arena = (
+            False  # results are kept: an arena that they lie in would be kept whole
+        )
         try:
             proto = stage.proto(self._model, dtypes)
             return self._runtime.InferenceSession(
@@ -204,6 +209,13 @@ def _kernel(site: Site, result: Result, threads: int) -> Layer:
         operator.accuracy_level,
     )
     return lambda a: node(a, threads)
+
+
+def _return_free_memory() -> None:
+    """Gives what is free back to the system: glibc keeps pages that were free once between those in use."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # not in musl
+    if trim is not None:
+        trim(0)
 
 
 class _Store:

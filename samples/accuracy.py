@@ -184,6 +184,7 @@ def measure(subject: SmolLM2 | MiniLM, row: Row, folder: Path, threads: int) -> 
     report = mxort.Report.from_json(done.stdout)
     result = subject.measure(target, threads)
     target.unlink()
+    target.with_name(target.name + ".data").unlink(missing_ok=True)
     return result | {
         "seconds": report.seconds,
         "peak_mb": report.peak_rss_bytes / 1e6,
