@@ -1,7 +1,7 @@
 # make demo        convert and run two real models (a few minutes; does all set-up itself)
 # make check       everything that must hold: format, lint, types, tests, sanitizers
 # make check-full  the same with the exhaustive sweeps
-# make bench       measure the kernels and write docs/performance.md's numbers
+# make bench       measure the operator beside ONNX Runtime's own, in turns
 # make accuracy    measure the conversions on two models and write docs/accuracy.md's tables (hours; resumes)
 # make clean       remove what the above made
 PYTHON := .venv/bin/python
