@@ -244,7 +244,7 @@ def main() -> None:
             results[row.key] = measure(subject, row, folder, arguments.threads)
             kept.write_text(json.dumps(results, indent=2) + "\n")
             print(json.dumps(results[row.key]), file=sys.stderr, flush=True)
-            write(DOCUMENT, kind.name, table(subject, results))
+        write(DOCUMENT, kind.name, table(subject, results))
 
 
 if __name__ == "__main__":
