@@ -50,8 +50,9 @@ size_t PanelBytes(const MatMulSpec& spec, int) {
 
 // The tile unit treats subnormals as zero, so rows and weights keep well away from them: 2^-60 each, hence 2^-120 at
 // the least for a product of two block maxima.
+constexpr int kPlainExponent = 60;
 MXORT_INLINE bool TileActivation(unsigned absmax) {
-  constexpr unsigned kSmallest = static_cast<unsigned>(kScaleBias - kPlainScaleExponent) << kFloatMantissaBits;
+  constexpr unsigned kSmallest = static_cast<unsigned>(kScaleBias - kPlainExponent) << kFloatMantissaBits;
   return absmax == 0 || absmax >= kSmallest;
 }
 
@@ -179,6 +180,8 @@ void Compute(const MatMulArgs& args, Range panels, Range strips) {
 
 }  // namespace
 
-const Kernel kAmx = {"avx512_amx", &kStrip16, HasAmx, Everything, MaxPanelRows, PanelBytes, Prepare, Compute, 16, true};
+const Kernel kAmx = {
+    "avx512_amx", &kStrip16, HasAmx,  Everything, MaxPanelRows,
+    PanelBytes,   Prepare,   Compute, 16,         {kScaleBias - kPlainExponent, kScaleBias + kPlainExponent}};
 
 }  // namespace mxort

@@ -157,7 +157,7 @@ MXORT_INLINE void VnniTile(const MatMulArgs& args, int64_t panel, int64_t strip)
           Multiply4(dot[i], high, quads + 4);
         }
       }
-      const __m512 weight_scale = LoadScales16(weight_scales);
+      const __m512 weight_scale = LoadNormalScales16(weight_scales);
 #pragma GCC unroll 16
       for (int r = 0; r < kRows; ++r) {
         __m512i exact = dot[r * kTerms];
@@ -202,6 +202,7 @@ void Compute(const MatMulArgs& args, Range panels, Range strips) {
 
 }  // namespace
 
-const Kernel kAvx512Vnni = {"avx512_vnni", &kStrip16, HasVnni, Supports, MaxPanelRows, PanelBytes, Prepare, Compute};
+const Kernel kAvx512Vnni = {"avx512_vnni", &kStrip16, HasVnni, Supports, MaxPanelRows,
+                            PanelBytes,    Prepare,   Compute, 1,        kNormalScales};
 
 }  // namespace mxort

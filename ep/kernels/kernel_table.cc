@@ -55,9 +55,9 @@ Kernels SelectKernels(const MatMulSpec& spec, const CpuFeatures& cpu, const std:
   return kernels;
 }
 
-const Kernel& KernelFor(const Kernels& kernels, int64_t rows, bool plain_scales) {
+const Kernel& KernelFor(const Kernels& kernels, int64_t rows, const ScaleRange& scales) {
   for (const Kernel* kernel : kernels) {
-    if (rows >= kernel->min_rows && (plain_scales || !kernel->needs_plain_scales)) return *kernel;
+    if (rows >= kernel->min_rows && kernel->scales.Holds(scales)) return *kernel;
   }
   return *kernels.back();  // every table ends in rows that take everything
 }

@@ -24,20 +24,6 @@ namespace {
 template <class T>
 using Array = py::array_t<T, py::array::c_style>;
 
-// This module's own threads: conversion and benchmarks run outside of any ONNX Runtime session.
-ParallelFor ThreadedFor(int threads) {
-  if (threads <= 1) return SerialFor;
-  return [threads](int64_t tasks, const std::function<void(int64_t)>& body) {
-    std::vector<std::thread> pool;
-    const auto run = [&](int64_t t) {
-      for (int64_t i = tasks * t / threads; i < tasks * (t + 1) / threads; ++i) body(i);
-    };
-    for (int t = 1; t < threads; ++t) pool.emplace_back(run, t);
-    run(0);
-    for (std::thread& thread : pool) thread.join();
-  };
-}
-
 ScaleRule RuleOf(const std::string& name) {
   if (name == "floor") return ScaleRule::kFloor;
   if (name == "even") return ScaleRule::kEven;
@@ -91,7 +77,7 @@ class Node {
     packed_ = SharedPackedWeights(spec_, *kernels_[0]->layout, {codes_.data(), scales_.data()});
   }
 
-  std::string KernelOf(int64_t rows) const { return KernelFor(kernels_, rows, packed_->plain_scales()).name; }
+  std::string KernelOf(int64_t rows) const { return KernelFor(kernels_, rows, packed_->scales()).name; }
   size_t packed_bytes() const { return packed_->bytes(); }
   uintptr_t packed_address() const { return reinterpret_cast<uintptr_t>(packed_->data()); }
 
@@ -168,7 +154,7 @@ std::string SelectFor(const std::vector<std::string>& features, const std::strin
   cpu.avx512_vnni_vbmi = has("avx512_vnni_vbmi");
   cpu.amx_bf16 = has("amx_bf16");
   const MatMulSpec spec = CheckAttributes({kBlockSize, 1, 1, activation_format, accuracy_level});
-  return KernelFor(SelectKernels(spec, cpu, first), rows, true).name;
+  return KernelFor(SelectKernels(spec, cpu, first), rows, {kScaleBias, kScaleBias}).name;
 }
 
 // The GPU code objects of this build: (source, architecture, bytes). Empty where there was no compiler for them.
