@@ -15,7 +15,7 @@
 #include "kernels/cpu_kernels.h"
 #include "kernels/float_kernel.h"
 
-#if defined(MXORT_EMULATE_AMX)
+#if defined(MXORT_EMULATE)
 #include "kernels/amx_emulated.h"
 #else
 #include "kernels/amx_tiles.h"
@@ -30,7 +30,7 @@ constexpr int kTileBytes = 64 * kTile;  // a full tile
 constexpr int kChunkBlocks = 16;        // 512 K: 32 KB of decoded weights
 constexpr int kPanelsAtOnce = 16;       // 64 KB of sums
 
-#if defined(MXORT_EMULATE_AMX)
+#if defined(MXORT_EMULATE)
 bool HasAmx(const CpuFeatures& cpu) { return cpu.avx512; }
 #else
 bool HasAmx(const CpuFeatures& cpu) { return cpu.avx512 && cpu.amx_bf16; }

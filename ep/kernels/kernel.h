@@ -109,7 +109,9 @@ MXORT_INLINE bool PlainActivation(unsigned absmax) {
 struct CpuFeatures {
   bool avx2_fma = false;          // AVX2, FMA, F16C
   bool avx512 = false;            // AVX-512 F, BW, DQ, VL
-  bool avx512_vnni_vbmi = false;  // avx512 and VNNI, VBMI
+  bool avx512_vnni = false;       // avx512 and VNNI
+  bool avx512_vnni_vbmi = false;  // avx512_vnni and VBMI
+  bool avx_vnni = false;          // avx2_fma and AVX-VNNI
   bool amx_bf16 = false;          // AMX tiles and bf16, and the kernel lets this process use them
 };
 CpuFeatures DetectCpu();
