@@ -68,17 +68,19 @@ __attribute__((target("avx512f"))) void ReadAvx512(const uint8_t* p, int64_t lin
 // which costs power, not time.
 #define MXORT_PEAK(name, isa, instruction, r)                                                                        \
   __attribute__((target(isa))) void name(int64_t steps) {                                                            \
-    asm volatile("vpxorq %%" r "14,%%" r "14,%%" r "14\n\tvpxorq %%" r "15,%%" r "15,%%" r                           \
-                 "15\n"                                                                                              \
-                 "1:\n\t.irp i,0,1,2,3,4,5,6,7,8,9,10,11,12,13\n\t" instruction " %%" r "14,%%" r "15,%%" r          \
-                 "\\i\n"                                                                                             \
-                 "\t.endr\n\tdec %0\n\tjnz 1b"                                                                       \
-                 : "+r"(steps)                                                                                       \
-                 :                                                                                                   \
-                 : "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", "xmm11", \
-                   "xmm12", "xmm13", "xmm14", "xmm15", "cc");                                                        \
+    asm volatile(                                                                                                    \
+        "vxorps %%xmm14,%%xmm14,%%xmm14\n\tvxorps %%xmm15,%%xmm15,%%xmm15\n"                                         \
+        "1:\n\t.irp i,0,1,2,3,4,5,6,7,8,9,10,11,12,13\n\t" instruction " %%" r "14,%%" r "15,%%" r                   \
+        "\\i\n"                                                                                                      \
+        "\t.endr\n\tdec %0\n\tjnz 1b"                                                                                \
+        : "+r"(steps)                                                                                                \
+        :                                                                                                            \
+        : "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", "xmm11", "xmm12", \
+          "xmm13", "xmm14", "xmm15", "cc");                                                                          \
   }
 constexpr int kProductsPerStep = 14;
+MXORT_PEAK(PeakFma256, "avx2,fma", "vfmadd231ps", "ymm")
+MXORT_PEAK(PeakVnni256, "avx2", "{vex} vpdpbusd", "ymm")
 MXORT_PEAK(PeakFma512, "avx512f", "vfmadd231ps", "zmm")
 MXORT_PEAK(PeakVnni512, "avx512f,avx512vnni", "vpdpbusd", "zmm")
 MXORT_PEAK(PeakBf16, "avx512f,avx512bf16", "vdpbf16ps", "zmm")
@@ -104,9 +106,10 @@ void PeakAmxBf16(int64_t steps) {
 }
 #endif
 
-// A unit that multiplies: what one step of `run` computes, counting a multiplication and an addition as two.
+// A unit that multiplies: what one step of `run` computes, counting a multiplication and an addition as two. Of one
+// name the first that is available counts.
 struct Unit {
-  const char* name;
+  std::string name;
   bool available;
   void (*run)(int64_t steps);
   double operations_per_step;
@@ -115,10 +118,12 @@ struct Unit {
 std::vector<Unit> Units() {
 #if defined(__x86_64__)
   const CpuFeatures cpu = DetectCpu();
-  constexpr double kLanes = 16;  // of 32 bits
+  constexpr double kLanes = 16, kHalf = kLanes / 2;  // of 32 bits
   return {
       {"fma", cpu.avx512, PeakFma512, kProductsPerStep * kLanes * 2},
-      {"vnni", cpu.avx512_vnni_vbmi, PeakVnni512, kProductsPerStep * kLanes * 8},
+      {"fma", cpu.avx2_fma, PeakFma256, kProductsPerStep * kHalf * 2},
+      {"vnni", cpu.avx512_vnni, PeakVnni512, kProductsPerStep * kLanes * 8},
+      {"vnni", cpu.avx_vnni, PeakVnni256, kProductsPerStep * kHalf * 8},
       {"bf16", cpu.avx512 && __builtin_cpu_supports("avx512bf16"), PeakBf16, kProductsPerStep * kLanes * 4},
       {"amx", cpu.amx_bf16, PeakAmxBf16, 4 * kLanes * kLanes * 32 * 2},
   };
@@ -144,15 +149,17 @@ double ReadSeconds(const py::array_t<uint8_t, py::array::c_style>& data, int thr
 
 double PeakRate(const std::string& name, int threads) {
   if (threads < 1) throw std::invalid_argument("threads: got " + std::to_string(threads) + ", expected 1 or more");
+  bool known = false;
   for (const Unit& unit : Units()) {
-    if (unit.name != name) continue;
-    if (!unit.available) throw std::invalid_argument("this CPU has no " + name + " unit");
+    known = known || unit.name == name;
+    if (unit.name != name || !unit.available) continue;
     constexpr double kOperations = 5e8;  // one to several milliseconds
     const auto steps = static_cast<int64_t>(kOperations / unit.operations_per_step);
     const py::gil_scoped_release release;
     const double seconds = TimeTogether(threads, [&](int) { unit.run(steps); });
     return static_cast<double>(steps) * unit.operations_per_step * threads / seconds;
   }
+  if (known) throw std::invalid_argument("this CPU has no " + name + " unit");
   throw std::invalid_argument("unit: got '" + name + "', expected fma, vnni, bf16 or amx");
 }
 
