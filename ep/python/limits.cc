@@ -80,7 +80,7 @@ __attribute__((target("avx512f"))) void ReadAvx512(const uint8_t* p, int64_t lin
   }
 constexpr int kProductsPerStep = 14;
 MXORT_PEAK(PeakFma256, "avx2,fma", "vfmadd231ps", "ymm")
-MXORT_PEAK(PeakVnni256, "avx2", "{vex} vpdpbusd", "ymm")
+MXORT_PEAK(PeakVnni256, "avx2", "%{vex%} vpdpbusd", "ymm")  // AVX-VNNI, not AVX-512
 MXORT_PEAK(PeakFma512, "avx512f", "vfmadd231ps", "zmm")
 MXORT_PEAK(PeakVnni512, "avx512f,avx512vnni", "vpdpbusd", "zmm")
 MXORT_PEAK(PeakBf16, "avx512f,avx512bf16", "vdpbf16ps", "zmm")
