@@ -65,10 +65,10 @@ def openvino_f4e2m1(codes: NDArray[np.uint8], scales: NDArray[np.uint8], k: int,
     settings = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1}
     compiled = ov.Core().compile_model(ov.Model([y], [a]), "CPU", settings)
 
-    def bind(rows: NDArray[np.float32]) -> tuple[Any, Any]:
+    def bind(rows: NDArray[np.float32]) -> tuple[Any, Any, Any]:
         request = compiled.create_infer_request()
         request.set_input_tensor(ov.Tensor(rows, shared_memory=True))
-        return request.infer, lambda: (kept, rows) and request.get_output_tensor().data
+        return request.infer, lambda: request.get_output_tensor().data, (kept, rows)
 
     return bind
 

@@ -68,10 +68,11 @@ def int8_columns(w: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.f
 @dataclass(frozen=True)
 class Bound:
     """A candidate at work on one A: ``seconds()`` runs it once and says how long that took, ``result()`` is
-    float32 [M, N] of the last run."""
+    float32 [M, N] of the last run. ``kept`` is memory that the other library only refers to."""
 
     seconds: Callable[[], float]
     result: Callable[[], NDArray[np.float32]]
+    kept: Any = None
 
 
 Bind = Callable[[Activation], Bound]
@@ -101,7 +102,7 @@ class Peer:
         return self.name.partition("@")[0]
 
 
-def timed(run: Callable[[], Any], result: Callable[[], NDArray[np.float32]]) -> Bound:
+def timed(run: Callable[[], Any], result: Callable[[], NDArray[np.float32]], kept: Any = None) -> Bound:
     """The Bound of a function that computes."""
 
     def seconds() -> float:
@@ -109,7 +110,7 @@ def timed(run: Callable[[], Any], result: Callable[[], NDArray[np.float32]]) -> 
         run()
         return time.perf_counter() - start
 
-    return Bound(seconds, result)
+    return Bound(seconds, result, kept)
 
 
 def session_peer(model: bytes, threads: int) -> Bind:
@@ -121,9 +122,10 @@ def session_peer(model: bytes, threads: int) -> Bind:
         binding = session.io_binding()
         n = session.get_outputs()[0].shape[-1]
         y = value(np.zeros((len(a), n), np.float32))
-        binding.bind_ortvalue_input("A", value(a))
+        rows = value(a)  # refers to the array's memory, and the binding to that
+        binding.bind_ortvalue_input("A", rows)
         binding.bind_ortvalue_output("Y", y)
-        return timed(lambda: session.run_with_iobinding(binding), y.numpy)
+        return timed(lambda: session.run_with_iobinding(binding), y.numpy, rows)
 
     return bind
 
