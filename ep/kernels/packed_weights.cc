@@ -10,7 +10,6 @@
 #include <vector>
 
 #include "kernels/layout.h"
-#include "kernels/parallel.h"
 
 namespace mxort {
 namespace {
@@ -33,14 +32,15 @@ ScaleRange Scales(const MatMulSpec& spec, const Weights& weights, int64_t begin,
 
 void PackedWeights::Free::operator()(uint8_t* p) const { ::operator delete(p, kAlignment); }
 
-PackedWeights::PackedWeights(const MatMulSpec& spec, const WeightLayout& layout, const Weights& weights)
+PackedWeights::PackedWeights(const MatMulSpec& spec, const WeightLayout& layout, const Weights& weights,
+                             const ParallelFor& parallel)
     : bytes_(layout.bytes(spec)),
       scales_{kScaleBias, kScaleBias},
       data_(static_cast<uint8_t*>(::operator new(std::max<size_t>(1, bytes_), kAlignment))) {
   const int64_t strips = StripsOf(spec.N);
   const int64_t tasks = std::clamp<int64_t>(static_cast<int64_t>(bytes_) / kTaskBytes, 1, strips);
   std::vector<ScaleRange> ranges(static_cast<size_t>(tasks));
-  ThreadedFor(0)(tasks, [&](int64_t task) {
+  parallel(tasks, [&](int64_t task) {
     const int64_t begin = strips * task / tasks, end = strips * (task + 1) / tasks;
     layout.pack(spec, weights, begin, end, data_.get());
     ranges[static_cast<size_t>(task)] = Scales(spec, weights, begin, end);
@@ -66,12 +66,13 @@ std::shared_ptr<const PackedWeights> SharedPackedWeights(const MatMulSpec& spec,
   std::weak_ptr<const PackedWeights>& slot = cache[key];
   if (auto existing = slot.lock()) return existing;
   // The deleter drops the dead entry, so that the map does not grow with every model that was ever loaded.
-  std::shared_ptr<const PackedWeights> packed(new PackedWeights(spec, layout, weights), [key](const PackedWeights* p) {
-    delete p;
-    const std::lock_guard<std::mutex> inner(mutex);
-    const auto it = cache.find(key);
-    if (it != cache.end() && it->second.expired()) cache.erase(it);
-  });
+  std::shared_ptr<const PackedWeights> packed(new PackedWeights(spec, layout, weights, ThreadedFor(0)),
+                                              [key](const PackedWeights* p) {
+                                                delete p;
+                                                const std::lock_guard<std::mutex> inner(mutex);
+                                                const auto it = cache.find(key);
+                                                if (it != cache.end() && it->second.expired()) cache.erase(it);
+                                              });
   slot = packed;
   return packed;
 }

@@ -5,13 +5,15 @@
 #include <memory>
 
 #include "kernels/kernel.h"
+#include "kernels/parallel.h"
 
 namespace mxort {
 
-// Weights in a kernel's layout, 64-byte aligned. Large ones are packed by several threads.
+// Weights in a kernel's layout, 64-byte aligned.
 class PackedWeights {
  public:
-  PackedWeights(const MatMulSpec& spec, const WeightLayout& layout, const Weights& weights);
+  PackedWeights(const MatMulSpec& spec, const WeightLayout& layout, const Weights& weights,
+                const ParallelFor& parallel);
   const uint8_t* data() const { return data_.get(); }
   size_t bytes() const { return bytes_; }
   const ScaleRange& scales() const { return scales_; }  // those that occur
@@ -25,7 +27,7 @@ class PackedWeights {
   std::unique_ptr<uint8_t[], Free> data_;
 };
 
-// Packs, or hands out what another session of this process has packed of the same content.
+// Packs by threads of its own, or hands out what another session of this process has packed of the same content.
 std::shared_ptr<const PackedWeights> SharedPackedWeights(const MatMulSpec& spec, const WeightLayout& layout,
                                                          const Weights& weights);
 
