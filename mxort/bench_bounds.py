@@ -21,6 +21,7 @@ _NAMES = {
     "mxort-int8": "level 4",
     "mxort-mxfp6": "mxfp6_e2m3",
     "mxort-mxfp4": "mxfp4",
+    "mxort-mxfp8": "mxfp8_e4m3",
     "ort-fp32": "ORT fp32",
     "ort-int4": "MatMulNBits acc0",
     "ort-int4-a8": "MatMulNBits acc4",
@@ -29,6 +30,7 @@ _NAMES = {
     "openvino-mxfp4": "OpenVINO f4e2m1",
     "ggml-mxfp4": "llama.cpp MXFP4",
     "read-mxfp4": "plain read",
+    "read-fp32": "plain read of fp32",
     "peak-amx": "AMX peak",
     "peak-fma": "FMA peak",
     "peak-vnni": "VNNI peak",
@@ -218,10 +220,8 @@ def _bound_by(row: Row, other: Row) -> tuple[str, float]:
         return "", inf
     nearest = max(share for share, _ in known)
     allowed = median_ms(other) / (median_ms(row) * nearest)
-    return (
-        f"{', '.join(f'{share:.0%} {name}' for share, name in known)}; the limit allows {allowed:.2g}x",
-        allowed,
-    )
+    text = ", ".join(f"{share:.0%} {name}" for share, name in known if share > nearest / 10)
+    return f"{text}; the limit allows {allowed:.2g}x", allowed
 
 
 def _scaling(rows: Iterable[Row]) -> tuple[str, float]:

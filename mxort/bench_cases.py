@@ -130,7 +130,7 @@ def _small(size: Size, place: Place) -> _Parts:
     pin(1)
     names = [*_SMALL_PEERS, "peak-fma"]
     shapes = [(m, k, n) for k, n in size.small_shapes for m in size.small_rows]
-    seconds = size.seconds / 6
+    seconds = size.seconds / 8
     return _from_ops(
         bench_ops(shapes, choose_peers(names), threads=1, runs=size.runs, warmup=1, max_seconds=seconds)
     )
@@ -260,6 +260,13 @@ def _quantize_nbits(source: Path, target: Path) -> None:
     quantizer.model.save_model_to_file(str(target), use_external_data_format=True)
 
 
+def forget_models(place: Place) -> None:
+    """Removes the converted models, so that they are made by the converter as it is now."""
+    for case in CASES.values():
+        if case.model:
+            shutil.rmtree(place.work / case.model, ignore_errors=True)
+
+
 def _variants(name: str, place: Place) -> dict[str, Path]:
     """The fp32 model and its variants, made where they are older than it or not there."""
     source = place.models / name / "model.onnx"
@@ -286,7 +293,7 @@ def _whole_model(name: str, prompt: int | None, size: Size, place: Place) -> _Pa
         threads=1,
         prompt=prompt or size.prompt,
         generate=size.generate,
-        max_seconds=5 * size.seconds,
+        max_seconds=4 * size.seconds,
         profile=True,
     )
     rows, values = [], {}
@@ -304,11 +311,11 @@ def _whole_model(name: str, prompt: int | None, size: Size, place: Place) -> _Pa
 
 @dataclass(frozen=True)
 class Case:
-    """``alone`` is False for what starts processes of its own."""
+    """``model`` is what a case of whole models runs: that starts processes of its own, as the others do not."""
 
     what: str
     run: Callable[[Size, Place], _Parts]
-    alone: bool = True
+    model: str = ""
 
 
 CASES: dict[str, Case] = {
@@ -320,13 +327,11 @@ CASES: dict[str, Case] = {
     "small": Case("small layers, hot", _small),
     "overhead": Case("one call of the smallest operator", _overhead),
     "memory": Case(f"{_LAYERS} layers of K = N = 4096 with external data", _memory),
-    "minilm": Case(
-        "paraphrase-MiniLM-L3-v2, 1 x 128 tokens", partial(_whole_model, "minilm", 128), alone=False
-    ),
+    "minilm": Case("paraphrase-MiniLM-L3-v2, 1 x 128 tokens", partial(_whole_model, "minilm", 128), "minilm"),
     "smollm2": Case(
         "SmolLM2-135M, prompt of 512 tokens; tokens one by one from an empty cache",
         partial(_whole_model, "smollm2", None),
-        alone=False,
+        "smollm2",
     ),
 }
 """On one thread unless said. Operators and models are measured with the settings of onnxruntime's default session."""
@@ -336,7 +341,7 @@ def measure(name: str, size: Size, place: Place) -> Measured:
     """Runs a case. Raises MxortError where this machine cannot, with the reason."""
     case = CASES[name]
     machine, start = describe_machine(), time.perf_counter()
-    if case.alone:
+    if not case.model:
         context = multiprocessing.get_context("spawn")  # nothing of this process's libraries and affinity
         with ProcessPoolExecutor(1, mp_context=context) as pool:
             rows, values, missing = pool.submit(_run, name, size, place).result()

@@ -299,7 +299,7 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
         metavar="NAME,...",
         help="measure these again (default: all that were not measured yet)",
     )
-    bounds.add_argument("--fresh", action="store_true", help="measure all again")
+    bounds.add_argument("--fresh", action="store_true", help="convert the models and measure all again")
     bounds.add_argument(
         "--models", type=Path, default=Path("build/models"), help="what samples/models.py made"
     )
@@ -382,6 +382,8 @@ def _bench_bounds(arguments: argparse.Namespace) -> int:
     run = bench_report.Run(arguments.work)
     names = chosen or (list(bench_cases.CASES) if arguments.fresh else run.missing())
     place = bench_cases.Place(arguments.models, arguments.work)
+    if arguments.fresh:
+        bench_cases.forget_models(place)
     with _progress() as progress:
         run.measure(names, bench_cases.Size(), place, progress)
     if arguments.write:
