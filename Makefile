@@ -77,11 +77,12 @@ build/.demo: build/.dev
 	scripts/setup.sh dev samples
 	@touch $@
 
-# The libraries beside which `make bench` measures, one by one: what cannot be installed here is a row less.
+# The libraries beside which `make bench` measures, one by one: one that cannot be installed here is a row less.
+# llama-cpp-python is compiled (ten minutes, once).
+BENCH_PEERS = $(shell sed -n '/^bench = \[/,/^\]/s/^  "\(.*\)",$$/\1/p' pyproject.toml)
 build/.bench: build/.demo
-	$(PYTHON) -m pip --disable-pip-version-check -q install -e '.[bench]' --no-build-isolation || \
-	  for peer in $$(sed -n '/^bench = /,/^]/s/^  "\(.*\)",$$/\1/p' pyproject.toml); do \
-	    $(PYTHON) -m pip --disable-pip-version-check -q install "$$peer" || echo "bench: without $$peer" >&2; done
+	for peer in $(BENCH_PEERS); do \
+	  $(PYTHON) -m pip --disable-pip-version-check -q install "$$peer" || echo "bench: without $$peer" >&2; done
 	@touch $@
 
 # Other releases of onnxruntime beside the one of the environment; tests run them with PYTHONPATH.

@@ -135,7 +135,9 @@ BEYOND = "beyond limit"
 
 @dataclass(frozen=True)
 class Verdict:
-    """A bound and what was measured. ``bound_by`` says how near the row is to the machine's limits, from the run."""
+    """A bound and what was measured: ``found`` is the median of the rounds, ``fastest`` the ratio of the fastest turns,
+    which tells a row that is slow from a machine that was busy. ``bound_by`` says how near the row is to the machine's
+    limits, from the run."""
 
     what: str
     ours: str
@@ -144,6 +146,7 @@ class Verdict:
     limit: float
     stretch: bool
     found: float | None
+    fastest: float | None
     verdict: str
     bound_by: str
 
@@ -182,10 +185,13 @@ def judge(bound: Bound, measured: Mapping[str, Measured], why_not: Mapping[str, 
         verdict = OTHER_CPU
     elif verdict == SHORT and allowed < bound.limit:
         verdict = BEYOND
-    return _verdict(bound, worst.peer, value, verdict, text)
+    fastest = min(others[worst.shape].turns_ms) / min(worst.turns_ms)
+    return _verdict(bound, worst.peer, value, verdict, text, fastest)
 
 
-def _verdict(bound: Bound, ours: str, found: float | None, verdict: str, text: str) -> Verdict:
+def _verdict(
+    bound: Bound, ours: str, found: float | None, verdict: str, text: str, fastest: float | None = None
+) -> Verdict:
     return Verdict(
         what=bound.what or bound.case,
         ours=label(ours),
@@ -194,6 +200,7 @@ def _verdict(bound: Bound, ours: str, found: float | None, verdict: str, text: s
         limit=bound.limit,
         stretch=bound.stretch,
         found=found,
+        fastest=fastest,
         verdict=verdict,
         bound_by=text,
     )

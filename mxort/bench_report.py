@@ -79,7 +79,7 @@ def choose_cases(names: Sequence[str]) -> list[str]:
 
 # tables
 
-HEADINGS = ("case", "ours", "against", "bound", "measured", "", "bound by")
+HEADINGS = ("case", "ours", "against", "bound", "measured", "fastest", "", "bound by")
 
 
 def cells(verdict: Verdict) -> tuple[str, ...]:
@@ -96,6 +96,7 @@ def cells(verdict: Verdict) -> tuple[str, ...]:
         against,
         f"{sign} {limit}{stretch}",
         found,
+        "" if verdict.fastest is None else _figure(verdict, verdict.fastest),
         verdict.verdict,
         verdict.bound_by,
     )
@@ -112,7 +113,7 @@ def markdown(run: Run) -> str:
     machine = machine_of(run.measured)
     if machine is None:
         raise MxortError("nothing was measured")
-    parts = [measured_on(run), "## Bounds", _table(HEADINGS, map(cells, run.verdicts()), right=(4,))]
+    parts = [measured_on(run), "## Bounds", _table(HEADINGS, map(cells, run.verdicts()), right=(4, 5))]
     parts += ["## Operators", *_operator_tables(run.measured), "## Models", *_model_tables(run.measured)]
     left_out = sorted(
         {f"{label(peer)}: {why}" for result in run.measured.values() for peer, why in result.missing.items()}

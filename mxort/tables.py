@@ -128,7 +128,7 @@ def print_bounds(run: Run, out: Console) -> None:
     if not run.measured:
         return
     out.print(measured_on(run))
-    table = _table("bounds", HEADINGS[:3], HEADINGS[3:6], HEADINGS[6:])
+    table = _table("bounds", HEADINGS[:3], HEADINGS[3:7], HEADINGS[7:])
     for verdict in run.verdicts():
         table.add_row(*cells(verdict))
     out.print(table)

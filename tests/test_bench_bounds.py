@@ -102,7 +102,10 @@ def row(peer, *turns, shape="1x8x8", **fields):
 def test_the_worst_of_ours_decides():
     rows = row("other", 6.0, 6.0, 6.0), row("a", 2.0, 2.0, 2.0), row("b", 3.0, 4.0, 3.0)
     verdict = judge(BOUND, measured(*rows), {})
-    assert (verdict.found, verdict.ours, verdict.verdict) == (2.0, "b", MET)
+    assert (verdict.found, verdict.fastest, verdict.ours, verdict.verdict) == (2.0, 2.0, "b", MET)
+    busy = row("other", 6.0, 6.0, 6.0), row("a", 1.0, 9.0, 9.0), row("b", 1.0, 1.0, 1.0)
+    verdict = judge(BOUND, measured(*busy), {})
+    assert (verdict.found, verdict.fastest, verdict.ours) == (pytest.approx(2 / 3), 6.0, "a")
     verdict = judge(replace(BOUND, limit=2.01), measured(*rows), {})
     assert verdict.verdict == SHORT
 
