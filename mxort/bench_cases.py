@@ -150,6 +150,32 @@ def _two_threads(size: Size, place: Place) -> _Parts:
     )
 
 
+def _limits(size: Size, place: Place) -> _Parts:
+    """The machine alone: a plain read of the packed weights and the peaks, on one thread and on all."""
+    values: dict[str, float] = {}
+    missing: dict[str, str] = {}
+    peers = [peer for peer in PEERS if peer.stored is None and peer.name != "read-fp32"]
+    cores = describe_machine().cores
+    for threads in dict.fromkeys((1, cores)):
+        for cold in (False, True):
+            bench = bench_ops(
+                [(1, size.large, size.large)],
+                [peer for peer in peers if peer.name.startswith("read") or not cold],
+                threads=threads,
+                cold=cold,
+                runs=size.runs,
+                warmup=1,
+                max_seconds=size.seconds / 4,
+            )
+            missing |= {skip.peer: skip.reason for skip in bench.skipped}
+            for row in bench.rows:
+                if row.weight_bytes:
+                    values[f"{row.peer} {'cold' if cold else 'hot'} GB/s, {threads} threads"] = row.gb_per_s
+                else:
+                    values[f"{row.peer} GFLOP/s, {threads} threads"] = row.gflop_per_s
+    return (), values, missing
+
+
 _CALLS = 200  # of a turn: a call takes microseconds
 
 
@@ -324,6 +350,7 @@ CASES: dict[str, Case] = {
     "m256-m512": Case("K = N = 4096, hot", partial(_large, (256, 512))),
     "cold": Case("K = N = 4096, weights from memory", partial(_large, (1,), cold=True)),
     "threads": Case("K = N = 4096, hot, two threads and one", _two_threads),
+    "limits": Case("plain read and register peaks", _limits),
     "small": Case("small layers, hot", _small),
     "overhead": Case("one call of the smallest operator", _overhead),
     "memory": Case(f"{_LAYERS} layers of K = N = 4096 with external data", _memory),

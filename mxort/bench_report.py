@@ -114,6 +114,7 @@ def markdown(run: Run) -> str:
     if machine is None:
         raise MxortError("nothing was measured")
     parts = [measured_on(run), "## Bounds", _table(HEADINGS, map(cells, run.verdicts()), right=(4, 5))]
+    parts += ["## The machine", _limits_table(run.measured)]
     parts += ["## Operators", *_operator_tables(run.measured), "## Models", *_model_tables(run.measured)]
     left_out = sorted(
         {f"{label(peer)}: {why}" for result in run.measured.values() for peer, why in result.missing.items()}
@@ -135,6 +136,22 @@ def measured_on(run: Run) -> str:
         f"{first.machine.system}, onnxruntime {first.onnxruntime}, {dates[0]} to {dates[-1]} UTC, "
         f"load average {min(loads):.1f} to {max(loads):.1f}."
     )
+
+
+def _limits_table(measured: Mapping[str, Measured]) -> str:
+    """What the machine can do, one column for each number of threads."""
+    if "limits" not in measured:
+        return "Not measured."
+    rows: dict[str, list[str]] = {}
+    for name, value in measured["limits"].values.items():
+        what, _, threads = name.rpartition(", ")
+        rows.setdefault(what, []).append(f"{value:.3g} ({threads})")
+    width = max(map(len, rows.values()))
+    table = []
+    for what, figures in rows.items():
+        peer, _, unit = what.partition(" ")
+        table.append((f"{label(peer)} {unit}", *figures, *[""] * (width - len(figures))))
+    return _table(("limit", *["measured"] * width), table, right=range(1, width + 1))
 
 
 def _operator_tables(measured: Mapping[str, Measured]) -> list[str]:

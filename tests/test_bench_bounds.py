@@ -201,7 +201,7 @@ def place(tmp_path_factory):
 def run(place):
     """Cases of every kind; "m64" is left out, as if it had been interrupted."""
     run = bench_report.Run(place.work)
-    run.measure(["cold", "small", "overhead", "memory", "minilm", "smollm2"], TINY, place)
+    run.measure(["cold", "limits", "small", "overhead", "memory", "minilm", "smollm2"], TINY, place)
     return run
 
 
@@ -212,6 +212,9 @@ def test_a_tiny_run_is_well_formed(run, place):
     assert {v["verdict"] for v in written["verdicts"] if v["what"] == "M = 64"} == {NOT_MEASURED}
     shapes = {r["shape"] for r in written["cases"]["small"]["rows"]}
     assert shapes == {"1x32x64", "3x32x64"}
+    assert {f"read-mxfp4 {state} GB/s, 1 threads" for state in ("hot", "cold")} <= set(
+        written["cases"]["limits"]["values"]
+    )
     assert written["cases"]["memory"]["values"]["packed bytes"] == 8 * 64 * 2 * 17
     assert {r["peer"] for r in written["cases"]["minilm"]["rows"]} == {
         "ort-fp32",
