@@ -188,13 +188,13 @@ class Packer:
         self._asked.add(key)
         if key not in self._packed:
             reachable = not ALGORITHMS[self._algorithm].calibrated
-            self._packed[key] = self._pack(site, self._algorithm if reachable else BEST_WITHOUT_DATA, None)
+            algorithm = self._algorithm if reachable and not site.table else BEST_WITHOUT_DATA
+            self._packed[key] = self._pack(site, algorithm, None)
         return self._packed[key], first
 
     def _operator(self, site: Site, algorithm: str) -> Operator:
-        rotation = quantize.fitting_rotation(
-            site.K, wanted_rotation(self._recipe, algorithm), functions.ROTATIONS
-        )
+        wanted = 1 if site.table else wanted_rotation(self._recipe, algorithm)
+        rotation = quantize.fitting_rotation(site.K, wanted, functions.ROTATIONS)
         return Operator(rotation, self._recipe.activation_format, self._recipe.accuracy_level)
 
     def _pack(self, site: Site, algorithm: str, statistics: Statistics | None) -> Packed | None:
@@ -226,6 +226,8 @@ class Packer:
         nbytes = new_codes * codes.nbytes + new_scales * scales.nbytes
         wanted = wanted_rotation(recipe, algorithm)
         reduced = f"rotation {rotation}, as K = {site.K} does not fit {wanted}" if rotation != wanted else ""
+        if site.table:
+            reduced = ""  # GatherMXFP4 has no rotation
         notes = [self._notes.get(site.node, ""), reduced, quantized.note]
         return Packed(
             rewrite.PackedTensors(codes, scales, quantized.column_scale),

@@ -101,7 +101,13 @@ def _verify(source: model_io.Source) -> None:
 
 
 def _selection(recipe: Recipe) -> sites.Selection:
-    return sites.Selection(recipe.op_types, recipe.min_elements, recipe.convert_lm_head, recipe.skip_reason)
+    return sites.Selection(
+        recipe.op_types,
+        recipe.min_elements,
+        recipe.convert_lm_head,
+        recipe.convert_embedding,
+        recipe.skip_reason,
+    )
 
 
 def _needs_data_file(source: model_io.Source, found: Sequence[sites.Site]) -> bool:

@@ -112,6 +112,9 @@ class Recipe:
     convert_lm_head: bool = _option(
         False, "convert the output projection of a language model too, even where it is also the embedding"
     )
+    convert_embedding: bool = _option(
+        False, "convert embedding tables too; one that the output projection shares needs convert_lm_head"
+    )
     strict: bool = _option(
         False, "fail at a NaN or an infinity in a weight, instead of leaving the node alone"
     )
