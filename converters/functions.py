@@ -116,9 +116,7 @@ def GatherMXFP4(indices, B, B_scale, multiplier, K: int):  # noqa: N802
         op.Constant(value=_E8M0_VALUES), op.Cast(op.Gather(B_scale, indices), to=onnx.TensorProto.INT32)
     )
     width = op.Shape(B_scale, start=1) * op.Constant(value_ints=[BLOCK_SIZE])
-    rows = op.Reshape(
-        elements * op.Unsqueeze(scales, last), op.Concat(op.Shape(indices), width, axis=0)
-    )
+    rows = op.Reshape(elements * op.Unsqueeze(scales, last), op.Concat(op.Shape(indices), width, axis=0))
     columns = op.Reshape(op.Constant(value_int=K), last)
     kept = op.Slice(rows, op.Constant(value_ints=[0]), columns, last)
     return kept * op.Unsqueeze(op.Gather(multiplier, indices), last)
