@@ -158,7 +158,7 @@ def _replace_matmul(replacement: Replacement, initializers: _Initializers) -> No
         new.append(ir.node("Transpose", [left], {"perm": [1, 0]}, name=f"{site.name}_transpose_A"))
         new[-1].outputs[0].name = initializers.unique(f"{site.name}_transposed_A")
         left = new[-1].outputs[0]
-    attributes = {
+    attributes: dict[str, int | str] = {
         "K": site.K,
         "N": site.N,
         "rotation": replacement.rotation,

@@ -108,7 +108,7 @@ def _converted_rows(nodes: list[ir.Node]) -> list[SiteReport]:
                 op_type=node.op_type,
                 status=CONVERTED,
                 K=attributes.get_int("K", 0),
-                N=attributes.get_int("N", 0 if table is None else int(table.shape[0])),
+                N=attributes.get_int("N", 0 if table is None else len(table.numpy())),
                 weight="" if weight is None else weight.name or "",
                 converted_bytes=sum(tensor.nbytes for tensor in new),
                 rotation=attributes.get_int("rotation", 1),

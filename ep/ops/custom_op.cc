@@ -116,7 +116,8 @@ class MatMulKernel {
     call.a = a.data;
     if (call.M == 0) return;
     Check(api_, api_.GetTensorMutableData(y, &call.y));
-    MatMul(call, [&](int64_t tasks, const std::function<void(int64_t)>& body) { Parallel(api_, context, tasks, body); });
+    MatMul(call,
+           [&](int64_t tasks, const std::function<void(int64_t)>& body) { Parallel(api_, context, tasks, body); });
   }
 
   const OrtApi& api_;
