@@ -1,7 +1,7 @@
 """Embedding tables: Gather on a constant table [V, K], of its own or tied with the output projection.
 
-A tied table is packed once for both, so it is neither rotated nor calibrated: the embedding reads its rows as
-they are, and calibration would move them to what serves the projection.
+A tied table is packed once for both and not rotated, as the embedding reads its rows as they are. Where there is
+calibration data it serves the projection, which is the more sensitive of the two by far (docs/accuracy.md).
 """
 
 from __future__ import annotations

@@ -34,13 +34,14 @@ class PackedTensors:
 
 @dataclass(frozen=True)
 class Replacement:
-    """A site and what it becomes."""
+    """A site and what it becomes. ``output_divisor`` float32 [N]: what its columns and bias are divided by."""
 
     site: Site
     weight: PackedTensors
     rotation: int
     activation_format: str
     accuracy_level: int
+    output_divisor: NDArray[np.float32] | None = None
 
 
 class TensorPool:
@@ -95,11 +96,12 @@ class _Initializers:
         users: dict[int, set[ir.Graph]] = {}
         for replacement in replacements:
             site = replacement.site
-            column_scale = replacement.weight.column_scale * np.float32(site.alpha)
+            divisor = np.float32(1) if replacement.output_divisor is None else replacement.output_divisor
+            column_scale = replacement.weight.column_scale * np.float32(site.alpha) / divisor
             vectors = [pool.put(column_scale)[0]]
             if _operator(site) == functions.MATMUL:
                 bias = np.zeros(site.N, np.float32) if site.bias is None else site.bias
-                vectors.append(pool.put(bias)[0])
+                vectors.append(pool.put(bias / divisor)[0])
             self._vectors[id(replacement)] = vectors
             assert isinstance(site.node.graph, ir.Graph)
             for tensor in (replacement.weight.codes, replacement.weight.scales, *vectors):
@@ -219,10 +221,10 @@ def _put(site: Site, new: list[ir.Node]) -> None:
     ir.convenience.replace_nodes_and_values(
         graph, last, [last] if last is old else [old, last], new, [result], [output]
     )
-    _drop_dead(dead)
+    drop_dead(dead)
 
 
-def _drop_dead(values: Iterable[ir.Value]) -> None:
+def drop_dead(values: Iterable[ir.Value]) -> None:
     """Removes the constants that nothing uses any more, with the nodes that led from them."""
     for value in values:
         if value.uses() or value.is_graph_output():
@@ -240,4 +242,4 @@ def _drop_dead(values: Iterable[ir.Value]) -> None:
             inputs = [v for v in node.inputs if v is not None]
             if node.graph is not None:
                 node.graph.remove(node, safe=True)
-                _drop_dead(inputs)
+                drop_dead(inputs)

@@ -145,7 +145,12 @@ def _convert_sites(
             continue
         replacements.append(
             rewrite.Replacement(
-                site, weight.tensors, weight.rotation, recipe.activation_format, recipe.accuracy_level
+                site,
+                weight.tensors,
+                weight.rotation,
+                recipe.activation_format,
+                recipe.accuracy_level,
+                packer.output_divisor(site),
             )
         )
         rows.append(_converted(site, weight, recipe, first))

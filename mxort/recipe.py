@@ -18,6 +18,7 @@ from mxort.converters.functions import ROTATIONS
 from mxort.errors import MxortError
 from mxort.formats import ACTIVATION_FORMATS
 from mxort.quantize import ALGORITHMS
+from mxort.quantize.smoothquant import ALPHAS
 from mxort.scales import SCALE_RULES
 
 ACCURACY_LEVELS = (0, 1, 3, 4)
@@ -89,6 +90,11 @@ class Recipe:
     )
     sequential: bool = _option(
         True, "calibrate a layer on what the already converted layers before it compute"
+    )
+    smooth_alpha: str = _option(
+        AUTO,
+        "how much of an operand's unevenness smoothing moves to the weight (auto: what is best for each layer)",
+        (AUTO, *map(str, ALPHAS)),
     )
     scale_rule: str = _option("mse", "how the scale of a block of weights is chosen", SCALE_RULES)
     column_multiplier: bool = _option(

@@ -134,19 +134,27 @@ def test_two_tables_share_an_initializer(tools, table, ids):
     assert first.input[1:] == second.input[1:]
 
 
-def test_calibration_leaves_tables_as_they_are(tools, table, ids, tmp_path):
+def test_calibration_of_a_tied_table(tools, table, ids):
+    """It is calibrated for the projection, not rotated, and still one table."""
     pytest.importorskip("torch")
-    text = tied(tools, "m = MatMul(e, layer) t = Transpose(table) y = MatMul(m, t)", False, table)
+    model = tied(tools, "m = MatMul(e, layer) t = Transpose(table) y = MatMul(m, t)", False, table)
     layer = np.random.default_rng(5).standard_normal((K, K), dtype=np.float32)
-    text.graph.initializer.append(onnx.numpy_helper.from_array(layer, "layer"))
-    path = tmp_path / "model.onnx"
-    onnx.save(text, path)
-    report = mxort.convert(
-        path, tmp_path / "out.onnx", calibration=[{"ids": ids} for _ in range(4)], **OPTIONS
-    )
+    model.graph.initializer.append(onnx.numpy_helper.from_array(layer, "layer"))
+    report = mxort.convert(model, calibration=[{"ids": ids} for _ in range(4)], **OPTIONS)
     rows = [(row.op_type, row.algorithm, row.rotation) for row in report.converted]
-    assert rows == [("Gather", "rtn", 1), ("MatMul", "mr-gptq", 32), ("MatMul", "rtn", 1)]
-    assert report.converted[0].note == "an embedding's table: not calibrated"
+    assert rows == [("Gather", "mr-gptq", 1), ("MatMul", "mr-gptq", 32), ("MatMul", "mr-gptq", 1)]
+    gather, _, head = ours(report.model)
+    assert list(gather.input[1:3]) == list(head.input[1:3])
+
+
+def test_an_embedding_alone_is_not_calibrated(tools, table, ids, rng):
+    pytest.importorskip("torch")
+    text = "(int64[b,s] ids) => (T[b,s,k] y) { e = Gather(table, ids) y = MatMul(e, w) }"
+    model = tools.make_model(text, {"table": table, "w": rng.standard_normal((K, K), dtype=np.float32)})
+    report = mxort.convert(model, calibration=[{"ids": ids} for _ in range(4)], **OPTIONS)
+    rows = [(row.op_type, row.algorithm, row.note) for row in report.converted]
+    note = "an embedding has no operand to calibrate on"
+    assert rows == [("Gather", "rtn", note), ("MatMul", "mr-gptq", rows[1][2])]
 
 
 def test_inspection_of_the_converted(tools, table, tmp_path):
