@@ -76,7 +76,7 @@ def choose(
 
     With an ``alpha`` it is that one, better or not. Raises MxortError without torch.
     """
-    if not all(np.isfinite(w).all() for w in (x, *layers.weights)):
+    if not len(x) or not all(np.isfinite(w).all() for w in (x, *layers.weights)):
         return None
     before = error(x, np.ones_like(absmax), layers, settings)
     tried = []
