@@ -146,7 +146,9 @@ def test_a_fixed_alpha(tmp_path):
 
 
 def test_an_unknown_alpha(tmp_path):
-    with pytest.raises(mxort.MxortError, match="unknown smooth_alpha: got '0.55', expected one of auto, 0.1"):
+    with pytest.raises(
+        mxort.MxortError, match=r"unknown smooth_alpha: got '0\.55', expected one of auto, 0\.1"
+    ):
         mxort.convert(gated(tmp_path / "model.onnx"), tmp_path / "out.onnx", smooth_alpha="0.55")
 
 
