@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
 from mxort.evaluate import Evaluation
 from mxort.report import format_bytes
-from mxort.report_html import CHART_WIDTH, DOTS_HEIGHT, LABEL_WIDTH, nice_ticks, page, section, svg
+from mxort.report_html import (
+    CHARACTER_WIDTH,
+    CHART_WIDTH,
+    DOTS_HEIGHT,
+    LABEL_WIDTH,
+    nice_ticks,
+    page,
+    section,
+    svg,
+)
 
 _DRAWN = {"decoder": "perplexity", "classifier": "top1", "embedding": "cosine"}
 """The metric that is drawn, by kind of model; the table has all."""
 
-_TOP, _BOTTOM, _RIGHT = 24, DOTS_HEIGHT - 40, CHART_WIDTH - 24
+_TOP, _BOTTOM, _RIGHT = 36, DOTS_HEIGHT - 40, CHART_WIDTH - 24
 _MEGABYTE = 1e6
+_LABEL_GAP, _LINE = 14, 16
 _LABEL_SIDE = 0.7
 """From this part of the width on a dot's name stands on its left."""
 
@@ -24,8 +35,8 @@ def render(evaluations: Sequence[Evaluation]) -> str:
     first = evaluations[0]
     name = Path(first.reference).name
     caption = (
-        f"{_DRAWN[first.kind]} on {first.samples} samples ({first.predictions} predictions) against the size of the "
-        "file with external data. Dashed: the original."
+        f"{_DRAWN[first.kind]} on {first.predictions} predictions against the size of the file with external data. "
+        "Dashed: the original."
     )
     body = (
         f"<header><h1>Conversions of {escape(name)}</h1><p><code>{escape(first.reference)}</code>, "
@@ -46,7 +57,7 @@ def _chart(evaluations: Sequence[Evaluation]) -> str:
     values = [e.metrics[metric] for e in evaluations]
     sizes = [e.converted_bytes / _MEGABYTE for e in evaluations]
     ys = nice_ticks(min(*values, original), max(*values, original))
-    xs = nice_ticks(min(sizes), max(sizes))
+    xs = nice_ticks(min(sizes) * 0.95, max(sizes) * 1.05)  # a difference of some bytes is none
 
     def x_of(size: float) -> float:
         return LABEL_WIDTH + (size - xs[0]) / (xs[-1] - xs[0]) * (_RIGHT - LABEL_WIDTH)
@@ -54,7 +65,7 @@ def _chart(evaluations: Sequence[Evaluation]) -> str:
     def y_of(value: float) -> float:
         return _BOTTOM - (value - ys[0]) / (ys[-1] - ys[0]) * (_BOTTOM - _TOP)
 
-    rows = [f'<text class="tick" x="0" y="{_TOP - 8}">{metric}</text>']
+    rows = [f'<text class="tick" x="0" y="{_TOP - 20}">{metric}</text>']
     for tick in ys:
         y = y_of(tick)
         rows.append(f'<line class="grid" x1="{LABEL_WIDTH}" x2="{_RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
@@ -69,8 +80,11 @@ def _chart(evaluations: Sequence[Evaluation]) -> str:
     y = y_of(original)
     rows.append(f'<line class="mean" x1="{LABEL_WIDTH}" x2="{_RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
     points = list(zip(_names(evaluations), sizes, values, strict=True))
-    for name, size, value in points:
-        rows.append(_dot(name, x_of(size), y_of(value), f"{value:.4g}, {size:.4g} MB"))
+    labels = _Labels()
+    for name, size, value in sorted(points, key=lambda point: -point[2]):  # from the top
+        x, y, what = x_of(size), y_of(value), f"{value:.4g}, {size:.4g} MB"
+        dot = f'<circle class="dot" cx="{x:.1f}" cy="{y:.1f}" r="5">'
+        rows += [f"{dot}<title>{escape(name)}: {what}</title></circle>", labels.place(name, x, y)]
     listed = "; ".join(f"{name} {value:.4g} at {size:.4g} MB" for name, size, value in points)
     return svg(
         "accuracy", f"{metric} against file size", f"Original {original:.4g}. {listed}.", DOTS_HEIGHT, rows
@@ -83,13 +97,33 @@ def _names(evaluations: Sequence[Evaluation]) -> list[str]:
     return stems if len({*stems}) == len(stems) else [evaluation.converted for evaluation in evaluations]
 
 
-def _dot(name: str, x: float, y: float, what: str) -> str:
-    left = x > LABEL_WIDTH + _LABEL_SIDE * (_RIGHT - LABEL_WIDTH)
-    anchor, shift = ("end", -9) if left else ("start", 9)
-    return (
-        f'<circle class="dot" cx="{x:.1f}" cy="{y:.1f}" r="5"><title>{escape(name)}: {what}</title></circle>'
-        f'<text x="{x + shift:.1f}" y="{y - 6:.1f}" text-anchor="{anchor}">{escape(name)}</text>'
-    )
+class _Labels:
+    """Names beside dots, moved where they would lie on one another: sizes of recipes are often alike."""
+
+    def __init__(self) -> None:
+        self._taken: list[tuple[float, float, float]] = []
+
+    def place(self, name: str, x: float, y: float) -> str:
+        """SVG of the name of the dot at (x, y), with a line to it where it had to move."""
+        left = x > LABEL_WIDTH + _LABEL_SIDE * (_RIGHT - LABEL_WIDTH)
+        width = CHARACTER_WIDTH * len(name)
+        start = x - _LABEL_GAP - width if left else x + _LABEL_GAP
+        # In steps of a pixel down, then up: nothing lower is named above anything higher, unless there is no room.
+        down = range(max(1, int(_BOTTOM - y)))
+        moves = itertools.chain(down, itertools.count(0, -1))
+        move = next(m for m in moves if self._free(start, start + width, y + m))
+        self._taken.append((start, start + width, y + move))
+        edge, anchor = (start + width, "end") if left else (start, "start")
+        line = (
+            f'<line class="grid" x1="{x:.1f}" y1="{y:.1f}" x2="{edge:.1f}" y2="{y + move:.1f}"/>'
+            if move
+            else ""
+        )
+        text = f'<text x="{edge:.1f}" y="{y + move + 5:.1f}" text-anchor="{anchor}">{escape(name)}</text>'
+        return line + text
+
+    def _free(self, start: float, stop: float, y: float) -> bool:
+        return all(stop <= a or start >= b or abs(y - other) >= _LINE for a, b, other in self._taken)
 
 
 def _table(evaluations: Sequence[Evaluation]) -> str:

@@ -14,7 +14,7 @@ DOTS_HEIGHT = 280
 _BAR_HEIGHT = 44
 _BAR_GAP = 18
 LABEL_WIDTH = 84
-_CHARACTER_WIDTH = 7.5  # of the chart font, roughly: a label goes into a bar only where it surely fits
+CHARACTER_WIDTH = 7.5  # of the chart font, roughly: a label goes into a bar only where it surely fits
 
 
 def render(report: Report) -> str:
@@ -107,7 +107,7 @@ def _segment(css: str, x: float, y: float, width: float, label: str) -> str:
     if width <= 0:
         return ""
     text = ""
-    if width >= 24 + _CHARACTER_WIDTH * len(label):
+    if width >= 24 + CHARACTER_WIDTH * len(label):
         text = (
             f'<text class="on-{css}" x="{x + 12:.1f}" y="{y + _BAR_HEIGHT / 2 + 5:g}">{escape(label)}</text>'
         )

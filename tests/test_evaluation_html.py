@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 
 import pytest
@@ -45,6 +46,16 @@ def test_everything_is_named():
     assert described == "Original 10. a 25 at 60 MB; b 15 at 80 MB; c 12 at 100 MB."
     cells = [text for tag, text in page.text if tag == "td"]
     assert cells[:4] == ["a.onnx", "60 MB", "25.0000", "0.6000"]
+
+
+def test_names_of_alike_conversions_do_not_lie_on_one_another():
+    models = [evaluation(f"recipe-{i}.onnx", 50_000_000 + i, perplexity=10 + i / 100) for i in range(9)]
+    page = Page(render(models))
+    names = {f"recipe-{i}" for i in range(9)}
+    texts = [a for t, a in page.elements if t == "text" and "text-anchor" in a and "class" not in a]
+    places = sorted(float(a["y"]) for a in texts)
+    assert len(places) == len(names)
+    assert all(b - a >= 15.9 for a, b in itertools.pairwise(places))
 
 
 def test_equal_file_names_are_told_apart():
