@@ -128,7 +128,6 @@ class MatMulKernel : public OrtKernelImpl {
     } else {
       Check(plan_->Launch(stream, a.data, m, y, ep_.arena()));
     }
-    if (!stream) Check(ep_.device()->Synchronize());  // nobody else would wait for it
   }
 
   // ONNX Runtime takes memory of one vendor for memory of one device, and with two GPU providers of different vendors
