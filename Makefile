@@ -11,7 +11,7 @@ SOURCES := $(shell find ep cmake -type f 2>/dev/null) CMakeLists.txt pyproject.t
 CXX_FILES := $(shell find ep tests samples -name '*.cc' -o -name '*.h' -o -name '*.hip' 2>/dev/null)
 OLD_ONNXRUNTIMES := 1.22.1 1.24.4
 
-.PHONY: demo check check-full bench accuracy clean lint test cpp-test toy-ep sanitize format
+.PHONY: demo check check-full bench accuracy clean lint test cpp-test provider-programs sanitize format
 
 demo: build/.demo
 	$(PYTHON) samples/demo.py
@@ -41,9 +41,9 @@ cpp-test: build/.dev
 	.venv/bin/cmake --build build/tests
 	.venv/bin/ctest --test-dir build/tests --output-on-failure
 
-# The second execution provider of tests/provider, which build it themselves where cpp-test did not.
-toy-ep: build/tests/CMakeCache.txt
-	@.venv/bin/cmake --build build/tests --target toy_ep
+# What tests/provider run, which build it themselves where cpp-test did not.
+provider-programs: build/tests/CMakeCache.txt
+	@.venv/bin/cmake --build build/tests --target toy_ep test_unload
 
 build/tests/CMakeCache.txt:
 	$(CMAKE) -B build/tests -DCMAKE_BUILD_TYPE=Release >/dev/null

@@ -12,9 +12,10 @@ ROOT = HERE.parents[1]
 
 sys.path.insert(0, str(HERE))
 
-import ep_models
+import ep_models  # noqa: E402
+from simulated import TESTED  # noqa: E402
 
-from hipsim import harness
+from hipsim import harness  # noqa: E402
 
 try:
     harness.find_tool("clang")
@@ -30,12 +31,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def toy() -> dict[str, str]:
+def programs() -> dict[str, str]:
+    """Paths of what CMake builds for these tests, made in build/tests unless another build is tested."""
+    if not TESTED:
+        subprocess.run(["make", "-s", "provider-programs"], cwd=ROOT, check=True, capture_output=True)
+    folder = Path(TESTED).resolve() if TESTED else ROOT / "build" / "tests"
+    return {name: str(folder / name) for name in ("test_unload", "libtoy_ep.so")}
+
+
+@pytest.fixture(scope="session")
+def toy(programs: dict[str, str]) -> dict[str, str]:
     """Environment of a program that uses the toy provider; TOY_EP is its library."""
-    subprocess.run(["make", "-s", "toy-ep"], cwd=ROOT, check=True, capture_output=True)
     kernels = harness.compile_hip(HERE / "toy_kernels.hip", include=[ROOT / "ep"])
     return {
-        "TOY_EP": str(ROOT / "build" / "tests" / "libtoy_ep.so"),
+        "TOY_EP": programs["libtoy_ep.so"],
         "TOY_EP_HIP": str(harness.library_path() / "libamdhip64.so.7"),
         "TOY_EP_KERNELS": str(kernels),
     }

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
+from simulated import LIBRARY
 
-import mxort
 from hipsim import harness
 
 EP = "MxortExecutionProvider"
@@ -27,10 +27,6 @@ driver's entry in /sys, which a simulated device has not."""
 
 VENDOR = 0x1002
 LIVE = ("allocations", "modules", "streams", "events", "graphs")
-
-LIBRARY = str(
-    Path(os.environ.get("MXORT_TEST_LIBRARIES", Path(mxort.get_library_path()).parent)) / "libmxort.so"
-)
 
 sim = harness.Sim.attach()
 
@@ -69,7 +65,10 @@ def session(
     config: Mapping[str, str] | None = None,
     severity: int = 3,
 ) -> ort.InferenceSession:
-    """A session on device number ``device`` of each provider, in that order; ``options`` are those of EP."""
+    """A session on device number ``device`` of each provider, in that order; ``options`` are those of EP.
+
+    Without the self-check unless they ask for it: on the simulator it takes a second for each kind of node.
+    """
     settings = ort.SessionOptions()
     settings.log_severity_level = severity
     settings.intra_op_num_threads = settings.inter_op_num_threads = 1
@@ -77,7 +76,7 @@ def session(
     for key, value in (config or {}).items():
         settings.add_session_config_entry(key, value)
     for name in providers:
-        own = {k: str(v) for k, v in (options or {}).items()} if name == EP else {}
+        own = {k: str(v) for k, v in ({"self_check": 0} | dict(options or {})).items()} if name == EP else {}
         settings.add_provider_for_devices([devices(name)[device]], own)
     return ort.InferenceSession(model, settings)
 

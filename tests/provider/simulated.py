@@ -20,9 +20,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import mxort
 from hipsim import harness
 
 HERE = Path(__file__).resolve().parent
+TESTED = os.environ.get("MXORT_TEST_LIBRARIES", "")
+LIBRARY = str(Path(TESTED).resolve() / "libmxort.so" if TESTED else mxort.get_library_path())
+"""The library under test: that of the package, or of another build."""
+
 CHILD = HERE / "child.py"
 MARK = "result: "
 """Starts the line of the child's output that holds the result."""

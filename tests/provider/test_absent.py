@@ -37,7 +37,7 @@ def opened(model: str, device: str) -> dict[str, Any]:
 
 def stub(folder: Path, version: int, without: str = "") -> str:
     """A library with the functions of the HIP runtime that mxort uses, which do nothing but say their version."""
-    functions = re.findall(r"F\((hip\w+),", HIP_API.read_text()) + ["hipGetErrorName"]
+    functions = [*re.findall(r"F\((hip\w+),", HIP_API.read_text()), "hipGetErrorName"]
     assert not without or without in functions
     code = "".join(
         f'extern "C" int {name}(int* p) {{ return {f"*p = {version}, " if name.endswith("GetVersion") else ""}0; }}\n'

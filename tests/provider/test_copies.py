@@ -6,11 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import oracle
 import pytest
 from simulated import run
 
 import mxort
+import oracle
 
 MXORT, TOY = "MxortExecutionProvider", "ToyExecutionProvider"
 RUNS = 3

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-import op_model
-import oracle
 import pytest
 from simulated import run
+
+import op_model
+import oracle
 
 
 def two_devices(model: str) -> dict[str, Any]:
@@ -76,7 +78,7 @@ def shared(model: str) -> dict[str, Any]:
         del opened[0]
         again = opened[0].run(None, x)[0]
         del opened
-    steps = [b - a for a, b in zip(uploaded, uploaded[1:], strict=False)]
+    steps = [b - a for a, b in itertools.pairwise(uploaded)]
     return {"uploaded": steps, "equal": bool((first == again).all()), "live": gpu.live()}
 
 
@@ -129,4 +131,14 @@ def test_a_device_without_room_is_an_error(converted: Callable[..., str]) -> Non
         refused, converted("single", activation_format="mxfp4"), {}, 20_000, HIPSIM_MEMORY=str(4 << 20)
     )
     assert "memory" in result["error"].lower(), result["error"]
+    assert result["live"] == {}
+
+
+def test_an_output_of_more_than_32_bits_of_elements_is_refused(tmp_path: Path) -> None:
+    """4195329 x 1024 floats are 16 GiB and more: told apart from what fits a 32-bit product of the two, 1.2 MB."""
+    case = oracle.random_case(np.random.default_rng(0), 1024, 32)
+    onnx.save(op_model.model(case, dims=("M",)), tmp_path / "m.onnx")
+    rows = 2**22 + 1025
+    result = run(refused, str(tmp_path / "m.onnx"), {}, rows, HIPSIM_MEMORY=str(1 << 30))
+    assert str(rows * 1024 * 4) in result["error"] or "memory" in result["error"], result["error"]
     assert result["live"] == {}

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import onnx
-import oracle
 import pytest
 from onnx import numpy_helper
 from simulated import run
 
 import mxort
+import oracle
 
 pytestmark = pytest.mark.e2e
 

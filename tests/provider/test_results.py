@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 import onnx
-import op_model
-import oracle
 import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto
 from simulated import run
+
+import op_model
+import oracle
 
 ONE_NODE = {"MxortExecutionProvider": ["MatMulMXFP4"]}
 LEVEL_BOUND = {1: 1e-6, 3: 3e-3, 4: 1e-2}
