@@ -4,101 +4,19 @@
 
 #include <array>
 #include <atomic>
-#include <cstdlib>
 #include <map>
 #include <memory>
 #include <mutex>
 
-#include "kernels/float16.h"
 #include "kernels/kernel_table.h"
 #include "kernels/matmul.h"
+#include "ops/kernel_info.h"
 #include "ops/matmul_spec.h"
 #include "ops/ort_status.h"
 
 namespace mxort {
 
-const OrtApi* NegotiateApi(const OrtApiBase* base, uint32_t* version) {
-  const std::string text = base->GetVersionString();  // "1.<minor>.<patch>"
-  const size_t dot = text.find('.');
-  const int minor = dot == std::string::npos ? 0 : std::atoi(text.c_str() + dot + 1);
-  *version = static_cast<uint32_t>(minor < ORT_API_VERSION ? minor : ORT_API_VERSION);
-  return base->GetApi(*version);
-}
-
 namespace {
-
-struct DType {
-  ONNXTensorElementDataType onnx;
-  DataType type;
-};
-constexpr DType kTypes[] = {{ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, DataType::kFloat},
-                            {ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16, DataType::kFloat16},
-                            {ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16, DataType::kBFloat16}};
-
-// ---- reading what ONNX Runtime hands over ---------------------------------------------------------------------------
-
-std::string NodeName(const OrtApi& api, const OrtKernelInfo* info) {
-  size_t size = 0;
-  if (OrtStatus* status = api.KernelInfo_GetNodeName(info, nullptr, &size)) api.ReleaseStatus(status);
-  std::string name(size, '\0');
-  if (OrtStatus* status = api.KernelInfo_GetNodeName(info, name.data(), &size)) {
-    api.ReleaseStatus(status);
-    return {};
-  }
-  name.resize(size ? size - 1 : 0);
-  return name;
-}
-
-// What reading an attribute returned. An absent optional one leaves its default alone; anything else is an error. ONNX
-// Runtime reports absence and a wrong type with the same code, hence the look at the text (the same from 1.22 to 1.31;
-// a test pins it on each of them).
-void CheckAttribute(const OrtApi& api, const char* name, bool optional, OrtStatus* status) {
-  if (!status) return;
-  const std::string message = api.GetErrorMessage(status);
-  api.ReleaseStatus(status);
-  const bool absent = message.find("No attribute with") != std::string::npos;
-  if (absent && optional) return;
-  throw std::invalid_argument(std::string("attribute ") + name + (absent ? " is missing" : ": " + message));
-}
-
-MatMulAttributes ReadAttributes(const OrtApi& api, const OrtKernelInfo* info) {
-  MatMulAttributes attributes;
-  const auto read_int = [&](const char* name, bool optional, int64_t* value) {
-    CheckAttribute(api, name, optional, api.KernelInfoGetAttribute_int64(info, name, value));
-  };
-  read_int("K", false, &attributes.K);
-  read_int("N", false, &attributes.N);
-  read_int("rotation", true, &attributes.rotation);
-  read_int("accuracy_level", true, &attributes.accuracy_level);
-  constexpr const char* kFormat = "activation_format";
-  size_t size = 0;  // with the terminating zero; stays 0 where the attribute is absent
-  CheckAttribute(api, kFormat, true, api.KernelInfoGetAttribute_string(info, kFormat, nullptr, &size));
-  if (size > 0) {
-    std::string text(size, '\0');
-    CheckAttribute(api, kFormat, true, api.KernelInfoGetAttribute_string(info, kFormat, text.data(), &size));
-    text.resize(size - 1);
-    attributes.activation_format = text;
-  }
-  return attributes;
-}
-
-struct Tensor {
-  Shape shape;
-  void* data = nullptr;
-};
-
-Tensor ReadTensor(const OrtApi& api, const OrtValue* value) {
-  OrtTensorTypeAndShapeInfo* info = nullptr;
-  Check(api, api.GetTensorTypeAndShape(value, &info));
-  const std::unique_ptr<OrtTensorTypeAndShapeInfo, decltype(api.ReleaseTensorTypeAndShapeInfo)> owner(
-      info, api.ReleaseTensorTypeAndShapeInfo);
-  size_t rank = 0;
-  Check(api, api.GetDimensionsCount(info, &rank));
-  Tensor tensor{Shape(rank), nullptr};
-  Check(api, api.GetDimensions(info, tensor.shape.data(), rank));
-  Check(api, api.GetTensorMutableData(const_cast<OrtValue*>(value), &tensor.data));
-  return tensor;
-}
 
 // ---- the kernel -----------------------------------------------------------------------------------------------------
 
@@ -128,14 +46,14 @@ class MatMulKernel {
   const OrtApi& api() const { return api_; }
 
   void Compute(OrtKernelContext* context) const {
-    const Tensor a = ReadTensor(api_, InputValue(context, kA));
+    const Tensor a = ReadTensor(api_, InputValue(api_, context, kA));
     const Shape shape = OutputShape(spec_, a.shape);
     OrtValue* y = nullptr;
     Check(api_, api_.KernelContext_GetOutput(context, 0, shape.data(), shape.size(), &y));
     if (all_constant_) return Run(context, a, y, constants_);
     Inputs inputs = constants_;
     for (size_t i = kB; i < kInputs; ++i) {
-      if (!inputs[i].data) inputs[i] = ReadChecked(i, InputValue(context, i));
+      if (!inputs[i].data) inputs[i] = ReadChecked(i, InputValue(api_, context, i));
     }
     Run(context, a, y, inputs);
   }
@@ -149,13 +67,6 @@ class MatMulKernel {
     Tensor tensor = ReadTensor(api_, value);
     CheckInput(spec_, static_cast<Input>(index), tensor.shape);
     return tensor;
-  }
-
-  const OrtValue* InputValue(OrtKernelContext* context, size_t index) const {
-    const OrtValue* value = nullptr;
-    Check(api_, api_.KernelContext_GetInput(context, index, &value));
-    if (!value) throw std::invalid_argument("input " + std::to_string(index) + " is missing");
-    return value;
   }
 
   void Run(OrtKernelContext* context, const Tensor& a, OrtValue* y, const Inputs& inputs) const {
@@ -212,7 +123,7 @@ class MatMulKernel {
 
 struct MatMulOp : OrtCustomOp {
   const OrtApi* api;
-  DType dtype;
+  ElementType element;
 };
 
 const MatMulOp& Self(const OrtCustomOp* op) { return *static_cast<const MatMulOp*>(op); }
@@ -256,22 +167,22 @@ void InferShape(const MatMulOp& op, OrtShapeInferContext* context) {
   Check(api, api.ShapeInferContext_SetOutputTypeShape(context, 0, y));
 }
 
-MatMulOp MakeOp(const OrtApi* api, uint32_t version, DType dtype) {
+MatMulOp MakeOp(const OrtApi* api, uint32_t version, const ElementType& element) {
   MatMulOp op{};
   op.version = version;  // the negotiated one: a runtime rejects a version newer than its own
   op.api = api;
-  op.dtype = dtype;
+  op.element = element;
   op.GetName = [](const OrtCustomOp*) { return kMatMulName; };
   op.GetExecutionProviderType = [](const OrtCustomOp*) -> const char* { return nullptr; };
   op.GetInputTypeCount = [](const OrtCustomOp*) -> size_t { return kInputs; };
   op.GetInputType = [](const OrtCustomOp* self, size_t index) {
-    if (index == kA) return Self(self).dtype.onnx;
+    if (index == kA) return Self(self).element.onnx;
     return index == kB || index == kBScale ? ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8 : ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
   };
   op.GetInputCharacteristic = [](const OrtCustomOp*, size_t) { return INPUT_OUTPUT_REQUIRED; };
   op.GetInputMemoryType = [](const OrtCustomOp*, size_t) { return OrtMemTypeDefault; };
   op.GetOutputTypeCount = [](const OrtCustomOp*) -> size_t { return 1; };
-  op.GetOutputType = [](const OrtCustomOp* self, size_t) { return Self(self).dtype.onnx; };
+  op.GetOutputType = [](const OrtCustomOp* self, size_t) { return Self(self).element.onnx; };
   op.GetOutputCharacteristic = [](const OrtCustomOp*, size_t) { return INPUT_OUTPUT_REQUIRED; };
   op.GetVariadicInputMinArity = [](const OrtCustomOp*) { return 0; };
   op.GetVariadicInputHomogeneity = [](const OrtCustomOp*) { return 0; };
@@ -286,7 +197,7 @@ MatMulOp MakeOp(const OrtApi* api, uint32_t version, DType dtype) {
                          void** kernel) -> OrtStatusPtr {
     const MatMulOp& op_self = Self(self);
     const std::string where = std::string(kMatMulName) + " '" + NodeName(*op_self.api, info) + "'";
-    return Guard(*op_self.api, where, [&] { *kernel = new MatMulKernel(*op_self.api, op_self.dtype.type, info); });
+    return Guard(*op_self.api, where, [&] { *kernel = new MatMulKernel(*op_self.api, op_self.element.type, info); });
   };
   op.KernelComputeV2 = [](void* kernel, OrtKernelContext* context) -> OrtStatusPtr {
     const auto& self = *static_cast<const MatMulKernel*>(kernel);
@@ -315,7 +226,7 @@ OrtCustomOpDomain* CustomOpDomain(const OrtApiBase* base, const OrtApi** api) {
     entry.api = NegotiateApi(base, &version);
     if (!entry.api) throw std::runtime_error(std::string("unsupported ONNX Runtime ") + base->GetVersionString());
     if (entry.ops.empty()) {
-      for (const DType dtype : kTypes) entry.ops.push_back(MakeOp(entry.api, version, dtype));
+      for (const ElementType& element : kElementTypes) entry.ops.push_back(MakeOp(entry.api, version, element));
     }
     OrtCustomOpDomain* domain = nullptr;
     Check(*entry.api, entry.api->CreateCustomOpDomain(kDomain, &domain));

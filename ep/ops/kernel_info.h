@@ -1,0 +1,40 @@
+// What ONNX Runtime hands to a kernel, read with the C API. Like custom_op.cc this compiles against the headers of
+// ONNX Runtime 1.21.
+#ifndef MXORT_OPS_KERNEL_INFO_H_
+#define MXORT_OPS_KERNEL_INFO_H_
+
+#include <onnxruntime_c_api.h>
+
+#include <string>
+
+#include "kernels/kernel.h"
+#include "ops/matmul_spec.h"
+
+namespace mxort {
+
+// The types of A, one operator each.
+struct ElementType {
+  ONNXTensorElementDataType onnx;
+  DataType type;
+};
+inline constexpr ElementType kElementTypes[] = {{ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, DataType::kFloat},
+                                                {ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16, DataType::kFloat16},
+                                                {ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16, DataType::kBFloat16}};
+
+std::string NodeName(const OrtApi& api, const OrtKernelInfo* info);
+
+// Throws std::invalid_argument for an attribute that is missing or of a wrong type; values are for CheckAttributes.
+MatMulAttributes ReadAttributes(const OrtApi& api, const OrtKernelInfo* info);
+
+struct Tensor {
+  Shape shape;
+  void* data = nullptr;  // where the tensor lives: host or device
+};
+Tensor ReadTensor(const OrtApi& api, const OrtValue* value);
+
+// An input of the running kernel. Throws std::invalid_argument where it is missing.
+const OrtValue* InputValue(const OrtApi& api, const OrtKernelContext* context, size_t index);
+
+}  // namespace mxort
+
+#endif  // MXORT_OPS_KERNEL_INFO_H_

@@ -1,0 +1,67 @@
+"""The devices that can run converted models: this CPU, and AMD GPUs as the HIP runtime lists them."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from mxort.errors import MxortError
+
+CPU = "cpu"
+AUTO = "auto"
+
+AMD_GPU_DRIVER = Path("/dev/kfd")
+"""What AMD's kernel driver offers to compute programs."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device; ``name`` is what :func:`mxort.InferenceSession` takes.
+
+    Of a GPU, ``ordinal`` is its number in the HIP runtime (-1 for the CPU), ``arch`` its instruction set (gfx950),
+    ``why_not`` what keeps mxort from using it, "" for nothing.
+    """
+
+    name: str
+    product: str
+    ordinal: int = -1
+    arch: str = ""
+    pci_bus_id: str = ""
+    memory_bytes: int = 0
+    why_not: str = ""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """``gpu`` to run on, or None for the CPU and, where a GPU was wished for, why there is none."""
+
+    gpu: Device | None
+    why_cpu: str = ""
+
+
+def choose(device: str) -> Choice:
+    """The device meant by "auto", "cpu", "gpu" or "gpu:1".
+
+    Raises MxortError for any other text and for "gpu" and "gpu:1" where that GPU cannot be used.
+    """
+    if device == CPU:
+        return Choice(None)
+    match = re.fullmatch(r"auto|gpu(?::(\d+))?", device)
+    if match is None:
+        raise MxortError(f"device: got {device!r}, expected auto, cpu, gpu or gpu:N")
+    gpus = [found for found in devices() if found.ordinal >= 0]
+    wanted = gpus if match[1] is None else [gpu for gpu in gpus if gpu.ordinal == int(match[1])]
+    usable = [gpu for gpu in wanted if not gpu.why_not]
+    if usable:
+        return Choice(usable[0])
+    if not gpus:
+        why = _native().gpu_status()
+    elif not wanted:
+        why = f"there is no {device}, only {', '.join(gpu.name for gpu in gpus)}"
+    else:
+        why = "; ".join(f"{gpu.name} ({gpu.product}): {gpu.why_not}" for gpu in wanted)
+    if device == AUTO:
+        return Choice(None, why)
+    raise MxortError(f"device {device!r} cannot be used: {why}")
