@@ -16,8 +16,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mxort import devices
-from mxort.devices import CPU
+from mxort import hardware
+from mxort.hardware import CPU
 from mxort.errors import MxortError
 
 if TYPE_CHECKING:
@@ -115,16 +115,16 @@ def register(
     options = runtime.SessionOptions() if session_options is None else session_options
     if _registered_device(options):
         return options
-    chosen = devices.choose(device)
+    chosen = hardware.choose(device)
     if chosen.gpu is not None:
         try:
             _add_provider(runtime, options, chosen.gpu, device_options or {})
             options.add_session_config_entry(_REGISTERED_KEY, chosen.gpu.name)
             return options
         except MxortError as error:
-            if device != devices.AUTO:
+            if device != hardware.AUTO:
                 raise
-            chosen = devices.Choice(None, str(error))
+            chosen = hardware.Choice(None, str(error))
     if chosen.why_cpu:
         warnings.warn(f"mxort runs on the CPU: {chosen.why_cpu}", RuntimeWarning, stacklevel=3)
     path = get_library_path()
@@ -145,7 +145,7 @@ def _registered_device(options: ort.SessionOptions) -> str:
 
 
 def _add_provider(
-    runtime: Any, options: ort.SessionOptions, gpu: devices.Device, device_options: Mapping[str, object]
+    runtime: Any, options: ort.SessionOptions, gpu: hardware.Device, device_options: Mapping[str, object]
 ) -> None:
     version = runtime.__version__
     if parse_version(version) < MIN_ONNXRUNTIME_FOR_EP:
@@ -205,7 +205,7 @@ def InferenceSession(  # noqa: N802 (the drop-in for onnxruntime.InferenceSessio
     if providers is not None and device is not None:
         raise MxortError(f"got device={device!r} and providers: expected one of them")
     if device is None:
-        device = CPU if providers is not None or not devices.amd_gpu_present() else devices.AUTO
+        device = CPU if providers is not None or not hardware.amd_gpu_present() else hardware.AUTO
     options = register(session_options, device=device, device_options=device_options)
     model = path_or_bytes if isinstance(path_or_bytes, bytes) else os.fspath(path_or_bytes)
     if providers is not None:

@@ -13,9 +13,11 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <utility>
 
 #include "device/arena.h"
 #include "device/device.h"
+#include "device/device_weights.h"
 #include "device/status.h"
 #include "kernels/hip/select.h"
 #include "kernels/kernel.h"
@@ -25,41 +27,6 @@ namespace mxort::device {
 // Whether there is a kernel for this problem on such a device, without touching it: kUnsupported with the reason (what
 // to log when a node is not claimed).
 Status Supports(const DeviceInfo& device, const MatMulSpec& spec, DataType type);
-
-// The operator's constant inputs in host memory; needed only during the call they are given to.
-struct HostWeights {
-  Weights weights;                      // codes [N, blocks * 16], scales [N, blocks]
-  const float* column_scale = nullptr;  // [N]
-  const float* bias = nullptr;          // [N]
-};
-
-// The constant inputs on a device, in the layout of the kernels.
-class DeviceWeights {
- public:
-  const void* records() const { return records_; }
-  const float* column_scale() const { return column_scale_; }
-  const float* bias() const { return bias_; }
-  size_t bytes() const { return bytes_; }  // of device memory
-  const std::shared_ptr<Device>& device() const { return arena_->device(); }
-
- private:
-  friend Status SharedDeviceWeights(const std::shared_ptr<Arena>&, const MatMulSpec&, const HostWeights&,
-                                    std::shared_ptr<const DeviceWeights>*);
-  Status Upload(const MatMulSpec& spec, const HostWeights& host);
-
-  std::shared_ptr<Arena> arena_;
-  Buffer memory_;
-  const void* records_ = nullptr;
-  const float* column_scale_ = nullptr;
-  const float* bias_ = nullptr;
-  size_t bytes_ = 0;
-};
-
-// Uploads, or hands out what another session of this process has uploaded of the same content to the same device (then
-// from that session's arena, which stays as long as the weights are used). The weights are there when it returns. Host
-// memory needed: one pinned piece of some megabytes.
-Status SharedDeviceWeights(const std::shared_ptr<Arena>& arena, const MatMulSpec& spec, const HostWeights& host,
-                           std::shared_ptr<const DeviceWeights>* weights);
 
 struct PlanOptions {
   bool self_check = true;  // before the first use of a kernel on the device in this process
@@ -81,27 +48,31 @@ class MatMulPlan {
   // in that device's memory, 16-byte aligned, and must stay until the stream is through. Zero rows launch nothing. More
   // rows, or outputs, than a launch can index are done in several. Calls nothing that a stream under capture forbids.
   Status Launch(void* stream, const void* a, int64_t m, void* y, void* workspace) const;
-  // The same with the workspace from an arena, for `stream`.
+  // The same with the workspace from an arena of the same device. On the default stream (null) it waits for the result:
+  // an arena knows no order for that stream.
   Status Launch(void* stream, const void* a, int64_t m, void* y, const std::shared_ptr<Arena>& arena) const;
 
-  // Name of the kernel for `m` rows: "gemm_fp4_128x128".
+  // Name of the kernel for `m` rows: "gemm_fp4_128x128". Empty: none (m = 0).
   std::string KernelFor(int64_t m) const;
   const std::shared_ptr<Device>& device() const { return weights_->device(); }
   const MatMulSpec& spec() const { return spec_; }
   DataType type() const { return type_; }
 
  private:
-  MatMulPlan(const MatMulSpec& spec, DataType type, std::shared_ptr<const DeviceWeights> weights);
+  MatMulPlan(const MatMulSpec& spec, DataType type, std::shared_ptr<const DeviceWeights> weights, PlanOptions options)
+      : spec_(spec), type_(type), weights_(std::move(weights)), options_(std::move(options)) {}
+  Status LoadKernels();
   hip::Plan Choose(int64_t m) const;
   int64_t RowsOfLaunch() const;
   Status LaunchRows(void* stream, const void* a, int64_t m, void* y, void* workspace) const;
+  Status LaunchKernel(const std::string& name, hip::Grid grid, unsigned threads, void* stream, void* arguments) const;
 
   const MatMulSpec spec_;
   const DataType type_;
   const std::shared_ptr<const DeviceWeights> weights_;
-  PlanOptions options_;
-  hip::Device selection_;                   // with the kernels that may not be used
-  std::map<std::string, void*> functions_;  // kernels by name, loaded
+  const PlanOptions options_;
+  uint64_t disabled_ = 0;                   // hip::Device::disabled
+  std::map<std::string, void*> functions_;  // every kernel that Choose may name
 };
 
 }  // namespace mxort::device

@@ -57,7 +57,7 @@ def choose(device: str) -> Choice:
     if usable:
         return Choice(usable[0])
     if not gpus:
-        why = _native().gpu_status()
+        why = why_no_gpu()
     elif not wanted:
         why = f"there is no {device}, only {', '.join(gpu.name for gpu in gpus)}"
     else:
