@@ -97,9 +97,12 @@ constexpr auto kRelease = [](auto* object) { delete object; };
 
 // ---- memory
 // ----------------------------------------------------------------------------------------------------------
+Ort::MemoryInfo MakeMemoryInfo() {
+  return {"Toy", OrtMemoryInfoDeviceType_GPU, kVendor, 0, OrtDeviceMemoryType_DEFAULT, 0, OrtDeviceAllocator};
+}
+
 struct Allocator : OrtAllocator {
-  Ort::MemoryInfo info{"Toy", OrtMemoryInfoDeviceType_GPU, kVendor, 0, OrtDeviceMemoryType_DEFAULT,
-                       256,   OrtDeviceAllocator};
+  const Ort::MemoryInfo info = MakeMemoryInfo();
   Allocator() : OrtAllocator{} {
     version = ORT_API_VERSION;
     Alloc = [](OrtAllocator*, size_t size) -> void* {
@@ -315,6 +318,7 @@ struct Provider : OrtEp {
 };
 
 struct Factory : OrtEpFactory {
+  const Ort::MemoryInfo info = MakeMemoryInfo();  // ONNX Runtime keeps a pointer to it
   OrtHardwareDevice* device = nullptr;
 
   Factory() : OrtEpFactory{} {
@@ -331,7 +335,7 @@ struct Factory : OrtEpFactory {
         Ort::ThrowOnError(
             api.CreateHardwareDevice(OrtHardwareDeviceType_GPU, kVendor, 0, "Toys", nullptr, &factory->device));
         Ort::ThrowOnError(api.CreateEpDevice(self, factory->device, nullptr, nullptr, &out[0]));
-        Ort::ThrowOnError(api.EpDevice_AddAllocatorInfo(out[0], Allocator().info));
+        Ort::ThrowOnError(api.EpDevice_AddAllocatorInfo(out[0], factory->info));
         *count = 1;
       });
     };
