@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import os
+import platform
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mxort.errors import MxortError
 
@@ -31,6 +34,46 @@ class Device:
     pci_bus_id: str = ""
     memory_bytes: int = 0
     why_not: str = ""
+
+
+def devices() -> list[Device]:
+    """This CPU and every GPU that the HIP runtime lists, whether mxort can use it or not.
+
+    No HIP runtime, or one that cannot be used, means no GPUs: :func:`why_no_gpu` says which. The runtime is looked
+    for once per process. Needs the compiled part of mxort.
+    """
+    found = [Device(CPU, platform.processor() or platform.machine())]
+    native = _native()
+    if not native.hip_runtime()["available"]:
+        return found
+    for gpu in native.devices():
+        found.append(
+            Device(
+                name=f"gpu:{gpu['ordinal']}",
+                product=gpu["name"],
+                ordinal=gpu["ordinal"],
+                arch=gpu["arch"],
+                pci_bus_id=gpu["pci_bus_id"],
+                memory_bytes=gpu["memory_bytes"],
+                why_not=gpu["unsupported"],
+            )
+        )
+    return found
+
+
+def why_no_gpu() -> str:
+    """One line: why the list of GPUs is empty."""
+    problem: str = _native().hip_runtime()["problem"]
+    return problem or "no GPU: the HIP runtime lists none"
+
+
+def amd_gpu_present() -> bool:
+    """Whether there is any sign of an AMD GPU, usable or not: its kernel driver, or a HIP runtime given by name."""
+    return AMD_GPU_DRIVER.exists() or "MXORT_HIP_LIBRARY" in os.environ
+
+
+def _native() -> Any:
+    return importlib.import_module("mxort._native")
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ which mxort may depend on.
 from __future__ import annotations
 
 import ctypes
+import functools
 import importlib
 import importlib.util
 import os
@@ -126,7 +127,7 @@ def register(
                 raise
             chosen = hardware.Choice(None, str(error))
     if chosen.why_cpu:
-        warnings.warn(f"mxort runs on the CPU: {chosen.why_cpu}", RuntimeWarning, stacklevel=3)
+        _warn_of_cpu(chosen.why_cpu)
     path = get_library_path()
     try:
         options.register_custom_ops_library(path)
@@ -134,6 +135,10 @@ def register(
         raise MxortError(f"onnxruntime {runtime.__version__} refuses {path}: {error}") from error
     options.add_session_config_entry(_REGISTERED_KEY, CPU)
     return options
+
+
+def _warn_of_cpu(why: str) -> None:
+    warnings.warn(f"mxort runs on the CPU: {why}", RuntimeWarning, stacklevel=3)
 
 
 def _registered_device(options: ort.SessionOptions) -> str:
@@ -212,7 +217,19 @@ def InferenceSession(  # noqa: N802 (the drop-in for onnxruntime.InferenceSessio
         kwargs["providers"] = list(providers)
     elif _registered_device(options) == CPU:
         kwargs["providers"] = ["CPUExecutionProvider"]
-    return require_onnxruntime().InferenceSession(model, options, **kwargs)
+    else:
+        kwargs.setdefault("enable_fallback", False)  # onnxruntime would print, and run on the CPU
+    open_it = functools.partial(require_onnxruntime().InferenceSession, model, options)
+    try:
+        return open_it(**kwargs)
+    except Exception as error:
+        if device != hardware.AUTO or _registered_device(options) == CPU:
+            raise
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # onnxruntime: that providers replace those of the options
+            session = open_it(**kwargs | {"providers": ["CPUExecutionProvider"]})
+        _warn_of_cpu(one_line(error))
+        return session
 
 
 def open_session(

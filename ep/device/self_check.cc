@@ -110,7 +110,7 @@ Status Check(const std::shared_ptr<Device>& device, const hip::GemmRow& row, con
   MatMulSpec whole = spec, ragged = spec;
   whole.K = 17 * hip::kStepK, whole.N = row.columns, whole.rotation = rotated ? 128 : 1;
   ragged.K = 9 * hip::kStepK + 29, ragged.N = row.columns - 3, ragged.rotation = rotated ? 32 : 1;
-  for (const CheckProblem& problem : {CheckProblem(whole, row.rows), CheckProblem(ragged, row.rows - 5)}) {
+  for (const CheckProblem& problem : {CheckProblem(whole, row.rows, type), CheckProblem(ragged, row.rows - 5, type)}) {
     std::vector<float> y;
     MXORT_RETURN_IF_ERROR(Run(device, problem, type, row.name, &y));
     const Error error = Compare(problem, type, y);

@@ -1,6 +1,7 @@
 #include "kernels/check_problem.h"
 
 #include "kernels/cpu_kernels.h"
+#include "kernels/float16.h"
 
 namespace mxort {
 namespace {
@@ -9,16 +10,21 @@ namespace {
 class Sequence {
  public:
   uint32_t Next() { return (state_ = state_ * 1664525u + 1013904223u) >> 8; }
-  // One of -1, -127/128, ... 1: 8 significant bits.
-  float Number() { return static_cast<float>(Next() % 257) / 128.0f - 1.0f; }
+  // In [-1, 1), all bits of a float in use.
+  float Number() { return static_cast<float>(Next()) / 8388608.0f - 1.0f; }
 
  private:
   uint32_t state_ = 1;
 };
 
+float Rounded(DataType type, float x) {
+  if (type == DataType::kFloat) return x;
+  return type == DataType::kFloat16 ? Float16ToFloat(FloatToFloat16(x)) : BFloat16ToFloat(FloatToBFloat16(x));
+}
+
 }  // namespace
 
-CheckProblem::CheckProblem(const MatMulSpec& s, int64_t rows)
+CheckProblem::CheckProblem(const MatMulSpec& s, int64_t rows, DataType type)
     : spec(s),
       m(rows),
       codes(static_cast<size_t>(s.N * BlocksOf(s.K) * kPackedBlockBytes)),
@@ -29,7 +35,7 @@ CheckProblem::CheckProblem(const MatMulSpec& s, int64_t rows)
   Sequence sequence;
   for (uint8_t& code : codes) code = static_cast<uint8_t>(sequence.Next());
   for (uint8_t& scale : scales) scale = static_cast<uint8_t>(kScaleBias - 4 + sequence.Next() % 8);
-  for (float& x : a) x = sequence.Number();
+  for (float& x : a) x = Rounded(type, sequence.Number());
   for (float& x : column_scale) x = 1.5f + sequence.Number() / 2;
   for (float& x : bias) x = sequence.Number();
 }

@@ -9,9 +9,9 @@
 
 namespace mxort {
 
-// Operands of a MatMulMXFP4 with `m` rows, numbers that look random.
+// Operands of a MatMulMXFP4 with `m` rows, numbers that look random; those of A are of `type`.
 struct CheckProblem {
-  CheckProblem(const MatMulSpec& spec, int64_t m);
+  CheckProblem(const MatMulSpec& spec, int64_t m, DataType type = DataType::kFloat);
   Weights weights() const { return {codes.data(), scales.data()}; }
   // Rows [begin, end) of Y in double precision, rounded to float, at their place in `y` [m, N].
   void Expected(Range rows, float* y) const;
@@ -19,7 +19,7 @@ struct CheckProblem {
   MatMulSpec spec;
   int64_t m;
   std::vector<uint8_t> codes, scales;
-  std::vector<float> a;  // [m, K]; every value is a float16 and a bfloat16 too
+  std::vector<float> a;  // [m, K]
   std::vector<float> column_scale, bias;
 };
 

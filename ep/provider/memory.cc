@@ -128,18 +128,22 @@ device::Status Memory::Allocate(size_t bytes, void* stream, void** pointer) {
   MXORT_RETURN_IF_ERROR(arena_->Allocate(bytes, stream, pointer));
   const std::lock_guard<std::mutex> lock(mutex_);
   if (graph_) held_[*pointer] = {*graph_, false};
+  if (!stream) unordered_.insert(*pointer);
   return {};
 }
 
 void Memory::Free(void* pointer) {
+  bool in_flight = false;
   {
     const std::lock_guard<std::mutex> lock(mutex_);
+    in_flight = unordered_.erase(pointer) > 0 && arena_->kind() == device::Arena::Kind::kDevice;
     const auto it = held_.find(pointer);
     if (it != held_.end()) {
       it->second.freed = true;
       return;
     }
   }
+  if (in_flight) (void)arena_->device()->Synchronize();  // what failed on the device is reported by the run
   arena_->Free(pointer);
 }
 

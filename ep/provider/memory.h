@@ -7,6 +7,7 @@
 #include <optional>
 #include <string>
 #include <unordered_map>
+#include <unordered_set>
 #include <utility>
 
 #include "device/arena.h"
@@ -24,8 +25,11 @@ using MemoryInfoPtr = std::unique_ptr<OrtMemoryInfo, MemoryInfoDeleter>;
 // same device, so that ONNX Runtime puts no copies between their nodes and ours.
 MemoryInfoPtr MakeMemoryInfo(const Runtime& runtime, int ordinal, device::Arena::Kind kind);
 
-// An arena, and what captured graphs hold of it: a replay writes to the addresses of the run that was captured, so what
-// that run allocated serves nobody else until the graph is gone, although ONNX Runtime has freed it.
+// An arena behind ONNX Runtime's idea of when memory is free.
+//  * Without a stream it frees blocks that a run in flight still uses (onnxruntime 1.24 allocates the activations of
+//    static shapes so): the device is waited for before they serve again.
+//  * A captured graph's replay writes to the addresses of the run that was captured: what that run allocated serves
+//    nobody else until the graph is gone.
 class Memory {
  public:
   explicit Memory(std::shared_ptr<device::Arena> arena) : arena_(std::move(arena)) {}
@@ -49,6 +53,7 @@ class Memory {
   std::mutex mutex_;
   std::optional<int> graph_;
   std::unordered_map<void*, Held> held_;
+  std::unordered_set<void*> unordered_;  // allocated without a stream
 };
 
 // An OrtAllocator over `memory`. It reports failures to the log and, through TakeAllocationError, to the kernel that

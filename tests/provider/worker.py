@@ -28,9 +28,13 @@ def environment(devices: str = "gfx950", **more: str) -> dict[str, str]:
     }
 
 
+def _start(variables: dict[str, str]) -> None:
+    os.environ.update(variables)
+
+
 @contextmanager
 def worker(variables: dict[str, str]) -> Iterator[Callable[..., Any]]:
     """``run(function, *arguments)`` in a fresh process with these environment variables."""
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context, initializer=os.environ.update, initargs=(variables,)) as pool:
+    with ProcessPoolExecutor(1, mp_context=context, initializer=_start, initargs=(variables,)) as pool:
         yield lambda function, *args, **kwargs: pool.submit(function, *args, **kwargs).result(timeout=300)
