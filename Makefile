@@ -11,7 +11,7 @@ SOURCES := $(shell find ep cmake -type f 2>/dev/null) CMakeLists.txt pyproject.t
 CXX_FILES := $(shell find ep tests samples -name '*.cc' -o -name '*.h' -o -name '*.hip' 2>/dev/null)
 OLD_ONNXRUNTIMES := 1.22.1 1.24.4
 
-.PHONY: demo check check-full bench accuracy clean lint test cpp-test sanitize format
+.PHONY: demo check check-full bench accuracy clean lint test cpp-test provider-programs sanitize format
 
 demo: build/.demo
 	$(PYTHON) samples/demo.py
@@ -40,6 +40,13 @@ cpp-test: build/.dev
 	$(CMAKE) -B build/tests -DCMAKE_BUILD_TYPE=Release >/dev/null
 	.venv/bin/cmake --build build/tests
 	.venv/bin/ctest --test-dir build/tests --output-on-failure
+
+# What tests/provider run, which build it themselves where cpp-test did not.
+provider-programs: build/tests/CMakeCache.txt
+	@.venv/bin/cmake --build build/tests --target toy_ep test_unload
+
+build/tests/CMakeCache.txt:
+	$(CMAKE) -B build/tests -DCMAKE_BUILD_TYPE=Release >/dev/null
 
 # The kernel and operator tests once more with AddressSanitizer and UndefinedBehaviorSanitizer (here the AMX kernel runs
 # too, its tile unit in plain C++), and the threads' test with
