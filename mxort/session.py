@@ -121,7 +121,7 @@ def register(
                 f"device: got {device!r}, expected {done!r}, for which these options are registered"
             )
         return options
-    device = device or CPU
+    device = CPU if device is None else device
     chosen = hardware.choose(device)
     if chosen.gpu is not None:
         try:
