@@ -66,7 +66,8 @@ def leaves(model: str, order: str) -> dict[str, Any]:
     kept["value"] = ort.OrtValue.ortvalue_from_numpy(x["x"], "gpu", 0, gpu.VENDOR)
     kept["binding"] = kept["second"].io_binding()
     kept["binding"].bind_ortvalue_input("x", kept["value"])
-    kept["binding"].bind_output("y", "gpu", 0)
+    kept["result"] = ort.OrtValue.ortvalue_from_numpy(np.zeros_like(expected), "gpu", 0, gpu.VENDOR)
+    kept["binding"].bind_ortvalue_output("y", kept["result"])
     kept["second"].run_with_iobinding(kept["binding"])
     for step in order.split():
         if step == "unregister":
@@ -83,8 +84,8 @@ def leaves(model: str, order: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     "order",
     [
-        "value binding first second unregister",
-        "first run second binding value unregister",
+        "value result binding first second unregister",
+        "first run second binding value result unregister",
         "binding value second first",
         "first second",
         "first binding value run",
