@@ -1,9 +1,11 @@
-"""What the tests of the execution provider run inside a worker process (worker.py). Arguments and results are pickled."""
+"""What the tests of the execution provider run inside a worker process (worker.py); results are pickled."""
 
 from __future__ import annotations
 
+import json
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ import mxort
 from hipsim import harness
 
 EP = "MxortExecutionProvider"
+AMD = 0x1002
 
 
 @dataclass
@@ -59,10 +62,51 @@ def run(
     return Result(outputs, placement(session), [str(w.message) for w in caught])
 
 
+def fails(*args: Any, **kwargs: Any) -> str:
+    """Type and text of what :func:`run` raises; "" for nothing."""
+    try:
+        run(*args, **kwargs)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def profiled(model: bytes, feed: dict[str, np.ndarray], prefix: str) -> list[dict[str, Any]]:
+    """Our events in onnxruntime's profile of two runs."""
+    options = session_options()
+    options.enable_profiling = True
+    options.profile_file_prefix = prefix
+    session = mxort.InferenceSession(model, options, device="gpu")
+    for _ in range(2):
+        session.run(None, feed)
+    events = json.loads(Path(session.end_profiling()).read_text())
+    return [event for event in events if event.get("args", {}).get("provider") == EP and "rows" in event["args"]]
+
+
+def replayed(model: bytes, inputs: list[np.ndarray], outputs: int) -> tuple[list[np.ndarray], dict[str, int]]:
+    """Y [rows, outputs] for each input, with the launches captured once: and what the HIP runtime was asked for
+    between the second run and the last."""
+    session = mxort.InferenceSession(
+        model, session_options(), device="gpu", device_options={"graph_capture": True}
+    )
+    a = ort.OrtValue.ortvalue_from_numpy(inputs[0], "gpu", 0, AMD)
+    y = ort.OrtValue.ortvalue_from_shape_and_type([len(inputs[0]), outputs], np.float32, "gpu", 0, AMD)
+    binding = session.io_binding()
+    binding.bind_ortvalue_input("A", a)
+    binding.bind_ortvalue_output("Y", y)
+    results = []
+    before: dict[str, int] = {}
+    for i, values in enumerate(inputs):
+        a.update_inplace(values)
+        if i == 2:
+            before = counters()
+        session.run_with_iobinding(binding)
+        results.append(y.numpy())
+    return results, {name: count - before[name] for name, count in counters().items()}
+
+
 def counters() -> dict[str, int]:
     """What the simulated runtime has handed out and not got back, and what it did."""
-    import json
-
     return dict(json.loads(harness.runtime().hipsim_counters()))
 
 

@@ -1,0 +1,98 @@
+"""Machines where no GPU can be used: the CPU with one clear warning for "auto", a clear error for "gpu"."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hipsim import harness
+from mxort import op_models
+from mxort.op_models import MatMulMXFP4
+from provider import scenarios
+from provider.worker import HIP_LIBRARY, environment, worker
+
+CPU = "CPUExecutionProvider"
+
+
+@pytest.fixture(scope="module")
+def problem() -> tuple[MatMulMXFP4, np.ndarray]:
+    rng = np.random.default_rng(0)
+    node = MatMulMXFP4(*op_models.random_mxfp4(64, 24, rng), K=64, activation_format="mxfp4")
+    return node, rng.standard_normal((3, 64), dtype=np.float32)
+
+
+def no_library(folder: Path) -> dict[str, str]:
+    return {HIP_LIBRARY: str(folder / "libamdhip64.so.7")}
+
+
+def not_a_runtime(folder: Path) -> dict[str, str]:
+    (folder / "libamdhip64.so.7").write_text("nothing")
+    return no_library(folder)
+
+
+def no_device(_: Path) -> dict[str, str]:
+    return environment("gfx950", HIPSIM_FAIL="hipGetDeviceCount:1=100,hipGetDeviceCount:2=100")
+
+
+def old_runtime(folder: Path) -> dict[str, str]:
+    """A runtime that says it is HIP 5.7."""
+    source = folder / "old.c"
+    source.write_text("int hipRuntimeGetVersion(int* v) { *v = 50700000; return 0; }\n")
+    library = folder / "libamdhip64.so.7"
+    harness._run("g++", "-x", "c", "-shared", "-fPIC", str(source), "-o", str(library))
+    return no_library(folder)
+
+
+def wrong_architecture(_: Path) -> dict[str, str]:
+    return environment("gfx90a")
+
+
+MACHINES = {
+    no_library: "libamdhip64",
+    not_a_runtime: "libamdhip64",
+    no_device: "no GPU",
+    old_runtime: "libamdhip64",
+    wrong_architecture: "gfx90a",
+}
+
+
+@pytest.mark.parametrize(("machine", "reason"), MACHINES.items(), ids=lambda m: getattr(m, "__name__", ""))
+def test_auto_warns_once_and_gpu_fails(
+    machine: Any, reason: str, problem: tuple[MatMulMXFP4, np.ndarray], tmp_path: Path
+) -> None:
+    node, a = problem
+    with worker(machine(tmp_path)) as run:
+        result = run(scenarios.run, node.model(), [{"A": a}], "auto")
+        error = run(scenarios.fails, node.model(), [], "gpu")
+    (warning,) = result.warnings
+    assert warning.startswith("mxort runs on the CPU: ")
+    assert reason in warning
+    assert "\n" not in warning
+    assert result.providers_of("MatMulMXFP4") == {CPU}
+    assert op_models.relative_rms(result.outputs[0][0], node.expected(a)) <= node.error_bound
+    assert error.startswith("MxortError: device 'gpu' cannot be used: ")
+    assert reason in error
+    assert "\n" not in error
+
+
+def test_two_gpus_by_number(problem: tuple[MatMulMXFP4, np.ndarray]) -> None:
+    node, a = problem
+    with worker(environment("gfx950,gfx942,gfx90a")) as run:
+        found = run(scenarios.devices)
+        assert [d.name for d in found] == ["cpu", "gpu:0", "gpu:1", "gpu:2"]
+        assert [d.arch for d in found[1:]] == ["gfx950", "gfx942", "gfx90a"]
+        assert [bool(d.why_not) for d in found] == [False, False, False, True]
+        for device in ("gpu", "gpu:0", "gpu:1", "auto"):
+            result = run(scenarios.run, node.model(), [{"A": a}], device)
+            assert result.providers_of("MatMulMXFP4") == {scenarios.EP}
+            assert result.warnings == []
+            assert op_models.relative_rms(result.outputs[0][0], node.expected(a)) <= node.error_bound
+        assert "gfx90a" in run(scenarios.fails, node.model(), [], "gpu:2")
+        error = run(scenarios.fails, node.model(), [], "gpu:3")
+        assert error == "MxortError: device 'gpu:3' cannot be used: there is no gpu:3, only gpu:0, gpu:1, gpu:2"
+        for text in ("gpus", "gpu:", "gpu:-1", "GPU", ""):
+            error = run(scenarios.fails, node.model(), [], text)
+            assert error == f"MxortError: device: got {text!r}, expected auto, cpu, gpu or gpu:N"
