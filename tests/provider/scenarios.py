@@ -80,7 +80,9 @@ def profiled(model: bytes, feed: dict[str, np.ndarray], prefix: str) -> list[dic
     for _ in range(2):
         session.run(None, feed)
     events = json.loads(Path(session.end_profiling()).read_text())
-    return [event for event in events if event.get("args", {}).get("provider") == EP and "rows" in event["args"]]
+    return [
+        event for event in events if event.get("args", {}).get("provider") == EP and "rows" in event["args"]
+    ]
 
 
 def replayed(model: bytes, inputs: list[np.ndarray], outputs: int) -> tuple[list[np.ndarray], dict[str, int]]:

@@ -92,7 +92,9 @@ def test_two_gpus_by_number(problem: tuple[MatMulMXFP4, np.ndarray]) -> None:
             assert op_models.relative_rms(result.outputs[0][0], node.expected(a)) <= node.error_bound
         assert "gfx90a" in run(scenarios.fails, node.model(), [], "gpu:2")
         error = run(scenarios.fails, node.model(), [], "gpu:3")
-        assert error == "MxortError: device 'gpu:3' cannot be used: there is no gpu:3, only gpu:0, gpu:1, gpu:2"
+        assert (
+            error == "MxortError: device 'gpu:3' cannot be used: there is no gpu:3, only gpu:0, gpu:1, gpu:2"
+        )
         for text in ("gpus", "gpu:", "gpu:-1", "GPU", ""):
             error = run(scenarios.fails, node.model(), [], text)
             assert error == f"MxortError: device: got {text!r}, expected auto, cpu, gpu or gpu:N"
