@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from provider import scenarios
 from provider.worker import HIP_LIBRARY, environment, worker
 
 CPU = "CPUExecutionProvider"
+HIP_API = Path(__file__).parents[2] / "ep" / "device" / "hip_api.h"
 
 
 @pytest.fixture(scope="module")
@@ -37,13 +39,32 @@ def no_device(_: Path) -> dict[str, str]:
     return environment("gfx950", HIPSIM_FAIL="hipGetDeviceCount:1=100,hipGetDeviceCount:2=100")
 
 
+def failing_driver(_: Path) -> dict[str, str]:
+    calls = ",".join(f"hipGetDeviceCount:{n}=3" for n in range(1, 20))
+    return environment("gfx950", HIPSIM_FAIL=calls)
+
+
 def old_runtime(folder: Path) -> dict[str, str]:
     """A runtime that says it is HIP 5.7."""
-    source = folder / "old.c"
-    source.write_text("int hipRuntimeGetVersion(int* v) { *v = 50700000; return 0; }\n")
+    return runtime_of("int hipRuntimeGetVersion(int* v) { *v = 50700000; return 0; }\n", folder)
+
+
+def runtime_of(code: str, folder: Path) -> dict[str, str]:
+    source = folder / "runtime.c"
+    source.write_text(code)
     library = folder / "libamdhip64.so.7"
     harness._run("g++", "-x", "c", "-shared", "-fPIC", str(source), "-o", str(library))
     return no_library(folder)
+
+
+def incomplete_runtime(folder: Path) -> dict[str, str]:
+    """A runtime of the right version without one of the functions that are used."""
+    functions = ["hipGetErrorName", *re.findall(r"F\((hip\w+),", HIP_API.read_text())]
+    functions.remove("hipModuleLaunchKernel")
+    bodies = [
+        f"int {f}(int* v) {{ {'*v = 70000000; ' if 'Version' in f else ''}return 0; }}\n" for f in functions
+    ]
+    return runtime_of("".join(bodies), folder)
 
 
 def wrong_architecture(_: Path) -> dict[str, str]:
@@ -54,7 +75,9 @@ MACHINES = {
     no_library: "libamdhip64",
     not_a_runtime: "libamdhip64",
     no_device: "no GPU",
-    old_runtime: "libamdhip64",
+    failing_driver: "hipGetDeviceCount",
+    old_runtime: "5.7",
+    incomplete_runtime: "hipModuleLaunchKernel",
     wrong_architecture: "gfx90a",
 }
 
@@ -76,6 +99,15 @@ def test_auto_warns_once_and_gpu_fails(
     assert error.startswith("MxortError: device 'gpu' cannot be used: ")
     assert reason in error
     assert "\n" not in error
+
+
+def test_asking_for_the_cpu_touches_no_gpu(problem: tuple[MatMulMXFP4, np.ndarray], tmp_path: Path) -> None:
+    """Not even to look for one: a broken driver may hang."""
+    node, a = problem
+    with worker(failing_driver(tmp_path)) as run:
+        result = run(scenarios.run, node.model(), [{"A": a}], "cpu")
+        assert result.warnings == []
+        assert run(scenarios.calls) == {}
 
 
 def test_two_gpus_by_number(problem: tuple[MatMulMXFP4, np.ndarray]) -> None:

@@ -16,7 +16,9 @@ import oracle
 
 pytestmark = pytest.mark.e2e
 
-MINILM = Path(__file__).parents[2] / "build" / "models" / "minilm" / "model.onnx"  # `make demo` leaves it there
+MINILM = (
+    Path(__file__).parents[2] / "build" / "models" / "minilm" / "model.onnx"
+)  # `make demo` leaves it there
 PRODUCTS = 18
 """MatMulMXFP4 nodes of the converted model."""
 

@@ -23,6 +23,8 @@ ORDERS = {
     "1": "the process ends with a session",
     "": "the process ends with everything",
     "12te": "the environment takes the library with it",
+    "12ut": "a tensor outlives the registration",
+    "u1n2te": "sessions outlive the registration",
     "12tur12tue": "once more in the same process",
     "12tudr12tue": "once more after the library was closed",
 }
