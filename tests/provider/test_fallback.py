@@ -35,13 +35,16 @@ def not_a_runtime(folder: Path) -> dict[str, str]:
     return no_library(folder)
 
 
+def count_fails(error: int) -> dict[str, str]:
+    return environment("gfx950", HIPSIM_FAIL=",".join(f"hipGetDeviceCount:{n}={error}" for n in range(1, 20)))
+
+
 def no_device(_: Path) -> dict[str, str]:
-    return environment("gfx950", HIPSIM_FAIL="hipGetDeviceCount:1=100,hipGetDeviceCount:2=100")
+    return count_fails(100)  # hipErrorNoDevice
 
 
 def failing_driver(_: Path) -> dict[str, str]:
-    calls = ",".join(f"hipGetDeviceCount:{n}=3" for n in range(1, 20))
-    return environment("gfx950", HIPSIM_FAIL=calls)
+    return count_fails(3)  # hipErrorNotInitialized
 
 
 def old_runtime(folder: Path) -> dict[str, str]:
