@@ -6,6 +6,7 @@
 
 #include "kernels/content_cache.h"
 #include "kernels/hip/preshuffle.h"
+#include "kernels/parallel.h"
 
 namespace mxort::device {
 namespace {
@@ -37,7 +38,11 @@ Status DeviceWeights::Upload(const MatMulSpec& spec, const HostWeights& host) {
   const int ordinal = device()->ordinal();
   for (int64_t panel = 0; panel < panels; panel += at_once) {
     const int64_t end = std::min(panels, panel + at_once);
-    hip::PreshuffleWeights(host.weights, spec.N, spec.K, panel, end, static_cast<uint8_t*>(staging.data()));
+    auto* pinned_panels = static_cast<uint8_t*>(staging.data());
+    ThreadedFor(0)(end - panel, [&](int64_t i) {
+      hip::PreshuffleWeights(host.weights, spec.N, spec.K, panel + i, panel + i + 1,
+                             pinned_panels + static_cast<size_t>(i) * panel_bytes);
+    });
     MXORT_RETURN_IF_ERROR(Copy(ordinal, base + static_cast<size_t>(panel) * panel_bytes, kHost, staging.data(),
                                static_cast<size_t>(end - panel) * panel_bytes, nullptr));
   }

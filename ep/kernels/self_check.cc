@@ -25,7 +25,7 @@ bool Right(const Kernel& kernel, const MatMulSpec& spec, double bound) {
   if (!kernel.supports(spec)) return true;
   const CheckProblem problem(spec, kM);
   std::vector<float> y(static_cast<size_t>(kM * kN)), expected(y);
-  const PackedWeights packed(spec, *kernel.layout, problem.weights());
+  const PackedWeights packed(spec, *kernel.layout, problem.weights(), SerialFor);
   const Kernels kernels = {&kernel};
   MatMul({&spec, &kernels, &packed, problem.weights(), problem.column_scale.data(), problem.bias.data(),
           DataType::kFloat, kM, problem.a.data(), y.data()},

@@ -1,4 +1,4 @@
-"""Every HIP call that can fail does, once at each of its places: a one-line error, no leak, and the next try is right."""
+"""Every HIP call that can fail does, once at each of its places: a one-line error, no leak, the next try is right."""
 
 import os
 import subprocess
@@ -119,7 +119,7 @@ def test_a_lost_device_is_an_error_and_leaves_the_others():
     run(check_lost_device)
 
 
-# ---- no runtime, or not the right one ----------------------------------------------------------------------------------
+# no runtime, or not the right one
 
 
 def check_no_runtime(problem: str) -> None:

@@ -52,6 +52,22 @@ def test_no_rows_and_more_rows_than_a_launch_takes():
     run(check_rows)
 
 
+def check_large_weights() -> None:
+    """More than one piece of staging memory: 9.2 MB."""
+    from device import Spec
+    from gpu_oracle import Problem
+    from machine import assert_clean, compute, new_machine
+
+    sim = new_machine()
+    problem = Problem(Spec(1, 4096, 4200, "float", "mxfp4"))
+    problem.check(compute(problem, self_check=False))
+    assert_clean(sim)
+
+
+def test_weights_larger_than_the_staging_memory():
+    run(check_large_weights)
+
+
 def check_sharing() -> None:
     from gpu_oracle import Problem
     from machine import assert_clean, new_machine, node, operand
