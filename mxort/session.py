@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mxort import hardware
-from mxort.errors import MxortError
 from mxort.hardware import CPU
+from mxort.errors import MxortError
 
 if TYPE_CHECKING:
     import onnxruntime as ort  # type: ignore[import-untyped]
@@ -155,17 +155,13 @@ def _add_provider(
     version = runtime.__version__
     if parse_version(version) < MIN_ONNXRUNTIME_FOR_EP:
         needed = ".".join(map(str, MIN_ONNXRUNTIME_FOR_EP))
-        raise MxortError(
-            f"onnxruntime {version} is too old for a GPU: the execution provider needs {needed} or later"
-        )
+        raise MxortError(f"onnxruntime {version} is too old for a GPU: the execution provider needs {needed} or later")
     texts = {name: _option_text(value) for name, value in device_options.items()}
     for ep_device in _ep_devices(runtime):
         if ep_device.ep_metadata.get("device_id") == str(gpu.ordinal):
             options.add_provider_for_devices([ep_device], texts)
             return
-    raise MxortError(
-        f"{gpu.name} ({gpu.arch}, PCI {gpu.pci_bus_id}): onnxruntime {version} does not list this GPU"
-    )
+    raise MxortError(f"{gpu.name} ({gpu.arch}, PCI {gpu.pci_bus_id}): onnxruntime {version} does not list this GPU")
 
 
 def _option_text(value: object) -> str:
@@ -186,9 +182,7 @@ def _ep_devices(runtime: Any) -> list[Any]:
                     runtime.register_execution_provider_library(registration, get_library_path())
                 except Exception as error:
                     text = one_line(error)
-                    raise MxortError(
-                        f"onnxruntime {runtime.__version__} refuses {LIBRARY_NAME}: {text}"
-                    ) from error
+                    raise MxortError(f"onnxruntime {runtime.__version__} refuses {LIBRARY_NAME}: {text}") from error
             found = [device for device in runtime.get_ep_devices() if device.ep_name == name]
             if found:
                 return found
