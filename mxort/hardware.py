@@ -43,10 +43,7 @@ def devices() -> list[Device]:
     for once per process. Needs the compiled part of mxort.
     """
     found = [Device(CPU, platform.processor() or platform.machine())]
-    native = _native()
-    if not native.hip_runtime()["available"]:
-        return found
-    for gpu in native.devices():
+    for gpu in _gpus()[0]:
         found.append(
             Device(
                 name=f"gpu:{gpu['ordinal']}",
@@ -63,8 +60,19 @@ def devices() -> list[Device]:
 
 def why_no_gpu() -> str:
     """One line: why the list of GPUs is empty."""
-    problem: str = _native().hip_runtime()["problem"]
-    return problem or "no GPU: the HIP runtime lists none"
+    return _gpus()[1] or "no GPU: the HIP runtime lists none"
+
+
+def _gpus() -> tuple[list[dict[str, Any]], str]:
+    """What the HIP runtime lists, and what keeps it from doing so."""
+    native = _native()
+    runtime = native.hip_runtime()
+    if not runtime["available"]:
+        return [], runtime["problem"]
+    try:
+        return native.devices(), ""
+    except native.DeviceError as error:
+        return [], str(error)
 
 
 def amd_gpu_present() -> bool:

@@ -1,5 +1,6 @@
 #include "provider/memory.h"
 
+#include <atomic>
 #include <utility>
 
 #include "device/device.h"
@@ -76,10 +77,15 @@ struct Allocator : OrtAllocator {
     };
     Reserve = Alloc;
     AllocOnStream = [](OrtAllocator* self, size_t bytes, OrtSyncStream* stream) noexcept {
-      const auto& allocator = *static_cast<Allocator*>(self);
+      auto& allocator = *static_cast<Allocator*>(self);
       return allocator.Allocate(bytes, stream ? allocator.runtime.api->SyncStream_GetHandle(stream) : nullptr);
     };
-    Free = [](OrtAllocator* self, void* pointer) noexcept { static_cast<Allocator*>(self)->memory->Free(pointer); };
+    Free = [](OrtAllocator* self, void* pointer) noexcept {
+      if (!pointer) return;
+      auto* allocator = static_cast<Allocator*>(self);
+      allocator->memory->Free(pointer);
+      allocator->Drop();
+    };
     Info = [](const OrtAllocator* self) noexcept { return static_cast<const Allocator*>(self)->info; };
     GetStats = [](const OrtAllocator* self, OrtKeyValuePairs** out) noexcept -> OrtStatus* {
       const auto& allocator = *static_cast<const Allocator*>(self);
@@ -97,11 +103,14 @@ struct Allocator : OrtAllocator {
   Allocator(const Allocator&) = delete;
   Allocator& operator=(const Allocator&) = delete;
 
-  void* Allocate(size_t bytes, void* stream) const noexcept {
+  void* Allocate(size_t bytes, void* stream) noexcept {
     void* pointer = nullptr;
     if (bytes == 0) return pointer;
     const device::Status status = memory->Allocate(bytes, stream, &pointer);
-    if (status.ok()) return pointer;
+    if (status.ok()) {
+      ++users;
+      return pointer;
+    }
     allocation_error = status.message();
     logger.Log(ORT_LOGGING_LEVEL_ERROR, allocation_error);
     return nullptr;
@@ -117,11 +126,17 @@ struct Allocator : OrtAllocator {
                                        {"NumArenaExtensions", std::to_string(s.reserved)}});
   }
 
+  void Drop() noexcept {
+    if (--users == 0) delete this;
+  }
+
   const Runtime runtime;
   const Logger logger;
   const OrtMemoryInfo* const info;
   const std::shared_ptr<Memory> memory;
   const LiveCount live;
+  // ONNX Runtime and every block: a tensor that outlives the registration of the library is still freed through here.
+  std::atomic<size_t> users{1};
 };
 
 }  // namespace
@@ -185,7 +200,7 @@ OrtAllocator* MakeAllocator(const Runtime& runtime, const Logger& logger, const 
   return new Allocator(runtime, logger, info, std::move(memory), std::move(live));
 }
 
-void ReleaseAllocator(OrtAllocator* allocator) { delete static_cast<Allocator*>(allocator); }
+void ReleaseAllocator(OrtAllocator* allocator) { static_cast<Allocator*>(allocator)->Drop(); }
 
 std::string TakeAllocationError() { return std::exchange(allocation_error, {}); }
 

@@ -5,6 +5,7 @@
 // Opens ONNX Runtime, registers the library and runs two sessions on its provider, then does STEPS in order:
 //   1, 2  release the first, the second session       t  release a tensor in device memory
 //   u     unregister the library                      e  release the environment
+//   n     run the sessions that there are
 //   d     dlclose the library                         r  all of this once more from the start
 // What STEPS leaves out is left to the end of the process. With 1, 2, t and u done, nothing may be alive on the device.
 #define ORT_API_MANUAL_INIT
@@ -84,6 +85,11 @@ struct Program {
       case '1':
       case '2':
         return sessions[step - '1'].reset();
+      case 'n':
+        for (auto& session : sessions) {
+          if (session) Run(*session);
+        }
+        return;
       case 't':
         return tensor.reset();
       case 'u':
@@ -107,8 +113,8 @@ int main(int argc, char** argv) try {
   void* runtime = Open(argv[1]);
   Ort::InitApi(Find<const OrtApiBase*()>(runtime, "OrtGetApiBase")()->GetApi(ORT_API_VERSION));
   const std::string steps = argv[4];
-  // Never destroyed: what the steps leave out is left to the end of the process.
-  auto* program = new Program(argv[2], argv[3]);
+  // Never destroyed: what the steps leave out is left to the end of the process. Static: reachable, and so no leak.
+  static Program* program = new Program(argv[2], argv[3]);
   for (const char step : steps) {
     if (step == 'r') {
       program = new Program(argv[2], argv[3]);

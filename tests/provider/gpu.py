@@ -6,9 +6,11 @@ import gc
 import json
 import os
 import signal
+import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +69,8 @@ def session(
 ) -> ort.InferenceSession:
     """A session on device number ``device`` of each provider, in that order; ``options`` are those of EP.
 
-    Without the self-check unless they ask for it: on the simulator it takes a second for each kind of node.
+    Without the self-check unless they ask for it: on the simulator it takes a second for each kind of node. Without the
+    fallback of onnxruntime's Python class either, which would open another session, on the CPU, where this one fails.
     """
     settings = ort.SessionOptions()
     settings.log_severity_level = severity
@@ -78,7 +81,7 @@ def session(
     for name in providers:
         own = {k: str(v) for k, v in ({"self_check": 0} | dict(options or {})).items()} if name == EP else {}
         settings.add_provider_for_devices([devices(name)[device]], own)
-    return ort.InferenceSession(model, settings)
+    return ort.InferenceSession(model, settings, enable_fallback=0)
 
 
 def placement(opened: ort.InferenceSession) -> dict[str, list[str]]:
@@ -103,31 +106,42 @@ def message(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
-def forked(body: Callable[..., Any], *arguments: Any) -> tuple[Any, str]:
-    """(result, how it died or "") of ``body`` in a fork of this process, before which the device must be untouched.
+@dataclass(frozen=True)
+class Fork:
+    """What a fork left behind: its result (None where it died), how it died ("" where it did not), standard error."""
+
+    result: Any
+    death: str
+    stderr: str
+
+
+def forked(body: Callable[..., Any], *arguments: Any) -> Fork:
+    """Runs ``body`` in a fork of this process, before which the device must be untouched.
 
     Every fork finds a new machine and a library that remembers nothing, at none of the cost of a new process.
     """
-    reader, writer = os.pipe()
-    child = os.fork()
-    if not child:
-        os.close(reader)
-        code = 1
-        try:
-            with os.fdopen(writer, "w") as pipe:
-                json.dump(body(*arguments), pipe)
-            code = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(code)
-    os.close(writer)
-    with os.fdopen(reader) as pipe:
-        text = pipe.read()
-    _, status = os.waitpid(child, 0)
-    if os.WIFSIGNALED(status):
-        return None, signal.Signals(os.WTERMSIG(status)).name
-    return (json.loads(text), "") if os.WEXITSTATUS(status) == 0 else (None, "exception")
+    with tempfile.TemporaryFile("w+") as log:
+        reader, writer = os.pipe()
+        child = os.fork()
+        if not child:
+            os.close(reader)
+            os.dup2(log.fileno(), 2)
+            code = 1
+            try:
+                with os.fdopen(writer, "w") as pipe:
+                    json.dump(body(*arguments), pipe)
+                code = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(code)
+        os.close(writer)
+        with os.fdopen(reader) as pipe:
+            text = pipe.read()
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        log.seek(0)
+        death = signal.Signals(-status).name if status < 0 else "exception" if status else ""
+        return Fork(None if status else json.loads(text), death, log.read())
 
 
 def prime(arch: str = "gfx950") -> None:

@@ -112,5 +112,10 @@ def counters() -> dict[str, int]:
     return dict(json.loads(harness.runtime().hipsim_counters()))
 
 
+def calls() -> dict[str, int]:
+    """Functions of the HIP runtime that this process has called."""
+    return dict(json.loads(harness.runtime().hipsim_calls()))
+
+
 def devices() -> list[mxort.Device]:
     return mxort.devices()

@@ -34,7 +34,7 @@ def attempt(model: str, options: dict[str, Any], fault: tuple[str, int] | None, 
             stage = "devices"
             if gpu.devices():
                 stage = "open"
-                opened = gpu.session(model, severity=4, options=options)
+                opened = gpu.session(model, options=options)
                 placement = gpu.placement(opened)
                 stage = "run"
                 x = gpu.feeds(opened)
@@ -55,46 +55,52 @@ def attempt(model: str, options: dict[str, Any], fault: tuple[str, int] | None, 
     }
 
 
-def judge(result: Any, death: str, reference: Any, function: str) -> str:
+def judge(fork: Any, reference: Any, function: str) -> str:
     """What is wrong with the outcome of a fault; "" if nothing is."""
     import numpy as np
 
-    if death:
-        return f"died: {death}"
+    if fork.death:
+        return f"died: {fork.death}: {fork.stderr[-500:]}"
+    result = fork.result
     if result["stage"] in ("ok", "on the CPU"):
         y, expected = np.array(result["outputs"]), np.array(reference["outputs"])
         if not np.abs(y - expected).max() <= SAME * np.abs(expected).max():
             return f"wrong result, {result['stage']}"
-    elif result["stage"] != "devices" and "hip" not in result["message"].lower():
-        return f"error that does not name HIP at {result['stage']}: {result['message']}"
+    elif result["stage"] != "devices" and "hip" not in (result["message"] + fork.stderr).lower():
+        # The reason may be in the log: of an allocation ONNX Runtime says nothing but that it failed.
+        return f"error that does not name HIP at {result['stage']}: {result['message']}: {fork.stderr}"
     if result["live"] and function not in FREES:
         return f"leak at {result['stage']}: {result['live']}"
     return ""
 
 
-def sweep(model: str, options: dict[str, Any], functions: list[str] | None) -> dict[str, Any]:
-    """Lets each call of each HIP function fail in turn: {function: {stage: count}}, and what must not happen."""
+def sweep(model: str, options: dict[str, Any], functions: list[str] | None, most: int) -> dict[str, Any]:
+    """Lets each call of each HIP function fail in turn, or ``most`` of them spread over all: {function: {stage:
+    count}}, and what must not happen."""
     import gpu
 
     gpu.prime()
-    reference, death = gpu.forked(attempt, model, options, None)
-    assert not death and reference["stage"] == "ok", (death, reference)
+    first = gpu.forked(attempt, model, options, None)
+    reference = first.result
+    assert not first.death and reference["stage"] == "ok", first
     seen: dict[str, dict[str, int]] = {}
     bad: list[str] = []
     for function, calls in sorted(reference["calls"].items()):
-        for call in range(1, calls + 1) if not functions or function in functions else ():
-            result, death = gpu.forked(attempt, model, options, (function, call))
-            if wrong := judge(result, death, reference, function):
-                bad.append(f"{function} call {call}: {wrong}")
-            stage = "died" if death else result["stage"]
-            seen.setdefault(function, {}).setdefault(stage, 0)
-            seen[function][stage] += 1
+        if functions and function not in functions:
+            continue
+        stages = seen.setdefault(function, {})
+        for call in range(1, calls + 1, max(1, calls // most)):
+            fork = gpu.forked(attempt, model, options, (function, call))
+            if wrong := judge(fork, reference, function):
+                bad.append(f"{function} call {call} of {calls}: {wrong}")
+            stage = "died" if fork.death else fork.result["stage"]
+            stages[stage] = stages.get(stage, 0) + 1
     return {"seen": seen, "bad": bad, "live": reference["live"]}
 
 
 def test_every_call_may_fail(converted: Callable[..., str]) -> None:
     """Registration, opening, two runs, release: every HIP call of it."""
-    result = run(sweep, converted("single", accuracy_level=1), {"self_check": 0}, None)
+    result = run(sweep, converted("single", accuracy_level=1), {"self_check": 0}, None, 1000)
     assert result["bad"] == []
     assert result["live"] == {}
     for function in ("hipMalloc", "hipMemcpyAsync", "hipModuleLaunchKernel", "hipModuleLoadData"):
@@ -103,7 +109,7 @@ def test_every_call_may_fail(converted: Callable[..., str]) -> None:
 
 def test_every_call_of_the_self_check_may_fail(converted: Callable[..., str]) -> None:
     functions = ["hipMalloc", "hipMemcpy", "hipMemcpyAsync", "hipModuleLaunchKernel", "hipStreamSynchronize"]
-    result = run(sweep, converted("single", accuracy_level=1), {}, functions)
+    result = run(sweep, converted("single", accuracy_level=1), {"self_check": 1}, functions, 4)
     assert result["bad"] == []
 
 
@@ -112,18 +118,20 @@ def lost(model: str) -> dict[str, Any]:
     import gpu
 
     gpu.prime()
-    reference, _ = gpu.forked(attempt, model, {}, None)
+    options = {"self_check": 0}
+    reference = gpu.forked(attempt, model, options, None).result
     bad, stages = [], []
     for after in range(reference["launches"]):
-        result, death = gpu.forked(attempt, model, {}, None, after)
-        wrong = judge(result, death, reference, "")
-        if wrong or result["stage"] == "ok":
+        fork = gpu.forked(attempt, model, options, None, after)
+        wrong = judge(fork, reference, "")
+        if wrong or fork.result["stage"] == "ok":
             bad.append(f"lost after {after} launches: {wrong or 'ok'}")
-        stages.append(result and result["stage"])
+        stages.append("died" if fork.death else fork.result["stage"])
     return {"bad": bad, "stages": stages}
 
 
 def test_a_lost_device_is_an_error(converted: Callable[..., str]) -> None:
     result = run(lost, converted("single", activation_format="mxfp4"))
     assert result["bad"] == []
-    assert {"open", "run"} <= set(result["stages"])
+    assert set(result["stages"]) == {"run"}
+    assert len(result["stages"]) == 4  # preparation and product of two runs

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from simulated import run, start
 
 from hipsim import mutate
@@ -67,4 +68,27 @@ def test_a_wrong_kernel_is_named_and_replaced(converted: Callable[..., str], tmp
     assert "warning" in lines[0] and FIRST in lines[0]
     assert difference(outcome.result, right) < 1e-6  # the same operands bit for bit
     assert outcome.result["launches"] == right["launches"] == 2  # nothing is checked again
+    assert outcome.result["live"] == {}
+
+
+def test_where_no_kernel_is_right_the_cpu_computes(converted: Callable[..., str], tmp_path: Path) -> None:
+    model = converted("single", activation_format="mxfp4")
+    right = run(checked, model, {"self_check": 0})
+    outcome = start(checked, model, {}, MXORT_CODE_OBJECTS=broken(tmp_path / "co", EVERY, "opsel_a"))
+    assert outcome.code == 0, outcome.stderr
+    assert outcome.result["placement"] == {"CPUExecutionProvider": ["MatMulMXFP4"]}
+    assert difference(outcome.result, right) < 1e-6
+    assert [line for line in EVERY if line not in outcome.stderr] == []
+    assert outcome.result["live"] == {}
+
+
+@pytest.mark.parametrize("kind", ["drop_wait", "lds_offset"])
+def test_a_kernel_that_stops_the_device(kind: str, converted: Callable[..., str], tmp_path: Path) -> None:
+    """As an illegal access on a GPU: nothing runs there any more in this process, so the CPU takes the node."""
+    model = converted("single", activation_format="mxfp4")
+    right = run(checked, model, {"self_check": 0})
+    outcome = start(checked, model, {}, MXORT_CODE_OBJECTS=broken(tmp_path / "co", [FIRST], kind))
+    assert outcome.code == 0, outcome.stderr
+    assert outcome.result["placement"] == {"CPUExecutionProvider": ["MatMulMXFP4"]}, outcome
+    assert difference(outcome.result, right) < 1e-6
     assert outcome.result["live"] == {}

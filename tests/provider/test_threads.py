@@ -23,8 +23,8 @@ def hammer(model: str, sessions: int, threads: int, runs: int) -> dict[str, Any]
         # One or two rows, other numbers: another thread's result cannot pass for one's own.
         inputs = [gpu.feeds(opened[0], rows=1 + t % 2, seed=t) for t in range(threads)]
         expected = [opened[0].run(None, x)[0] for x in inputs]
-        for other in opened:
-            other.run(None, inputs[0])
+        for n in range(sessions):
+            opened[n].run(None, inputs[0])
         wrong: list[str] = []
         start = threading.Barrier(threads)
 

@@ -23,6 +23,8 @@ ORDERS = {
     "1": "the process ends with a session",
     "": "the process ends with everything",
     "12te": "the environment takes the library with it",
+    "12ut": "a tensor outlives the registration",
+    "u1n2te": "sessions outlive the registration",
     "12tur12tue": "once more in the same process",
     "12tudr12tue": "once more after the library was closed",
 }
@@ -66,7 +68,8 @@ def leaves(model: str, order: str) -> dict[str, Any]:
     kept["value"] = ort.OrtValue.ortvalue_from_numpy(x["x"], "gpu", 0, gpu.VENDOR)
     kept["binding"] = kept["second"].io_binding()
     kept["binding"].bind_ortvalue_input("x", kept["value"])
-    kept["binding"].bind_output("y", "gpu", 0)
+    kept["result"] = ort.OrtValue.ortvalue_from_numpy(np.zeros_like(expected), "gpu", 0, gpu.VENDOR)
+    kept["binding"].bind_ortvalue_output("y", kept["result"])
     kept["second"].run_with_iobinding(kept["binding"])
     for step in order.split():
         if step == "unregister":
@@ -83,8 +86,8 @@ def leaves(model: str, order: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     "order",
     [
-        "value binding first second unregister",
-        "first run second binding value unregister",
+        "value result binding first second unregister",
+        "first run second binding value result unregister",
         "binding value second first",
         "first second",
         "first binding value run",
