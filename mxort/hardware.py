@@ -92,6 +92,11 @@ class Choice:
     why_cpu: str = ""
 
 
+def means(device: str | None, name: str) -> bool:
+    """Whether ``device``, as a user gives it (None: whatever), may be the device ``name``."""
+    return device in (None, AUTO, name) or (device == "gpu" and name.startswith("gpu:"))
+
+
 def choose(device: str) -> Choice:
     """The device meant by "auto", "cpu", "gpu" or "gpu:1".
 

@@ -56,7 +56,9 @@ def place(path: str | os.PathLike[str], device: str | None = None) -> Placement:
     runtime = session.require_onnxruntime()
     if session.parse_version(runtime.__version__) < session.MIN_ONNXRUNTIME_FOR_EP:
         needed = ".".join(map(str, session.MIN_ONNXRUNTIME_FOR_EP))
-        raise MxortError(f"onnxruntime {runtime.__version__} does not say what runs where: {needed} or later does")
+        raise MxortError(
+            f"onnxruntime {runtime.__version__} does not say what runs where: {needed} or later does"
+        )
     options = runtime.SessionOptions()
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     opened = session.open_session(path, options, device=device)

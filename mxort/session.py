@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mxort import hardware
-from mxort.hardware import CPU
 from mxort.errors import MxortError
+from mxort.hardware import CPU
 
 if TYPE_CHECKING:
     import onnxruntime as ort  # type: ignore[import-untyped]
@@ -99,23 +99,29 @@ def require_onnxruntime() -> Any:
 def register(
     session_options: ort.SessionOptions | None = None,
     *,
-    device: str = CPU,
+    device: str | None = None,
     device_options: Mapping[str, object] | None = None,
 ) -> ort.SessionOptions:
     """Makes ``session_options`` (new ones if None) know the mxort operators and returns them.
 
-    ``device`` is where they run: "cpu"; "gpu" or "gpu:1" (the number is the HIP runtime's); "auto", the first GPU
-    that can be used, else the CPU with a RuntimeWarning that says why. ``device_options`` are those of the execution
-    provider: ``memory_limit`` (bytes of device memory the session may hold), ``self_check``, ``graph_capture``
-    (docs/architecture.md). Registering the same options again does nothing.
+    ``device`` is where they run: "cpu" (also None); "gpu" or "gpu:1" (the number is the HIP runtime's); "auto",
+    the first GPU that can be used, else the CPU with a RuntimeWarning that says why. ``device_options`` are those
+    of the execution provider: ``memory_limit`` (bytes of device memory the session may hold), ``self_check``,
+    ``graph_capture`` (README.md). Registering the same options again does nothing.
 
     Raises MxortError when onnxruntime is missing, older than 1.22 (GPU: 1.24) or refuses the library, when the
-    library is missing, and when a GPU that was asked for by name cannot be used.
+    library is missing, when a GPU that was asked for by name cannot be used, and for options that are registered
+    for another device.
     """
     runtime = require_onnxruntime()
     options = runtime.SessionOptions() if session_options is None else session_options
-    if _registered_device(options):
+    if done := _registered_device(options):
+        if not hardware.means(device, done):
+            raise MxortError(
+                f"device: got {device!r}, expected {done!r}, for which these options are registered"
+            )
         return options
+    device = CPU if device is None else device
     chosen = hardware.choose(device)
     if chosen.gpu is not None:
         try:
@@ -155,13 +161,17 @@ def _add_provider(
     version = runtime.__version__
     if parse_version(version) < MIN_ONNXRUNTIME_FOR_EP:
         needed = ".".join(map(str, MIN_ONNXRUNTIME_FOR_EP))
-        raise MxortError(f"onnxruntime {version} is too old for a GPU: the execution provider needs {needed} or later")
+        raise MxortError(
+            f"onnxruntime {version} is too old for a GPU: the execution provider needs {needed} or later"
+        )
     texts = {name: _option_text(value) for name, value in device_options.items()}
     for ep_device in _ep_devices(runtime):
         if ep_device.ep_metadata.get("device_id") == str(gpu.ordinal):
             options.add_provider_for_devices([ep_device], texts)
             return
-    raise MxortError(f"{gpu.name} ({gpu.arch}, PCI {gpu.pci_bus_id}): onnxruntime {version} does not list this GPU")
+    raise MxortError(
+        f"{gpu.name} ({gpu.arch}, PCI {gpu.pci_bus_id}): onnxruntime {version} does not list this GPU"
+    )
 
 
 def _option_text(value: object) -> str:
@@ -182,7 +192,9 @@ def _ep_devices(runtime: Any) -> list[Any]:
                     runtime.register_execution_provider_library(registration, get_library_path())
                 except Exception as error:
                     text = one_line(error)
-                    raise MxortError(f"onnxruntime {runtime.__version__} refuses {LIBRARY_NAME}: {text}") from error
+                    raise MxortError(
+                        f"onnxruntime {runtime.__version__} refuses {LIBRARY_NAME}: {text}"
+                    ) from error
             found = [device for device in runtime.get_ep_devices() if device.ep_name == name]
             if found:
                 return found
@@ -209,8 +221,8 @@ def InferenceSession(  # noqa: N802 (the drop-in for onnxruntime.InferenceSessio
     """
     if providers is not None and device is not None:
         raise MxortError(f"got device={device!r} and providers: expected one of them")
-    if device is None:
-        device = CPU if providers is not None or not hardware.amd_gpu_present() else hardware.AUTO
+    if device is None and providers is None and hardware.amd_gpu_present():
+        device = hardware.AUTO
     options = register(session_options, device=device, device_options=device_options)
     model = path_or_bytes if isinstance(path_or_bytes, bytes) else os.fspath(path_or_bytes)
     if providers is not None:

@@ -38,15 +38,17 @@ def with_onnxruntime(path: str) -> ort.InferenceSession:
     return ort.InferenceSession(path, options)
 
 
-def on_the_gpu(session: ort.InferenceSession, feeds: dict[str, np.ndarray], device_id: int = 0) -> np.ndarray:
-    """Inputs and outputs bound to device memory: runs copy nothing between host and GPU for our operators."""
+def on_the_gpu(
+    session: ort.InferenceSession, feeds: dict[str, np.ndarray], like: np.ndarray, device_id: int = 0
+) -> np.ndarray:
+    """Inputs and output (shape and type of ``like``) bound to GPU memory: our operators' runs copy nothing."""
     binding = session.io_binding()
     for name, array in feeds.items():
         binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array, "gpu", device_id, AMD))
-    output = session.get_outputs()[0].name
-    binding.bind_output(output, "gpu", device_id)
+    output = ort.OrtValue.ortvalue_from_shape_and_type(like.shape, like.dtype, "gpu", device_id, AMD)
+    binding.bind_ortvalue_output(session.get_outputs()[0].name, output)
     session.run_with_iobinding(binding)
-    return binding.get_outputs()[0].numpy()  # the copy back, when it is wanted
+    return output.numpy()  # the copy back, when it is wanted
 
 
 def main(path: str) -> None:
@@ -56,7 +58,7 @@ def main(path: str) -> None:
     print("helper      ", session.get_providers()[0], first.shape)
     second = with_onnxruntime(path).run(None, feeds)[0]
     print("onnxruntime ", "same" if np.array_equal(first, second) else "DIFFERENT")
-    third = on_the_gpu(session, feeds)
+    third = on_the_gpu(session, feeds, first)
     print("bound to GPU", "same" if np.array_equal(first, third) else "DIFFERENT")
 
 

@@ -119,8 +119,7 @@ void ClaimNodes(const Runtime& runtime, const OrtGraph* graph, OrtEpGraphSupport
     }
     const char* name = "";
     runtime.Check(runtime.api->Node_GetName(node, &name));
-    logger.Log(ORT_LOGGING_LEVEL_VERBOSE,
-               std::string(kMatMulName) + " '" + name + "' is left to the CPU: " + why);
+    logger.Log(ORT_LOGGING_LEVEL_VERBOSE, std::string(kMatMulName) + " '" + name + "' is left to the CPU: " + why);
   }
 }
 

@@ -18,7 +18,7 @@ const Ep& Self(const OrtEp* ep) { return *static_cast<const Ep*>(ep); }
 }  // namespace
 
 Ep::Ep(const Runtime& runtime, const Logger& logger, const Gpu& gpu, std::shared_ptr<device::Device> device,
-       std::shared_ptr<Memory> pinned, const Options& options)
+       std::shared_ptr<Memory> pinned, const Options& options, LiveCount live)
     : OrtEp{},
       runtime_(runtime),
       logger_(logger),
@@ -27,7 +27,8 @@ Ep::Ep(const Runtime& runtime, const Logger& logger, const Gpu& gpu, std::shared
       memory_(std::make_shared<Memory>(device::Arena::Create(device_, options.memory_limit))),
       pinned_(std::move(pinned)),
       options_(options),
-      launches_(std::make_shared<LaunchLog>()) {
+      launches_(std::make_shared<LaunchLog>()),
+      live_(std::move(live)) {
   ort_version_supported = runtime.version;
   GetName = [](const OrtEp*) noexcept { return kEpName; };
   GetCapability = [](OrtEp* self, const OrtGraph* graph, OrtEpGraphSupportInfo* support) noexcept -> OrtStatus* {
@@ -55,6 +56,7 @@ Ep::Ep(const Runtime& runtime, const Logger& logger, const Gpu& gpu, std::shared
   };
   SetRunFunctions();
   SetGraphFunctions();
+  ++*live_;  // the destructor runs only for what is constructed
 }
 
 // Members that a runtime does not know stay null.
@@ -72,8 +74,7 @@ void Ep::SetRunFunctions() {
     };
     CreateProfiler = [](OrtEp* self, OrtEpProfilerImpl** profiler) noexcept -> OrtStatus* {
       Ep& ep = Self(self);
-      return Guard(*ep.runtime_.api, kEpName,
-                   [&] { *profiler = MakeProfiler(ep.runtime_, ep.launches_, ep.device_); });
+      return Guard(*ep.runtime_.api, kEpName, [&] { *profiler = MakeProfiler(ep.runtime_, ep.launches_, ep.device_); });
     };
   }
   if (runtime_.version >= 27) {
@@ -136,8 +137,8 @@ std::string Ep::WhyUnsupported(const MatMulSpec& spec, DataType type) const {
 OrtAllocator* Ep::CreateAllocatorFor(const OrtMemoryInfo* info) const {
   const bool pinned = runtime_.ep->MemoryDevice_GetMemoryType(runtime_.ep->MemoryInfo_GetMemoryDevice(info)) ==
                       OrtDeviceMemoryType_HOST_ACCESSIBLE;
-  return pinned ? MakeAllocator(runtime_, logger_, gpu_.pinned.get(), pinned_)
-                : MakeAllocator(runtime_, logger_, gpu_.memory.get(), memory_);
+  return pinned ? MakeAllocator(runtime_, logger_, gpu_.pinned.get(), pinned_, live_)
+                : MakeAllocator(runtime_, logger_, gpu_.memory.get(), memory_, live_);
 }
 
 OrtSyncStreamImpl* Ep::CreateStreamFor(const OrtMemoryDevice* memory) const {

@@ -27,7 +27,10 @@ class Ep : public OrtEp {
  public:
   // `gpu` and `pinned` belong to the factory, which outlives its providers.
   Ep(const Runtime& runtime, const Logger& logger, const Gpu& gpu, std::shared_ptr<device::Device> device,
-     std::shared_ptr<Memory> pinned, const Options& options);
+     std::shared_ptr<Memory> pinned, const Options& options, LiveCount live);
+  ~Ep() { --*live_; }
+  Ep(const Ep&) = delete;
+  Ep& operator=(const Ep&) = delete;
 
   const Runtime& runtime() const { return runtime_; }
   const Options& options() const { return options_; }
@@ -61,6 +64,7 @@ class Ep : public OrtEp {
   const std::shared_ptr<LaunchLog> launches_;
   std::unique_ptr<GraphCapture> graphs_;  // null: not asked for, or the runtime has none
   KernelRegistryPtr registry_;
+  const LiveCount live_;
 };
 
 }  // namespace mxort::provider

@@ -32,6 +32,13 @@ class Factory : public OrtEpFactory {
  public:
   Factory(const Runtime& runtime, const OrtApiBase* base, const OrtLogger* logger);
 
+  // The library is unregistered. What sessions and tensors still use of it stays until they are gone.
+  bool Close() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    shared_.clear();
+    return *live_ == 0;
+  }
+
  private:
   // What serves a GPU outside of sessions: shared allocators and their streams. Made when first asked for.
   struct Shared {
@@ -63,6 +70,7 @@ class Factory : public OrtEpFactory {
   std::vector<std::unique_ptr<const Gpu>> gpus_;  // by ordinal, unsupported ones too
   std::map<const OrtHardwareDevice*, const Gpu*> virtual_gpus_;
   std::vector<HardwareDevicePtr> virtual_devices_;
+  const LiveCount live_ = std::make_shared<std::atomic<int>>(0);
   std::mutex mutex_;
   std::map<int, Shared> shared_;
 };
@@ -95,8 +103,7 @@ void Factory::SetDeviceFunctions() {
                 size_t count, const OrtSessionOptions* options, const OrtLogger* logger,
                 OrtEp** ep) noexcept -> OrtStatus* {
     Factory& factory = Self(self);
-    return Guard(*factory.runtime_.api, kEpName,
-                 [&] { *ep = factory.MakeEp(hardware, count, options, logger); });
+    return Guard(*factory.runtime_.api, kEpName, [&] { *ep = factory.MakeEp(hardware, count, options, logger); });
   };
   ReleaseEp = [](OrtEpFactory*, OrtEp* ep) noexcept { delete static_cast<Ep*>(ep); };
   GetHardwareDeviceIncompatibilityDetails = [](OrtEpFactory* self, const OrtHardwareDevice* hardware,
@@ -121,7 +128,7 @@ void Factory::SetMemoryFunctions() {
       const Gpu& gpu = factory.GpuAt(factory.OrdinalOf(memory));
       const Shared shared = factory.SharedOf(gpu.info.ordinal);
       *allocator = MakeAllocator(runtime, factory.logger_, pinned ? gpu.pinned.get() : gpu.memory.get(),
-                                 pinned ? shared.pinned : shared.memory);
+                                 pinned ? shared.pinned : shared.memory, factory.live_);
     });
   };
   ReleaseAllocator = [](OrtEpFactory*, OrtAllocator* allocator) noexcept { provider::ReleaseAllocator(allocator); };
@@ -199,9 +206,8 @@ const OrtHardwareDevice* Factory::MakeVirtual(const Gpu& gpu) {
   OrtHardwareDevice* hardware = nullptr;
   const KeyValuePairsPtr metadata = MakeKeyValuePairs(
       runtime_, {{"is_virtual", "1"}, {"pci_bus_id", gpu.info.pci_bus_id}, {"Description", gpu.info.name}});
-  runtime_.Check(runtime_.ep->CreateHardwareDevice(OrtHardwareDeviceType_GPU, kVendorId,
-                                                   static_cast<uint32_t>(gpu.info.ordinal), "AMD", metadata.get(),
-                                                   &hardware));
+  runtime_.Check(runtime_.ep->CreateHardwareDevice(
+      OrtHardwareDeviceType_GPU, kVendorId, static_cast<uint32_t>(gpu.info.ordinal), "AMD", metadata.get(), &hardware));
   virtual_devices_.emplace_back(hardware, HardwareDeviceDeleter{runtime_.ep});
   virtual_gpus_[hardware] = &gpu;
   return hardware;
@@ -241,8 +247,8 @@ std::vector<OrtEpDevice*> Factory::Supported(const OrtHardwareDevice* const* har
     for (const Gpu* gpu : left) pairs.emplace_back(gpu, MakeVirtual(*gpu));
   }
   if (pairs.size() > most) {
-    logger_.Log(ORT_LOGGING_LEVEL_WARNING, "onnxruntime takes " + std::to_string(most) + " of " +
-                                               std::to_string(pairs.size()) + " GPUs");
+    logger_.Log(ORT_LOGGING_LEVEL_WARNING,
+                "onnxruntime takes " + std::to_string(most) + " of " + std::to_string(pairs.size()) + " GPUs");
     pairs.resize(most);
   }
   std::vector<OrtEpDevice*> devices;
@@ -262,13 +268,13 @@ OrtEp* Factory::MakeEp(const OrtHardwareDevice* const* hardware, size_t count, c
     if (!gpu) continue;
     if (!options.device_id || *options.device_id == gpu->info.ordinal) {
       const Shared shared = SharedOf(gpu->info.ordinal);
-      return new Ep(runtime_, Logger(runtime_, logger), *gpu, shared.device, shared.pinned, options);
+      return new Ep(runtime_, Logger(runtime_, logger), *gpu, shared.device, shared.pinned, options, live_);
     }
     offered += (offered.empty() ? "" : " or ") + std::to_string(gpu->info.ordinal);
   }
   if (offered.empty()) throw std::invalid_argument("got no GPU that it offered, expected one");
-  throw std::invalid_argument("provider option device_id: got '" + std::to_string(*options.device_id) +
-                              "', expected " + offered + " (of the devices that the session was given)");
+  throw std::invalid_argument("provider option device_id: got '" + std::to_string(*options.device_id) + "', expected " +
+                              offered + " (of the devices that the session was given)");
 }
 
 const Gpu& Factory::GpuAt(int ordinal) const {
@@ -298,6 +304,18 @@ OrtEpFactory* MakeFactory(const Runtime& runtime, const OrtApiBase* base, const 
   return new Factory(runtime, base, logger);
 }
 
-void ReleaseFactory(OrtEpFactory* factory) { delete static_cast<Factory*>(factory); }
+// An application may unregister the library while sessions or tensors are alive. ONNX Runtime then calls the factory it
+// has released when they go, so such a factory is kept for the rest of the process.
+void ReleaseFactory(OrtEpFactory* factory) {
+  static auto& mutex = *new std::mutex;
+  static auto& kept = *new std::vector<OrtEpFactory*>;
+  auto* const released = static_cast<Factory*>(factory);
+  if (released->Close()) {
+    delete released;
+    return;
+  }
+  const std::lock_guard<std::mutex> lock(mutex);
+  kept.push_back(released);
+}
 
 }  // namespace mxort::provider

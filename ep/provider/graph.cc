@@ -8,7 +8,7 @@
 namespace mxort::provider {
 namespace {
 
-constexpr int kSkip = -1;               // the application's id for a run without graphs
+constexpr int kSkip = -1;                // the application's id for a run without graphs
 constexpr int kRunsBeforeRecording = 1;  // they leave nothing to allocate or to load
 constexpr int kCaptureRelaxed = 2;       // hipStreamCaptureModeRelaxed: allocating is allowed
 

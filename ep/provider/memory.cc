@@ -63,8 +63,14 @@ struct DataTransfer : OrtDataTransferImpl {
 
 struct Allocator : OrtAllocator {
   Allocator(const Runtime& loaded, const Logger& its_logger, const OrtMemoryInfo* its_info,
-            std::shared_ptr<Memory> its_memory)
-      : OrtAllocator{}, runtime(loaded), logger(its_logger), info(its_info), memory(std::move(its_memory)) {
+            std::shared_ptr<Memory> its_memory, LiveCount its_live)
+      : OrtAllocator{},
+        runtime(loaded),
+        logger(its_logger),
+        info(its_info),
+        memory(std::move(its_memory)),
+        live(std::move(its_live)) {
+    ++*live;
     version = runtime.version;
     Alloc = [](OrtAllocator* self, size_t bytes) noexcept {
       return static_cast<Allocator*>(self)->Allocate(bytes, nullptr);
@@ -92,6 +98,10 @@ struct Allocator : OrtAllocator {
       };
     }
   }
+
+  ~Allocator() { --*live; }
+  Allocator(const Allocator&) = delete;
+  Allocator& operator=(const Allocator&) = delete;
 
   void* Allocate(size_t bytes, void* stream) noexcept {
     void* pointer = nullptr;
@@ -124,6 +134,7 @@ struct Allocator : OrtAllocator {
   const Logger logger;
   const OrtMemoryInfo* const info;
   const std::shared_ptr<Memory> memory;
+  const LiveCount live;
   // ONNX Runtime and every block: a tensor that outlives the registration of the library is still freed through here.
   std::atomic<size_t> users{1};
 };
@@ -185,8 +196,8 @@ void Memory::ReleaseGraph(int id) {
 }
 
 OrtAllocator* MakeAllocator(const Runtime& runtime, const Logger& logger, const OrtMemoryInfo* info,
-                            std::shared_ptr<Memory> memory) {
-  return new Allocator(runtime, logger, info, std::move(memory));
+                            std::shared_ptr<Memory> memory, LiveCount live) {
+  return new Allocator(runtime, logger, info, std::move(memory), std::move(live));
 }
 
 void ReleaseAllocator(OrtAllocator* allocator) { static_cast<Allocator*>(allocator)->Drop(); }

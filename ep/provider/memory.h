@@ -2,6 +2,7 @@
 #ifndef MXORT_PROVIDER_MEMORY_H_
 #define MXORT_PROVIDER_MEMORY_H_
 
+#include <atomic>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -56,10 +57,13 @@ class Memory {
   std::unordered_set<void*> unordered_;  // allocated without a stream
 };
 
-// An OrtAllocator over `memory`. It reports failures to the log and, through TakeAllocationError, to the kernel that
-// then meets a null pointer: ONNX Runtime itself drops the reason. `info` must outlive it.
+// How many objects ONNX Runtime holds that it gives back through the factory.
+using LiveCount = std::shared_ptr<std::atomic<int>>;
+
+// An OrtAllocator over `memory`, counted in `live`. It reports failures to the log and, through TakeAllocationError, to
+// the kernel that then meets a null pointer: ONNX Runtime itself drops the reason. `info` must outlive it.
 OrtAllocator* MakeAllocator(const Runtime& runtime, const Logger& logger, const OrtMemoryInfo* info,
-                            std::shared_ptr<Memory> memory);
+                            std::shared_ptr<Memory> memory, LiveCount live);
 void ReleaseAllocator(OrtAllocator* allocator);
 
 // Why the last allocation of this thread failed; empty where none did since the last call.

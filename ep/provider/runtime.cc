@@ -6,8 +6,8 @@ Runtime MakeRuntime(const OrtApiBase* base) {
   Runtime runtime;
   runtime.api = NegotiateApi(base, &runtime.version);
   if (!runtime.api || runtime.version < kOldestApi) {
-    throw std::runtime_error(std::string("onnxruntime ") + base->GetVersionString() + " is too old for " + kEpName +
-                             ": expected 1." + std::to_string(kOldestApi) +
+    throw std::runtime_error(std::string("onnxruntime ") + base->GetVersionString() + " is too old: expected 1." +
+                             std::to_string(kOldestApi) +
                              " or later (the CPU operators need 1.22: register_custom_ops_library)");
   }
   runtime.ep = runtime.api->GetEpApi();

@@ -54,9 +54,10 @@ def test_no_rows_and_more_rows_than_a_launch_takes():
 
 def check_large_weights() -> None:
     """More than one piece of staging memory: 9.2 MB."""
-    from device import Spec
     from gpu_oracle import Problem
     from machine import assert_clean, compute, new_machine
+
+    from device import Spec
 
     sim = new_machine()
     problem = Problem(Spec(1, 4096, 4200, "float", "mxfp4"))
