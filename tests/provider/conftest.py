@@ -17,17 +17,13 @@ from simulated import TESTED  # noqa: E402
 
 from hipsim import harness  # noqa: E402
 
-try:
-    harness.find_tool("clang")
-    MISSING = ""
-except FileNotFoundError as error:
-    MISSING = str(error)
 
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if MISSING and HERE in item.path.parents:
-            item.add_marker(pytest.mark.skip(reason=MISSING))
+@pytest.fixture(scope="session", autouse=True)
+def _needs_the_compiler_of_gpu_kernels() -> None:
+    try:
+        harness.find_tool("clang")
+    except FileNotFoundError as missing:
+        pytest.skip(str(missing))
 
 
 @pytest.fixture(scope="session")
