@@ -11,7 +11,7 @@ import onnxruntime as ort
 import mxort
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from provider.scenarios import calls  # noqa: E402
+from provider.scenarios import calls
 
 options = ort.SessionOptions()
 options.add_free_dimension_override_by_name("batch", 5)
