@@ -10,8 +10,10 @@ from typing import TextIO
 from rich.console import Console
 from rich.table import Table
 
-from mxort.bench import ModelBench
+from mxort.bench_gpu import GpuBench
+from mxort.bench_models import ModelBench
 from mxort.bench_ops import OpBench
+from mxort.bench_report import HEADINGS, Run, cells, measured_on, verdict_counts
 from mxort.comparison import Comparison, TensorComparison
 from mxort.doctor import FAILED, INFO, OK, WARNING, Diagnosis
 from mxort.evaluate import Evaluation
@@ -117,33 +119,45 @@ def print_model_bench(bench: ModelBench, out: Console) -> None:
     out.print(
         f"{bench.machine.line()}, onnxruntime {bench.onnxruntime}, threads {bench.threads or 'default'}"
     )
-    columns = (
-        "file",
-        "load s",
-        "runs",
-        "p50 ms",
-        "p90 ms",
-        "p99 ms",
-        "speed-up",
-        "peak memory",
-        "without Python",
-    )
+    decoders = any(row.decode for row in bench.models)
+    columns = ["file", "load s", "runs", "p50 ms", "p90 ms", "p99 ms", "speed-up"]
+    columns += ["prefill tok/s", "decode tok/s", "speed-up"] if decoders else []
+    columns += ["peak memory", "without Python", "anonymous"]
     table = _table("models in turns, each in its own process", ("model",), columns)
     for row in bench.models:
         t = row.timing
-        times = (f"{t.p50_ms:.3f}", f"{t.p90_ms:.3f}", f"{t.p99_ms:.3f}", f"{t.ratio:.2f}x")
-        memory = (format_bytes(row.peak_rss_bytes), format_bytes(row.peak_rss_bytes - row.base_rss_bytes))
-        table.add_row(
-            row.model, format_bytes(row.file_bytes), f"{row.load_seconds:.2f}", str(t.runs), *times, *memory
-        )
+        cells = [format_bytes(row.file_bytes), f"{row.load_seconds:.2f}", str(t.runs)]
+        cells += [f"{t.p50_ms:.3f}", f"{t.p90_ms:.3f}", f"{t.p99_ms:.3f}", f"{t.ratio:.2f}x"]
+        if row.decode and row.prefill_tokens_per_s and row.decode_tokens_per_s:
+            cells += [f"{row.prefill_tokens_per_s:.1f}", f"{row.decode_tokens_per_s:.1f}"]
+            cells += [f"{row.decode.ratio:.2f}x"]
+        cells += [format_bytes(row.peak_rss_bytes), format_bytes(row.peak_rss_bytes - row.base_rss_bytes)]
+        table.add_row(row.model, *cells, format_bytes(row.anonymous_bytes))
     out.print(table)
+    for row in bench.models:
+        for kind, shares in row.node_shares.items():
+            parts = ", ".join(f"{op} {share:.0%}" for op, share in list(shares.items())[:6])
+            out.print(f"{row.model}: {kind}: {parts}")
+
+
+def print_bounds(run: Run, out: Console) -> None:
+    """The machine and one row per bound."""
+    if not run.measured:
+        return
+    out.print(measured_on(run))
+    table = _table("bounds", HEADINGS[:3], HEADINGS[3:7], HEADINGS[7:])
+    for verdict in run.verdicts():
+        table.add_row(*cells(verdict))
+    out.print(table)
+    out.print(", ".join(f"{count} {verdict}" for verdict, count in verdict_counts(run.verdicts()).items()))
 
 
 def print_op_bench(bench: OpBench, out: Console) -> None:
     """One row per candidate and shape; speed-ups are over the first candidate of each shape."""
     out.print(f"{bench.machine.line()}, onnxruntime {bench.onnxruntime}, {bench.threads} threads")
-    columns = ("p50 ms", "p90 ms", "speed-up", "GB/s", "of plain read", "GFLOP/s", "error", "runs")
-    table = _table("operators in turns", ("M x K x N", "candidate"), columns)
+    columns = ("p50 ms", "p90 ms", "speed-up", "GB/s", "of read", "GFLOP/s", "of peak", "error", "runs")
+    title = f"operators in turns, {'cold' if any(row.cold for row in bench.rows) else 'hot'}"
+    table = _table(title, ("M x K x N", "candidate"), columns)
     shape = None
     for row in bench.rows:
         t = row.timing
@@ -158,7 +172,8 @@ def print_op_bench(bench: OpBench, out: Console) -> None:
             f"{t.ratio:.2f}x",
             f"{row.gb_per_s:.1f}",
             "-" if row.of_read is None else f"{row.of_read:.0%}",
-            f"{row.gflop_per_s:.0f}" if row.error is not None else "-",
+            f"{row.gflop_per_s:.0f}" if row.gflop_per_s else "-",
+            "-" if row.of_peak is None else f"{row.of_peak:.0%} {row.unit}",
             "-" if row.error is None else f"{row.error:.0e}",
             str(t.runs),
         )
@@ -167,6 +182,33 @@ def print_op_bench(bench: OpBench, out: Console) -> None:
         out.print(
             f"{'WRONG' if skip.wrong else 'left out'}: {skip.peer} at K {skip.K}, N {skip.N}: {skip.reason}"
         )
+
+
+def print_gpu_bench(bench: GpuBench, out: Console) -> None:
+    """One row per shape and activation format; a warning where the times are of a simulator."""
+    out.print(f"{bench.device} ({bench.arch}), {bench.hip}; float16 A and Y on the device, its own clock")
+    if bench.simulated:
+        out.print(
+            "SIMULATED DEVICE: these times are of the simulating CPU and say nothing about a GPU",
+            style=_STYLES["warning"],
+        )
+    columns = ("p50 ms", "p90 ms", "TFLOP/s", "GB/s", "error", "runs")
+    table = _table("operators", ("M x K x N", "activations", "kernel"), columns)
+    for row in bench.rows:
+        t = row.timing
+        table.add_row(
+            *(
+                f"{row.M} x {row.K} x {row.N}",
+                row.activation_format,
+                row.kernel,
+                f"{t.p50_ms:.4f}",
+                f"{t.p90_ms:.4f}",
+            ),
+            *(f"{row.tflop_per_s:.3g}", f"{row.gb_per_s:.3g}", f"{row.error:.0e}", str(t.runs)),
+        )
+    _print_filled(out, (table,))
+    for what in bench.wrong:
+        out.print(f"WRONG: {what}")
 
 
 def print_diagnosis(diagnosis: Diagnosis, out: Console) -> None:
@@ -180,7 +222,13 @@ def print_diagnosis(diagnosis: Diagnosis, out: Console) -> None:
         worst = f"{max(kernel.errors.values()):.1e}" if kernel.errors else "-"
         chosen, wrong = ", ".join(kernel.chosen_for), ", ".join(kernel.failed)
         table.add_row(kernel.name, kernel.layout, "yes" if kernel.available else "no", worst, chosen, wrong)
-    _print_filled(out, (table,))
+    gpu = _table("GPU kernels", ("GPU", "kernel", "A by", "type"), ("error", "bound"), ("result",))
+    for check in diagnosis.gpu_kernels:
+        terms = f" x {check.terms}" if check.terms > 1 else ""
+        cells = (f"gpu:{check.device}", check.kernel, check.preparation + terms, check.dtype)
+        result = "right" if check.passed else "WRONG, not used"
+        gpu.add_row(*cells, f"{check.error:.1e}", f"{check.bound:.1e}", result)
+    _print_filled(out, (table, gpu))
     out.print("all well" if diagnosis.healthy else "something is broken: see the failed checks")
 
 

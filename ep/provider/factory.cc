@@ -252,6 +252,7 @@ std::vector<OrtEpDevice*> Factory::Supported(const OrtHardwareDevice* const* har
     pairs.resize(most);
   }
   std::vector<OrtEpDevice*> devices;
+  devices.reserve(pairs.size());
   for (const auto& [gpu, device] : pairs) devices.push_back(MakeEpDevice(*gpu, device));
   return devices;
 }

@@ -3,11 +3,15 @@
 import json
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
 
 import mxort
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from provider.scenarios import calls
 
 options = ort.SessionOptions()
 options.add_free_dimension_override_by_name("batch", 5)
@@ -22,4 +26,8 @@ def same(i: int) -> bool:
 
 with ThreadPoolExecutor(4) as pool:
     agree = all(pool.map(same, range(4)))
-print(json.dumps({"version": ort.__version__, "providers": session.get_providers(), "same": agree}))
+before = calls().get("hipDeviceSynchronize", 0)
+session.run(None, {"x": inputs[0]})
+waits = calls().get("hipDeviceSynchronize", 0) - before
+result = {"version": ort.__version__, "providers": session.get_providers(), "same": agree, "waits": waits}
+print(json.dumps(result))
