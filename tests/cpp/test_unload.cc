@@ -114,12 +114,13 @@ int main(int argc, char** argv) try {
   Ort::InitApi(Find<const OrtApiBase*()>(runtime, "OrtGetApiBase")()->GetApi(ORT_API_VERSION));
   const std::string steps = argv[4];
   // Never destroyed: what the steps leave out is left to the end of the process. Static: reachable, and so no leak.
-  static Program* program = new Program(argv[2], argv[3]);
+  static auto& programs = *new std::vector<Program*>;
+  programs.push_back(new Program(argv[2], argv[3]));
   for (const char step : steps) {
     if (step == 'r') {
-      program = new Program(argv[2], argv[3]);
+      programs.push_back(new Program(argv[2], argv[3]));
     } else {
-      program->Do(step);
+      programs.back()->Do(step);
     }
   }
   const bool all = steps.find_first_of('r') == std::string::npos && steps.find('1') != std::string::npos &&

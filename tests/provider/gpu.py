@@ -67,7 +67,7 @@ def session(
     config: Mapping[str, str] | None = None,
     severity: int = 3,
 ) -> ort.InferenceSession:
-    """A session on device number ``device`` of each provider, in that order; ``options`` are those of EP.
+    """A session on the providers in that order; ``device`` (a number) and ``options`` are those of EP.
 
     Without the self-check unless they ask for it: on the simulator it takes a second for each kind of node. Without the
     fallback of onnxruntime's Python class either, which would open another session, on the CPU, where this one fails.
@@ -80,7 +80,7 @@ def session(
         settings.add_session_config_entry(key, value)
     for name in providers:
         own = {k: str(v) for k, v in ({"self_check": 0} | dict(options or {})).items()} if name == EP else {}
-        settings.add_provider_for_devices([devices(name)[device]], own)
+        settings.add_provider_for_devices([devices(name)[device if name == EP else 0]], own)
     return ort.InferenceSession(model, settings, enable_fallback=0)
 
 

@@ -80,3 +80,26 @@ def test_nodes_of_another_provider_share_memory_and_stream(
     on_cpu = mxort.InferenceSession(model, providers=["CPUExecutionProvider"])
     # Three products of relative error 1e-6 on either side.
     assert oracle.relative_rms(np.array(result["y"]), on_cpu.run(None, {"x": x})[0].astype(np.float64)) < 1e-5
+
+
+def beside_another_device(model: str, toy: str) -> dict[str, Any]:
+    """Our nodes on GPU 1, the other provider's on GPU 0."""
+    import gpu
+
+    error = ""
+    with gpu.registered(toy):
+        opened = gpu.session(model, providers=[gpu.EP, gpu.TOY], device=1)
+        try:
+            opened.run(None, gpu.feeds(opened))
+        except Exception as refused:
+            error = gpu.message(refused)
+        opened = None
+    return {"error": error, "live": gpu.live()}
+
+
+def test_memory_of_another_device_is_refused(converted: Callable[..., str], toy: dict[str, str]) -> None:
+    """ONNX Runtime hands it over without a copy: the vendor is the same."""
+    model = converted("chain", accuracy_level=1)
+    result = run(beside_another_device, model, toy["TOY_EP"], **toy, HIPSIM_DEVICES="gfx950:2")
+    assert "is in memory of GPU 0, expected GPU 1" in result["error"]
+    assert result["live"] == {}
