@@ -21,6 +21,15 @@ def single() -> onnx.ModelProto:
     return _model([helper.make_node("MatMul", ["x", "w1"], ["y"], name="up")], HIDDEN)
 
 
+def scaled() -> onnx.ModelProto:
+    """x [rows, WIDTH] -> y [rows, HIDDEN]: a Mul, then a MatMul."""
+    nodes = [
+        helper.make_node("Mul", ["x", "scale"], ["g"], name="scaled"),
+        helper.make_node("MatMul", ["g", "w1"], ["y"], name="up"),
+    ]
+    return _model(nodes, HIDDEN)
+
+
 def chain() -> onnx.ModelProto:
     """x [rows, WIDTH] -> y [rows, WIDTH]: three MatMuls with a Mul, a Relu and an Add between them.
 
@@ -39,7 +48,13 @@ def chain() -> onnx.ModelProto:
 
 def _model(nodes: list[onnx.NodeProto], width: int) -> onnx.ModelProto:
     rng = np.random.default_rng(0)
-    shapes = {"w1": (WIDTH, HIDDEN), "w2": (HIDDEN, WIDTH), "w3": (WIDTH, WIDTH), "gate": (HIDDEN,)}
+    shapes = {
+        "w1": (WIDTH, HIDDEN),
+        "w2": (HIDDEN, WIDTH),
+        "w3": (WIDTH, WIDTH),
+        "gate": (HIDDEN,),
+        "scale": (WIDTH,),
+    }
     used = {name for node in nodes for name in node.input}
     constants = [numpy_helper.from_array(_weight(rng, shapes[n]), n) for n in shapes if n in used]
     graph = helper.make_graph(

@@ -83,12 +83,12 @@ def test_nodes_of_another_provider_share_memory_and_stream(
 
 
 def beside_another_device(model: str, toy: str) -> dict[str, Any]:
-    """Our nodes on GPU 1, the other provider's on GPU 0."""
+    """Our node on GPU 1 after the other provider's on GPU 0."""
     import gpu
 
     error = ""
     with gpu.registered(toy):
-        opened = gpu.session(model, providers=[gpu.EP, gpu.TOY], device=1)
+        opened = gpu.session(model, providers=[gpu.TOY, gpu.EP], device=1)
         try:
             opened.run(None, gpu.feeds(opened))
         except Exception as refused:
@@ -99,7 +99,7 @@ def beside_another_device(model: str, toy: str) -> dict[str, Any]:
 
 def test_memory_of_another_device_is_refused(converted: Callable[..., str], toy: dict[str, str]) -> None:
     """ONNX Runtime hands it over without a copy: the vendor is the same."""
-    model = converted("chain", accuracy_level=1)
+    model = converted("scaled")
     result = run(beside_another_device, model, toy["TOY_EP"], **toy, HIPSIM_DEVICES="gfx950:2")
     assert "is in memory of GPU 0, expected GPU 1" in result["error"]
     assert result["live"] == {}
