@@ -69,7 +69,7 @@ sanitize: build/.dev hipsim
 	$(CMAKE) -B build/tsan -DCMAKE_BUILD_TYPE=RelWithDebInfo -DMXORT_SANITIZE=thread -DMXORT_HIP=OFF >/dev/null
 	.venv/bin/cmake --build build/tsan --target test_threads test_device
 	build/tsan/test_threads
-	$(HIPSIM) build/tsan/test_device
+	HIPSIM_ADDRESSES=0x400000000 $(HIPSIM) build/tsan/test_device
 
 bench: build/.bench
 	$(PYTHON) samples/models.py minilm smollm2

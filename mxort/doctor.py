@@ -6,6 +6,7 @@ import ctypes
 import importlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -242,7 +243,7 @@ def check_gpus() -> tuple[list[Check], tuple[GpuKernelCheck, ...]]:
         gpus = native.devices()
     except native.DeviceError as error:
         return [Check("GPU", FAILED, str(error))], ()
-    checks = [_guarded(f"gpu:{gpu['ordinal']}", lambda gpu=gpu: _gpu(native, gpu)) for gpu in gpus]
+    checks = [_guarded(f"gpu:{gpu['ordinal']}", partial(_gpu, native, gpu)) for gpu in gpus]
     results = tuple(GpuKernelCheck(**row) for row in native.gpu_kernel_checks())
     return checks or [Check("GPU", INFO, "the HIP runtime shows none")], results
 

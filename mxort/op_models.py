@@ -93,7 +93,7 @@ class MatMulMXFP4:
         return _native.GpuMatMulMXFP4(*self._inputs, **self._attributes, dtype=dtype, device=ordinal)
 
     @property
-    def _inputs(self) -> tuple[Any, ...]:
+    def _inputs(self) -> tuple[Any, Any, Any, Any]:
         return self.codes, self.scales, self.column_scale, self.bias
 
     @property

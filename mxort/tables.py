@@ -223,11 +223,11 @@ def print_diagnosis(diagnosis: Diagnosis, out: Console) -> None:
         chosen, wrong = ", ".join(kernel.chosen_for), ", ".join(kernel.failed)
         table.add_row(kernel.name, kernel.layout, "yes" if kernel.available else "no", worst, chosen, wrong)
     gpu = _table("GPU kernels", ("GPU", "kernel", "A by", "type"), ("error", "bound"), ("result",))
-    for check in diagnosis.gpu_kernels:
-        terms = f" x {check.terms}" if check.terms > 1 else ""
-        cells = (f"gpu:{check.device}", check.kernel, check.preparation + terms, check.dtype)
-        result = "right" if check.passed else "WRONG, not used"
-        gpu.add_row(*cells, f"{check.error:.1e}", f"{check.bound:.1e}", result)
+    for row in diagnosis.gpu_kernels:
+        terms = f" x {row.terms}" if row.terms > 1 else ""
+        cells = (f"gpu:{row.device}", row.kernel, row.preparation + terms, row.dtype)
+        result = "right" if row.passed else "WRONG, not used"
+        gpu.add_row(*cells, f"{row.error:.1e}", f"{row.bound:.1e}", result)
     _print_filled(out, (table, gpu))
     out.print("all well" if diagnosis.healthy else "something is broken: see the failed checks")
 

@@ -116,7 +116,7 @@ void TestComingAndGoing(const CheckProblem& problem) {
   std::vector<std::thread> threads;
   for (int t = 0; t < kThreads; ++t) {
     threads.emplace_back([&, t] {
-      for (int i = 0; i < 10; ++i) {
+      for (int i = 0; i < 2; ++i) {
         const auto arena = Arena::Create(OpenDevice(t % 2));
         const auto plan = NewPlan(arena, problem);
         uint64_t disabled = 1;
