@@ -1,4 +1,4 @@
-"""Putting ``MatMulMXFP4`` nodes in the place of the converted ones, and their function into the model."""
+"""Putting the operators in the place of the converted ones, and their functions into the model."""
 
 from __future__ import annotations
 
@@ -25,11 +25,12 @@ Put = Callable[[NDArray[Any]], ir.TensorProtocol]
 
 @dataclass(frozen=True)
 class PackedTensors:
-    """A stored weight: codes uint8 [N, ceil(K/32)*16], scales uint8 [N, ceil(K/32)], multiplier float32 [N]."""
+    """A stored weight: codes uint8 [N, ceil(K/32)*block_bytes], scales uint8 [N, ceil(K/32)], float32 [N] multipliers."""
 
     codes: ir.TensorProtocol
     scales: ir.TensorProtocol
     column_scale: NDArray[np.float32]
+    weight_format: str = "mxfp4"
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,9 @@ def apply(
     for replacement in replacements:
         _replace(replacement, initializers)
     model.opset_imports[functions.DOMAIN] = functions.VERSION
-    function = ir.serde.deserialize_function(functions.matmul_function(opset_of(model.graph)))
-    model.functions[function.identifier()] = function
+    for operator in {functions.operator_of(r.weight.weight_format)[0]: None for r in replacements}:
+        function = ir.serde.deserialize_function(functions.matmul_function(opset_of(model.graph), operator))
+        model.functions[function.identifier()] = function
     model.metadata_props.update(metadata)
 
 
@@ -106,8 +108,8 @@ class _Initializers:
         column_scale, bias = self._vectors[id(replacement)]
         base = site.weight.name or site.name
         return [
-            self._value(weight.codes, f"{base}_mxfp4"),
-            self._value(weight.scales, f"{base}_mxfp4_scale"),
+            self._value(weight.codes, f"{base}_{weight.weight_format}"),
+            self._value(weight.scales, f"{base}_{weight.weight_format}_scale"),
             self._value(column_scale, f"mxort_column_scale_{site.N}"),
             self._value(bias, f"mxort_bias_{site.N}"),
         ]
@@ -154,9 +156,10 @@ def _replace(replacement: Replacement, initializers: _Initializers) -> None:
         new.append(ir.node("Transpose", [left], {"perm": [1, 0]}, name=f"{site.name}_transpose_A"))
         new[-1].outputs[0].name = initializers.unique(f"{site.name}_transposed_A")
         left = new[-1].outputs[0]
+    name, attributes = functions.operator_of(replacement.weight.weight_format)
     operator = ir.Node(
         functions.DOMAIN,
-        functions.MATMUL,
+        name,
         [left, *initializers.of(replacement)],
         ir.convenience.convert_attributes(
             {
@@ -165,6 +168,7 @@ def _replace(replacement: Replacement, initializers: _Initializers) -> None:
                 "rotation": replacement.rotation,
                 "activation_format": replacement.activation_format,
                 "accuracy_level": replacement.accuracy_level,
+                **attributes,
             }
         ),
         name=old.name,

@@ -13,20 +13,22 @@ from mxort.converters import lm_head
 from mxort.converters.constants import FLOAT_TYPES, Constant, NotConstantError, resolve
 from mxort.converters.functions import DOMAIN
 from mxort.converters.shapes import Ranks
-from mxort.formats import PACKED_BLOCK_BYTES, blocks_of
+from mxort.formats import WEIGHT_FORMATS, blocks_of
 
 
 @dataclass(frozen=True)
 class Selection:
     """What the user's recipe says about which nodes to take.
 
-    ``name_reason`` tells why the node of this name is left alone (None: it is not).
+    ``name_reason`` tells why the node of this name is left alone (None: it is not), ``weight_format`` what its weight
+    becomes.
     """
 
     op_types: tuple[str, ...] = ("MatMul", "Gemm")
     min_elements: int = 0
     convert_lm_head: bool = False
     name_reason: Callable[[str], str | None] = lambda name: None
+    weight_format: Callable[[str], str] = lambda name: "mxfp4"
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Site:
     ``skip`` is why the node is left alone ("" if it is converted). ``weight`` is W^T, [N, K]; None where
     there is no constant matrix. ``bias`` is float32 [N] or None. ``bias_node`` is the Add whose work the bias
     takes over. ``addend`` is a third operand that cannot be a bias: it is added by a node of its own.
+    ``weight_format`` is what the weight becomes.
     """
 
     node: ir.Node
@@ -47,6 +50,7 @@ class Site:
     bias_node: ir.Node | None = None
     addend: ir.Value | None = None
     note: str = field(default="", compare=False)
+    weight_format: str = "mxfp4"
 
     @property
     def name(self) -> str:
@@ -140,6 +144,7 @@ class _Finder:
             site = Site(node)
             try:
                 site = _FINDERS[node.op_type](self, node)
+                site = replace(site, weight_format=self.selection.weight_format(site.name))
                 self._check(site)
             except _Skip as skip:
                 site = replace(site, skip=str(skip))
@@ -262,7 +267,7 @@ class _Finder:
             raise _Skip(
                 f"weight has {elements} elements, fewer than min_elements = {self.selection.min_elements}"
             )
-        packed = site.N * blocks_of(site.K) * (PACKED_BLOCK_BYTES + 1)
+        packed = site.N * blocks_of(site.K) * (WEIGHT_FORMATS[site.weight_format].block_bytes + 1)
         if packed >= elements * dtype.itemsize:
             raise _Skip(f"weight of shape [{site.K}, {site.N}] would not become smaller")
 

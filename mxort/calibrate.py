@@ -198,7 +198,7 @@ def _rows(x: NDArray[Any], operand: _Operand, k: int) -> NDArray[np.float32]:
 
 def _kernel(site: Site, result: Result, threads: int) -> Layer:
     operator, weight = result.operator, result.weight
-    node = _native.MatMulMXFP4(
+    node = _native.MatMul(
         weight.codes,
         weight.scales,
         weight.column_scale * np.float32(site.alpha),
@@ -207,6 +207,7 @@ def _kernel(site: Site, result: Result, threads: int) -> Layer:
         operator.rotation,
         operator.activation_format,
         operator.accuracy_level,
+        weight_format=weight.weight_format,
     )
     return lambda a: node(a, threads)
 

@@ -112,10 +112,20 @@ def _converted_rows(nodes: list[ir.Node]) -> list[SiteReport]:
                 converted_bytes=sum(tensor.nbytes for tensor in new),
                 rotation=attributes.get_int("rotation", 1),
                 activation_format=attributes.get_string("activation_format", "none"),
+                weight_format=_weight_format(node),
                 note=f"accuracy level {level}" if level else "",
             )
         )
     return rows
+
+
+def _weight_format(node: ir.Node) -> str:
+    """The weight format of one of our nodes; "" for an operator of a later version."""
+    try:
+        bits = node.attributes.get_int(functions.EXPONENT_BITS, 0)
+        return functions.weight_format_of(node.op_type, bits)
+    except KeyError:
+        return ""
 
 
 def _unconverted_row(site: sites.Site, reason: str) -> SiteReport:
@@ -130,15 +140,18 @@ def _unconverted_row(site: sites.Site, reason: str) -> SiteReport:
         N=site.N,
         weight=weight.name if weight else "",
         original_bytes=weight.nbytes if weight else 0,
-        converted_bytes=quantize.packed_bytes(site.N, site.K) if weight and not reason else 0,
+        converted_bytes=quantize.packed_bytes(site.N, site.K, site.weight_format)
+        if weight and not reason
+        else 0,
+        weight_format="" if reason else site.weight_format,
         note=site.note,
     )
 
 
 def _saved_bytes(found: list[sites.Site]) -> int:
     """What converting saves, a shared weight counted once; names, nodes and bias vectors are left out."""
-    weights = {site.weight.identity: site.weight for site in found if site.weight and not site.skip}
-    return sum(w.nbytes - quantize.packed_bytes(*w.shape) for w in weights.values())
+    weights = {s.weight.identity: (s, s.weight) for s in found if s.weight and not s.skip}
+    return sum(w.nbytes - quantize.packed_bytes(s.N, s.K, s.weight_format) for s, w in weights.values())
 
 
 def _lm_head(model: ir.Model, found: list[sites.Site], ours: list[ir.Node]) -> str:

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from mxort.converters.functions import DOMAIN, MATMUL, VERSION
 from mxort.formats import (
     ACTIVATION_FORMATS,
-    PACKED_BLOCK_BYTES,
+    E2M1,
     SCALE_BIAS,
     blocks_of,
     dequantize_mxfp4,
@@ -83,7 +83,7 @@ class MatMulMXFP4:
         """
         from mxort import _native
 
-        return _native.MatMulMXFP4(
+        return _native.MatMul(
             self.codes,
             self.scales,
             self.column_scale,
@@ -120,7 +120,7 @@ class MatMulMXFP4:
 def random_mxfp4(k: int, n: int, rng: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """(codes, scales) of N rows: all codes equally likely, scales 2**-6 to 2**-3, padding zero."""
     blocks = blocks_of(k)
-    codes = rng.integers(0, 256, (n, blocks * PACKED_BLOCK_BYTES), dtype=np.uint8)
+    codes = rng.integers(0, 256, (n, blocks * E2M1.block_bytes), dtype=np.uint8)
     codes[:, (k + 1) // 2 :] = 0
     if k % 2:
         codes[:, k // 2] &= 0x0F

@@ -36,13 +36,15 @@ def print_inspection(inspection: Inspection, out: Console) -> None:
         out.print(f"{name:<16}{value}")
     status = CONVERTED if inspection.converted else CONVERTIBLE
     columns = ("K", "N", "before", "after") if status == CONVERTIBLE else ("K", "N", "bytes", "activations")
-    table = _table(status, ("node", "op"), columns, ("note",))
+    table = _table(status, ("node", "op", "format"), columns, ("note",))
     for site in (s for s in inspection.sites if s.status == status):
         after = format_bytes(site.converted_bytes)
         sizes = (after, site.activation_format)
         if status == CONVERTIBLE:
             sizes = (format_bytes(site.original_bytes), after)
-        table.add_row(site.node, site.op_type, str(site.K), str(site.N), *sizes, site.note)
+        table.add_row(
+            site.node, site.op_type, site.weight_format, str(site.K), str(site.N), *sizes, site.note
+        )
     skipped = [s for s in inspection.sites if s.status == SKIPPED]
     reasons = _table("skipped", ("reason", "op"), ("nodes",), ("first node",))
     for (reason, op_type), count in Counter((s.reason, s.op_type) for s in skipped).most_common():

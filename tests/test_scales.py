@@ -64,7 +64,7 @@ def test_sqnr_of_a_normal_distribution(rule: str, sqnr_db: float) -> None:
 
 def native_matches(w: np.ndarray, rule: str, threads: int = 1) -> None:
     codes, scales = quantize_blocks(to_blocks(w), E2M1, rule)
-    native_codes, native_scales = _native.quantize_mxfp4(w, rule, threads)
+    native_codes, native_scales = _native.quantize_weights(w, rule, threads)
     np.testing.assert_array_equal(native_scales, scales)
     np.testing.assert_array_equal(native_codes, pack_nibbles(codes).reshape(native_codes.shape))
 
@@ -96,7 +96,7 @@ def test_native_equals_numpy_on_anything(w: np.ndarray, rule: str) -> None:
 def test_a_block_that_is_not_finite_is_all_nan(bad: float) -> None:
     w = np.ones((1, 2 * BLOCK_SIZE), np.float32)
     w[0, 3] = bad
-    codes, scales = _native.quantize_mxfp4(w, "mse")
+    codes, scales = _native.quantize_weights(w, "mse")
     assert scales[0, 0] == SCALE_NAN
     assert scales[0, 1] != SCALE_NAN
     assert not codes[0, : BLOCK_SIZE // 2].any()
@@ -104,8 +104,8 @@ def test_a_block_that_is_not_finite_is_all_nan(bad: float) -> None:
 
 def test_native_refuses_bad_arguments() -> None:
     with pytest.raises(ValueError, match="got 'best', expected one of floor, even, rceil, mse"):
-        _native.quantize_mxfp4(np.ones((1, 32), np.float32), "best")
+        _native.quantize_weights(np.ones((1, 32), np.float32), "best")
     with pytest.raises(ValueError, match="got rank 1, expected 2"):
-        _native.quantize_mxfp4(np.ones(32, np.float32), "mse")
+        _native.quantize_weights(np.ones(32, np.float32), "mse")
     with pytest.raises(TypeError):
-        _native.quantize_mxfp4(np.ones((1, 32), np.float64), "mse")
+        _native.quantize_weights(np.ones((1, 32), np.float64), "mse")

@@ -23,42 +23,83 @@ uint32_t LaneOrder(uint32_t x) {
 }
 
 // A block whose codes are all +-0 may carry any scale; 1 keeps it away from the rare scales.
-uint8_t CanonicalScale(const uint8_t* codes, uint8_t scale) {
-  uint64_t half[2];
-  std::memcpy(half, codes, sizeof half);
-  const bool zero = ((half[0] | half[1]) & 0x7777777777777777u) == 0;
+uint8_t CanonicalScale(bool zero, uint8_t scale) {
   return zero && scale != kScaleNaN ? static_cast<uint8_t>(kScaleBias) : scale;
 }
 
-void Pack(const MatMulSpec& spec, const Weights& weights, int64_t begin, int64_t end, uint8_t* packed) {
-  static_assert(kPackedBlockBytes == 16 && kVectorElements == 8, "LaneOrder and CanonicalScale are written for these");
-  const int64_t blocks = BlocksOf(spec.K);
+// Packs strips of 16 columns, block by block: `place` puts a block's codes into its column of the strip's block and
+// returns the scale for them.
+template <int kCodeBytes, class Place>
+void PackStrips(const MatMulSpec& spec, const Weights& weights, int64_t begin, int64_t end, uint8_t* packed,
+                const Place& place) {
+  const int64_t blocks = BlocksOf(spec.K), source_bytes = BlockBytes(spec.weight_format);
+  const int64_t strip_bytes = StripBytes(blocks, kCodeBytes + kStripColumns);
   for (int64_t strip = begin; strip < end; ++strip) {
-    uint8_t* out = packed + strip * StripBytes(blocks);
-    std::memset(out, 0, static_cast<size_t>(StripBytes(blocks)));
+    uint8_t* out = packed + strip * strip_bytes;
+    std::memset(out, 0, static_cast<size_t>(strip_bytes));
     for (int64_t column = 0; column < kStripColumns; ++column) {
       const int64_t n = strip * kStripColumns + column;
       if (n >= spec.N) break;
       for (int64_t block = 0; block < blocks; ++block) {
-        const uint8_t* codes = weights.codes + (n * blocks + block) * kPackedBlockBytes;
         const int64_t group = block / kGroupBlocks * kGroupBlocks, in_group = block - group;
         const int64_t group_blocks = blocks - group < kGroupBlocks ? blocks - group : kGroupBlocks;
-        uint8_t* base = out + group * kBlockBytes;
-        for (int i = 0; i < kBlockVectors; ++i) {
-          uint32_t lane;
-          std::memcpy(&lane, codes + 4 * i, sizeof lane);
-          lane = LaneOrder(lane);
-          std::memcpy(base + in_group * kBlockCodeBytes + i * kVectorBytes + 4 * column, &lane, sizeof lane);
-        }
-        base[group_blocks * kBlockCodeBytes + in_group * kStripColumns + column] =
-            CanonicalScale(codes, weights.scales[n * blocks + block]);
+        uint8_t* base = out + group * (kCodeBytes + kStripColumns);
+        const int64_t index = n * blocks + block;
+        base[group_blocks * kCodeBytes + in_group * kStripColumns + column] =
+            place(weights.codes + index * source_bytes, weights.scales[index], base + in_group * kCodeBytes, column);
       }
     }
   }
 }
 
+uint8_t PlaceNibbles(const uint8_t* codes, uint8_t scale, uint8_t* block, int64_t column) {
+  static_assert(kPackedBlockBytes == 16 && kVectorElements == 8, "written for these");
+  for (int i = 0; i < kBlockVectors; ++i) {
+    uint32_t lane;
+    std::memcpy(&lane, codes + 4 * i, sizeof lane);
+    lane = LaneOrder(lane);
+    std::memcpy(block + i * kVectorBytes + 4 * column, &lane, sizeof lane);
+  }
+  uint64_t half[2];
+  std::memcpy(half, codes, sizeof half);
+  return CanonicalScale(((half[0] | half[1]) & 0x7777777777777777u) == 0, scale);
+}
+
+template <class F>
+uint8_t PlaceBytes(const uint8_t* packed, uint8_t scale, uint8_t* block, int64_t column) {
+  uint8_t codes[kBlockSize];
+  UnpackBlock<F>(packed, codes);
+  bool zero = true;
+  for (int k = 0; k < kBlockSize; ++k) {
+    const unsigned magnitude = codes[k] & (SignBit<F>() - 1), sign = codes[k] & SignBit<F>() ? 0x80u : 0u;
+    if (F::kExponentBits == 4 && magnitude >= F::kFirstSpecial) scale = kScaleNaN;
+    zero &= magnitude == 0;
+    block[k / kByteVectorElements * kByteVectorBytes + kByteVectorElements * column + k % kByteVectorElements] =
+        static_cast<uint8_t>(sign | magnitude << (3 - F::kMantissaBits));
+  }
+  return CanonicalScale(zero, scale);
+}
+
+size_t ByteLayoutBytes(const MatMulSpec& spec) {
+  return static_cast<size_t>(StripsOf(spec.N) * StripBytes(BlocksOf(spec.K), kByteBlockCodeBytes + kStripColumns));
+}
+
+bool IsMxfp4(WeightFormat format) { return format == WeightFormat::kMxfp4; }
+bool IsWider(WeightFormat format) { return !IsMxfp4(format); }
+
+void Pack(const MatMulSpec& spec, const Weights& weights, int64_t begin, int64_t end, uint8_t* packed) {
+  PackStrips<kBlockCodeBytes>(spec, weights, begin, end, packed, PlaceNibbles);
+}
+
+void PackBytes(const MatMulSpec& spec, const Weights& weights, int64_t begin, int64_t end, uint8_t* packed) {
+  WithElement(spec.weight_format, [&](auto element) {
+    PackStrips<kByteBlockCodeBytes>(spec, weights, begin, end, packed, PlaceBytes<decltype(element)>);
+  });
+}
+
 }  // namespace
 
-const WeightLayout kStrip16 = {"strip16", Bytes, Pack};
+const WeightLayout kStrip16 = {"strip16", IsMxfp4, Bytes, Pack};
+const WeightLayout kStrip16Byte = {"strip16_byte", IsWider, ByteLayoutBytes, PackBytes};
 
 }  // namespace mxort

@@ -116,7 +116,7 @@ PackedWeights::PackedWeights(const MatMulSpec& spec, const WeightLayout& layout,
 
 std::shared_ptr<const PackedWeights> SharedPackedWeights(const MatMulSpec& spec, const WeightLayout& layout,
                                                          const Weights& weights) {
-  using Key = std::tuple<std::string_view, int64_t, int64_t, size_t, size_t>;
+  using Key = std::tuple<std::string_view, WeightFormat, int64_t, int64_t, size_t, size_t>;
   // Leaked on purpose: kernels of a session may be destroyed after static destructors have run.
   static auto& mutex = *new std::mutex;
   static auto& cache = *new std::map<Key, std::weak_ptr<const PackedWeights>>;
@@ -124,7 +124,11 @@ std::shared_ptr<const PackedWeights> SharedPackedWeights(const MatMulSpec& spec,
     return std::hash<std::string_view>()({reinterpret_cast<const char*>(p), static_cast<size_t>(n)});
   };
   const int64_t scale_bytes = spec.N * BlocksOf(spec.K);
-  const Key key{layout.name, spec.K, spec.N, hash(weights.codes, scale_bytes * kPackedBlockBytes),
+  const Key key{layout.name,
+                spec.weight_format,
+                spec.K,
+                spec.N,
+                hash(weights.codes, scale_bytes * BlockBytes(spec.weight_format)),
                 hash(weights.scales, scale_bytes)};
   const std::lock_guard<std::mutex> lock(mutex);
   std::weak_ptr<const PackedWeights>& slot = cache[key];

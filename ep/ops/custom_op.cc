@@ -61,7 +61,7 @@ void CheckAttribute(const OrtApi& api, const char* name, bool optional, OrtStatu
   throw std::invalid_argument(std::string("attribute ") + name + (absent ? " is missing" : ": " + message));
 }
 
-MatMulAttributes ReadAttributes(const OrtApi& api, const OrtKernelInfo* info) {
+MatMulAttributes ReadAttributes(const OrtApi& api, const OrtKernelInfo* info, const MatMulOperator& op) {
   MatMulAttributes attributes;
   const auto read_int = [&](const char* name, bool optional, int64_t* value) {
     CheckAttribute(api, name, optional, api.KernelInfoGetAttribute_int64(info, name, value));
@@ -70,6 +70,9 @@ MatMulAttributes ReadAttributes(const OrtApi& api, const OrtKernelInfo* info) {
   read_int("N", false, &attributes.N);
   read_int("rotation", true, &attributes.rotation);
   read_int("accuracy_level", true, &attributes.accuracy_level);
+  int64_t exponent_bits = ExponentBits(op.formats[0]);
+  read_int("exponent_bits", true, &exponent_bits);
+  attributes.weight_format = FormatOf(op, exponent_bits);
   constexpr const char* kFormat = "activation_format";
   size_t size = 0;  // with the terminating zero; stays 0 where the attribute is absent
   CheckAttribute(api, kFormat, true, api.KernelInfoGetAttribute_string(info, kFormat, nullptr, &size));
@@ -106,11 +109,11 @@ class MatMulKernel {
   using Inputs = std::array<Tensor, kInputs>;
 
  public:
-  MatMulKernel(const OrtApi& api, DataType type, const OrtKernelInfo* info)
+  MatMulKernel(const OrtApi& api, const MatMulOperator& op, DataType type, const OrtKernelInfo* info)
       : api_(api),
         type_(type),
-        where_(std::string(kMatMulName) + " '" + NodeName(api, info) + "'"),
-        spec_(CheckAttributes(ReadAttributes(api, info))),
+        where_(std::string(op.name) + " '" + NodeName(api, info) + "'"),
+        spec_(CheckAttributes(ReadAttributes(api, info, op))),
         kernels_(SelectKernels(spec_, DetectCpu(), KernelOverride())) {
     for (size_t i = kB; i < kInputs; ++i) {
       int is_constant = 0;
@@ -212,6 +215,7 @@ class MatMulKernel {
 
 struct MatMulOp : OrtCustomOp {
   const OrtApi* api;
+  const MatMulOperator* what;
   DType dtype;
 };
 
@@ -256,12 +260,13 @@ void InferShape(const MatMulOp& op, OrtShapeInferContext* context) {
   Check(api, api.ShapeInferContext_SetOutputTypeShape(context, 0, y));
 }
 
-MatMulOp MakeOp(const OrtApi* api, uint32_t version, DType dtype) {
+MatMulOp MakeOp(const OrtApi* api, uint32_t version, const MatMulOperator& what, DType dtype) {
   MatMulOp op{};
   op.version = version;  // the negotiated one: a runtime rejects a version newer than its own
   op.api = api;
+  op.what = &what;
   op.dtype = dtype;
-  op.GetName = [](const OrtCustomOp*) { return kMatMulName; };
+  op.GetName = [](const OrtCustomOp* self) { return Self(self).what->name; };
   op.GetExecutionProviderType = [](const OrtCustomOp*) -> const char* { return nullptr; };
   op.GetInputTypeCount = [](const OrtCustomOp*) -> size_t { return kInputs; };
   op.GetInputType = [](const OrtCustomOp* self, size_t index) {
@@ -280,13 +285,14 @@ MatMulOp MakeOp(const OrtApi* api, uint32_t version, DType dtype) {
   op.GetStartVersion = [](const OrtCustomOp*) { return 1; };
   op.GetEndVersion = [](const OrtCustomOp*) { return 1; };
   op.InferOutputShapeFn = [](const OrtCustomOp* self, OrtShapeInferContext* context) -> OrtStatusPtr {
-    return Guard(*Self(self).api, kMatMulName, [&] { InferShape(Self(self), context); });
+    return Guard(*Self(self).api, Self(self).what->name, [&] { InferShape(Self(self), context); });
   };
   op.CreateKernelV2 = [](const OrtCustomOp* self, const OrtApi*, const OrtKernelInfo* info,
                          void** kernel) -> OrtStatusPtr {
     const MatMulOp& op_self = Self(self);
-    const std::string where = std::string(kMatMulName) + " '" + NodeName(*op_self.api, info) + "'";
-    return Guard(*op_self.api, where, [&] { *kernel = new MatMulKernel(*op_self.api, op_self.dtype.type, info); });
+    const std::string where = std::string(op_self.what->name) + " '" + NodeName(*op_self.api, info) + "'";
+    return Guard(*op_self.api, where,
+                 [&] { *kernel = new MatMulKernel(*op_self.api, *op_self.what, op_self.dtype.type, info); });
   };
   op.KernelComputeV2 = [](void* kernel, OrtKernelContext* context) -> OrtStatusPtr {
     const auto& self = *static_cast<const MatMulKernel*>(kernel);
@@ -315,7 +321,9 @@ OrtCustomOpDomain* CustomOpDomain(const OrtApiBase* base, const OrtApi** api) {
     entry.api = NegotiateApi(base, &version);
     if (!entry.api) throw std::runtime_error(std::string("unsupported ONNX Runtime ") + base->GetVersionString());
     if (entry.ops.empty()) {
-      for (const DType dtype : kTypes) entry.ops.push_back(MakeOp(entry.api, version, dtype));
+      for (const MatMulOperator& op : MatMulOperators()) {
+        for (const DType dtype : kTypes) entry.ops.push_back(MakeOp(entry.api, version, op, dtype));
+      }
     }
     OrtCustomOpDomain* domain = nullptr;
     Check(*entry.api, entry.api->CreateCustomOpDomain(kDomain, &domain));
