@@ -25,7 +25,7 @@ Put = Callable[[NDArray[Any]], ir.TensorProtocol]
 
 @dataclass(frozen=True)
 class PackedTensors:
-    """A stored weight: codes uint8 [N, ceil(K/32)*block_bytes], scales uint8 [N, ceil(K/32)], float32 [N] multipliers."""
+    """A weight: codes uint8 [N, ceil(K/32)*block_bytes], scales uint8 [N, ceil(K/32)], multipliers float32 [N]."""
 
     codes: ir.TensorProtocol
     scales: ir.TensorProtocol

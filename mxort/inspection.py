@@ -12,7 +12,6 @@ from mxort import quantize
 from mxort.converters import functions, lm_head, model_io, rewrite, sites
 from mxort.converters.constants import resolve
 from mxort.converters.opset import opset_of
-from mxort.pipeline import _selection
 from mxort.recipe import Recipe
 from mxort.report import CONVERTED, SKIPPED, SiteReport
 
@@ -68,7 +67,7 @@ def inspect(path: str | os.PathLike[str], recipe: Recipe | None = None) -> Inspe
     if converted and rewrite.METADATA_RECIPE in metadata:
         recipe = Recipe.from_json(metadata[rewrite.METADATA_RECIPE])
     recipe = recipe or Recipe()
-    found = sites.find(model, _selection(recipe))
+    found = sites.find(model, recipe.selection())
     ours = [node for node in model.graph.all_nodes() if node.domain == functions.DOMAIN]
     rows = _converted_rows(ours)
     rows += [_unconverted_row(site, "left alone by the conversion" if converted else "") for site in found]

@@ -60,7 +60,7 @@ def convert(
     report_progress = progress or (lambda what, fraction: None)
     report_progress("reading the model", 0.0)
     source = _load(model, out)
-    found = sites.find(source.model, _selection(chosen))
+    found = sites.find(source.model, chosen.selection())
 
     if out is None:
         pool = rewrite.TensorPool(ir.Tensor)
@@ -98,16 +98,6 @@ def _verify(source: model_io.Source) -> None:
         verify.check(source.model)
     except onnx.checker.ValidationError as error:
         raise AssertionError(f"{source.name}: the converted model is not valid: {error}") from error
-
-
-def _selection(recipe: Recipe) -> sites.Selection:
-    return sites.Selection(
-        recipe.op_types,
-        recipe.min_elements,
-        recipe.convert_lm_head,
-        recipe.skip_reason,
-        recipe.weight_format_of,
-    )
 
 
 def _needs_data_file(source: model_io.Source, found: Sequence[sites.Site]) -> bool:

@@ -15,6 +15,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from mxort.converters.functions import ROTATIONS
+from mxort.converters.sites import Selection
 from mxort.errors import MxortError
 from mxort.formats import ACTIVATION_FORMATS, WEIGHT_FORMATS
 from mxort.quantize import ALGORITHMS
@@ -168,6 +169,12 @@ class Recipe:
             if fnmatchcase(node, pattern):
                 return weight_format
         return self.weight_format
+
+    def selection(self) -> Selection:
+        """Which nodes of a graph to convert, and to what."""
+        return Selection(
+            self.op_types, self.min_elements, self.convert_lm_head, self.skip_reason, self.weight_format_of
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """All options by name, as JSON types."""

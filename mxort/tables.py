@@ -16,7 +16,9 @@ from mxort.comparison import Comparison, TensorComparison
 from mxort.doctor import FAILED, INFO, OK, WARNING, Diagnosis
 from mxort.evaluate import Evaluation
 from mxort.inspection import CONVERTIBLE, Inspection
+from mxort.mixed_precision import FORMATS
 from mxort.report import CONVERTED, SKIPPED, format_bytes
+from mxort.sensitivity import BASE, Sensitivity
 
 _PIPE_WIDTH = 160  # where the output is no terminal, nobody knows the width of the reader
 
@@ -76,6 +78,21 @@ def print_evaluation(evaluation: Evaluation, out: Console) -> None:
     out.print(what)
     for name, value in evaluation.metrics.items():
         out.print(f"{name:<22}{value:.4f}")
+
+
+def print_sensitivity(sensitivity: Sensitivity, out: Console) -> None:
+    """One row for each node, the one that loses most first; shares are of the sum."""
+    total = sum(site.loss[BASE] for site in sensitivity.sites) or 1.0
+    table = _table(
+        "sensitivity", ("node",), ("K", "N", *(f"{sensitivity.loss} {f}" for f in FORMATS), "share")
+    )
+    for site in sensitivity.sites:
+        losses = (f"{site.loss[name]:.3g}" for name in FORMATS)
+        table.add_row(site.node, str(site.K), str(site.N), *losses, f"{site.loss[BASE] / total:.1%}")
+    _print_filled(out, (table,))
+    for node, reason in sensitivity.skipped.items():
+        out.print(f"not measured: {node}: {reason}")
+    out.print(f"{sensitivity.samples} samples, sum of {sensitivity.loss} {total:.4g}")
 
 
 def print_comparison(comparison: Comparison, out: Console) -> None:

@@ -64,7 +64,7 @@ def test_sqnr_of_a_normal_distribution(rule: str, sqnr_db: float) -> None:
 
 def native_matches(w: np.ndarray, rule: str, threads: int = 1) -> None:
     codes, scales = quantize_blocks(to_blocks(w), E2M1, rule)
-    native_codes, native_scales = _native.quantize_weights(w, rule, threads)
+    native_codes, native_scales = _native.quantize_weights(w, rule, threads=threads)
     np.testing.assert_array_equal(native_scales, scales)
     np.testing.assert_array_equal(native_codes, pack_nibbles(codes).reshape(native_codes.shape))
 
