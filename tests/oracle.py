@@ -43,7 +43,7 @@ arithmetic keep 3e-5, the one that rounds A to bfloat16 (``BFLOAT16_KERNEL``) wh
 BFLOAT16_KERNEL = "avx512_amx"
 
 LARGEST_ROUNDING = {3: 1 / (127 * 256), 4: 1 / (2 * 127)}
-"""What levels 3 and 4 may move a value of A by, in units of its block's largest magnitude (cpu_avx512_vnni.cc): half a
+"""What levels 3 and 4 may move a value of A by, in units of its block's largest magnitude (int8_kernel.h): half a
 step of one int8 term, or a whole step of the second of two terms where that saturates."""
 
 

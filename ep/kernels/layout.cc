@@ -1,5 +1,6 @@
 #include "kernels/layout.h"
 
+#include <algorithm>
 #include <cstring>
 
 namespace mxort {
@@ -22,62 +23,68 @@ uint32_t LaneOrder(uint32_t x) {
   return gather_even(x) | (gather_even(x >> 4) << 16);
 }
 
-// A block whose codes are all +-0 may carry any scale; 1 keeps it away from the rare scales.
-uint8_t CanonicalScale(bool zero, uint8_t scale) {
-  return zero && scale != kScaleNaN ? static_cast<uint8_t>(kScaleBias) : scale;
+// One column of one block: its 32 codes to `codes`, its scale to `scale`.
+void PackColumn(const uint8_t* from, uint8_t from_scale, uint8_t* codes, uint8_t* scale) {
+  static_assert(kPackedBlockBytes == 16 && kVectorElements == 8, "LaneOrder and CanonicalScale are written for these");
+  for (int i = 0; i < kBlockVectors; ++i) {
+    uint32_t lane;
+    std::memcpy(&lane, from + 4 * i, sizeof lane);
+    lane = LaneOrder(lane);
+    std::memcpy(codes + i * kVectorBytes, &lane, sizeof lane);
+  }
+  *scale = CanonicalScale(from, from_scale);
 }
 
-// Packs strips of 16 columns, block by block: `place` puts a block's codes into its column of the strip's block and
-// returns the scale for them.
-template <int kCodeBytes, class Place>
+// The same of a format F into bytes.
+template <class F>
+void PackByteColumn(const uint8_t* from, uint8_t from_scale, uint8_t* bytes, uint8_t* scale) {
+  uint8_t codes[kBlockSize];
+  UnpackBlock<F>(from, codes);
+  bool zero = true, nan = from_scale == kScaleNaN;
+  for (int k = 0; k < kBlockSize; ++k) {
+    const unsigned magnitude = codes[k] & (SignBit<F>() - 1), sign = codes[k] & SignBit<F>() ? 0x80u : 0u;
+    zero &= magnitude == 0;
+    nan |= magnitude >= F::kFirstSpecial;
+    bytes[k / kByteVectorElements * kByteVectorBytes + k % kByteVectorElements] =
+        static_cast<uint8_t>(sign | magnitude << (3 - F::kMantissaBits));
+  }
+  *scale = nan ? kScaleNaN : zero ? static_cast<uint8_t>(kScaleBias) : from_scale;
+}
+
+// Strips [begin, end) with kCodeBytes of codes in a block, kLaneBytes a column of a vector.
+template <int kCodeBytes, int kLaneBytes, class PackOne>
 void PackStrips(const MatMulSpec& spec, const Weights& weights, int64_t begin, int64_t end, uint8_t* packed,
-                const Place& place) {
+                const PackOne& pack_column) {
   const int64_t blocks = BlocksOf(spec.K), source_bytes = BlockBytes(spec.weight_format);
-  const int64_t strip_bytes = StripBytes(blocks, kCodeBytes + kStripColumns);
+  const int64_t block_bytes = kCodeBytes + kStripColumns, strip_bytes = StripBytes(blocks, block_bytes);
   for (int64_t strip = begin; strip < end; ++strip) {
     uint8_t* out = packed + strip * strip_bytes;
-    std::memset(out, 0, static_cast<size_t>(strip_bytes));
-    for (int64_t column = 0; column < kStripColumns; ++column) {
-      const int64_t n = strip * kStripColumns + column;
-      if (n >= spec.N) break;
-      for (int64_t block = 0; block < blocks; ++block) {
-        const int64_t group = block / kGroupBlocks * kGroupBlocks, in_group = block - group;
-        const int64_t group_blocks = blocks - group < kGroupBlocks ? blocks - group : kGroupBlocks;
-        uint8_t* base = out + group * (kCodeBytes + kStripColumns);
-        const int64_t index = n * blocks + block;
-        base[group_blocks * kCodeBytes + in_group * kStripColumns + column] =
-            place(weights.codes + index * source_bytes, weights.scales[index], base + in_group * kCodeBytes, column);
+    const int64_t first = strip * kStripColumns, columns = std::min<int64_t>(kStripColumns, spec.N - first);
+    if (columns < kStripColumns || blocks * block_bytes < strip_bytes) {
+      std::memset(out, 0, static_cast<size_t>(strip_bytes));
+    }
+    for (int64_t block = 0; block < blocks; ++block) {  // sixteen streams in, one out
+      const int64_t group = block / kGroupBlocks * kGroupBlocks, in_group = block - group;
+      uint8_t* base = out + group * block_bytes;
+      uint8_t* scales = base + std::min<int64_t>(kGroupBlocks, blocks - group) * kCodeBytes;
+      for (int64_t column = 0; column < columns; ++column) {
+        const int64_t from = (first + column) * blocks + block;
+        pack_column(weights.codes + from * source_bytes, weights.scales[from],
+                    base + in_group * kCodeBytes + kLaneBytes * column, scales + in_group * kStripColumns + column);
       }
     }
   }
 }
 
-uint8_t PlaceNibbles(const uint8_t* codes, uint8_t scale, uint8_t* block, int64_t column) {
-  static_assert(kPackedBlockBytes == 16 && kVectorElements == 8, "written for these");
-  for (int i = 0; i < kBlockVectors; ++i) {
-    uint32_t lane;
-    std::memcpy(&lane, codes + 4 * i, sizeof lane);
-    lane = LaneOrder(lane);
-    std::memcpy(block + i * kVectorBytes + 4 * column, &lane, sizeof lane);
-  }
-  uint64_t half[2];
-  std::memcpy(half, codes, sizeof half);
-  return CanonicalScale(((half[0] | half[1]) & 0x7777777777777777u) == 0, scale);
+void Pack(const MatMulSpec& spec, const Weights& weights, int64_t begin, int64_t end, uint8_t* packed) {
+  PackStrips<kBlockCodeBytes, 4>(spec, weights, begin, end, packed, PackColumn);
 }
 
-template <class F>
-uint8_t PlaceBytes(const uint8_t* packed, uint8_t scale, uint8_t* block, int64_t column) {
-  uint8_t codes[kBlockSize];
-  UnpackBlock<F>(packed, codes);
-  bool zero = true;
-  for (int k = 0; k < kBlockSize; ++k) {
-    const unsigned magnitude = codes[k] & (SignBit<F>() - 1), sign = codes[k] & SignBit<F>() ? 0x80u : 0u;
-    if (F::kExponentBits == 4 && magnitude >= F::kFirstSpecial) scale = kScaleNaN;
-    zero &= magnitude == 0;
-    block[k / kByteVectorElements * kByteVectorBytes + kByteVectorElements * column + k % kByteVectorElements] =
-        static_cast<uint8_t>(sign | magnitude << (3 - F::kMantissaBits));
-  }
-  return CanonicalScale(zero, scale);
+void PackBytes(const MatMulSpec& spec, const Weights& weights, int64_t begin, int64_t end, uint8_t* packed) {
+  WithElement(spec.weight_format, [&](auto element) {
+    PackStrips<kByteBlockCodeBytes, kByteVectorElements>(spec, weights, begin, end, packed,
+                                                         PackByteColumn<decltype(element)>);
+  });
 }
 
 size_t ByteLayoutBytes(const MatMulSpec& spec) {
@@ -86,16 +93,6 @@ size_t ByteLayoutBytes(const MatMulSpec& spec) {
 
 bool IsMxfp4(WeightFormat format) { return format == WeightFormat::kMxfp4; }
 bool IsWider(WeightFormat format) { return !IsMxfp4(format); }
-
-void Pack(const MatMulSpec& spec, const Weights& weights, int64_t begin, int64_t end, uint8_t* packed) {
-  PackStrips<kBlockCodeBytes>(spec, weights, begin, end, packed, PlaceNibbles);
-}
-
-void PackBytes(const MatMulSpec& spec, const Weights& weights, int64_t begin, int64_t end, uint8_t* packed) {
-  WithElement(spec.weight_format, [&](auto element) {
-    PackStrips<kByteBlockCodeBytes>(spec, weights, begin, end, packed, PlaceBytes<decltype(element)>);
-  });
-}
 
 }  // namespace
 

@@ -53,6 +53,14 @@ MXORT_INLINE int64_t StripBytes(int64_t blocks, int64_t block_bytes = kBlockByte
   return (blocks * block_bytes + 63) / 64 * 64;
 }
 
+// A block whose codes are all +-0 may carry any scale; 1 keeps it away from the rare scales.
+MXORT_INLINE uint8_t CanonicalScale(const uint8_t* codes, uint8_t scale) {
+  uint64_t half[2];
+  __builtin_memcpy(half, codes, sizeof half);
+  const bool zero = ((half[0] | half[1]) & 0x7777777777777777u) == 0;
+  return zero && scale != kScaleNaN ? static_cast<uint8_t>(kScaleBias) : scale;
+}
+
 extern const WeightLayout kStrip16, kStrip16Byte;
 
 }  // namespace mxort
