@@ -62,7 +62,7 @@ class SiteSensitivity:
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """The sites by falling loss (read back: see :meth:`from_dict`). ``loss`` is KL (in nats for each prediction) or noise (over signal)."""
+    """The sites by falling loss. ``loss`` is KL (in nats for each prediction) or noise (over signal)."""
 
     model: str
     loss: str
