@@ -43,7 +43,7 @@ def formats_of(bits: int) -> list[ElementFormat]:
     return [fmt for fmt in WEIGHT_FORMATS.values() if fmt.bits == bits]
 
 
-def operator_of(weight_format: str) -> tuple[str, dict[str, int]]:
+def operator_of(weight_format: str) -> tuple[str, dict[str, Any]]:
     """(the operator for a weight format, the attributes that tell it from the operator's other formats)."""
     fmt = WEIGHT_FORMATS[weight_format]
     several = len(formats_of(fmt.bits)) > 1
