@@ -17,6 +17,22 @@ struct Int8Avx2 {
   // A dot product a term and row; the sums of the rows wait in memory. 4 of the 16 registers hold weights.
   static constexpr int kMaxRows[] = {8, 4};
 
+  // Packing goes by 128-bit halves: with x_i the i-th four of 32 integers,
+  //   16 bits  x0 x2 | x1 x3   and   x4 x6 | x5 x7,   8 bits  x0 x2 x4 x6 | x1 x3 x5 x7,
+  // and interleaving the halves' bytes gives the order of the nibbles: 0, 4, 1, 5, 2, 6, 3, 7, 8, 12, ...
+  MXORT_INLINE int StoreBytes(Ints16 low, Ints16 high, int8_t* q) {
+    Ints x[4];
+    __builtin_memcpy(x, &low, sizeof low);
+    __builtin_memcpy(x + 2, &high, sizeof high);
+    const Ints bytes = _mm256_packs_epi16(_mm256_packs_epi32(x[0], x[1]), _mm256_packs_epi32(x[2], x[3]));
+    const __m128i even = _mm256_castsi256_si128(bytes), odd = _mm256_extracti128_si256(bytes, 1);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(q), _mm_unpacklo_epi8(even, odd));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(q + 16), _mm_unpackhi_epi8(even, odd));
+    const Ints sum = _mm256_add_epi32(_mm256_add_epi32(x[0], x[1]), _mm256_add_epi32(x[2], x[3]));
+    const __m128i four = _mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256(sum, 1));
+    const __m128i two = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4E));
+    return _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32(two, 0xB1)));
+  }
   MXORT_INLINE void Decode2(const uint8_t* p, Ints* weights) {
     const Ints table = _mm256_broadcastsi128_si256(_mm_setr_epi8(MXORT_INT8_WEIGHTS));
     const Ints codes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)), mask = _mm256_set1_epi8(15);

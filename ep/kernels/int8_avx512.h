@@ -26,6 +26,13 @@ struct Int8Avx512 {
   static constexpr int kMaxRows[] = {10, 7};
 #endif
 
+  MXORT_INLINE int StoreBytes(Ints16 low, Ints16 high, int8_t* q) {
+    const Ints x = reinterpret_cast<Ints>(low), y = reinterpret_cast<Ints>(high);
+    const __m128i order = _mm_setr_epi8(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(q), _mm_shuffle_epi8(_mm512_cvtepi32_epi8(x), order));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(q + 16), _mm_shuffle_epi8(_mm512_cvtepi32_epi8(y), order));
+    return _mm512_reduce_add_epi32(_mm512_add_epi32(x, y));
+  }
   MXORT_INLINE Ints Table() { return _mm512_broadcast_i32x4(_mm_setr_epi8(MXORT_INT8_WEIGHTS)); }
   MXORT_INLINE void Decode2(const uint8_t* p, Ints* weights) {
     const Ints codes = _mm512_loadu_si512(p);

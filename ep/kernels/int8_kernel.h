@@ -11,7 +11,8 @@
 //   none               4      1      q * absmax / 127                           5e-3 relative RMS
 //   none               3      2      (256 q1 + q2) * absmax / (127 * 256)       2e-5 relative RMS
 //
-// S provides:  kLanes (output columns of a register: 16 or 8), Ints and Floats of that many lanes, kMaxRows (rows that
+// S provides:  StoreBytes (32 integers, -128 to 127, as int8 in the order of a packed vector's nibbles (layout.h);
+// their sum), kLanes (output columns of a register: 16 or 8), Ints and Floats of that many lanes, kMaxRows (rows that
 // fit its registers, by terms), Decode (16 codes of each column to 4 registers of 4 weights each), Accumulate (those 4
 // registers times 16 int8, onto a sum), Broadcast, Combine (256 x + y), ToFloat, Scale, MultiplyAdd, LoadScales, Store.
 #ifndef MXORT_KERNELS_INT8_KERNEL_H_
@@ -54,7 +55,6 @@ MXORT_INLINE size_t Int8PanelBytes(const MatMulSpec& spec, int rows) {
 // Half a block; the compiler splits it into registers of the file's instruction set.
 typedef float Floats16 __attribute__((vector_size(64), aligned(4), may_alias));
 typedef int Ints16 __attribute__((vector_size(64)));
-typedef signed char Bytes16 __attribute__((vector_size(16), aligned(1), may_alias));
 
 // Nearest integer, ties to even, of |x| < 2^22: adding 1.5 * 2^23 leaves the integer in the low bits of the mantissa.
 MXORT_INLINE Ints16 RoundToInt(Floats16 x) {
@@ -62,52 +62,45 @@ MXORT_INLINE Ints16 RoundToInt(Floats16 x) {
   return reinterpret_cast<Ints16>(x + kMagic) - static_cast<int>(FloatBits(kMagic));
 }
 
-MXORT_INLINE int Sum(Ints16 x) {
-  int sum = 0;
-  for (int i = 0; i < 16; ++i) sum += x[i];
-  return sum;
-}
-
-// 32 integers (-128 to 127) as int8 in the order of a packed vector's nibbles (layout.h), and -12 * their sum.
-MXORT_INLINE void StoreTerm(Ints16 low, Ints16 high, int8_t* q, int32_t* start) {
-  constexpr Ints16 kOrder = {0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15};
-  *reinterpret_cast<Bytes16*>(q) = __builtin_convertvector(__builtin_shuffle(low, kOrder), Bytes16);
-  *reinterpret_cast<Bytes16*>(q + 16) = __builtin_convertvector(__builtin_shuffle(high, kOrder), Bytes16);
-  *start = -kInt8WeightOffset * Sum(low + high);
-}
-
 MXORT_INLINE Ints16 Saturate(Ints16 x) { return x > kInt8Max ? Ints16{} + kInt8Max : x; }
 
+// The integers of 32 values and the start that goes with them.
+template <class S>
+MXORT_INLINE void StoreTerm(Ints16 low, Ints16 high, int8_t* q, int32_t* start) {
+  *start = -kInt8WeightOffset * S::StoreBytes(low, high, q);
+}
+
 // Format `none`: one or two int8 terms of the block's own range.
-template <int kTerms>
+template <class S, int kTerms>
 MXORT_INLINE void PrepareInt8Block(const float* block, int8_t* q, int32_t* start, float* scale) {
   const float absmax = BitsFloat(BlockAbsmax(block));
   const float inverse = absmax > 0 ? static_cast<float>(kInt8Max) / absmax : 0.0f;
   const Floats16 low = *reinterpret_cast<const Floats16*>(block) * inverse;
   const Floats16 high = *reinterpret_cast<const Floats16*>(block + 16) * inverse;
   const Ints16 low_q = RoundToInt(low), high_q = RoundToInt(high);
-  StoreTerm(low_q, high_q, q, start);
+  StoreTerm<S>(low_q, high_q, q, start);
   *scale = absmax * (0.5f / kInt8Max);
   if constexpr (kTerms == 2) {
     constexpr float kRatio = kTermRatio;
-    StoreTerm(Saturate(RoundToInt((low - __builtin_convertvector(low_q, Floats16)) * kRatio)),
-              Saturate(RoundToInt((high - __builtin_convertvector(high_q, Floats16)) * kRatio)), q + kBlockSize,
-              start + 1);
+    StoreTerm<S>(Saturate(RoundToInt((low - __builtin_convertvector(low_q, Floats16)) * kRatio)),
+                 Saturate(RoundToInt((high - __builtin_convertvector(high_q, Floats16)) * kRatio)), q + kBlockSize,
+                 start + 1);
     *scale *= 1.0f / kRatio;
   }
 }
 
 // An MX format whose elements are integers in units of 1/kUnits.
-template <class F, int kUnits>
+template <class S, class F, int kUnits>
 MXORT_INLINE void PrepareMxBlock(const float* block, int8_t* q, int32_t* start, float* scale) {
   alignas(64) float elements[kBlockSize];
   const uint8_t byte = QuantizeBlock<F>(block, elements);
   constexpr float kUnitsPerOne = kUnits;
-  StoreTerm(RoundToInt(*reinterpret_cast<const Floats16*>(elements) * kUnitsPerOne),
-            RoundToInt(*reinterpret_cast<const Floats16*>(elements + 16) * kUnitsPerOne), q, start);
+  StoreTerm<S>(RoundToInt(*reinterpret_cast<const Floats16*>(elements) * kUnitsPerOne),
+               RoundToInt(*reinterpret_cast<const Floats16*>(elements + 16) * kUnitsPerOne), q, start);
   *scale = DecodeScale(byte) * (0.5f / kUnits);
 }
 
+template <class S>
 MXORT_INLINE bool PrepareInt8Row(const MatMulSpec& spec, DataType type, const void* a, int row, int rows,
                                  float* scratch, uint8_t* panel) {
   const int64_t blocks = (spec.K + kBlockSize - 1) / kBlockSize;
@@ -118,13 +111,13 @@ MXORT_INLINE bool PrepareInt8Row(const MatMulSpec& spec, DataType type, const vo
     float* scale = reinterpret_cast<float*>(panel + ScaleOffset(rows, terms)) + row;
     int32_t* start = reinterpret_cast<int32_t*>(panel + StartOffset(rows, terms)) + row * terms;
     if (spec.activation_format == ActivationFormat::kMxfp4) {
-      PrepareMxBlock<E2M1, 2>(scratch, q, start, scale);
+      PrepareMxBlock<S, E2M1, 2>(scratch, q, start, scale);
     } else if (spec.activation_format == ActivationFormat::kMxfp6E2M3) {
-      PrepareMxBlock<E2M3, 8>(scratch, q, start, scale);
+      PrepareMxBlock<S, E2M3, 8>(scratch, q, start, scale);
     } else if (terms == 2) {
-      PrepareInt8Block<2>(scratch, q, start, scale);
+      PrepareInt8Block<S, 2>(scratch, q, start, scale);
     } else {
-      PrepareInt8Block<1>(scratch, q, start, scale);
+      PrepareInt8Block<S, 1>(scratch, q, start, scale);
     }
   }
   return plain;
@@ -210,7 +203,7 @@ struct Int8Kernel {
   static size_t PanelBytes(const MatMulSpec& spec, int rows) { return Int8PanelBytes(spec, rows); }
   static bool Prepare(const MatMulSpec& spec, DataType type, const void* a, int row, int rows, float* scratch,
                       uint8_t* panel) {
-    return PrepareInt8Row(spec, type, a, row, rows, scratch, panel);
+    return PrepareInt8Row<S>(spec, type, a, row, rows, scratch, panel);
   }
   static void Compute(const MatMulArgs& args, Range panels, Range strips) {
     if (Int8Terms(*args.spec) == 2) {
