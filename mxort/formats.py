@@ -155,23 +155,27 @@ def word(fmt: ElementFormat) -> tuple[int, int]:
 def pack_codes(codes: NDArray[np.uint8], fmt: ElementFormat) -> NDArray[np.uint8]:
     """uint8 codes [..., n] -> bytes [..., n * bits / 8]: each code follows the one before, lowest bit first."""
     per_word, nbytes = word(fmt)
-    shifts = fmt.bits * np.arange(per_word, dtype=np.uint32)
-    words = codes.reshape(*codes.shape[:-1], -1, per_word).astype(np.uint32) << shifts
-    packed = words.sum(axis=-1, keepdims=True, dtype=np.uint32) >> (8 * np.arange(nbytes, dtype=np.uint32))
-    result: NDArray[np.uint8] = packed.astype(np.uint8).reshape(*codes.shape[:-1], -1)
-    return result
+    return _repack(codes, fmt.bits, per_word, 8, nbytes)
 
 
 def unpack_codes(packed: NDArray[np.uint8], fmt: ElementFormat) -> NDArray[np.uint8]:
     """Inverse of :func:`pack_codes`."""
     per_word, nbytes = word(fmt)
-    shifts = 8 * np.arange(nbytes, dtype=np.uint32)
-    words = packed.reshape(*packed.shape[:-1], -1, nbytes).astype(np.uint32) << shifts
-    codes = words.sum(axis=-1, keepdims=True, dtype=np.uint32) >> (
-        fmt.bits * np.arange(per_word, dtype=np.uint32)
+    return _repack(packed, 8, nbytes, fmt.bits, per_word)
+
+
+def _repack(
+    pieces: NDArray[np.uint8], bits: int, count: int, new_bits: int, new_count: int
+) -> NDArray[np.uint8]:
+    """[..., n] in words of ``count`` pieces of ``bits`` -> the same words in ``new_count`` pieces of ``new_bits``."""
+    *outer, n = pieces.shape
+    shifts = bits * np.arange(count, dtype=np.uint32)
+    words = (pieces.reshape(*outer, n // count, count).astype(np.uint32) << shifts).sum(
+        axis=-1, keepdims=True, dtype=np.uint32
     )
-    result: NDArray[np.uint8] = (codes & ((1 << fmt.bits) - 1)).astype(np.uint8)
-    return result.reshape(*packed.shape[:-1], -1)
+    new = (words >> (new_bits * np.arange(new_count, dtype=np.uint32))) & ((1 << new_bits) - 1)
+    result: NDArray[np.uint8] = new.astype(np.uint8).reshape(*outer, n // count * new_count)
+    return result
 
 
 def pack_nibbles(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from mxort import _native
-from mxort.formats import BLOCK_SIZE, E2M1, ELEMENT_FORMATS, SCALE_NAN, pack_nibbles, scale_value, to_blocks
+from mxort.formats import (
+    BLOCK_SIZE,
+    E2M1,
+    ELEMENT_FORMATS,
+    SCALE_NAN,
+    WEIGHT_FORMATS,
+    pack_codes,
+    scale_value,
+    to_blocks,
+)
 from mxort.scales import SCALE_RULES, quantize_blocks
 
 VECTORS = Path(__file__).parent / "vectors" / "scales.csv"
@@ -63,10 +72,11 @@ def test_sqnr_of_a_normal_distribution(rule: str, sqnr_db: float) -> None:
 
 
 def native_matches(w: np.ndarray, rule: str, threads: int = 1) -> None:
-    codes, scales = quantize_blocks(to_blocks(w), E2M1, rule)
-    native_codes, native_scales = _native.quantize_weights(w, rule, threads=threads)
-    np.testing.assert_array_equal(native_scales, scales)
-    np.testing.assert_array_equal(native_codes, pack_nibbles(codes).reshape(native_codes.shape))
+    for name, fmt in WEIGHT_FORMATS.items():
+        codes, scales = quantize_blocks(to_blocks(w), fmt, rule)
+        native_codes, native_scales = _native.quantize_weights(w, rule, name, threads)
+        np.testing.assert_array_equal(native_scales, scales)
+        np.testing.assert_array_equal(native_codes, pack_codes(codes, fmt).reshape(native_codes.shape))
 
 
 @pytest.mark.parametrize("rule", SCALE_RULES)

@@ -68,6 +68,20 @@ each_row = pytest.mark.parametrize("kernel", ROWS_OF_KERNELS, ids="-".join)
 each_kernel = pytest.mark.parametrize("kernel", KERNELS, ids="-".join)
 
 
+def case_for(
+    kernel: Row,
+    rng: np.random.Generator,
+    n: int,
+    k: int,
+    activation_format: str = "none",
+    level: int = 0,
+    rotation: int = 1,
+) -> Case:
+    """Random weights of the row's format."""
+    attributes = {"activation_format": activation_format, "accuracy_level": level}
+    return random_case(rng, n, k, rotation, kernel.weight_format, **attributes)
+
+
 def make(case: Case, kernel: Row) -> _native.MatMul:
     return _native.MatMul(
         case.codes,
@@ -100,15 +114,7 @@ def check(case: Case, a: np.ndarray, kernel: Row, what: str = "", threads: int =
 def test_oracle(kernel: Row, activation_format: str, level: int, dtype: type) -> None:
     rng = np.random.default_rng(0)
     for k, n, rotation in SHAPES:
-        case = random_case(
-            rng,
-            n,
-            k,
-            rotation,
-            activation_format=activation_format,
-            accuracy_level=level,
-            weight_format=kernel.weight_format,
-        )
+        case = case_for(kernel, rng, n, k, activation_format, level, rotation)
         for m in ROWS:
             a = rng.standard_normal((m, k)).astype(dtype)
             what = f"{kernel} {activation_format} level {level} K={k} N={n} rotation={rotation} M={m}"
@@ -193,14 +199,7 @@ def test_every_code_and_scale(kernel: Row) -> None:
 @pytest.mark.parametrize("byte", [0, 1, 2, 126, 200, 252, 253, 254])
 def test_extreme_weight_scales(kernel: Row, activation_format: str, level: int, byte: int) -> None:
     rng = np.random.default_rng(byte)
-    case = random_case(
-        rng,
-        20,
-        96,
-        activation_format=activation_format,
-        accuracy_level=level,
-        weight_format=kernel.weight_format,
-    )
+    case = case_for(kernel, rng, 20, 96, activation_format, level)
     case.scales[:] = byte
     a = (rng.standard_normal((3, 96)) * 2.0 ** np.clip(126 - byte, -100, 100)).astype(np.float32)
     check(case, a, kernel, f"{kernel} scale {byte}")
@@ -212,14 +211,7 @@ def test_extreme_weight_scales(kernel: Row, activation_format: str, level: int, 
 def test_extreme_activations(kernel: Row, activation_format: str, level: int, exponent: int) -> None:
     """Magnitudes from float's smallest subnormals to its largest numbers, with weight scales that bring them back."""
     rng = np.random.default_rng(exponent + 200)
-    case = random_case(
-        rng,
-        20,
-        96,
-        activation_format=activation_format,
-        accuracy_level=level,
-        weight_format=kernel.weight_format,
-    )
+    case = case_for(kernel, rng, 20, 96, activation_format, level)
     case.scales[:] = np.clip(127 - exponent, 1, 252)
     case.bias[:] = 0
     a = np.ldexp(rng.uniform(-1.9, 1.9, (4, 96)), exponent).astype(np.float32)
@@ -232,14 +224,7 @@ def test_extreme_activations(kernel: Row, activation_format: str, level: int, ex
 def test_nan_and_infinity(kernel: Row, activation_format: str, level: int) -> None:
     """NaN in a row of A makes that row NaN and no other; a NaN scale makes that column NaN and no other."""
     rng = np.random.default_rng(5)
-    case = random_case(
-        rng,
-        18,
-        64,
-        activation_format=activation_format,
-        accuracy_level=level,
-        weight_format=kernel.weight_format,
-    )
+    case = case_for(kernel, rng, 18, 64, activation_format, level)
     a = rng.standard_normal((5, 64)).astype(np.float32)
     a[1, 3], a[3, 40] = np.nan, np.inf
     case.scales[7, 1] = SCALE_NAN  # the integer kernels leave such weights to the float kernels
@@ -256,7 +241,7 @@ def test_nan_and_infinity(kernel: Row, activation_format: str, level: int) -> No
 
 @each_kernel
 def test_a_nan_scale_of_a_zero_block_is_nan(kernel: Row) -> None:
-    case = random_case(np.random.default_rng(6), 3, 32, weight_format=kernel.weight_format)
+    case = case_for(kernel, np.random.default_rng(6), 3, 32)
     case.codes[1], case.scales[1] = 0, SCALE_NAN
     y = run(case, np.zeros((1, 32), np.float32), kernel)
     np.testing.assert_array_equal(np.isnan(y[0]), [False, True, False])
@@ -265,7 +250,7 @@ def test_a_nan_scale_of_a_zero_block_is_nan(kernel: Row) -> None:
 @each_kernel
 def test_unaligned_inputs_and_outputs(kernel: Row) -> None:
     rng = np.random.default_rng(7)
-    case = random_case(rng, 37, 100, weight_format=kernel.weight_format)
+    case = case_for(kernel, rng, 37, 100)
     for offset in (1, 3, 7):
         buffer = np.empty(5 * 100 + offset, np.float32)
         a = buffer[offset:].reshape(5, 100)
@@ -276,7 +261,7 @@ def test_unaligned_inputs_and_outputs(kernel: Row) -> None:
 @each_kernel
 def test_threads_do_not_change_a_bit(kernel: Row) -> None:
     rng = np.random.default_rng(8)
-    case = random_case(rng, 700, 512, weight_format=kernel.weight_format)
+    case = case_for(kernel, rng, 700, 512)
     a = rng.standard_normal((33, 512)).astype(np.float32)
     one = run(case, a, kernel)
     for threads in (2, 3, 8):
@@ -305,15 +290,7 @@ def test_random_problems(
     """Any shape; blocks whose magnitudes differ by up to 2^spread; random codes and scales, not quantised ones."""
     rng = np.random.default_rng(seed)
     m, n, k = shape
-    case = random_case(
-        rng,
-        n,
-        k,
-        rotation,
-        activation_format=attributes[0],
-        accuracy_level=attributes[1],
-        weight_format=kernel.weight_format,
-    )
+    case = case_for(kernel, rng, n, k, attributes[0], attributes[1], rotation)
     fmt = WEIGHT_FORMATS[kernel.weight_format]
     codes = rng.integers(0, 1 << fmt.bits, (n, blocks_of(k) * BLOCK_SIZE), dtype=np.uint8)
     if rotation == 1:
