@@ -4,17 +4,16 @@
 #include <functional>
 #include <map>
 #include <mutex>
-#include <new>
 #include <string_view>
 #include <tuple>
 #include <vector>
 
 #include "kernels/layout.h"
+#include "kernels/weight_memory.h"
 
 namespace mxort {
 namespace {
 
-constexpr std::align_val_t kAlignment{64};
 constexpr int64_t kTaskBytes = 1 << 20;  // a millisecond of packing
 
 // The scales of strips [begin, end) as a layout holds them; of the wider formats, whose kernels take all, any.
@@ -31,13 +30,9 @@ ScaleRange Scales(const MatMulSpec& spec, const Weights& weights, int64_t begin,
 
 }  // namespace
 
-void PackedWeights::Free::operator()(uint8_t* p) const { ::operator delete(p, kAlignment); }
-
 PackedWeights::PackedWeights(const MatMulSpec& spec, const WeightLayout& layout, const Weights& weights,
                              const ParallelFor& parallel)
-    : bytes_(layout.bytes(spec)),
-      scales_{kScaleBias, kScaleBias},
-      data_(static_cast<uint8_t*>(::operator new(std::max<size_t>(1, bytes_), kAlignment))) {
+    : bytes_(layout.bytes(spec)), scales_{kScaleBias, kScaleBias}, data_(AllocateWeights(bytes_)) {
   const int64_t strips = StripsOf(spec.N);
   const int64_t tasks = std::clamp<int64_t>(static_cast<int64_t>(bytes_) / kTaskBytes, 1, strips);
   std::vector<ScaleRange> ranges(static_cast<size_t>(tasks));

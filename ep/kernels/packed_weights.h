@@ -19,12 +19,9 @@ class PackedWeights {
   const ScaleRange& scales() const { return scales_; }  // those that occur
 
  private:
-  struct Free {
-    void operator()(uint8_t* p) const;
-  };
   size_t bytes_;
   ScaleRange scales_;
-  std::unique_ptr<uint8_t[], Free> data_;
+  std::shared_ptr<uint8_t> data_;
 };
 
 // Packs by threads of its own, or hands out what another session of this process has packed of the same content.
