@@ -69,7 +69,7 @@ void CheckShape(const char* name, const Shape& got, const Shape& expected) {
 
 const std::vector<MatMulOperator>& MatMulOperators() {
   static const std::vector<MatMulOperator> operators = {
-      {"MatMulMXFP4", {WeightFormat::kMxfp4}},
+      {kMatMulName, {WeightFormat::kMxfp4}},
       {"MatMulMXFP6", {WeightFormat::kMxfp6E2M3, WeightFormat::kMxfp6E3M2}},
       {"MatMulMXFP8", {WeightFormat::kMxfp8E4M3}},
   };

@@ -12,6 +12,7 @@
 namespace mxort {
 
 inline constexpr const char* kDomain = "mxort";
+inline constexpr const char* kMatMulName = "MatMulMXFP4";
 
 // One operator for each width of the weights' elements. The attribute exponent_bits tells those of one width
 // apart.
