@@ -180,6 +180,7 @@ def _mixed(arguments: argparse.Namespace, chosen: Recipe) -> Recipe:
             raise MxortError("--sensitivity: of use with --budget-bits or --target-kl only")
         return chosen
     from mxort import mixed_precision
+    from mxort.converters import model_io
     from mxort.sensitivity import Sensitivity
 
     known = None
@@ -188,6 +189,8 @@ def _mixed(arguments: argparse.Namespace, chosen: Recipe) -> Recipe:
             known = Sensitivity.from_dict(json.loads(arguments.sensitivity.read_text(encoding="utf-8")))
         except (OSError, ValueError) as error:
             raise MxortError(f"{arguments.sensitivity}: cannot be read: {error}") from None
+        if known.source_sha256 != model_io.load(arguments.model).sha256:
+            raise MxortError(f"{arguments.sensitivity}: measured on another model, {known.model}")
     if arguments.calibration is None and known is None:
         raise MxortError("--budget-bits: needs --calibration, or --sensitivity")
     goal = mixed_precision.Goal(arguments.budget_bits or 0.0, arguments.target_kl or 0.0)

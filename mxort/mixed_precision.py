@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from mxort.errors import MxortError
@@ -56,6 +56,7 @@ def choose(recipe: Recipe, goal: Goal, sensitivity: Sensitivity | None, probe: P
     if sensitivity is None:
         assert probe is not None, "something must know what the layers lose"
         sensitivity = probe.sensitivity()
+    sensitivity = _converted_by(recipe, sensitivity)
     if goal.budget_bits:
         choice = within_bits(sensitivity, goal.budget_bits)
     else:
@@ -65,6 +66,16 @@ def choose(recipe: Recipe, goal: Goal, sensitivity: Sensitivity | None, probe: P
             raise MxortError(f"{sensitivity.model}: has no output 'logits', so there is no KL to reach")
         choice = within_loss(sensitivity, goal.target_kl, lambda choice: probe.loss(choice.formats))
     return recipe.with_overrides(layer_formats=choice.layer_formats())
+
+
+def _converted_by(recipe: Recipe, sensitivity: Sensitivity) -> Sensitivity:
+    """Without the sites that the recipe leaves alone: what was measured once may be asked for less."""
+    kept = (
+        s
+        for s in sensitivity.sites
+        if recipe.skip_reason(s.node) is None and recipe.min_elements <= s.K * s.N
+    )
+    return replace(sensitivity, sites=tuple(kept))
 
 
 @dataclass(frozen=True)

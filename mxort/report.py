@@ -180,10 +180,10 @@ class Report:
         ratio = self.original_bytes / self.converted_bytes if self.converted_bytes else math.nan
         sqnr = "" if self.mean_sqnr_db is None else f", mean weight SQNR {self.mean_sqnr_db:.2f} dB"
         before, after = format_bytes(self.original_bytes), format_bytes(self.converted_bytes)
-        bits = "" if self.bits_per_weight is None else f" at {self.bits_per_weight:.2f} bits per weight"
+        bits = "" if self.bits_per_weight is None else f", {self.bits_per_weight:.2f} bits per weight"
         return (
             f"{before} -> {after} ({ratio:.2f}x), "
-            f"{len(self.converted)} nodes converted{bits}, {len(self.skipped)} skipped{sqnr}, "
+            f"{len(self.converted)} nodes converted, {len(self.skipped)} skipped{bits}{sqnr}, "
             f"{self.seconds:.1f} s, peak memory {format_bytes(self.peak_rss_bytes)}"
         )
 

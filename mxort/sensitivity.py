@@ -65,6 +65,7 @@ class Sensitivity:
     """The sites by falling loss. ``loss`` is KL (in nats for each prediction) or noise (over signal)."""
 
     model: str
+    source_sha256: str
     loss: str
     samples: int
     sites: tuple[SiteSensitivity, ...]
@@ -101,7 +102,7 @@ class Probe:
 
     The weights are those that ``recipe`` converts. They are rounded to nearest with the recipe's scale rule and column
     multiplier, without rotation; activations are not rounded. Data: :mod:`mxort.calibration_data`. Raises MxortError
-    for a model that cannot be run or data that does not fit, and without torch.
+    for a model that cannot be run or data that does not fit, and without torch. The float weights are held in memory.
     """
 
     def __init__(
@@ -132,7 +133,12 @@ class Probe:
             rows = list(self._run.alone(self._feeds, self._kept, self._options.progress))
         rows.sort(key=lambda row: row.loss[BASE], reverse=True)
         return Sensitivity(
-            self._source.name, self._run.loss.name, len(self._feeds), tuple(rows), self._refused
+            self._source.name,
+            self._source.sha256,
+            self._run.loss.name,
+            len(self._feeds),
+            tuple(rows),
+            self._refused,
         )
 
     def loss(self, formats: Mapping[str, str]) -> float:
@@ -175,7 +181,7 @@ class _Run:
     """The model's stages, opened once; ``state`` is the values alive between two of them, by name."""
 
     def __init__(self, model: ir.Model, measured: Sequence[Site], recipe: Recipe, threads: int) -> None:
-        outputs = [value for value in model.graph.outputs if value.dtype in _FLOATS]
+        outputs = [value for value in model.graph.outputs if value.dtype in _FLOATS]  # as numpy has them
         logits = [value for value in outputs if value.name == _LOGITS]
         if not outputs:
             raise MxortError("the model has no float output to compare")

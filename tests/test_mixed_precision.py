@@ -23,7 +23,7 @@ def site(node: str, n: int, losses: tuple[float, float, float], weight: str = ""
 
 
 def measured(*sites: SiteSensitivity, loss: str = KL) -> Sensitivity:
-    return Sensitivity("model.onnx", loss, 1, tuple(sites), {})
+    return Sensitivity("model.onnx", "", loss, 1, tuple(sites), {})
 
 
 def everything(sensitivity: Sensitivity) -> list[tuple[float, float]]:
@@ -94,10 +94,18 @@ def test_a_shared_weight_is_stored_once_and_counts_for_all_its_nodes() -> None:
 
 
 def test_recipe() -> None:
-    sensitivity = measured(site("/a[0]/MatMul", 1, (1.0, 0.1, 0.1)), site("b", 1, (0.1, 0.01, 0.01)))
+    sensitivity = measured(site("/a[0]/MatMul", 64, (1.0, 0.1, 0.1)), site("b", 64, (0.1, 0.01, 0.01)))
     recipe = choose(Recipe(), Goal(budget_bits=5.25), sensitivity, None)
     assert recipe.weight_format_of("/a[0]/MatMul") == "mxfp6_e2m3"
     assert recipe.weight_format_of("/a0/MatMul") == recipe.weight_format_of("b") == "mxfp4"
+
+
+def test_what_the_recipe_leaves_alone_is_no_part_of_the_budget() -> None:
+    sensitivity = measured(
+        site("a", 64, (1.0, 0.1, 0.1)), site("b", 64, (0.9, 0.1, 0.1)), site("small", 1, (9, 0, 0))
+    )
+    recipe = choose(Recipe(exclude=("a",)), Goal(budget_bits=6.25), sensitivity, None)
+    assert recipe.layer_formats == ("b=mxfp6_e2m3",)
 
 
 class Probe:
@@ -115,7 +123,7 @@ class Probe:
 
 
 def test_a_target_is_measured() -> None:
-    sensitivity = measured(*(site(f"n{i}", 1, (0.1, 0.01, 0.0)) for i in range(64)))
+    sensitivity = measured(*(site(f"n{i}", 64, (0.1, 0.01, 0.0)) for i in range(64)))
     probe = Probe(sensitivity)
     recipe = choose(Recipe(), Goal(target_kl=2 * 5.5), None, probe)  # type: ignore[arg-type]
     assert len(recipe.layer_formats) == 10  # 6.4 - 10 * 0.09
@@ -133,7 +141,7 @@ def test_a_target_is_measured() -> None:
     ],
 )
 def test_out_of_reach(goal: Goal, recipe: Recipe, loss: str, message: str) -> None:
-    probe = Probe(measured(site("a", 1, (1.0, 0.1, 0.01)), loss=loss))
+    probe = Probe(measured(site("a", 64, (1.0, 0.1, 0.01)), loss=loss))
     with pytest.raises(MxortError, match=message):
         choose(recipe, goal, None, probe)  # type: ignore[arg-type]
 

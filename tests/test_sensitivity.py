@@ -16,6 +16,7 @@ from mxort.formats import WEIGHT_FORMATS
 from mxort.quantize import ALGORITHMS, Settings, dequantize
 from mxort.recipe import Recipe
 from mxort.sensitivity import Options, Probe, Sensitivity
+from test_calibrate import OPERANDS, K, branching, feeds
 
 pytest.importorskip("torch")
 
@@ -211,6 +212,48 @@ def test_json(model, tmp_path, capsys):
     calibrated = ["--target-kl", "0.02", "--calibration", str(tmp_path / "data.npy"), "--threads", "1"]
     assert cli.main([*arguments, *calibrated]) == 0
     assert "mxfp6_e2m3" in capsys.readouterr().out
+
+
+def test_a_sensitivity_of_another_model_is_refused(model, tmp_path, capsys):
+    found = Probe(model, DATA, RECIPE, Options(samples=1, threads=1)).sensitivity()
+    (tmp_path / "s.json").write_text(json.dumps(found.to_dict()))
+    other = decoder(tmp_path / "other.onnx", output="vectors")
+    given = ["--budget-bits", "5", "--sensitivity", str(tmp_path / "s.json")]
+    assert cli.main(["convert", str(other), "-o", str(tmp_path / "out.onnx"), *given]) == 2
+    assert "measured on another model" in capsys.readouterr().err
+    assert not (tmp_path / "out.onnx").exists()
+
+
+def test_gemm_transposed_operands_and_sites_side_by_side(tmp_path):
+    """The model that tries calibration, its two outputs weighing the same."""
+    path = branching(tmp_path / "model.onnx")
+    data = [{"x": x["x"] / 4} for x in feeds(2, rows=K)]
+    found = Probe(path, data, Recipe(), Options(samples=2, threads=1)).sensitivity()
+    assert {s.node for s in found.sites} == set(OPERANDS)
+    assert set(found.skipped) == {"inside"}
+    before = [ort.InferenceSession(path).run(None, d) for d in data]
+    for site in found.sites:
+        changed = onnx.load(path)
+        (node,) = (n for n in changed.graph.node if n.name == site.node)
+        (tensor,) = (t for t in changed.graph.initializer if t.name == node.input[1])
+        weight = numpy_helper.to_array(tensor)
+        rows = weight if node.op_type == "Gemm" else weight.T  # transB
+        q = ALGORITHMS["rtn"].quantize(np.ascontiguousarray(rows), Settings(column_multiplier=True))
+        restored = dequantize(q.codes, q.scales) * q.column_scale[:, None]
+        tensor.CopyFrom(
+            numpy_helper.from_array(
+                np.ascontiguousarray(restored if node.op_type == "Gemm" else restored.T), tensor.name
+            )
+        )
+        session = ort.InferenceSession(changed.SerializeToString())
+        after = [session.run(None, d) for d in data]
+        expected = np.mean(
+            [
+                np.mean([noise(p.astype(np.float64), q) for p, q in zip(*pair, strict=True)])
+                for pair in zip(before, after, strict=True)
+            ]
+        )
+        assert site.loss["mxfp4"] == pytest.approx(expected, rel=1e-3)
 
 
 @pytest.mark.parametrize(
