@@ -86,7 +86,7 @@ def settle(threads: int) -> None:
         time.sleep(_SPIN_SECONDS)
 
 
-_SPIN_SECONDS = 0.02
+_SPIN_SECONDS = 0.06
 
 
 def pin(threads: int) -> None:
