@@ -52,6 +52,6 @@ def tie(sites: Sequence[Site]) -> list[Site]:
         if site.node in left:
             site = replace(site, skip=left[site.node])
         elif site.node in tied:
-            site = replace(site, weight=tied[site.node], table=True)
+            site = replace(site, weight=tied[site.node], table=True, weight_format="mxfp4")
         result.append(site)
     return result

@@ -25,11 +25,12 @@ Put = Callable[[NDArray[Any]], ir.TensorProtocol]
 
 @dataclass(frozen=True)
 class PackedTensors:
-    """A stored weight: codes uint8 [N, ceil(K/32)*16], scales uint8 [N, ceil(K/32)], multiplier float32 [N]."""
+    """A weight: codes uint8 [N, ceil(K/32)*block_bytes], scales uint8 [N, ceil(K/32)], multipliers float32 [N]."""
 
     codes: ir.TensorProtocol
     scales: ir.TensorProtocol
     column_scale: NDArray[np.float32]
+    weight_format: str = "mxfp4"
 
 
 @dataclass(frozen=True)
@@ -73,16 +74,24 @@ def apply(
     raise_versions(model)
     initializers = _Initializers(model, replacements, pool)
     for replacement in replacements:
-        _REPLACE[_operator(replacement.site)](replacement, initializers)
+        replace = _replace_gather if _is_gather(replacement.site) else _replace_matmul
+        replace(replacement, initializers)
     model.opset_imports[functions.DOMAIN] = functions.VERSION
-    for operator in sorted({_operator(replacement.site) for replacement in replacements}):
+    for operator in sorted({_operator(replacement)[0] for replacement in replacements}):
         function = ir.serde.deserialize_function(functions.function(operator, opset_of(model.graph)))
         model.functions[function.identifier()] = function
     model.metadata_props.update(metadata)
 
 
-def _operator(site: Site) -> str:
-    return functions.GATHER if site.node.op_type == "Gather" else functions.MATMUL
+def _is_gather(site: Site) -> bool:
+    return site.node.op_type == "Gather"
+
+
+def _operator(replacement: Replacement) -> tuple[str, dict[str, Any]]:
+    """(the operator, the attributes that its weights' format gives it)."""
+    if _is_gather(replacement.site):
+        return functions.GATHER, {}
+    return functions.operator_of(replacement.weight.weight_format)
 
 
 class _Initializers:
@@ -99,7 +108,7 @@ class _Initializers:
             divisor = np.float32(1) if replacement.output_divisor is None else replacement.output_divisor
             column_scale = replacement.weight.column_scale * np.float32(site.alpha) / divisor
             vectors = [pool.put(column_scale)[0]]
-            if _operator(site) == functions.MATMUL:
+            if not _is_gather(site):
                 bias = np.zeros(site.N, np.float32) if site.bias is None else site.bias
                 vectors.append(pool.put(bias / divisor)[0])
             self._vectors[id(replacement)] = vectors
@@ -115,8 +124,8 @@ class _Initializers:
         vectors = zip(("column_scale", "bias"), self._vectors[id(replacement)], strict=False)
         base = site.weight.name or site.name
         return [
-            self._value(weight.codes, f"{base}_mxfp4"),
-            self._value(weight.scales, f"{base}_mxfp4_scale"),
+            self._value(weight.codes, f"{base}_{weight.weight_format}"),
+            self._value(weight.scales, f"{base}_{weight.weight_format}_scale"),
             *(self._value(vector, f"mxort_{what}_{site.N}") for what, vector in vectors),
         ]
 
@@ -186,9 +195,6 @@ def _replace_gather(replacement: Replacement, initializers: _Initializers) -> No
     _put(site, new)
 
 
-_REPLACE = {functions.MATMUL: _replace_matmul, functions.GATHER: _replace_gather}
-
-
 def _node(
     replacement: Replacement,
     first: ir.Value | None,
@@ -197,11 +203,12 @@ def _node(
 ) -> ir.Node:
     """The operator that takes a site's place, with the name and the notes of its node."""
     old = replacement.site.node
+    operator, format_attributes = _operator(replacement)
     return ir.Node(
         functions.DOMAIN,
-        _operator(replacement.site),
+        operator,
         [first, *initializers.of(replacement)],
-        ir.convenience.convert_attributes(attributes),
+        ir.convenience.convert_attributes(attributes | format_attributes),
         name=old.name,
         doc_string=old.doc_string,
         metadata_props=dict(old.metadata_props),

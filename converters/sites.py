@@ -13,14 +13,15 @@ from mxort.converters import embedding, lm_head
 from mxort.converters.constants import FLOAT_TYPES, Constant, NotConstantError, resolve
 from mxort.converters.functions import DOMAIN
 from mxort.converters.shapes import Ranks
-from mxort.formats import PACKED_BLOCK_BYTES, blocks_of
+from mxort.formats import WEIGHT_FORMATS, blocks_of
 
 
 @dataclass(frozen=True)
 class Selection:
     """What the user's recipe says about which nodes to take.
 
-    ``name_reason`` tells why the node of this name is left alone (None: it is not).
+    ``name_reason`` tells why the node of this name is left alone (None: it is not), ``weight_format`` what its weight
+    becomes.
     """
 
     op_types: tuple[str, ...] = ("MatMul", "Gemm")
@@ -28,6 +29,7 @@ class Selection:
     convert_lm_head: bool = False
     convert_embedding: bool = False
     name_reason: Callable[[str], str | None] = lambda name: None
+    weight_format: Callable[[str], str] = lambda name: "mxfp4"
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Site:
     there is no constant matrix. ``bias`` is float32 [N] or None. ``bias_node`` is the Add whose work the bias
     takes over. ``addend`` is a third operand that cannot be a bias: it is added by a node of its own.
     ``table``: W^T is an embedding's, and the node a Gather of its rows or tied with one (``embedding.py``).
+    ``weight_format`` is what the weight becomes; a table is always MXFP4.
     """
 
     node: ir.Node
@@ -50,6 +53,7 @@ class Site:
     addend: ir.Value | None = None
     table: bool = False
     note: str = field(default="", compare=False)
+    weight_format: str = "mxfp4"
 
     @property
     def name(self) -> str:
@@ -146,7 +150,7 @@ class _Finder:
             except _Skip as skip:
                 yield Site(node, str(skip))
             else:
-                yield self._checked(site)
+                yield self._checked(replace(site, weight_format=self.selection.weight_format(site.name)))
         elif self.selection.convert_embedding and (table := embedding.table_of(node, self.ir_version)):
             yield self._checked(Site(node, weight=table, table=True))
         elif reason := OTHER_WEIGHT_OPS.get((node.domain, node.op_type)):
@@ -274,7 +278,7 @@ class _Finder:
             raise _Skip(
                 f"weight has {elements} elements, fewer than min_elements = {self.selection.min_elements}"
             )
-        packed = site.N * blocks_of(site.K) * (PACKED_BLOCK_BYTES + 1)
+        packed = site.N * blocks_of(site.K) * (WEIGHT_FORMATS[site.weight_format].block_bytes + 1)
         if packed >= elements * dtype.itemsize:
             raise _Skip(f"weight of shape [{site.K}, {site.N}] would not become smaller")
 

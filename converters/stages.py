@@ -72,9 +72,12 @@ def refusal(model: ir.Model, site: Site) -> str:
     return ""
 
 
-def plan(model: ir.Model, sites: Sequence[Site]) -> list[Stage]:
-    """The stages that lead to ``sites``, none of which :func:`refusal` refuses."""
-    return _Plan(model, sites).stages()
+def plan(model: ir.Model, sites: Sequence[Site], outputs: Sequence[ir.Value] = ()) -> list[Stage]:
+    """The stages that lead to ``sites``, none of which :func:`refusal` refuses, and to ``outputs`` of the graph.
+
+    What leads to an output from the last site on is in a last stage, without sites. ``outputs`` are never dead.
+    """
+    return _Plan(model, sites, outputs).stages()
 
 
 def float_weight(site: Site) -> NDArray[np.float32]:
@@ -91,8 +94,9 @@ def own_bias(site: Site) -> NDArray[np.float32]:
 
 
 class _Plan:
-    def __init__(self, model: ir.Model, sites: Sequence[Site]) -> None:
+    def __init__(self, model: ir.Model, sites: Sequence[Site], outputs: Sequence[ir.Value]) -> None:
         self._model = model
+        self._outputs = outputs
         self._site_of = {site.node: site for site in sites}
         self._needed = self._ancestors()
         self._level: dict[ir.Node, int] = {}
@@ -102,7 +106,8 @@ class _Plan:
                 self._level[node] = self._level_of(node)
 
     def _ancestors(self) -> set[ir.Node]:
-        pending = list(self._site_of)
+        ends = (value.producer() for value in self._outputs)
+        pending = [*self._site_of, *(node for node in ends if node is not None)]
         needed = set(pending)
         while pending:
             node = pending.pop()
@@ -131,7 +136,8 @@ class _Plan:
         return max(map(self._value_level, self._inputs(node)), default=-1)
 
     def stages(self) -> list[Stage]:
-        count = 1 + max((self._level[node] for node in self._site_of), default=-1)
+        levels = [self._level[node] for node in self._site_of]
+        count = 1 + max([*levels, *map(self._value_level, self._outputs)], default=-1)
         nodes = [self._nodes_of(level) for level in range(count)]
         sites = [
             [
@@ -147,6 +153,7 @@ class _Plan:
                 for value in self._inputs(node):
                     if self._value_level(value) >= 0:
                         last_use[value.name or ""] = level
+        last_use |= {value.name or "": count for value in self._outputs}
         result = []
         for level in range(count):
             made = {value for node in nodes[level] for value in node.outputs}

@@ -18,7 +18,7 @@
 namespace mxort {
 
 inline constexpr int kBlockSize = 32;                     // elements that share one scale
-inline constexpr int kPackedBlockBytes = kBlockSize / 2;  // two 4-bit codes a byte, even k in the low nibble
+inline constexpr int kPackedBlockBytes = kBlockSize / 2;  // PackedBytes<E2M1>: the even k in the low nibble
 inline constexpr int kScaleBias = 127;                    // E8M0 byte b means 2^(b - 127)
 inline constexpr unsigned char kScaleNaN = 0xFF;          // the whole block is NaN
 inline constexpr int kFloatMantissaBits = 23;
@@ -62,6 +62,43 @@ MXORT_INLINE float BitsFloat(unsigned bits) { return __builtin_bit_cast(float, b
 template <class F>
 MXORT_INLINE constexpr unsigned SignBit() {
   return 1u << (F::kExponentBits + F::kMantissaBits);
+}
+
+// Bits of a code of F, and bytes of a packed block: codes follow each other from the lowest bit of the first byte on.
+template <class F>
+MXORT_INLINE constexpr int CodeBits() {
+  return 1 + F::kExponentBits + F::kMantissaBits;
+}
+template <class F>
+MXORT_INLINE constexpr int PackedBytes() {
+  return kBlockSize * CodeBits<F>() / 8;
+}
+
+// Whole codes in whole bytes: 2 of 4 bits in 1, 4 of 6 bits in 3, 1 of 8 bits in 1.
+template <class F>
+MXORT_INLINE constexpr int CodesPerWord() {
+  return CodeBits<F>() == 4 ? 2 : CodeBits<F>() == 6 ? 4 : 1;
+}
+template <class F>
+MXORT_INLINE void PackBlock(const unsigned char* codes, unsigned char* packed) {
+  constexpr int kCodes = CodesPerWord<F>(), kBytes = kCodes * CodeBits<F>() / 8;
+  for (int word = 0; word < kBlockSize / kCodes; ++word) {
+    unsigned bits = 0;
+    for (int i = 0; i < kCodes; ++i) bits |= static_cast<unsigned>(codes[word * kCodes + i]) << (i * CodeBits<F>());
+    for (int i = 0; i < kBytes; ++i) packed[word * kBytes + i] = static_cast<unsigned char>(bits >> (8 * i));
+  }
+}
+template <class F>
+MXORT_INLINE void UnpackBlock(const unsigned char* packed, unsigned char* codes) {
+  constexpr int kCodes = CodesPerWord<F>(), kBytes = kCodes * CodeBits<F>() / 8;
+  for (int word = 0; word < kBlockSize / kCodes; ++word) {
+    unsigned bits = 0;
+    for (int i = 0; i < kBytes; ++i) bits |= static_cast<unsigned>(packed[word * kBytes + i]) << (8 * i);
+    for (int i = 0; i < kCodes; ++i) {
+      codes[word * kCodes + i] =
+          static_cast<unsigned char>((bits >> (i * CodeBits<F>())) & ((1u << CodeBits<F>()) - 1));
+    }
+  }
 }
 
 // Exponent of the smallest normal number of F.

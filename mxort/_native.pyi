@@ -7,21 +7,26 @@ from numpy.typing import NDArray
 
 def describe() -> dict[str, Any]: ...
 def code_objects() -> list[tuple[str, str, bytes]]: ...
-def quantize_mxfp4(
-    weights: NDArray[np.float32], rule: str, threads: int = 0
+def quantize_weights(
+    weights: NDArray[np.float32], rule: str, format: str = "mxfp4", threads: int = 0
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]: ...
 def round_to_element(
     x: NDArray[np.float32], format: str
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]: ...
 def select_kernel(
-    features: list[str], first: str, activation_format: str, accuracy_level: int, rows: int = 1
+    features: list[str],
+    first: str,
+    activation_format: str,
+    accuracy_level: int,
+    rows: int = 1,
+    weight_format: str = "mxfp4",
 ) -> str: ...
 def float_to_half(x: NDArray[np.float32], bfloat16: bool) -> NDArray[np.uint16]: ...
 def half_to_float(x: NDArray[np.uint16], bfloat16: bool) -> NDArray[np.float32]: ...
 def read_seconds(data: NDArray[np.uint8], threads: int = 1) -> float: ...
 def peak_rate(unit: str, threads: int = 1) -> float: ...
 
-class MatMulMXFP4:
+class MatMul:
     def __init__(
         self,
         codes: NDArray[np.uint8],
@@ -33,6 +38,7 @@ class MatMulMXFP4:
         activation_format: str = "none",
         accuracy_level: int = 0,
         kernel: str = "",
+        weight_format: str = "mxfp4",
     ) -> None: ...
     @property
     def kernel(self) -> str: ...

@@ -335,4 +335,5 @@ def kernel_names() -> list[str]:
     from mxort import _native
 
     table = _native.describe()["kernels"]
-    return [row["name"] for row in table if row["available"] and row["name"] != "reference"]
+    usable = (row for row in table if row["available"] and "mxfp4" in row["weight_formats"])
+    return [row["name"] for row in usable if row["name"] != "reference"]

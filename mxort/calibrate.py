@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -88,10 +88,39 @@ def run(
         _Run(model, plan, settings, Path(folder)).all(feeds, quantize)
 
 
+class StageNodes:
+    """The nodes of a stage in onnxruntime. Raises MxortError where it cannot open or run them."""
+
+    def __init__(
+        self, model: ir.Model, stage: Stage, dtypes: Mapping[str, np.dtype[Any]], threads: int
+    ) -> None:
+        runtime = require_onnxruntime()
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 4
+        options.enable_cpu_mem_arena = (
+            False  # results are kept: an arena that they lie in would be kept whole
+        )
+        self._outputs = list(stage.outputs)
+        try:
+            self._session = runtime.InferenceSession(
+                stage.proto(model, dtypes).SerializeToString(), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # onnxruntime's exception types have no common base but this
+            raise MxortError(f"calibration: onnxruntime cannot open the model: {one_line(error)}") from error
+
+    def run(self, feeds: Inputs, sample: int) -> Inputs:
+        """The stage's outputs by name."""
+        try:
+            results = self._session.run(self._outputs, feeds)
+        except Exception as error:
+            raise MxortError(f"calibration: sample {sample} fails to run: {one_line(error)}") from error
+        return dict(zip(self._outputs, results, strict=True))
+
+
 class _Run:
     def __init__(self, model: ir.Model, plan: Sequence[Stage], settings: Settings, folder: Path) -> None:
         self._model, self._plan, self._settings = model, plan, settings
-        self._runtime = require_onnxruntime()
         # The model as it becomes and, where that differs, as it was.
         budget = settings.memory // (2 if settings.sequential else 1)
         names = ("quantised", "float") if settings.sequential else ("float",)
@@ -133,7 +162,9 @@ class _Run:
         for sample in range(count):
             for stream in self._streams:
                 if session is not None:
-                    self._run_nodes(session, stage, stream, sample)
+                    feeds = {name: stream.get(sample, name) for name in stage.inputs}
+                    for name, array in session.run(feeds, sample).items():
+                        stream.put(sample, name, array)
         collected: dict[_Operand, Statistics] = {}
         for operand, sites in groups.items():
             operator, k = self._settings.operator(sites[0]), sites[0].K
@@ -156,30 +187,9 @@ class _Run:
             np.maximum(absmax, np.abs(x).max(axis=0, initial=0), out=absmax)
         return self._settings.smooth(sites, np.concatenate(kept), absmax)
 
-    def _session(self, stage: Stage) -> Any:
+    def _session(self, stage: Stage) -> StageNodes:
         dtypes = {name: self._streams[0].get(0, name).dtype for name in stage.inputs}
-        options = self._runtime.SessionOptions()
-        options.intra_op_num_threads = self._settings.threads
-        options.log_severity_level = 4
-        options.enable_cpu_mem_arena = (
-            False  # results are kept: an arena that they lie in would be kept whole
-        )
-        try:
-            proto = stage.proto(self._model, dtypes)
-            return self._runtime.InferenceSession(
-                proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:  # onnxruntime's exception types have no common base but this
-            raise MxortError(f"calibration: onnxruntime cannot open the model: {one_line(error)}") from error
-
-    def _run_nodes(self, session: Any, stage: Stage, stream: _Store, sample: int) -> None:
-        feeds = {name: stream.get(sample, name) for name in stage.inputs}
-        try:
-            results = session.run(list(stage.outputs), feeds)
-        except Exception as error:
-            raise MxortError(f"calibration: sample {sample} fails to run: {one_line(error)}") from error
-        for name, array in zip(stage.outputs, results, strict=True):
-            stream.put(sample, name, array)
+        return StageNodes(self._model, stage, dtypes, self._settings.threads)
 
     def _apply(self, site: Site, result: Result | None, count: int) -> None:
         """Computes the site's output for every sample: with the quantised weight, and with the float one."""
@@ -218,7 +228,7 @@ def _rows(x: NDArray[Any], operand: _Operand, k: int) -> NDArray[np.float32]:
 def _kernel(site: Site, result: Result, threads: int) -> Layer:
     operator, weight = result.operator, result.weight
     divisor = result.divisor
-    node = _native.MatMulMXFP4(
+    node = _native.MatMul(
         weight.codes,
         weight.scales,
         weight.column_scale * np.float32(site.alpha),
@@ -227,6 +237,7 @@ def _kernel(site: Site, result: Result, threads: int) -> Layer:
         operator.rotation,
         operator.activation_format,
         operator.accuracy_level,
+        weight_format=weight.weight_format,
     )
     return lambda a: node(a if divisor is None else a / divisor, threads)
 

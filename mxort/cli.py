@@ -1,4 +1,4 @@
-"""The command line: ``mxort convert | inspect | compare | eval | bench | doctor``. Parsing and printing only.
+"""The command line: ``mxort convert | inspect | compare | eval | sensitivity | ...``. Parsing and printing only.
 
 Exit status: 0 done, 1 something is broken (or below --min-sqnr), 2 bad input (one line on stderr, nothing
 written), 130 interrupted. Each command imports what it needs, so that ``mxort --help`` is instant.
@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from mxort.errors import MxortError
 
 if TYPE_CHECKING:
+    from mxort.recipe import Recipe
     from mxort.report import Report
+    from mxort.sensitivity import Probe
 
 BROKEN = 1
 BAD_INPUT = 2
@@ -122,6 +124,27 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
     )
     data.add_argument("--threads", type=_natural, default=0, help="of the calibration (default: all cores)")
     data.add_argument("--cache", type=Path, metavar="FOLDER", help="keep finished weights there, to resume")
+    mixed = parser.add_argument_group("mixed precision")
+    goal = mixed.add_mutually_exclusive_group()
+    goal.add_argument(
+        "--budget-bits",
+        type=_positive_float,
+        metavar="X",
+        help="choose weight formats by layer: the least loss at X bits per weight, 4.25 to 8.25",
+    )
+    goal.add_argument(
+        "--target-kl",
+        type=_positive_float,
+        metavar="X",
+        help="the same: the fewest bits at which rounding to nearest keeps the KL below X",
+    )
+    mixed.add_argument(
+        "--sensitivity",
+        type=Path,
+        metavar="FILE",
+        help="what `mxort sensitivity --json` printed (default: measure)",
+    )
+    _add_samples(mixed)
     parser.add_argument("--dry-run", action="store_true", help="only list what would be converted")
     _add_json(parser)
     recipe.add_arguments(parser)
@@ -130,7 +153,7 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
 def _convert(arguments: argparse.Namespace) -> int:
     from mxort import inspection, packing, pipeline, recipe, tables
 
-    chosen = recipe.from_arguments(arguments)
+    chosen = _mixed(arguments, recipe.from_arguments(arguments))
     output = arguments.output or Path(str(arguments.model).removesuffix(".onnx") + ".mxfp4.onnx")
     if arguments.dry_run:
         found = inspection.inspect(arguments.model, chosen)
@@ -149,6 +172,54 @@ def _convert(arguments: argparse.Namespace) -> int:
     for path in arguments.report:
         _write_report(report, path)
     return _show(arguments, report.to_dict, lambda: report.print(tables.console(markup=True)))
+
+
+def _mixed(arguments: argparse.Namespace, chosen: Recipe) -> Recipe:
+    """The recipe with the formats that --budget-bits or --target-kl ask for."""
+    if arguments.budget_bits is None and arguments.target_kl is None:
+        if arguments.sensitivity is not None:
+            raise MxortError("--sensitivity: of use with --budget-bits or --target-kl only")
+        return chosen
+    from mxort import mixed_precision
+    from mxort.converters import model_io
+    from mxort.sensitivity import Sensitivity
+
+    known = None
+    if arguments.sensitivity is not None:
+        try:
+            known = Sensitivity.from_dict(json.loads(arguments.sensitivity.read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:
+            raise MxortError(f"{arguments.sensitivity}: cannot be read: {error}") from None
+        if known.source_sha256 != model_io.load(arguments.model).sha256:
+            raise MxortError(f"{arguments.sensitivity}: measured on another model, {known.model}")
+    if arguments.calibration is None and known is None:
+        raise MxortError("--budget-bits: needs --calibration, or --sensitivity")
+    goal = mixed_precision.Goal(arguments.budget_bits or 0.0, arguments.target_kl or 0.0)
+    with _progress() as progress:
+        probe = None
+        if arguments.calibration is not None and (known is None or goal.target_kl):
+            probe = _probe(arguments, arguments.calibration, chosen, progress)
+        return mixed_precision.choose(chosen, goal, known, probe)
+
+
+def _probe(
+    arguments: argparse.Namespace,
+    data: Path,
+    chosen: Recipe,
+    progress: Callable[[str, float], None] | None,
+) -> Probe:
+    from mxort.sensitivity import Options, Probe
+
+    options = Options(arguments.samples, arguments.threads, arguments.cache)
+    if progress is not None:
+        options.progress = progress
+    return Probe(arguments.model, data, chosen, options)
+
+
+def _add_samples(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--samples", type=_positive, default=2, help="of the data to measure sensitivities on (default 2)"
+    )
 
 
 _REPORT_SUFFIXES = (".txt", ".json", ".html")
@@ -279,6 +350,29 @@ def _eval(arguments: argparse.Namespace) -> int:
         lambda: dicts if len(dicts) > 1 else dicts[0],
         lambda: tables.print_evaluations(results, tables.console()),
     )
+
+
+# sensitivity
+
+
+def _add_sensitivity(parser: argparse.ArgumentParser) -> None:
+    from mxort import recipe
+
+    parser.add_argument("model", type=Path, help="an ONNX model")
+    parser.add_argument("--data", type=Path, required=True, metavar="PATH", help=_DATA_HELP)
+    _add_samples(parser)
+    parser.add_argument("--threads", type=_natural, default=0, help="default: all cores")
+    parser.add_argument("--cache", type=Path, metavar="FOLDER", help="keep finished nodes there, to resume")
+    _add_json(parser)
+    recipe.add_arguments(parser)
+
+
+def _sensitivity(arguments: argparse.Namespace) -> int:
+    from mxort import recipe, tables
+
+    with _progress() as progress:
+        result = _probe(arguments, arguments.data, recipe.from_arguments(arguments), progress).sensitivity()
+    return _show(arguments, result.to_dict, lambda: tables.print_sensitivity(result, tables.console()))
 
 
 # bench
@@ -476,6 +570,7 @@ _COMMANDS: dict[str, tuple[Command | None, Callable[[argparse.ArgumentParser], N
     "inspect": (_inspect, _add_inspect, "show what a model holds: converted nodes, or those that can be"),
     "compare": (_compare, _add_compare, "run a model and its conversion and measure the difference"),
     "eval": (_eval, _add_eval, "measure a conversion on data: perplexity, KL, agreement"),
+    "sensitivity": (_sensitivity, _add_sensitivity, "rank layers by what quantising each alone costs"),
     "bench": (None, _add_bench, "time models, or one operator and its peers, in turns"),
     "doctor": (_doctor, _add_doctor, "check this machine and the installation"),
 }

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from mxort import session
 from mxort.errors import MxortError
-from mxort.formats import ACTIVATION_FORMATS
+from mxort.formats import ACTIVATION_FORMATS, WEIGHT_FORMATS
 from mxort.machine import Machine, describe_machine
 from mxort.op_models import MatMulMXFP4, random_mxfp4, relative_rms
 from mxort.report import format_bytes
@@ -30,11 +30,13 @@ AMD_DRIVER = Path("/dev/kfd")
 
 _CHECK_ROWS, _CHECK_COLUMNS = 5, 72  # a strip of columns that is not full
 _CHECK_K = {1: 200, 128: 256}  # by rotation, which must divide K; 200 ends in a block that is not full
+_BASE = "mxfp4"
 _CHECK_CASES = (
-    *(("none", level, 1) for level in (0, 1, 3, 4)),
-    *((name, 0, rotation) for name in ACTIVATION_FORMATS if name != "none" for rotation in _CHECK_K),
+    *(("none", level, 1, _BASE) for level in (0, 1, 3, 4)),
+    *((name, 0, rotation, _BASE) for name in ACTIVATION_FORMATS if name != "none" for rotation in _CHECK_K),
+    *(("none", 1, rotation, name) for name in WEIGHT_FORMATS if name != _BASE for rotation in _CHECK_K),
 )
-"""(activation_format, accuracy_level, rotation) of the self-check."""
+"""(activation_format, accuracy_level, rotation, weight_format) of the self-check."""
 
 _GPU_CASES = (*((name, 0) for name in ACTIVATION_FORMATS), ("none", 1))
 """(activation_format, accuracy_level) that a GPU has different kernels for."""
@@ -128,7 +130,8 @@ def check_kernels() -> tuple[KernelCheck, ...]:
     """Runs a small fixed problem on every kernel this CPU has, against float64. Needs the native module."""
     native = importlib.import_module("mxort._native")
     problems = [_problem(*case) for case in _CHECK_CASES]
-    chosen = {p.activation_format: p.native().kernel for p, _, _ in problems if p.accuracy_level == 0}
+    usual = [p for p, _, _ in problems if p.accuracy_level == 0]
+    chosen = {p.activation_format: p.native().kernel for p in usual}
     rows = []
     for row in native.describe()["kernels"]:
         errors: dict[str, float] = {}
@@ -137,7 +140,8 @@ def check_kernels() -> tuple[KernelCheck, ...]:
             node = problem.native(row["name"])
             if node.kernel != row["name"]:
                 continue  # this kernel leaves the case to the next one
-            case = f"{problem.activation_format}/{problem.accuracy_level}"
+            case = "" if problem.weight_format == _BASE else f"weights {problem.weight_format}/"
+            case += f"{problem.activation_format}/{problem.accuracy_level}"
             case += f"/rotation {problem.rotation}" if problem.rotation > 1 else ""
             errors[case] = relative_rms(node(a), expected)
             if not errors[case] <= problem.error_bound:  # not >: a NaN fails too
@@ -148,14 +152,14 @@ def check_kernels() -> tuple[KernelCheck, ...]:
 
 
 def _problem(
-    activation_format: str = "none", accuracy_level: int = 0, rotation: int = 1
+    activation_format: str = "none", accuracy_level: int = 0, rotation: int = 1, weight_format: str = _BASE
 ) -> tuple[MatMulMXFP4, NDArray[np.float32], NDArray[np.float64]]:
     """(node, A, the product in float64), the same numbers every time."""
     rng = np.random.default_rng(0)
     k = _CHECK_K[rotation]
-    codes, scales = random_mxfp4(k, _CHECK_COLUMNS, rng)
+    codes, scales = random_mxfp4(k, _CHECK_COLUMNS, rng, WEIGHT_FORMATS[weight_format])
     a = rng.standard_normal((_CHECK_ROWS, k), dtype=np.float32)
-    problem = MatMulMXFP4(codes, scales, k, rotation, activation_format, accuracy_level)
+    problem = MatMulMXFP4(codes, scales, k, rotation, activation_format, accuracy_level, weight_format)
     return problem, a, problem.expected(a)
 
 

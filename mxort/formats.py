@@ -22,9 +22,6 @@ SCALE_BIAS = 127
 SCALE_NAN = 0xFF
 """The E8M0 byte that means NaN: every element of its block is NaN."""
 
-PACKED_BLOCK_BYTES = BLOCK_SIZE // 2
-"""Bytes of one block of 4-bit codes, two codes a byte, the even k in the low nibble."""
-
 
 @dataclass(frozen=True)
 class ElementFormat:
@@ -43,6 +40,11 @@ class ElementFormat:
     @property
     def bits(self) -> int:
         return 1 + self.exponent_bits + self.mantissa_bits
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of a packed block (:func:`pack_codes`)."""
+        return BLOCK_SIZE * self.bits // 8
 
     @property
     def sign_bit(self) -> int:
@@ -117,6 +119,11 @@ ACTIVATION_FORMATS: dict[str, ElementFormat | None] = {
 }
 """Values of the operator's ``activation_format`` attribute (None: activations are not quantised)."""
 
+WEIGHT_FORMATS: dict[str, ElementFormat] = {
+    name: ACTIVATION_FORMATS[name] or E2M1 for name in ("mxfp4", "mxfp6_e2m3", "mxfp6_e3m2", "mxfp8_e4m3")
+}
+"""Formats of stored weights, smallest first. Each width of element is an operator of its own."""
+
 
 def scale_value(scale: ArrayLike) -> NDArray[np.float32]:
     """float32 values of E8M0 bytes, same shape; 0xFF is NaN, byte 0 is the subnormal 2**-127."""
@@ -139,24 +146,60 @@ def to_blocks(x: NDArray[np.float32]) -> NDArray[np.float32]:
     return x.reshape(*x.shape[:-1], blocks_of(k), BLOCK_SIZE)
 
 
+def word(fmt: ElementFormat) -> tuple[int, int]:
+    """(codes, bytes) of the smallest run of whole codes in whole bytes: (2, 1), (4, 3) or (1, 1)."""
+    codes = {4: 2, 6: 4, 8: 1}[fmt.bits]
+    return codes, codes * fmt.bits // 8
+
+
+def pack_codes(codes: NDArray[np.uint8], fmt: ElementFormat) -> NDArray[np.uint8]:
+    """uint8 codes [..., n] -> bytes [..., n * bits / 8]: each code follows the one before, lowest bit first."""
+    per_word, nbytes = word(fmt)
+    return _repack(codes, fmt.bits, per_word, 8, nbytes)
+
+
+def unpack_codes(packed: NDArray[np.uint8], fmt: ElementFormat) -> NDArray[np.uint8]:
+    """Inverse of :func:`pack_codes`."""
+    per_word, nbytes = word(fmt)
+    return _repack(packed, 8, nbytes, fmt.bits, per_word)
+
+
+def _repack(
+    pieces: NDArray[np.uint8], bits: int, count: int, new_bits: int, new_count: int
+) -> NDArray[np.uint8]:
+    """[..., n] in words of ``count`` pieces of ``bits`` -> the same words in ``new_count`` pieces of ``new_bits``."""
+    *outer, n = pieces.shape
+    shifts = bits * np.arange(count, dtype=np.uint32)
+    words = (pieces.reshape(*outer, n // count, count).astype(np.uint32) << shifts).sum(
+        axis=-1, keepdims=True, dtype=np.uint32
+    )
+    new = (words >> (new_bits * np.arange(new_count, dtype=np.uint32))) & ((1 << new_bits) - 1)
+    result: NDArray[np.uint8] = new.astype(np.uint8).reshape(*outer, n // count * new_count)
+    return result
+
+
 def pack_nibbles(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """uint8 4-bit codes [..., 2n] -> bytes [..., n]; the even index goes to the low nibble."""
-    return np.asarray(codes[..., 0::2] | (codes[..., 1::2] << 4), np.uint8)
+    return pack_codes(codes, E2M1)
 
 
 def unpack_nibbles(packed: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Inverse of :func:`pack_nibbles`: bytes [..., n] -> codes [..., 2n]."""
-    codes = np.empty((*packed.shape[:-1], 2 * packed.shape[-1]), np.uint8)
-    codes[..., 0::2] = packed & 0xF
-    codes[..., 1::2] = packed >> 4
-    return codes
+    return unpack_codes(packed, E2M1)
+
+
+def dequantize(
+    codes: NDArray[np.uint8], scales: NDArray[np.uint8], k: int, fmt: ElementFormat
+) -> NDArray[np.float32]:
+    """Packed rows (codes uint8 [N, ceil(K/32)*block_bytes], scales uint8 [N, ceil(K/32)]) -> float32 [N, k]."""
+    values = fmt.decode(unpack_codes(codes, fmt)).reshape(*scales.shape, BLOCK_SIZE)
+    weights = values * scale_value(scales)[..., None]
+    return weights.reshape(len(scales), scales.shape[1] * BLOCK_SIZE)[:, :k]
 
 
 def dequantize_mxfp4(codes: NDArray[np.uint8], scales: NDArray[np.uint8], k: int) -> NDArray[np.float32]:
-    """Packed MXFP4 rows (codes uint8 [N, ceil(K/32)*16], scales uint8 [N, ceil(K/32)]) -> float32 [N, k]."""
-    values = E2M1.decode(unpack_nibbles(codes)).reshape(*scales.shape, BLOCK_SIZE)
-    weights = values * scale_value(scales)[..., None]
-    return weights.reshape(len(scales), scales.shape[1] * BLOCK_SIZE)[:, :k]
+    """:func:`dequantize` of MXFP4 rows (codes uint8 [N, ceil(K/32)*16])."""
+    return dequantize(codes, scales, k, E2M1)
 
 
 def hadamard_rotate(x: NDArray[np.float32], rotation: int) -> NDArray[np.float32]:

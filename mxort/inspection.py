@@ -12,7 +12,6 @@ from mxort import quantize
 from mxort.converters import functions, lm_head, model_io, rewrite, sites
 from mxort.converters.constants import resolve
 from mxort.converters.opset import opset_of
-from mxort.pipeline import _selection
 from mxort.recipe import Recipe
 from mxort.report import CONVERTED, SKIPPED, SiteReport
 
@@ -68,7 +67,7 @@ def inspect(path: str | os.PathLike[str], recipe: Recipe | None = None) -> Inspe
     if converted and rewrite.METADATA_RECIPE in metadata:
         recipe = Recipe.from_json(metadata[rewrite.METADATA_RECIPE])
     recipe = recipe or Recipe()
-    found = sites.find(model, _selection(recipe))
+    found = sites.find(model, recipe.selection())
     ours = [node for node in model.graph.all_nodes() if node.domain == functions.DOMAIN]
     rows = _converted_rows(ours)
     rows += [_unconverted_row(site, "left alone by the conversion" if converted else "") for site in found]
@@ -113,10 +112,20 @@ def _converted_rows(nodes: list[ir.Node]) -> list[SiteReport]:
                 converted_bytes=sum(tensor.nbytes for tensor in new),
                 rotation=attributes.get_int("rotation", 1),
                 activation_format=attributes.get_string("activation_format", "none"),
+                weight_format=_weight_format(node),
                 note=f"accuracy level {level}" if level else "",
             )
         )
     return rows
+
+
+def _weight_format(node: ir.Node) -> str:
+    """The weight format of one of our nodes; "" for an operator of a later version."""
+    try:
+        bits = node.attributes.get_int(functions.EXPONENT_BITS, 0)
+        return functions.weight_format_of(node.op_type, bits)
+    except KeyError:
+        return ""
 
 
 def _unconverted_row(site: sites.Site, reason: str) -> SiteReport:
@@ -131,15 +140,18 @@ def _unconverted_row(site: sites.Site, reason: str) -> SiteReport:
         N=site.N,
         weight=weight.name if weight else "",
         original_bytes=weight.nbytes if weight else 0,
-        converted_bytes=quantize.packed_bytes(site.N, site.K) if weight and not reason else 0,
+        converted_bytes=quantize.packed_bytes(site.N, site.K, site.weight_format)
+        if weight and not reason
+        else 0,
+        weight_format="" if reason else site.weight_format,
         note=site.note,
     )
 
 
 def _saved_bytes(found: list[sites.Site]) -> int:
     """What converting saves, a shared weight counted once; names, nodes and bias vectors are left out."""
-    weights = {site.weight.identity: site.weight for site in found if site.weight and not site.skip}
-    return sum(w.nbytes - quantize.packed_bytes(*w.shape) for w in weights.values())
+    weights = {s.weight.identity: (s, s.weight) for s in found if s.weight and not s.skip}
+    return sum(w.nbytes - quantize.packed_bytes(s.N, s.K, s.weight_format) for s, w in weights.values())
 
 
 def _lm_head(model: ir.Model, found: list[sites.Site], ours: list[ir.Node]) -> str:

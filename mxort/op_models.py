@@ -10,14 +10,18 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from mxort.converters.functions import DOMAIN, MATMUL, VERSION
+from mxort.converters.functions import DOMAIN, VERSION, operator_of
 from mxort.formats import (
     ACTIVATION_FORMATS,
-    PACKED_BLOCK_BYTES,
+    BLOCK_SIZE,
+    E2M1,
     SCALE_BIAS,
+    WEIGHT_FORMATS,
+    ElementFormat,
     blocks_of,
-    dequantize_mxfp4,
+    dequantize,
     hadamard_rotate,
+    pack_codes,
     to_blocks,
 )
 from mxort.scales import quantize_blocks
@@ -34,7 +38,10 @@ ROUNDED_ERROR_BOUND = 1e-6
 
 @dataclass(frozen=True)
 class MatMulMXFP4:
-    """A node: codes uint8 [N, ceil(K/32)*16], scales uint8 [N, ceil(K/32)] and the attributes."""
+    """A node: codes uint8 [N, ceil(K/32)*block_bytes], scales uint8 [N, ceil(K/32)] and the attributes.
+
+    With another ``weight_format`` it is that format's operator.
+    """
 
     codes: NDArray[np.uint8]
     scales: NDArray[np.uint8]
@@ -42,6 +49,7 @@ class MatMulMXFP4:
     rotation: int = 1
     activation_format: str = "none"
     accuracy_level: int = 0
+    weight_format: str = "mxfp4"
 
     @property
     def N(self) -> int:  # noqa: N802 (the operator's name for it)
@@ -62,7 +70,7 @@ class MatMulMXFP4:
 
     def weights(self) -> NDArray[np.float32]:
         """float32 [N, K]: what the codes and scales say."""
-        return dequantize_mxfp4(self.codes, self.scales, self.K)
+        return dequantize(self.codes, self.scales, self.K, WEIGHT_FORMATS[self.weight_format])
 
     def expected(self, a: NDArray[np.float32]) -> NDArray[np.float64]:
         """float64 [M, N]: the operator on float32 A [M, K] in numpy, straight from its definition."""
@@ -83,7 +91,9 @@ class MatMulMXFP4:
         """
         from mxort import _native
 
-        return _native.MatMulMXFP4(*self._inputs, **self._attributes, kernel=kernel)
+        return _native.MatMul(
+            *self._inputs, **self._attributes, kernel=kernel, weight_format=self.weight_format
+        )
 
     def on_gpu(self, ordinal: int, dtype: str) -> Any:
         """The node on a GPU without onnxruntime: ``node(a)``, ``node.time(a, runs)``, ``node.kernel_for(rows)``;
@@ -107,8 +117,9 @@ class MatMulMXFP4:
 
     def model(self) -> bytes:
         """The serialised model: input A float [M, K], output Y float [M, N]; needs the library to run."""
+        operator, own = operator_of(self.weight_format)
         node = helper.make_node(
-            MATMUL,
+            operator,
             ["A", "B", "B_scale", "column_scale", "bias"],
             ["Y"],
             domain=DOMAIN,
@@ -117,6 +128,7 @@ class MatMulMXFP4:
             rotation=self.rotation,
             activation_format=self.activation_format,
             accuracy_level=self.accuracy_level,
+            **own,
         )
         constants: dict[str, NDArray[Any]] = {
             "B": self.codes,
@@ -127,15 +139,16 @@ class MatMulMXFP4:
         return one_node_model(node, constants, self.K, self.N)
 
 
-def random_mxfp4(k: int, n: int, rng: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """(codes, scales) of N rows: all codes equally likely, scales 2**-6 to 2**-3, padding zero."""
+def random_mxfp4(
+    k: int, n: int, rng: np.random.Generator, fmt: ElementFormat = E2M1
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """(codes, scales) of N rows: all numbers' codes equally likely, scales 2**-6 to 2**-3, padding zero."""
     blocks = blocks_of(k)
-    codes = rng.integers(0, 256, (n, blocks * PACKED_BLOCK_BYTES), dtype=np.uint8)
-    codes[:, (k + 1) // 2 :] = 0
-    if k % 2:
-        codes[:, k // 2] &= 0x0F
+    codes = np.zeros((n, blocks * BLOCK_SIZE), np.uint8)
+    numbers = np.flatnonzero(np.isfinite(fmt.values)).astype(np.uint8)
+    codes[:, :k] = rng.choice(numbers, (n, k))
     scales = rng.integers(SCALE_BIAS - 6, SCALE_BIAS - 2, (n, blocks), dtype=np.uint8)
-    return codes, scales
+    return pack_codes(codes, fmt), scales
 
 
 def one_node_model(node: onnx.NodeProto, constants: dict[str, NDArray[Any]], k: int, n: int) -> bytes:

@@ -1,4 +1,4 @@
-"""Turning the weights of a model's sites into stored MXFP4: one by one, or in a run over calibration data."""
+"""Turning the weights of a model's sites into stored ones: one by one, or in a run over calibration data."""
 
 from __future__ import annotations
 
@@ -67,7 +67,11 @@ class Packed:
 
     def quantized(self) -> QuantizedWeight:
         return QuantizedWeight(
-            self.tensors.codes.numpy(), self.tensors.scales.numpy(), self.tensors.column_scale, self.note
+            self.tensors.codes.numpy(),
+            self.tensors.scales.numpy(),
+            self.tensors.column_scale,
+            self.note,
+            self.tensors.weight_format,
         )
 
 
@@ -117,7 +121,8 @@ class _Cache:
         try:
             with np.load(path, allow_pickle=False) as kept:
                 arrays = (kept["codes"], kept["scales"], kept["column_scale"])
-                return QuantizedWeight(*arrays, str(kept["note"])), float(kept["sqnr_db"])
+                weight = QuantizedWeight(*arrays, str(kept["note"]), site.weight_format)
+                return weight, float(kept["sqnr_db"])
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             pass  # not there, or half there
         weight, sqnr = make()
@@ -183,7 +188,7 @@ class Packer:
 
     def _calibrated(self, site: Site, statistics: Statistics) -> calibration_run.Result | None:
         assert site.weight is not None
-        key = site.weight.identity
+        key = site.weight.identity, site.weight_format
         if key not in self._packed:
             self._packed[key] = self._pack(site, self._algorithm, statistics)
         packed = self._packed[key]
@@ -205,7 +210,7 @@ class Packer:
     def pack(self, site: Site) -> tuple[Packed | None, bool]:
         """(the site's weight, None if it has a NaN or an infinity; whether it is asked for the first time)."""
         assert site.weight is not None
-        key = site.weight.identity
+        key = site.weight.identity, site.weight_format
         first = key not in self._asked
         self._asked.add(key)
         if key not in self._packed:
@@ -241,7 +246,13 @@ class Packer:
                 site.N,
                 site.K,
                 ALGORITHMS[algorithm].quantize,
-                Settings(recipe.scale_rule, recipe.column_multiplier, statistics, recipe.damping),
+                Settings(
+                    recipe.scale_rule,
+                    recipe.column_multiplier,
+                    statistics,
+                    recipe.damping,
+                    site.weight_format,
+                ),
                 rotation,
             )
 
@@ -259,7 +270,7 @@ class Packer:
         smoothed = "" if self._smoother is None else self._smoother.notes.get(site.node, "")
         notes = [self._notes.get(site.node, ""), reduced, smoothed, quantized.note]
         return Packed(
-            rewrite.PackedTensors(codes, scales, quantized.column_scale),
+            rewrite.PackedTensors(codes, scales, quantized.column_scale, site.weight_format),
             sqnr,
             rotation,
             nbytes,

@@ -37,7 +37,7 @@ def convert(
     progress: Progress | None = None,
     **overrides: Any,
 ) -> Report:
-    """Converts the MatMul weights of an ONNX model to MXFP4 and writes the model to ``out``.
+    """Converts the MatMul weights of an ONNX model to MX formats and writes the model to ``out``.
 
     ``model`` is a path, a ModelProto or an onnx_ir Model; it is not changed. Without ``out`` a model in
     memory comes back, converted, as ``report.model``. ``recipe`` is a Recipe or the name of a preset;
@@ -60,7 +60,7 @@ def convert(
     report_progress = progress or (lambda what, fraction: None)
     report_progress("reading the model", 0.0)
     source = _load(model, out)
-    found = sites.find(source.model, _selection(chosen))
+    found = sites.find(source.model, chosen.selection())
 
     if out is None:
         pool = rewrite.TensorPool(ir.Tensor)
@@ -100,19 +100,13 @@ def _verify(source: model_io.Source) -> None:
         raise AssertionError(f"{source.name}: the converted model is not valid: {error}") from error
 
 
-def _selection(recipe: Recipe) -> sites.Selection:
-    return sites.Selection(
-        recipe.op_types,
-        recipe.min_elements,
-        recipe.convert_lm_head,
-        recipe.convert_embedding,
-        recipe.skip_reason,
-    )
-
-
 def _needs_data_file(source: model_io.Source, found: Sequence[sites.Site]) -> bool:
     """External data stays external; a large file becomes external where conversion leaves it large."""
-    saved = sum(s.weight.nbytes - quantize.packed_bytes(s.N, s.K) for s in found if s.weight and not s.skip)
+    saved = sum(
+        s.weight.nbytes - quantize.packed_bytes(s.N, s.K, s.weight_format)
+        for s in found
+        if s.weight and not s.skip
+    )
     return bool(source.data_files) or source.nbytes - saved > model_io.SINGLE_FILE_BYTES
 
 
@@ -201,6 +195,7 @@ def _converted(site: sites.Site, weight: Packed, recipe: Recipe, first: bool) ->
         rotation=weight.rotation,
         activation_format=recipe.activation_format,
         algorithm=weight.algorithm,
+        weight_format=site.weight_format,
         seconds=weight.seconds if first else 0.0,
         note=", ".join(note for note in notes if note),
     )

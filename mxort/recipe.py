@@ -15,8 +15,9 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from mxort.converters.functions import ROTATIONS
+from mxort.converters.sites import Selection
 from mxort.errors import MxortError
-from mxort.formats import ACTIVATION_FORMATS
+from mxort.formats import ACTIVATION_FORMATS, WEIGHT_FORMATS
 from mxort.quantize import ALGORITHMS
 from mxort.quantize.smoothquant import ALPHAS
 from mxort.scales import SCALE_RULES
@@ -100,6 +101,10 @@ class Recipe:
     column_multiplier: bool = _option(
         True, "search a float32 multiplier for every output column: eight times the time, more accurate"
     )
+    weight_format: str = _option("mxfp4", "format of converted weights", WEIGHT_FORMATS)
+    layer_formats: tuple[str, ...] = _option(
+        (), "PATTERN=FORMAT: another weight format for the nodes of that name (* ?); the first that matches"
+    )
     activation_format: str = _option(
         "none", "format to which the input of a converted node is rounded at run time", ACTIVATION_FORMATS
     )
@@ -139,6 +144,13 @@ class Recipe:
                 value = float(value)
                 object.__setattr__(self, option.name, value)
             _check(option, value)
+        for entry in self.layer_formats:
+            pattern, _, weight_format = entry.rpartition("=")
+            if not pattern or weight_format not in WEIGHT_FORMATS:
+                known = ", ".join(WEIGHT_FORMATS)
+                raise MxortError(
+                    f"layer_formats: got {entry!r}, expected PATTERN=FORMAT, FORMAT one of {known}"
+                )
 
     @staticmethod
     def from_preset(name: str, **overrides: Any) -> Recipe:
@@ -158,6 +170,25 @@ class Recipe:
         if self.include and not any(fnmatchcase(node, p) for p in self.include):
             return "matches no include pattern"
         return None
+
+    def weight_format_of(self, node: str) -> str:
+        """What the weight of the node called ``node`` becomes."""
+        for entry in self.layer_formats:
+            pattern, _, weight_format = entry.rpartition("=")
+            if fnmatchcase(node, pattern):
+                return weight_format
+        return self.weight_format
+
+    def selection(self) -> Selection:
+        """Which nodes of a graph to convert, and to what."""
+        return Selection(
+            self.op_types,
+            self.min_elements,
+            self.convert_lm_head,
+            self.convert_embedding,
+            self.skip_reason,
+            self.weight_format_of,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """All options by name, as JSON types."""

@@ -45,6 +45,7 @@ class SiteReport:
     sqnr_db: float | None = None
     rotation: int = 1
     activation_format: str = "none"
+    weight_format: str = ""
     algorithm: str = ""
     seconds: float = 0.0
     note: str = ""
@@ -80,6 +81,13 @@ class Report:
     @property
     def skipped(self) -> tuple[SiteReport, ...]:
         return tuple(site for site in self.sites if site.status == SKIPPED)
+
+    @property
+    def bits_per_weight(self) -> float | None:
+        """Bits of codes and scales for each weight converted, one that is shared counted once; None without any."""
+        stored = [site for site in self.converted if site.converted_bytes]
+        weights = sum(site.K * site.N for site in stored)
+        return 8 * sum(site.converted_bytes for site in stored) / weights if weights else None
 
     @property
     def mean_sqnr_db(self) -> float | None:
@@ -121,32 +129,39 @@ class Report:
     def table(self) -> Table:
         """The converted nodes as a rich table, one row each."""
         table = Table(title="converted", title_justify="left")
-        for name in ("node", "op", "K", "N", "before", "after", "SQNR dB", "note"):
+        for name in ("node", "op", "format", "K", "N", "before", "after", "SQNR dB", "note"):
             table.add_column(
                 name, justify="right" if name in ("K", "N", "before", "after", "SQNR dB") else "left"
             )
         for s in self.converted:
             sizes = format_bytes(s.original_bytes), format_bytes(s.converted_bytes)
             table.add_row(
-                _tail(s.node), s.op_type, str(s.K), str(s.N), *sizes, format_sqnr(s.sqnr_db), s.note
+                _tail(s.node),
+                s.op_type,
+                s.weight_format,
+                str(s.K),
+                str(s.N),
+                *sizes,
+                format_sqnr(s.sqnr_db),
+                s.note,
             )
         return table
 
     def grouped_table(self) -> Table:
-        """The converted nodes as a rich table, those of one operator and shape in one row."""
+        """The converted nodes as a rich table, those of one operator, format and shape in one row."""
         table = Table(title="converted", title_justify="left")
-        for name in ("op", "K", "N", "nodes", "before", "after", "SQNR dB"):
-            table.add_column(name, justify="left" if name == "op" else "right")
-        groups: dict[tuple[str, int, int], list[SiteReport]] = {}
+        for name in ("op", "format", "K", "N", "nodes", "before", "after", "SQNR dB"):
+            table.add_column(name, justify="left" if name in ("op", "format") else "right")
+        groups: dict[tuple[str, str, int, int], list[SiteReport]] = {}
         for site in self.converted:
-            groups.setdefault((site.op_type, site.K, site.N), []).append(site)
-        for (op_type, k, n), group in groups.items():
+            groups.setdefault((site.op_type, site.weight_format, site.K, site.N), []).append(site)
+        for (op_type, weight_format, k, n), group in groups.items():
             sqnr = [site.sqnr_db for site in group if site.sqnr_db is not None]
             low, high = format_sqnr(min(sqnr, default=None)), format_sqnr(max(sqnr, default=None))
             before = format_bytes(sum(site.original_bytes for site in group))
             after = format_bytes(sum(site.converted_bytes for site in group))
             spread = low if low == high else f"{low} to {high}"
-            table.add_row(op_type, str(k), str(n), str(len(group)), before, after, spread)
+            table.add_row(op_type, weight_format, str(k), str(n), str(len(group)), before, after, spread)
         return table
 
     def skipped_table(self) -> Table:
@@ -165,9 +180,10 @@ class Report:
         ratio = self.original_bytes / self.converted_bytes if self.converted_bytes else math.nan
         sqnr = "" if self.mean_sqnr_db is None else f", mean weight SQNR {self.mean_sqnr_db:.2f} dB"
         before, after = format_bytes(self.original_bytes), format_bytes(self.converted_bytes)
+        bits = "" if self.bits_per_weight is None else f", {self.bits_per_weight:.2f} bits per weight"
         return (
             f"{before} -> {after} ({ratio:.2f}x), "
-            f"{len(self.converted)} nodes converted, {len(self.skipped)} skipped{sqnr}, "
+            f"{len(self.converted)} nodes converted, {len(self.skipped)} skipped{bits}{sqnr}, "
             f"{self.seconds:.1f} s, peak memory {format_bytes(self.peak_rss_bytes)}"
         )
 

@@ -191,7 +191,7 @@ def _warnings(report: Report) -> str:
     return f'<section class="warnings"><h2>Warnings</h2><ul>{items}</ul></section>' if items else ""
 
 
-_COLUMNS = ("node", "operator", "status", "K", "N", "before", "after", "SQNR dB", "reason or note")
+_COLUMNS = ("node", "operator", "format", "status", "K", "N", "before", "after", "SQNR dB", "reason or note")
 _NUMERIC = {"K", "N", "before", "after", "SQNR dB"}
 
 
@@ -209,6 +209,7 @@ def _sites(report: Report) -> str:
 def _site_row(site: SiteReport) -> str:
     status = f'<td><span class="status {escape(site.status)}">{escape(site.status)}</span></td>'
     is_converted = site.status == CONVERTED
+    names = "".join(f"<td>{escape(text)}</td>" for text in (site.op_type, site.weight_format or "-"))
     numbers = (
         (site.K, str(site.K) if site.K else "-"),
         (site.N, str(site.N) if site.N else "-"),
@@ -221,7 +222,7 @@ def _site_row(site: SiteReport) -> str:
     )
     cells = "".join(f'<td class="number" data-value="{value}">{text}</td>' for value, text in numbers)
     return (
-        f'<tr><td class="name">{escape(site.node)}</td><td>{escape(site.op_type)}</td>{status}{cells}'
+        f'<tr><td class="name">{escape(site.node)}</td>{names}{status}{cells}'
         f"<td>{escape(site.note if is_converted else site.reason)}</td></tr>"
     )
 

@@ -18,8 +18,10 @@ from mxort.comparison import Comparison, TensorComparison
 from mxort.doctor import FAILED, INFO, OK, WARNING, Diagnosis
 from mxort.evaluate import Evaluation
 from mxort.inspection import CONVERTIBLE, Inspection
+from mxort.mixed_precision import FORMATS
 from mxort.placement import Placement
 from mxort.report import CONVERTED, SKIPPED, format_bytes
+from mxort.sensitivity import BASE, Sensitivity
 from mxort.session import EP_NAME
 
 _PIPE_WIDTH = 160  # where the output is no terminal, nobody knows the width of the reader
@@ -40,13 +42,15 @@ def print_inspection(inspection: Inspection, out: Console) -> None:
         out.print(f"{name:<16}{value}")
     status = CONVERTED if inspection.converted else CONVERTIBLE
     columns = ("K", "N", "before", "after") if status == CONVERTIBLE else ("K", "N", "bytes", "activations")
-    table = _table(status, ("node", "op"), columns, ("note",))
+    table = _table(status, ("node", "op", "format"), columns, ("note",))
     for site in (s for s in inspection.sites if s.status == status):
         after = format_bytes(site.converted_bytes)
         sizes = (after, site.activation_format)
         if status == CONVERTIBLE:
             sizes = (format_bytes(site.original_bytes), after)
-        table.add_row(site.node, site.op_type, str(site.K), str(site.N), *sizes, site.note)
+        table.add_row(
+            site.node, site.op_type, site.weight_format, str(site.K), str(site.N), *sizes, site.note
+        )
     skipped = [s for s in inspection.sites if s.status == SKIPPED]
     reasons = _table("skipped", ("reason", "op"), ("nodes",), ("first node",))
     for (reason, op_type), count in Counter((s.reason, s.op_type) for s in skipped).most_common():
@@ -94,6 +98,21 @@ def print_evaluations(evaluations: Sequence[Evaluation], out: Console) -> None:
         out.print(f"{'size':<22}{format_bytes(evaluation.converted_bytes)}")
         for name, value in evaluation.metrics.items():
             out.print(f"{name:<22}{value:.4f}")
+
+
+def print_sensitivity(sensitivity: Sensitivity, out: Console) -> None:
+    """One row for each node, the one that loses most first; shares are of the sum."""
+    total = sum(site.loss[BASE] for site in sensitivity.sites) or 1.0
+    table = _table(
+        "sensitivity", ("node",), ("K", "N", *(f"{sensitivity.loss} {f}" for f in FORMATS), "share")
+    )
+    for site in sensitivity.sites:
+        losses = (f"{site.loss[name]:.3g}" for name in FORMATS)
+        table.add_row(site.node, str(site.K), str(site.N), *losses, f"{site.loss[BASE] / total:.1%}")
+    _print_filled(out, (table,))
+    for node, reason in sensitivity.skipped.items():
+        out.print(f"not measured: {node}: {reason}")
+    out.print(f"{sensitivity.samples} samples, sum of {sensitivity.loss} {total:.4g}")
 
 
 def print_comparison(comparison: Comparison, out: Console) -> None:

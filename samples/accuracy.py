@@ -26,9 +26,9 @@ from tokenizers import Tokenizer
 
 import mxort
 from mxort import calibrate, packing
-from mxort.converters import model_io, sites, stages
+from mxort.converters import functions, model_io, sites, stages
 from mxort.evaluate import evaluate
-from mxort.formats import hadamard_rotate
+from mxort.formats import WEIGHT_FORMATS, hadamard_rotate
 from mxort.quantize import dequantize
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -56,6 +56,7 @@ ROWS = (
     Row("rtn", "rtn, mse, column multiplier **(default without data)**", False),
     Row("gptq", "gptq", True, {"algorithm": "gptq"}),
     Row("mr-gptq", "mr-gptq **(default with data)**", True),
+    Row("mixed-4.75", "mr-gptq, formats by layer within 4.75 bits", True, {"budget_bits": 4.75}),
     Row("mr-gptq-float", "mr-gptq, every layer calibrated on the float model", True, {"sequential": False}),
     Row("mr-gptq-128", "mr-gptq, rotation 128", True, {"rotation": 128}),
     Row("w4a8-rtn", "W4A8 rtn", False, {"activation_format": "mxfp8_e4m3"}),
@@ -148,7 +149,9 @@ def layer_sqnr(model: Path, converted: Path, data: Sequence[Tokens], threads: in
         output = (site.bias_node or site.node).outputs[0].name
         node = nodes[output]
         codes, scales, multiplier = (node.inputs[i].const_value.numpy() for i in (1, 2, 3))
-        stored = dequantize(codes, scales) * multiplier[:, None]
+        bits = node.attributes.get_int(functions.EXPONENT_BITS, 0)
+        element = WEIGHT_FORMATS[functions.weight_format_of(node.op_type, bits)]
+        stored = dequantize(codes, scales, element) * multiplier[:, None]
         weight = stages.float_weight(site) * np.float32(site.alpha)
         error = hadamard_rotate(stored, node.attributes.get_int("rotation", 1)) - weight
         signal, noise = (

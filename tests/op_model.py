@@ -1,4 +1,4 @@
-"""Models of one MatMulMXFP4 node for the tests, with the operator's function in them."""
+"""Models of one node for the tests, with the operator's function in them."""
 
 from __future__ import annotations
 
@@ -31,15 +31,13 @@ def model(
         "activation_format": case.activation_format,
         "accuracy_level": case.accuracy_level,
     }
+    operator, own = functions.operator_of(case.weight_format)
+    values |= own
     for key, value in attributes.items():
         (tensors if key in tensors else values)[key] = value
     values = {k: v for k, v in values.items() if v is not None}
     outside = TensorProto.FLOAT if elem_type == TensorProto.BFLOAT16 else elem_type
-    nodes = [
-        helper.make_node(
-            functions.MATMUL, ["A_in", *tensors], ["Y_out"], name="node", domain="mxort", **values
-        )
-    ]
+    nodes = [helper.make_node(operator, ["A_in", *tensors], ["Y_out"], name="node", domain="mxort", **values)]
     nodes.insert(0, helper.make_node("Cast", ["A"], ["A_in"], to=elem_type))
     nodes.append(helper.make_node("Cast", ["Y_out"], ["Y"], to=outside))
     graph = helper.make_graph(
@@ -51,7 +49,7 @@ def model(
     )
     opsets = [helper.make_opsetid("", opset), helper.make_opsetid("mxort", 1)]
     return helper.make_model(
-        graph, opset_imports=opsets, functions=[functions.function(functions.MATMUL, opset)], ir_version=10
+        graph, opset_imports=opsets, functions=[functions.function(operator, opset)], ir_version=10
     )
 
 

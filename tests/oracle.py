@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from mxort.formats import (
     ACTIVATION_FORMATS,
     BLOCK_SIZE,
-    E2M1,
+    WEIGHT_FORMATS,
     blocks_of,
-    dequantize_mxfp4,
+    dequantize,
     hadamard_rotate,
-    pack_nibbles,
+    pack_codes,
     scale_value,
     to_blocks,
 )
@@ -48,7 +49,7 @@ step of one int8 term, or a whole step of the second of two terms where that sat
 
 @dataclass
 class Case:
-    """A MatMulMXFP4 with its weights: codes uint8 [N, blocks*16], scales uint8 [N, blocks]."""
+    """A MatMul with its weights: codes uint8 [N, blocks*block_bytes], scales uint8 [N, blocks]."""
 
     codes: np.ndarray
     scales: np.ndarray
@@ -58,6 +59,7 @@ class Case:
     accuracy_level: int = 0
     column_scale: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
     bias: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
+    weight_format: str = "mxfp4"
 
     @property
     def N(self) -> int:  # noqa: N802 (the operator's attribute)
@@ -66,24 +68,32 @@ class Case:
     @property
     def weights(self) -> np.ndarray:
         """float64 [N, blocks*32]."""
-        elements = dequantize_mxfp4(
-            self.codes, np.full_like(self.scales, 127), blocks_of(self.K) * BLOCK_SIZE
-        )
+        width, fmt = blocks_of(self.K) * BLOCK_SIZE, WEIGHT_FORMATS[self.weight_format]
+        elements = dequantize(self.codes, np.full_like(self.scales, 127), width, fmt)
         return (
             to_blocks(elements).astype(np.float64) * scale_value(self.scales).astype(np.float64)[..., None]
         ).reshape(self.N, -1)
 
 
-def random_case(rng: np.random.Generator, n: int, k: int, rotation: int = 1, **attributes: object) -> Case:
+def random_case(
+    rng: np.random.Generator,
+    n: int,
+    k: int,
+    rotation: int = 1,
+    weight_format: str = "mxfp4",
+    **attributes: object,
+) -> Case:
     """Weights of a normal distribution, quantised with the numpy rules."""
     w = np.zeros((n, blocks_of(k) * BLOCK_SIZE), np.float32)
     w[:, :k] = rng.standard_normal((n, k))
-    codes, scales = quantize_blocks(to_blocks(hadamard_rotate(w, rotation)), E2M1, "mse")
-    columns = {
+    fmt = WEIGHT_FORMATS[weight_format]
+    codes, scales = quantize_blocks(to_blocks(hadamard_rotate(w, rotation)), fmt, "mse")
+    columns: dict[str, Any] = {
         "column_scale": rng.random(n, np.float32) + 0.5,
         "bias": rng.standard_normal(n).astype(np.float32),
     }
-    return Case(pack_nibbles(codes).reshape(n, -1), scales, k, rotation, **columns, **attributes)  # type: ignore[arg-type]
+    columns |= {"weight_format": weight_format, **attributes}
+    return Case(pack_codes(codes, fmt).reshape(n, -1), scales, k, rotation, **columns)
 
 
 def activations(case: Case, a: np.ndarray) -> np.ndarray:

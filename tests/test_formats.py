@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from mxort import _native, formats
+from mxort.converters import functions
 from mxort.formats import ELEMENT_FORMATS
 
 VECTORS = Path(__file__).parent / "vectors"
@@ -119,6 +120,17 @@ def test_every_scale() -> None:
     assert np.isnan(formats.scale_value(0xFF))
 
 
+@pytest.mark.parametrize("row", read_vectors("packing.csv"), ids=lambda row: row["reason"])
+def test_packing_vectors(row: dict[str, str]) -> None:
+    fmt, times = formats.ELEMENT_FORMATS[row["format"]], int(row["times"])
+    codes = np.array(row["codes"].split() * times, np.uint8)
+    packed = np.frombuffer(bytes.fromhex(row["bytes"]) * times, np.uint8)
+    assert (codes.size, packed.size) == (formats.BLOCK_SIZE, fmt.block_bytes)
+    np.testing.assert_array_equal(formats.pack_codes(codes, fmt), packed)
+    np.testing.assert_array_equal(formats.unpack_codes(packed, fmt), codes)
+    np.testing.assert_array_equal(formats.unpack_codes(packed.reshape(1, 1, -1), fmt), codes[None, None])
+
+
 def test_nibbles() -> None:
     codes = np.array([1, 2, 3, 4], np.uint8)
     np.testing.assert_array_equal(formats.pack_nibbles(codes), [0x21, 0x43])
@@ -128,6 +140,10 @@ def test_nibbles() -> None:
 
 def test_contract_between_python_and_the_built_library() -> None:
     built = _native.describe()
+    assert built["operators"] == {
+        name: [fmt.exponent_bits for fmt in functions.formats_of(bits)]
+        for bits, name in functions.OPERATORS.items()
+    }
     assert built["block_size"] == formats.BLOCK_SIZE
     assert built["scale_bias"] == formats.SCALE_BIAS
     assert built["scale_nan"] == formats.SCALE_NAN

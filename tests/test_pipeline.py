@@ -11,11 +11,17 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx.helper
+import onnx.reference
+import onnxruntime as ort
 import pytest
 from onnx import numpy_helper
 
 import mxort
+from mxort.formats import WEIGHT_FORMATS
+from mxort.inspection import inspect
+from mxort.op_models import relative_rms
 from mxort.pipeline import peak_rss_bytes
+from mxort.report import CONVERTED
 
 
 def linear(*shapes: tuple[int, int]) -> onnx.ModelProto:
@@ -168,3 +174,37 @@ def _external_model(folder: Path, rows: int, columns: int, count: int) -> Path:
             file.write((block * np.float32(1 + i / 16)).data)
     (folder / "big.onnx").write_bytes(model.SerializeToString())
     return folder / "big.onnx"
+
+
+@pytest.mark.parametrize("weight_format", WEIGHT_FORMATS)
+def test_every_weight_format(tmp_path: Path, weight_format: str) -> None:
+    """Converted, described, and computed alike by the library, by stock onnxruntime and by onnx.reference."""
+    source, out = tmp_path / "m.onnx", tmp_path / "out.onnx"
+    onnx.save(linear((96, 64), (64, 100)), source)
+    report = mxort.convert(source, out, weight_format=weight_format)
+    stored = {"mxfp4": 4.25, "mxfp6_e2m3": 6.25, "mxfp6_e3m2": 6.25, "mxfp8_e4m3": 8.25}[weight_format]
+    assert report.bits_per_weight == stored
+    assert {s.weight_format for s in report.converted} == {weight_format}
+    assert [s.weight_format for s in inspect(out).sites if s.status == CONVERTED] == [weight_format] * 2
+    proto = onnx.load(out)
+    onnx.checker.check_model(proto, full_check=True)
+    a = np.random.default_rng(3).standard_normal((5, 96), dtype=np.float32)
+    name = proto.graph.input[0].name
+    expected = onnx.reference.ReferenceEvaluator(proto).run(None, {name: a})[0]
+    for session in (mxort.InferenceSession(out), ort.InferenceSession(out)):
+        assert relative_rms(session.run(None, {name: a})[0], expected) < 6e-3  # two layers of level 3
+    float_y = ort.InferenceSession(source).run(None, {name: a})[0]
+    sqnr = 10 * np.log10((float_y**2).sum() / ((float_y - expected) ** 2).sum())
+    assert sqnr > {4: 15, 6: 21, 8: 27}[WEIGHT_FORMATS[weight_format].bits]
+
+
+def test_a_format_for_each_layer(tmp_path: Path) -> None:
+    """The first pattern that matches counts, and each operator's function is there once."""
+    model = linear((64, 64), (64, 64), (64, 64), (64, 64))
+    formats = ("layer.0=mxfp8_e4m3", "layer.[01]=mxfp6_e3m2", "*3=mxfp6_e2m3")
+    report = mxort.convert(model, layer_formats=formats)
+    assert [s.weight_format for s in report.converted] == ["mxfp8_e4m3", "mxfp6_e3m2", "mxfp4", "mxfp6_e2m3"]
+    assert report.bits_per_weight == (8.25 + 6.25 + 4.25 + 6.25) / 4
+    assert isinstance(report.model, onnx.ModelProto)
+    assert sorted(f.name for f in report.model.functions) == ["MatMulMXFP4", "MatMulMXFP6", "MatMulMXFP8"]
+    assert "format" in report.table().columns[2].header

@@ -27,7 +27,7 @@ def other_value(option):
     if isinstance(default, bool):
         return not default
     if isinstance(default, tuple):
-        return choices[:1] if choices else ("a*", "b?")
+        return choices[:1] if choices else ("a*=mxfp8_e4m3", "b?=mxfp4")
     others = [
         c for c in choices or (default + 1 if isinstance(default, int | float) else "x",) if c != default
     ]

@@ -87,7 +87,7 @@ def test_text():
     assert "[red]odd[/red]" in text, "names are no markup"
     assert "warning: careful" in text
     assert "2 MB -> 500 kB (4.00x)" in text
-    assert "3 nodes converted, 3 skipped, mean weight SQNR 18.00 dB" in text
+    assert "3 nodes converted, 3 skipped, 3.19 bits per weight, mean weight SQNR 18.00 dB" in text
 
 
 def test_text_of_every_node():

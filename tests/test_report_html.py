@@ -124,7 +124,7 @@ def test_pictures_and_headings_are_labelled():
         assert picture["role"] == "img"
         assert set(picture["aria-labelledby"].split()) <= ids
     assert all("aria-sort" in a for a in page.all("th", "text") + page.all("th", "number"))
-    assert sum(tag == "button" for tag, _ in page.elements) == 9
+    assert sum(tag == "button" for tag, _ in page.elements) == 10
     assert page.elements[0] == ("html", {"lang": "en"})
 
 

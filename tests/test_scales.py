@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from mxort import _native
-from mxort.formats import BLOCK_SIZE, E2M1, ELEMENT_FORMATS, SCALE_NAN, pack_nibbles, scale_value, to_blocks
+from mxort.formats import (
+    BLOCK_SIZE,
+    E2M1,
+    ELEMENT_FORMATS,
+    SCALE_NAN,
+    WEIGHT_FORMATS,
+    pack_codes,
+    scale_value,
+    to_blocks,
+)
 from mxort.scales import SCALE_RULES, quantize_blocks
 
 VECTORS = Path(__file__).parent / "vectors" / "scales.csv"
@@ -63,10 +72,11 @@ def test_sqnr_of_a_normal_distribution(rule: str, sqnr_db: float) -> None:
 
 
 def native_matches(w: np.ndarray, rule: str, threads: int = 1) -> None:
-    codes, scales = quantize_blocks(to_blocks(w), E2M1, rule)
-    native_codes, native_scales = _native.quantize_mxfp4(w, rule, threads)
-    np.testing.assert_array_equal(native_scales, scales)
-    np.testing.assert_array_equal(native_codes, pack_nibbles(codes).reshape(native_codes.shape))
+    for name, fmt in WEIGHT_FORMATS.items():
+        codes, scales = quantize_blocks(to_blocks(w), fmt, rule)
+        native_codes, native_scales = _native.quantize_weights(w, rule, name, threads)
+        np.testing.assert_array_equal(native_scales, scales)
+        np.testing.assert_array_equal(native_codes, pack_codes(codes, fmt).reshape(native_codes.shape))
 
 
 @pytest.mark.parametrize("rule", SCALE_RULES)
@@ -96,7 +106,7 @@ def test_native_equals_numpy_on_anything(w: np.ndarray, rule: str) -> None:
 def test_a_block_that_is_not_finite_is_all_nan(bad: float) -> None:
     w = np.ones((1, 2 * BLOCK_SIZE), np.float32)
     w[0, 3] = bad
-    codes, scales = _native.quantize_mxfp4(w, "mse")
+    codes, scales = _native.quantize_weights(w, "mse")
     assert scales[0, 0] == SCALE_NAN
     assert scales[0, 1] != SCALE_NAN
     assert not codes[0, : BLOCK_SIZE // 2].any()
@@ -104,8 +114,8 @@ def test_a_block_that_is_not_finite_is_all_nan(bad: float) -> None:
 
 def test_native_refuses_bad_arguments() -> None:
     with pytest.raises(ValueError, match="got 'best', expected one of floor, even, rceil, mse"):
-        _native.quantize_mxfp4(np.ones((1, 32), np.float32), "best")
+        _native.quantize_weights(np.ones((1, 32), np.float32), "best")
     with pytest.raises(ValueError, match="got rank 1, expected 2"):
-        _native.quantize_mxfp4(np.ones(32, np.float32), "mse")
+        _native.quantize_weights(np.ones(32, np.float32), "mse")
     with pytest.raises(TypeError):
-        _native.quantize_mxfp4(np.ones((1, 32), np.float64), "mse")
+        _native.quantize_weights(np.ones((1, 32), np.float64), "mse")

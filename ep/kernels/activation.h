@@ -106,18 +106,8 @@ MXORT_INLINE void FakeQuantizeRow(float* row, int64_t blocks) {
   }
 }
 MXORT_INLINE void FakeQuantizeRow(ActivationFormat format, float* row, int64_t blocks) {
-  switch (format) {
-    case ActivationFormat::kNone:
-      return;
-    case ActivationFormat::kMxfp8E4M3:
-      return FakeQuantizeRow<E4M3>(row, blocks);
-    case ActivationFormat::kMxfp6E2M3:
-      return FakeQuantizeRow<E2M3>(row, blocks);
-    case ActivationFormat::kMxfp6E3M2:
-      return FakeQuantizeRow<E3M2>(row, blocks);
-    case ActivationFormat::kMxfp4:
-      return FakeQuantizeRow<E2M1>(row, blocks);
-  }
+  if (format == ActivationFormat::kNone) return;
+  WithElement(format, [&](auto element) { FakeQuantizeRow<decltype(element)>(row, blocks); });
 }
 
 // Widen and rotate; false where a block is not plain (PlainActivation): the row is then all zeros.

@@ -17,7 +17,11 @@ struct Avx2 {
   struct Codes {
     __m256i low, high;
   };
+  struct Pairs {
+    __m128i low, high;
+  };
   static constexpr int kMaxRows = 4;
+  static constexpr float kScaleShare = 0.5f;
 
   MXORT_INLINE Vector Zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
   MXORT_INLINE Vector Broadcast(const float* x) { return {_mm256_broadcast_ss(x), _mm256_broadcast_ss(x)}; }
@@ -39,6 +43,18 @@ struct Avx2 {
   }
   MXORT_INLINE Vector Decode(Codes codes, int shift) {
     return {DecodeHalf(codes.low, shift), DecodeHalf(codes.high, shift)};
+  }
+  MXORT_INLINE Pairs LoadPairs(const uint8_t* p) {
+    return {_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)),
+            _mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 16))};
+  }
+  // As in cpu_avx512.cc.
+  MXORT_INLINE __m256 DecodePairHalf(__m128i pairs, int e) {
+    const __m128i top = e ? pairs : _mm_slli_epi16(pairs, 8);
+    return _mm256_cvtph_ps(_mm_and_si128(_mm_srai_epi16(top, 1), _mm_set1_epi16(kByteFloat16)));
+  }
+  MXORT_INLINE Vector DecodePair(Pairs pairs, int e) {
+    return {DecodePairHalf(pairs.low, e), DecodePairHalf(pairs.high, e)};
   }
   // Half the scales: exact down to 2^-128, a float subnormal.
   MXORT_INLINE __m256 LoadScalesHalf(const uint8_t* p) {
@@ -66,10 +82,19 @@ bool Prepare(const MatMulSpec& spec, DataType type, const void* a, int row, int 
 void Compute(const MatMulArgs& args, Range panels, Range strips) {
   ComputeTiles<FloatTiles<Avx2>>(args, panels, strips);
 }
+bool PrepareByte(const MatMulSpec& spec, DataType type, const void* a, int row, int rows, float* scratch,
+                 uint8_t* panel) {
+  return PrepareByteRow<Avx2>(spec, type, a, row, rows, scratch, panel);
+}
+void ComputeByte(const MatMulArgs& args, Range panels, Range strips) {
+  ComputeTiles<FloatTiles<Avx2, ByteWeights<Avx2>>>(args, panels, strips);
+}
 
 }  // namespace
 
 const Kernel kAvx2 = {"avx2", &kStrip16, HasAvx2, Everything, MaxPanelRows, PanelBytes, Prepare, Compute};
+const Kernel kAvx2Byte = {"avx2_byte",  &kStrip16Byte, HasAvx2,     Everything,
+                          MaxPanelRows, PanelBytes,    PrepareByte, ComputeByte};
 
 void QuantizeRowsAvx2(const QuantizeArgs& args, Range rows) { QuantizeRows(args, rows); }
 

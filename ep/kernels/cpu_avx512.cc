@@ -13,7 +13,9 @@ namespace {
 struct Avx512 {
   using Vector = __m512;
   using Codes = __m512i;
+  using Pairs = __m256i;
   static constexpr int kMaxRows = 12;
+  static constexpr float kScaleShare = 1.0f;
 
   MXORT_INLINE Vector Zero() { return _mm512_setzero_ps(); }
   MXORT_INLINE Vector Broadcast(const float* x) { return _mm512_set1_ps(*x); }
@@ -24,6 +26,12 @@ struct Avx512 {
   MXORT_INLINE Vector Decode(Codes codes, int shift) {
     const __m512 table = _mm512_setr_ps(0, .5f, 1, 1.5f, 2, 3, 4, 6, -0.f, -.5f, -1, -1.5f, -2, -3, -4, -6);
     return _mm512_permutexvar_ps(_mm512_srli_epi32(codes, static_cast<unsigned>(shift)), table);
+  }
+  MXORT_INLINE Pairs LoadPairs(const uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+  // The byte to the top of its lane, then one to the right with its sign: sign, sign, exponent and mantissa.
+  MXORT_INLINE Vector DecodePair(Pairs pairs, int e) {
+    const __m256i top = e ? pairs : _mm256_slli_epi16(pairs, 8);
+    return _mm512_cvtph_ps(_mm256_and_si256(_mm256_srai_epi16(top, 1), _mm256_set1_epi16(kByteFloat16)));
   }
   MXORT_INLINE Vector LoadScales(const uint8_t* p) { return LoadScales16(p); }
   MXORT_INLINE void Store(float* out, Vector x) { _mm512_storeu_ps(out, x); }
@@ -39,10 +47,19 @@ bool Prepare(const MatMulSpec& spec, DataType type, const void* a, int row, int 
 void Compute(const MatMulArgs& args, Range panels, Range strips) {
   ComputeTiles<FloatTiles<Avx512>>(args, panels, strips);
 }
+bool PrepareByte(const MatMulSpec& spec, DataType type, const void* a, int row, int rows, float* scratch,
+                 uint8_t* panel) {
+  return PrepareByteRow<Avx512>(spec, type, a, row, rows, scratch, panel);
+}
+void ComputeByte(const MatMulArgs& args, Range panels, Range strips) {
+  ComputeTiles<FloatTiles<Avx512, ByteWeights<Avx512>>>(args, panels, strips);
+}
 
 }  // namespace
 
 const Kernel kAvx512 = {"avx512", &kStrip16, HasAvx512, Everything, MaxPanelRows, PanelBytes, Prepare, Compute};
+const Kernel kAvx512Byte = {"avx512_byte", &kStrip16Byte, HasAvx512,   Everything,
+                            MaxPanelRows,  PanelBytes,    PrepareByte, ComputeByte};
 
 void QuantizeRowsAvx512(const QuantizeArgs& args, Range rows) { QuantizeRows(args, rows); }
 

@@ -6,9 +6,9 @@
 
 namespace mxort {
 
-extern const Kernel kPortable;
-extern const Kernel kAvx2;
-extern const Kernel kAvx512;
+extern const Kernel kPortable, kPortableByte;
+extern const Kernel kAvx2, kAvx2Byte;
+extern const Kernel kAvx512, kAvx512Byte;
 extern const Kernel kAvx512Vnni;
 extern const Kernel kAvx512VnniBw;
 extern const Kernel kAvx512Bw;

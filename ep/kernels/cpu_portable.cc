@@ -17,7 +17,10 @@ struct Generic {
   struct Codes {
     Ints part[kParts];
   };
+  typedef uint16_t Shorts __attribute__((vector_size(2 * kLanes)));
+  using Pairs = Codes;
   static constexpr int kMaxRows = 4;
+  static constexpr float kScaleShare = 0.5f;
 
   template <class Body>
   MXORT_INLINE Vector Map(const Body& body) {
@@ -54,6 +57,28 @@ struct Generic {
       return reinterpret_cast<Floats>(reinterpret_cast<Ints>(__builtin_convertvector(twice, Floats)) | sign);
     });
   }
+  MXORT_INLINE Pairs LoadPairs(const uint8_t* p) {
+    Pairs pairs;
+    for (int i = 0; i < kParts; ++i) {
+      Shorts part;
+      __builtin_memcpy(&part, p + i * sizeof part, sizeof part);
+      pairs.part[i] = __builtin_convertvector(part, Ints);
+    }
+    return pairs;
+  }
+  // The float16 of layout.h, without F16C: exponent and mantissa to their place in a float. A subnormal m is
+  // 2^-14 * (1 + m / 8) - 2^-14.
+  MXORT_INLINE Vector DecodePair(const Pairs& pairs, int e) {
+    return Map([&](int i) {
+      const Ints byte = pairs.part[i] >> (8 * e), m = byte & 0x7F;
+      const Ints normal = (m << 20) + (112 << kFloatMantissaBits);
+      const Floats above = reinterpret_cast<Floats>((m << 20) + (113 << kFloatMantissaBits));
+      const Ints subnormal = reinterpret_cast<Ints>(above - 0x1p-14f);
+      const Ints is_subnormal = m < 8;
+      const Ints bits = (is_subnormal & subnormal) | (~is_subnormal & normal);
+      return reinterpret_cast<Floats>(bits | ((byte & 0x80) << 24));
+    });
+  }
   // Half the scales, because Decode gives twice the values; exact down to 2^-128, a float subnormal.
   MXORT_INLINE Vector LoadScales(const uint8_t* p) {
     return Map([&](int i) {
@@ -75,10 +100,19 @@ bool Prepare(const MatMulSpec& spec, DataType type, const void* a, int row, int 
 void Compute(const MatMulArgs& args, Range panels, Range strips) {
   ComputeTiles<FloatTiles<Generic>>(args, panels, strips);
 }
+bool PrepareByte(const MatMulSpec& spec, DataType type, const void* a, int row, int rows, float* scratch,
+                 uint8_t* panel) {
+  return PrepareByteRow<Generic>(spec, type, a, row, rows, scratch, panel);
+}
+void ComputeByte(const MatMulArgs& args, Range panels, Range strips) {
+  ComputeTiles<FloatTiles<Generic, ByteWeights<Generic>>>(args, panels, strips);
+}
 
 }  // namespace
 
 const Kernel kPortable = {"portable", &kStrip16, Always, Everything, MaxPanelRows, PanelBytes, Prepare, Compute};
+const Kernel kPortableByte = {"portable_byte", &kStrip16Byte, Always,      Everything,
+                              MaxPanelRows,    PanelBytes,    PrepareByte, ComputeByte};
 
 void QuantizeRowsPortable(const QuantizeArgs& args, Range rows) { QuantizeRows(args, rows); }
 

@@ -12,22 +12,46 @@ namespace mxort {
 
 enum class DataType { kFloat, kFloat16, kBFloat16 };
 enum class ActivationFormat { kNone, kMxfp8E4M3, kMxfp6E2M3, kMxfp6E3M2, kMxfp4 };
+using WeightFormat = ActivationFormat;  // of weights: any but kNone
 enum class AccuracyLevel { kFp32 = 1, kBf16 = 3, kInt8 = 4 };
 
 inline constexpr int kMaxRotation = 128;
 
-// The constant part of a MatMulMXFP4: its attributes.
+// body(E) with the element type of `format`: one branch, and then code of its own for each format.
+template <class Body>
+MXORT_INLINE auto WithElement(ActivationFormat format, const Body& body) {
+  switch (format) {
+    case ActivationFormat::kMxfp8E4M3:
+      return body(E4M3{});
+    case ActivationFormat::kMxfp6E2M3:
+      return body(E2M3{});
+    case ActivationFormat::kMxfp6E3M2:
+      return body(E3M2{});
+    case ActivationFormat::kNone:  // has none: asked for by nobody
+    case ActivationFormat::kMxfp4:
+      break;
+  }
+  return body(E2M1{});
+}
+
+// Bytes of a packed block of weights.
+MXORT_INLINE int64_t BlockBytes(WeightFormat format) {
+  return WithElement(format, [](auto element) { return PackedBytes<decltype(element)>(); });
+}
+
+// The constant part of a MatMul: its attributes, and the format that its operator stands for.
 struct MatMulSpec {
   int64_t K = 0;
   int64_t N = 0;
   int rotation = 1;
   ActivationFormat activation_format = ActivationFormat::kNone;
   AccuracyLevel accuracy_level = AccuracyLevel::kBf16;
+  WeightFormat weight_format = WeightFormat::kMxfp4;
 };
 
 int64_t BlocksOf(int64_t k);  // ceil(k / block size)
 
-// Weights as the operator receives them: codes [N, blocks * 16], scales [N, blocks].
+// Weights as the operator receives them: codes [N, blocks * BlockBytes], scales [N, blocks].
 struct Weights {
   const uint8_t* codes = nullptr;
   const uint8_t* scales = nullptr;
@@ -36,6 +60,7 @@ struct Weights {
 // How a kernel family wants the weights: strips of kStripColumns output columns (layout.cc has the picture).
 struct WeightLayout {
   const char* name;
+  bool (*holds)(WeightFormat);
   size_t (*bytes)(const MatMulSpec&);
   // Packs strips [begin, end); different strips may be packed by different threads.
   void (*pack)(const MatMulSpec&, const Weights&, int64_t begin, int64_t end, uint8_t* packed);

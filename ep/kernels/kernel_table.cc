@@ -23,7 +23,8 @@ size_t NoPanelBytes(const MatMulSpec&, int) { return 0; }
 bool DeclineRow(const MatMulSpec&, DataType, const void*, int, int, float*, uint8_t*) { return false; }
 void ComputeNothing(const MatMulArgs&, Range, Range) {}
 
-const WeightLayout kNoLayout = {"none", NoBytes, [](const MatMulSpec&, const Weights&, int64_t, int64_t, uint8_t*) {}};
+const WeightLayout kNoLayout = {"none", [](WeightFormat) { return true; }, NoBytes,
+                                [](const MatMulSpec&, const Weights&, int64_t, int64_t, uint8_t*) {}};
 const Kernel kReference = {"reference", &kNoLayout,   Always,     Everything,
                            OneRow,      NoPanelBytes, DeclineRow, ComputeNothing};
 
@@ -32,9 +33,10 @@ const Kernel kReference = {"reference", &kNoLayout,   Always,     Everything,
 const std::vector<const Kernel*>& KernelTable() {
   static const std::vector<const Kernel*> table = {
 #if defined(__x86_64__)
-      &kAmx,      &kAvx512Vnni, &kAvx512VnniBw, &kAvx512Bw, &kAvx512, &kAvxVnni, &kAvx2Int8, &kAvx2,
+      &kAmx,        &kAvx512Vnni,   &kAvx512VnniBw, &kAvx512Bw, &kAvx512,
+      &kAvx512Byte, &kAvxVnni,      &kAvx2Int8,     &kAvx2,     &kAvx2Byte,
 #endif
-      &kPortable, &kReference};
+      &kPortable,   &kPortableByte, &kReference};
   return table;
 }
 
@@ -48,7 +50,8 @@ Kernels SelectKernels(const MatMulSpec& spec, const CpuFeatures& cpu, const std:
       if (!kernel->cpu_has(cpu)) throw std::invalid_argument("MXORT_KERNEL=" + first + ": this CPU cannot run it");
       reached = true;
     }
-    const bool usable = reached && kernel->cpu_has(cpu) && kernel->supports(spec);
+    const bool usable =
+        reached && kernel->cpu_has(cpu) && kernel->layout->holds(spec.weight_format) && kernel->supports(spec);
     if (usable && (kernels.empty() || kernels[0]->layout == kernel->layout)) kernels.push_back(kernel);
   }
   if (!reached) throw std::invalid_argument("MXORT_KERNEL: unknown kernel '" + first + "', expected one of " + known);

@@ -35,29 +35,68 @@ void PackColumn(const uint8_t* from, uint8_t from_scale, uint8_t* codes, uint8_t
   *scale = CanonicalScale(from, from_scale);
 }
 
-void Pack(const MatMulSpec& spec, const Weights& weights, int64_t begin, int64_t end, uint8_t* packed) {
-  const int64_t blocks = BlocksOf(spec.K);
+// The same of a format F into bytes.
+template <class F>
+void PackByteColumn(const uint8_t* from, uint8_t from_scale, uint8_t* bytes, uint8_t* scale) {
+  uint8_t codes[kBlockSize];
+  UnpackBlock<F>(from, codes);
+  bool zero = true, nan = from_scale == kScaleNaN;
+  for (int k = 0; k < kBlockSize; ++k) {
+    const unsigned magnitude = codes[k] & (SignBit<F>() - 1), sign = codes[k] & SignBit<F>() ? 0x80u : 0u;
+    zero &= magnitude == 0;
+    nan |= magnitude >= F::kFirstSpecial;
+    bytes[k / kByteVectorElements * kByteVectorBytes + k % kByteVectorElements] =
+        static_cast<uint8_t>(sign | magnitude << (3 - F::kMantissaBits));
+  }
+  *scale = nan ? kScaleNaN : zero ? static_cast<uint8_t>(kScaleBias) : from_scale;
+}
+
+// Strips [begin, end) with kCodeBytes of codes in a block, kLaneBytes a column of a vector.
+template <int kCodeBytes, int kLaneBytes, class PackOne>
+void PackStrips(const MatMulSpec& spec, const Weights& weights, int64_t begin, int64_t end, uint8_t* packed,
+                const PackOne& pack_column) {
+  const int64_t blocks = BlocksOf(spec.K), source_bytes = BlockBytes(spec.weight_format);
+  const int64_t block_bytes = kCodeBytes + kStripColumns, strip_bytes = StripBytes(blocks, block_bytes);
   for (int64_t strip = begin; strip < end; ++strip) {
-    uint8_t* out = packed + strip * StripBytes(blocks);
+    uint8_t* out = packed + strip * strip_bytes;
     const int64_t first = strip * kStripColumns, columns = std::min<int64_t>(kStripColumns, spec.N - first);
-    if (columns < kStripColumns || blocks * kBlockBytes < StripBytes(blocks)) {
-      std::memset(out, 0, static_cast<size_t>(StripBytes(blocks)));
+    if (columns < kStripColumns || blocks * block_bytes < strip_bytes) {
+      std::memset(out, 0, static_cast<size_t>(strip_bytes));
     }
     for (int64_t block = 0; block < blocks; ++block) {  // sixteen streams in, one out
       const int64_t group = block / kGroupBlocks * kGroupBlocks, in_group = block - group;
-      uint8_t* base = out + group * kBlockBytes;
-      uint8_t* scales = base + std::min<int64_t>(kGroupBlocks, blocks - group) * kBlockCodeBytes;
+      uint8_t* base = out + group * block_bytes;
+      uint8_t* scales = base + std::min<int64_t>(kGroupBlocks, blocks - group) * kCodeBytes;
       for (int64_t column = 0; column < columns; ++column) {
         const int64_t from = (first + column) * blocks + block;
-        PackColumn(weights.codes + from * kPackedBlockBytes, weights.scales[from],
-                   base + in_group * kBlockCodeBytes + 4 * column, scales + in_group * kStripColumns + column);
+        pack_column(weights.codes + from * source_bytes, weights.scales[from],
+                    base + in_group * kCodeBytes + kLaneBytes * column, scales + in_group * kStripColumns + column);
       }
     }
   }
 }
 
+void Pack(const MatMulSpec& spec, const Weights& weights, int64_t begin, int64_t end, uint8_t* packed) {
+  PackStrips<kBlockCodeBytes, 4>(spec, weights, begin, end, packed, PackColumn);
+}
+
+void PackBytes(const MatMulSpec& spec, const Weights& weights, int64_t begin, int64_t end, uint8_t* packed) {
+  WithElement(spec.weight_format, [&](auto element) {
+    PackStrips<kByteBlockCodeBytes, kByteVectorElements>(spec, weights, begin, end, packed,
+                                                         PackByteColumn<decltype(element)>);
+  });
+}
+
+size_t ByteLayoutBytes(const MatMulSpec& spec) {
+  return static_cast<size_t>(StripsOf(spec.N) * StripBytes(BlocksOf(spec.K), kByteBlockCodeBytes + kStripColumns));
+}
+
+bool IsMxfp4(WeightFormat format) { return format == WeightFormat::kMxfp4; }
+bool IsWider(WeightFormat format) { return !IsMxfp4(format); }
+
 }  // namespace
 
-const WeightLayout kStrip16 = {"strip16", Bytes, Pack};
+const WeightLayout kStrip16 = {"strip16", IsMxfp4, Bytes, Pack};
+const WeightLayout kStrip16Byte = {"strip16_byte", IsWider, ByteLayoutBytes, PackBytes};
 
 }  // namespace mxort

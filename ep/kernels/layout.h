@@ -1,4 +1,4 @@
-// Weight layouts. `kStrip16` is shared by all CPU kernels.
+// Weight layouts. `kStrip16` is shared by all CPU kernels of 4-bit weights, `kStrip16Byte` by those of wider ones.
 #ifndef MXORT_KERNELS_LAYOUT_H_
 #define MXORT_KERNELS_LAYOUT_H_
 
@@ -27,10 +27,31 @@ inline constexpr int kBlockBytes = kBlockCodeBytes + kStripColumns;  // codes an
 // Bit offset, in a 32-bit lane, of the nibble that holds the e-th (0..7) k of its vector.
 MXORT_INLINE constexpr int NibbleShift(int e) { return 16 * (e & 1) + 4 * (e >> 1); }
 
+// The same strips and groups for weights of 6 and 8 bits, a byte each:
+//
+//   block = 16 vectors of 32 bytes; vector i, 16-bit lane n (column n), byte b  =  k 2i + b
+//
+// A byte is sign, 4 bits of exponent, 3 of mantissa, the subnormals below: E4M3's own codes, and E2M3's and E3M2's with
+// their mantissa aligned (E3M2 fills two of the three bits). Shifted by 7 it is the magnitude of a float16 that is
+// 2^(bias - 15) of the weight. No byte is E4M3's NaN: its block gets the NaN scale, as NaN takes the whole column.
+inline constexpr int kByteVectorElements = 2;
+inline constexpr int kByteVectorBytes = kByteVectorElements * kStripColumns;
+inline constexpr int kByteBlockCodeBytes = kBlockSize * kStripColumns;
+
+inline constexpr short kByteFloat16 = static_cast<short>(0xBF80);  // the bits of a float16 that come from a byte
+
+// What multiplies the value of a byte's float16 to the weight of format F.
+template <class F>
+MXORT_INLINE constexpr float ByteUnit() {
+  return static_cast<float>(1 << (15 - F::kBias));
+}
+
 MXORT_INLINE int64_t StripsOf(int64_t n) { return (n + kStripColumns - 1) / kStripColumns; }
 
 // Bytes from one strip to the next: whole cache lines.
-MXORT_INLINE int64_t StripBytes(int64_t blocks) { return (blocks * kBlockBytes + 63) / 64 * 64; }
+MXORT_INLINE int64_t StripBytes(int64_t blocks, int64_t block_bytes = kBlockBytes) {
+  return (blocks * block_bytes + 63) / 64 * 64;
+}
 
 // A block whose codes are all +-0 may carry any scale; 1 keeps it away from the rare scales.
 MXORT_INLINE uint8_t CanonicalScale(const uint8_t* codes, uint8_t scale) {
@@ -43,13 +64,14 @@ MXORT_INLINE uint8_t CanonicalScale(const uint8_t* codes, uint8_t scale) {
 // Asks for a block of the stream 4 KB ahead of p. The processor's own prefetchers stop at each page of 4 KB; asking by
 // hand, with the weights in huge pages (weight_memory.h), makes a few rows of A nearly as fast from memory as from the
 // cache.
+template <int kBytes>
 MXORT_INLINE void Prefetch(const uint8_t* p) {
   constexpr int kAhead = 4096, kLine = 64;
-#pragma GCC unroll 8
-  for (int i = 0; i < kBlockBytes; i += kLine) __builtin_prefetch(p + kAhead + i);
+#pragma GCC unroll 16
+  for (int i = 0; i < kBytes; i += kLine) __builtin_prefetch(p + kAhead + i);
 }
 
-extern const WeightLayout kStrip16;
+extern const WeightLayout kStrip16, kStrip16Byte;
 
 }  // namespace mxort
 

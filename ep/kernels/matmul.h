@@ -1,4 +1,4 @@
-// MatMulMXFP4 on the CPU: chosen kernel, work split over the caller's threads.
+// The MatMul operators on the CPU: chosen kernel, work split over the caller's threads.
 #ifndef MXORT_KERNELS_MATMUL_H_
 #define MXORT_KERNELS_MATMUL_H_
 

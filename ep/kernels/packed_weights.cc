@@ -14,9 +14,10 @@ namespace {
 
 constexpr int64_t kTaskBytes = 1 << 20;  // a millisecond of packing
 
-// The scales of strips [begin, end) as a layout holds them.
+// The scales of strips [begin, end) as a layout holds them; of the wider formats, whose kernels take all, any.
 ScaleRange Scales(const MatMulSpec& spec, const Weights& weights, int64_t begin, int64_t end) {
   const int64_t blocks = BlocksOf(spec.K);
+  if (spec.weight_format != WeightFormat::kMxfp4) return {0, kScaleNaN};
   ScaleRange range = {kScaleBias, kScaleBias};
   for (int64_t i = begin * kStripColumns * blocks; i < std::min(spec.N, end * kStripColumns) * blocks; ++i) {
     const int scale = CanonicalScale(weights.codes + i * kPackedBlockBytes, weights.scales[i]);
@@ -45,10 +46,14 @@ PackedWeights::PackedWeights(const MatMulSpec& spec, const WeightLayout& layout,
 
 std::shared_ptr<const PackedWeights> SharedPackedWeights(const MatMulSpec& spec, const WeightLayout& layout,
                                                          const Weights& weights) {
-  using Key = std::tuple<std::string_view, int64_t, int64_t, size_t, size_t>;
+  using Key = std::tuple<std::string_view, WeightFormat, int64_t, int64_t, size_t, size_t>;
   static auto& cache = *new ContentCache<Key, PackedWeights>;
   const auto scale_bytes = static_cast<size_t>(spec.N * BlocksOf(spec.K));
-  const Key key{layout.name, spec.K, spec.N, HashBytes(weights.codes, scale_bytes * kPackedBlockBytes),
+  const Key key{layout.name,
+                spec.weight_format,
+                spec.K,
+                spec.N,
+                HashBytes(weights.codes, scale_bytes * static_cast<size_t>(BlockBytes(spec.weight_format))),
                 HashBytes(weights.scales, scale_bytes)};
   return cache.Get(key, [&] { return std::make_unique<PackedWeights>(spec, layout, weights, ThreadedFor(0)); });
 }

@@ -2,7 +2,7 @@
 
 namespace mxort {
 
-void QuantizeMxfp4(const QuantizeArgs& args, Range rows) {
+void QuantizeWeights(const QuantizeArgs& args, Range rows) {
   using Variant = void (*)(const QuantizeArgs&, Range);
   static const Variant variant = [] {
     [[maybe_unused]] const CpuFeatures cpu = DetectCpu();

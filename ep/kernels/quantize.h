@@ -1,4 +1,4 @@
-// Weight quantisation: float rows to MXFP4 codes and scales, bit-identical to mxort/scales.py.
+// Weight quantisation: float rows to packed codes and scales, bit-identical to mxort/scales.py.
 #ifndef MXORT_KERNELS_QUANTIZE_H_
 #define MXORT_KERNELS_QUANTIZE_H_
 
@@ -10,13 +10,14 @@ namespace mxort {
 struct QuantizeArgs {
   const float* w;  // [rows, k]
   int64_t k;
+  WeightFormat format;
   ScaleRule rule;
-  uint8_t* codes;   // [rows, blocks * 16]
+  uint8_t* codes;   // [rows, blocks * BlockBytes]
   uint8_t* scales;  // [rows, blocks]
 };
 
 // Quantises the rows given on the best instruction set of this CPU; every variant gives the same bits.
-void QuantizeMxfp4(const QuantizeArgs& args, Range rows);
+void QuantizeWeights(const QuantizeArgs& args, Range rows);
 
 void QuantizeRowsPortable(const QuantizeArgs& args, Range rows);
 void QuantizeRowsAvx2(const QuantizeArgs& args, Range rows);

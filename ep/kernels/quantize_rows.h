@@ -9,13 +9,14 @@
 namespace mxort {
 
 // Sum of squared errors of the block at a scale, in units of that scale squared, added as the tree of mxort/scales.py.
+template <class F>
 MXORT_INLINE double SquaredError(const float* block, uint8_t scale) {
   const double inverse = static_cast<double>(InverseScale(scale));
   double error[kBlockSize];
   for (int i = 0; i < kBlockSize; ++i) {
     const double scaled = static_cast<double>(block[i]) * inverse;  // exact in double
     // The float may underflow where the double does not, but then both round to zero.
-    const double difference = scaled - static_cast<double>(RoundToElement<E2M1>(static_cast<float>(scaled)).value);
+    const double difference = scaled - static_cast<double>(RoundToElement<F>(static_cast<float>(scaled)).value);
     error[i] = difference * difference;
   }
   for (int half = kBlockSize / 2; half > 0; half /= 2) {
@@ -24,41 +25,45 @@ MXORT_INLINE double SquaredError(const float* block, uint8_t scale) {
   return error[0];
 }
 
+template <class F>
 MXORT_INLINE uint8_t ScaleMse(const float* block, unsigned absmax) {
-  const uint8_t low = ScaleFloor<E2M1>(absmax);
+  const uint8_t low = ScaleFloor<F>(absmax);
   const uint8_t high = static_cast<uint8_t>(low + 1);  // at most 253: floor of a finite float is at most 252
-  return 4 * SquaredError(block, high) < SquaredError(block, low) ? high : low;
+  return 4 * SquaredError<F>(block, high) < SquaredError<F>(block, low) ? high : low;
 }
 
+template <class F>
 MXORT_INLINE uint8_t ChooseScale(const float* block, unsigned absmax, ScaleRule rule) {
   switch (rule) {
     case ScaleRule::kFloor:
-      return ScaleFloor<E2M1>(absmax);
+      return ScaleFloor<F>(absmax);
     case ScaleRule::kEven:
-      return ScaleEven<E2M1>(absmax);
+      return ScaleEven<F>(absmax);
     case ScaleRule::kRceil:
-      return ScaleRceil<E2M1>(absmax);
+      return ScaleRceil<F>(absmax);
     case ScaleRule::kMse:
-      return ScaleMse(block, absmax);
+      return ScaleMse<F>(block, absmax);
   }
   return 0;
 }
 
+template <class F>
 MXORT_INLINE void QuantizeWeightBlock(const float* block, ScaleRule rule, uint8_t* codes, uint8_t* scale) {
   const unsigned absmax = BlockAbsmax(block);
   if (absmax >= kFloatExponent) {
     *scale = kScaleNaN;
-    __builtin_memset(codes, 0, kPackedBlockBytes);
+    __builtin_memset(codes, 0, PackedBytes<F>());
     return;
   }
-  *scale = ChooseScale(block, absmax, rule);
+  *scale = ChooseScale<F>(block, absmax, rule);
   const float inverse = InverseScale(*scale);
   uint8_t code[kBlockSize];
-  for (int i = 0; i < kBlockSize; ++i) code[i] = RoundToElement<E2M1>(block[i] * inverse).code;
-  for (int i = 0; i < kPackedBlockBytes; ++i) codes[i] = static_cast<uint8_t>(code[2 * i] | (code[2 * i + 1] << 4));
+  for (int i = 0; i < kBlockSize; ++i) code[i] = RoundToElement<F>(block[i] * inverse).code;
+  PackBlock<F>(code, codes);
 }
 
-MXORT_INLINE void QuantizeRows(const QuantizeArgs& args, Range rows) {
+template <class F>
+MXORT_INLINE void QuantizeRowsAs(const QuantizeArgs& args, Range rows) {
   const int64_t blocks = (args.k + kBlockSize - 1) / kBlockSize;
   for (int64_t row = rows.begin; row < rows.end; ++row) {
     for (int64_t block = 0; block < blocks; ++block) {
@@ -70,9 +75,12 @@ MXORT_INLINE void QuantizeRows(const QuantizeArgs& args, Range rows) {
         source = tail;
       }
       const int64_t index = row * blocks + block;
-      QuantizeWeightBlock(source, args.rule, args.codes + index * kPackedBlockBytes, args.scales + index);
+      QuantizeWeightBlock<F>(source, args.rule, args.codes + index * PackedBytes<F>(), args.scales + index);
     }
   }
+}
+MXORT_INLINE void QuantizeRows(const QuantizeArgs& args, Range rows) {
+  WithElement(args.format, [&](auto element) { QuantizeRowsAs<decltype(element)>(args, rows); });
 }
 
 }  // namespace mxort

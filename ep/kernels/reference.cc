@@ -26,30 +26,25 @@ std::vector<double> ActivationRow(const MatMulSpec& spec, DataType type, const v
   WidenRow(type, a, spec.K, padded, row.data());
   RotateRow(spec.rotation, row.data(), padded);
   std::vector<double> out(row.begin(), row.end());
-  switch (spec.activation_format) {
-    case ActivationFormat::kNone:
-      break;
-    case ActivationFormat::kMxfp8E4M3:
-      QuantizeRow<E4M3>(row, out);
-      break;
-    case ActivationFormat::kMxfp6E2M3:
-      QuantizeRow<E2M3>(row, out);
-      break;
-    case ActivationFormat::kMxfp6E3M2:
-      QuantizeRow<E3M2>(row, out);
-      break;
-    case ActivationFormat::kMxfp4:
-      QuantizeRow<E2M1>(row, out);
-      break;
+  if (spec.activation_format != ActivationFormat::kNone) {
+    WithElement(spec.activation_format, [&](auto element) { QuantizeRow<decltype(element)>(row, out); });
   }
   return out;
+}
+
+// A block of weights of format F before its scale.
+template <class F>
+void DecodeBlock(const uint8_t* packed, float* values) {
+  uint8_t codes[kBlockSize];
+  UnpackBlock<F>(packed, codes);
+  for (int i = 0; i < kBlockSize; ++i) values[i] = DecodeElement<F>(codes[i]);
 }
 
 }  // namespace
 
 void ReferenceMatMul(const MatMulSpec& spec, DataType type, const void* a, const Weights& weights,
                      const float* column_scale, const float* bias, Range rows, void* y) {
-  const int64_t blocks = BlocksOf(spec.K);
+  const int64_t blocks = BlocksOf(spec.K), block_bytes = BlockBytes(spec.weight_format);
   const char* a_bytes = static_cast<const char*>(a);
   for (int64_t m = rows.begin; m < rows.end; ++m) {
     const std::vector<double> row =
@@ -57,12 +52,12 @@ void ReferenceMatMul(const MatMulSpec& spec, DataType type, const void* a, const
     for (int64_t n = 0; n < spec.N; ++n) {
       double sum = 0;
       for (int64_t block = 0; block < blocks; ++block) {
-        const uint8_t* codes = weights.codes + (n * blocks + block) * kPackedBlockBytes;
+        const uint8_t* codes = weights.codes + (n * blocks + block) * block_bytes;
         const double scale = static_cast<double>(DecodeScale(weights.scales[n * blocks + block]));
+        float values[kBlockSize];
+        WithElement(spec.weight_format, [&](auto element) { DecodeBlock<decltype(element)>(codes, values); });
         for (int i = 0; i < kBlockSize; ++i) {
-          const uint8_t code = (codes[i / 2] >> (4 * (i % 2))) & 0xF;
-          sum += row[static_cast<size_t>(block * kBlockSize + i)] *
-                 (static_cast<double>(DecodeElement<E2M1>(code)) * scale);
+          sum += row[static_cast<size_t>(block * kBlockSize + i)] * (static_cast<double>(values[i]) * scale);
         }
       }
       const double result = sum * static_cast<double>(column_scale[n]) + static_cast<double>(bias[n]);

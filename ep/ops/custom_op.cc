@@ -25,8 +25,8 @@ namespace {
 
 class MatMulKernel : public OperatorKernel {
  public:
-  MatMulKernel(const OrtApi& api, DataType type, const OrtKernelInfo* info)
-      : OperatorKernel(api, type, info),
+  MatMulKernel(const OrtApi& api, const MatMulOperator& op, DataType type, const OrtKernelInfo* info)
+      : OperatorKernel(api, op, type, info),
         kernels_(SelectKernels(spec_, DetectCpu(), KernelOverride())),
         constants_(ReadConstants(info)) {
     for (size_t i = kB; i < kInputs; ++i) all_constant_ &= constants_[i].data != nullptr;
@@ -79,28 +79,35 @@ class MatMulKernel : public OperatorKernel {
 struct Backend {
   const char* provider;       // null: the CPU
   OrtMemType weights_memory;  // of the inputs B to bias
-  std::unique_ptr<OperatorKernel> (*make)(const OrtApi& api, DataType type, const OrtKernelInfo* info);
+  std::unique_ptr<OperatorKernel> (*make)(const OrtApi&, const MatMulOperator&, DataType, const OrtKernelInfo*);
 };
-constexpr Backend kCpu = {nullptr, OrtMemTypeDefault, [](const OrtApi& api, DataType type, const OrtKernelInfo* info) {
-                            return std::unique_ptr<OperatorKernel>(new MatMulKernel(api, type, info));
+constexpr Backend kCpu = {nullptr, OrtMemTypeDefault,
+                          [](const OrtApi& api, const MatMulOperator& op, DataType type, const OrtKernelInfo* info) {
+                            return std::unique_ptr<OperatorKernel>(new MatMulKernel(api, op, type, info));
                           }};
-constexpr Backend kRocm = {kRocmProvider, OrtMemTypeCPUInput, MakeRocmKernel};
+constexpr Backend kRocm = {kRocmProvider, OrtMemTypeCPUInput,
+                           [](const OrtApi& api, const MatMulOperator&, DataType type, const OrtKernelInfo* info) {
+                             return MakeRocmKernel(api, type, info);
+                           }};
 
 struct MatMulOp : OrtCustomOp {
   const OrtApi* api;
+  const MatMulOperator* what;
   ElementType element;
   const Backend* backend;
 };
 
 const MatMulOp& Self(const OrtCustomOp* op) { return *static_cast<const MatMulOp*>(op); }
 
-MatMulOp MakeOp(const OrtApi* api, uint32_t version, const ElementType& element, const Backend& backend) {
+MatMulOp MakeOp(const OrtApi* api, uint32_t version, const MatMulOperator& what, const ElementType& element,
+                const Backend& backend) {
   MatMulOp op{};
   static_cast<OrtCustomOp&>(op) = BasicOp(version);
   op.api = api;
+  op.what = &what;
   op.element = element;
   op.backend = &backend;
-  op.GetName = [](const OrtCustomOp*) { return kMatMulName; };
+  op.GetName = [](const OrtCustomOp* self) { return Self(self).what->name; };
   op.GetExecutionProviderType = [](const OrtCustomOp* self) { return Self(self).backend->provider; };
   op.GetInputTypeCount = [](const OrtCustomOp*) -> size_t { return kInputs; };
   op.GetInputType = [](const OrtCustomOp* self, size_t index) {
@@ -112,14 +119,16 @@ MatMulOp MakeOp(const OrtApi* api, uint32_t version, const ElementType& element,
   };
   op.GetOutputType = [](const OrtCustomOp* self, size_t) { return Self(self).element.onnx; };
   op.InferOutputShapeFn = [](const OrtCustomOp* self, OrtShapeInferContext* context) -> OrtStatusPtr {
-    return Guard(*Self(self).api, kMatMulName, [&] { InferLastDimension(*Self(self).api, context, "N", true); });
+    const MatMulOp& op_self = Self(self);
+    return Guard(*op_self.api, op_self.what->name, [&] { InferLastDimension(*op_self.api, context, "N", true); });
   };
   op.CreateKernelV2 = [](const OrtCustomOp* self, const OrtApi*, const OrtKernelInfo* info,
                          void** kernel) -> OrtStatusPtr {
     const MatMulOp& op_self = Self(self);
-    const std::string where = std::string(kMatMulName) + " '" + NodeName(*op_self.api, info) + "'";
-    return Guard(*op_self.api, where,
-                 [&] { *kernel = op_self.backend->make(*op_self.api, op_self.element.type, info).release(); });
+    const std::string where = std::string(op_self.what->name) + " '" + NodeName(*op_self.api, info) + "'";
+    return Guard(*op_self.api, where, [&] {
+      *kernel = op_self.backend->make(*op_self.api, *op_self.what, op_self.element.type, info).release();
+    });
   };
   op.KernelComputeV2 = [](void* kernel, OrtKernelContext* context) -> OrtStatusPtr {
     const auto& self = *static_cast<const OperatorKernel*>(kernel);
@@ -160,10 +169,15 @@ OrtCustomOpDomain* CustomOpDomain(const OrtApiBase* base, const OrtApi** api) {
     if (!entry.api) throw std::runtime_error(std::string("unsupported ONNX Runtime ") + base->GetVersionString());
     if (entry.ops.empty()) {
       // The CPU's first: of ops that share a name ONNX Runtime asks the first one for shapes.
-      for (const ElementType& element : kElementTypes) entry.ops.push_back(MakeOp(entry.api, version, element, kCpu));
+      for (const MatMulOperator& what : MatMulOperators()) {
+        for (const ElementType& element : kElementTypes) {
+          entry.ops.push_back(MakeOp(entry.api, version, what, element, kCpu));
+        }
+      }
       if (HasProvider(*entry.api, kRocmProvider)) {
-        for (const ElementType& element : kElementTypes)
-          entry.ops.push_back(MakeOp(entry.api, version, element, kRocm));
+        for (const ElementType& element : kElementTypes) {
+          entry.ops.push_back(MakeOp(entry.api, version, Mxfp4Operator(), element, kRocm));
+        }
       }
       entry.gathers = GatherOps(entry.api, version);
     }

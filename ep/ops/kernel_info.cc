@@ -4,7 +4,7 @@
 
 namespace mxort {
 
-MatMulAttributes ReadAttributes(const OrtApi& api, const OrtKernelInfo* info) {
+MatMulAttributes ReadAttributes(const OrtApi& api, const OrtKernelInfo* info, const MatMulOperator& op) {
   MatMulAttributes attributes;
   const auto read_int = [&](const char* name, bool optional, int64_t* value) {
     CheckAttribute(api, name, optional, api.KernelInfoGetAttribute_int64(info, name, value));
@@ -13,6 +13,9 @@ MatMulAttributes ReadAttributes(const OrtApi& api, const OrtKernelInfo* info) {
   read_int("N", false, &attributes.N);
   read_int("rotation", true, &attributes.rotation);
   read_int("accuracy_level", true, &attributes.accuracy_level);
+  int64_t exponent_bits = ExponentBits(op.formats[0]);
+  read_int("exponent_bits", true, &exponent_bits);
+  attributes.weight_format = FormatOf(op, exponent_bits);
   constexpr const char* kFormat = "activation_format";
   size_t size = 0;  // with the terminating zero; stays 0 where the attribute is absent
   CheckAttribute(api, kFormat, true, api.KernelInfoGetAttribute_string(info, kFormat, nullptr, &size));

@@ -20,7 +20,7 @@ inline constexpr ElementType kElementTypes[] = {{ONNX_TENSOR_ELEMENT_DATA_TYPE_F
                                                 {ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16, DataType::kBFloat16}};
 
 // Throws std::invalid_argument for an attribute that is missing or of a wrong type; values are for CheckAttributes.
-MatMulAttributes ReadAttributes(const OrtApi& api, const OrtKernelInfo* info);
+MatMulAttributes ReadAttributes(const OrtApi& api, const OrtKernelInfo* info, const MatMulOperator& op);
 
 }  // namespace mxort
 

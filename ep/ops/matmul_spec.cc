@@ -17,13 +17,14 @@ constexpr FormatName kFormats[] = {
     {"mxfp4", ActivationFormat::kMxfp4},
 };
 
-ActivationFormat FormatOf(const std::string& name) {
+ActivationFormat FormatNamed(const std::string& what, const std::string& name, bool none) {
   std::string known;
   for (const FormatName& row : kFormats) {
+    if (row.format == ActivationFormat::kNone && !none) continue;
     if (name == row.name) return row.format;
     known += std::string(known.empty() ? "" : ", ") + row.name;
   }
-  Fail("attribute activation_format", "'" + name + "'", "one of " + known);
+  Fail(what, "'" + name + "'", "one of " + known);
 }
 
 AccuracyLevel LevelOf(int64_t level) {
@@ -42,6 +43,40 @@ AccuracyLevel LevelOf(int64_t level) {
 
 }  // namespace
 
+const std::vector<MatMulOperator>& MatMulOperators() {
+  static const std::vector<MatMulOperator> operators = {
+      {kMatMulName, {WeightFormat::kMxfp4}},
+      {"MatMulMXFP6", {WeightFormat::kMxfp6E2M3, WeightFormat::kMxfp6E3M2}},
+      {"MatMulMXFP8", {WeightFormat::kMxfp8E4M3}},
+  };
+  return operators;
+}
+
+const MatMulOperator& Mxfp4Operator() { return MatMulOperators()[0]; }
+
+int64_t ExponentBits(WeightFormat format) {
+  return WithElement(format, [](auto element) { return decltype(element)::kExponentBits; });
+}
+
+WeightFormat FormatOf(const MatMulOperator& op, int64_t exponent_bits) {
+  std::string known;
+  for (const WeightFormat format : op.formats) {
+    if (ExponentBits(format) == exponent_bits) return format;
+    known += (known.empty() ? "" : " or ") + std::to_string(ExponentBits(format));
+  }
+  Fail("attribute exponent_bits", std::to_string(exponent_bits), known);
+}
+
+WeightFormat WeightFormatOf(const std::string& name) { return FormatNamed("weight format", name, false); }
+
+std::vector<std::string> WeightFormatNames() {
+  std::vector<std::string> names;
+  for (const FormatName& row : kFormats) {
+    if (row.format != ActivationFormat::kNone) names.push_back(row.name);
+  }
+  return names;
+}
+
 MatMulSpec CheckAttributes(const MatMulAttributes& attributes) {
   CheckDimension("K", attributes.K);
   CheckDimension("N", attributes.N);
@@ -54,15 +89,19 @@ MatMulSpec CheckAttributes(const MatMulAttributes& attributes) {
     Fail("attribute rotation", std::to_string(rotation) + " with K=" + std::to_string(attributes.K),
          "a divisor of K rounded up to blocks, " + std::to_string(padded));
   }
-  return {attributes.K, attributes.N, static_cast<int>(rotation), FormatOf(attributes.activation_format),
-          LevelOf(attributes.accuracy_level)};
+  return {attributes.K,
+          attributes.N,
+          static_cast<int>(rotation),
+          FormatNamed("attribute activation_format", attributes.activation_format, true),
+          LevelOf(attributes.accuracy_level),
+          attributes.weight_format};
 }
 
 void CheckInput(const MatMulSpec& spec, Input input, const Shape& shape) {
   const int64_t blocks = BlocksOf(spec.K);
   switch (input) {
     case kB:
-      return CheckShape("B", shape, {spec.N, blocks * kPackedBlockBytes});
+      return CheckShape("B", shape, {spec.N, blocks * BlockBytes(spec.weight_format)});
     case kBScale:
       return CheckShape("B_scale", shape, {spec.N, blocks});
     case kColumnScale:

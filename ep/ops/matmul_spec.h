@@ -1,4 +1,5 @@
-// What the operator MatMulMXFP4 accepts, independent of any runtime: attributes and shapes, with one-line errors.
+// What the operators MatMulMXFP4, 6 and 8 accept, independent of any runtime: attributes and shapes, with one-line
+// errors.
 #ifndef MXORT_OPS_MATMUL_SPEC_H_
 #define MXORT_OPS_MATMUL_SPEC_H_
 
@@ -12,13 +13,30 @@ namespace mxort {
 
 inline constexpr const char* kMatMulName = "MatMulMXFP4";
 
-// The attributes as the model gives them.
+// One operator for each width of the weights' elements. The attribute exponent_bits tells those of one width
+// apart.
+struct MatMulOperator {
+  const char* name;
+  std::vector<WeightFormat> formats;  // the default first
+};
+const std::vector<MatMulOperator>& MatMulOperators();
+const MatMulOperator& Mxfp4Operator();  // the one that GPUs run
+
+// The operator's format with so many exponent bits. Throws std::invalid_argument.
+WeightFormat FormatOf(const MatMulOperator& op, int64_t exponent_bits);
+int64_t ExponentBits(WeightFormat format);
+// The format of that name. Throws std::invalid_argument.
+WeightFormat WeightFormatOf(const std::string& name);
+std::vector<std::string> WeightFormatNames();
+
+// The attributes as the model gives them, and the format that the operator means.
 struct MatMulAttributes {
   int64_t K = 0;
   int64_t N = 0;
   int64_t rotation = 1;
   std::string activation_format = "none";
   int64_t accuracy_level = 0;
+  WeightFormat weight_format = WeightFormat::kMxfp4;
 };
 
 // Throws std::invalid_argument "attribute X: got Y, expected Z".

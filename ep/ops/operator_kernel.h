@@ -1,4 +1,4 @@
-// A MatMulMXFP4 node of a session as ONNX Runtime's custom-op interface drives it, whatever computes it.
+// A MatMulMXFP4, 6 or 8 node of a session as ONNX Runtime's custom-op interface drives it, whatever computes it.
 #ifndef MXORT_OPS_OPERATOR_KERNEL_H_
 #define MXORT_OPS_OPERATOR_KERNEL_H_
 
@@ -26,11 +26,11 @@ class OperatorKernel {
  protected:
   using Inputs = std::array<Tensor, kInputs>;
 
-  OperatorKernel(const OrtApi& api, DataType type, const OrtKernelInfo* info)
+  OperatorKernel(const OrtApi& api, const MatMulOperator& op, DataType type, const OrtKernelInfo* info)
       : api_(api),
         type_(type),
-        where_(std::string(kMatMulName) + " '" + NodeName(api, info) + "'"),
-        spec_(CheckAttributes(ReadAttributes(api, info))) {}
+        where_(std::string(op.name) + " '" + NodeName(api, info) + "'"),
+        spec_(CheckAttributes(ReadAttributes(api, info, op))) {}
 
   Tensor ReadChecked(size_t index, const OrtValue* value) const {
     Tensor tensor = ReadTensor(api_, value);

@@ -66,7 +66,8 @@ class HostInput {
 
 class RocmKernel : public OperatorKernel {
  public:
-  RocmKernel(const OrtApi& api, DataType type, const OrtKernelInfo* info) : OperatorKernel(api, type, info) {
+  RocmKernel(const OrtApi& api, DataType type, const OrtKernelInfo* info)
+      : OperatorKernel(api, Mxfp4Operator(), type, info) {
     constexpr const char* kNames[kInputs] = {"A", "B", "B_scale", "column_scale", "bias"};
     const Inputs inputs = ReadConstants(info);
     for (size_t i = kB; i < kInputs; ++i) {

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "device/matmul_plan.h"
+#include "ops/custom_op_base.h"
 #include "ops/kernel_info.h"
 #include "ops/matmul_spec.h"
 #include "provider/device_status.h"
@@ -36,7 +37,7 @@ class MatMulKernel : public OrtKernelImpl {
         ep_(ep),
         runtime_(ep.runtime()),
         where_(std::string(kMatMulName) + " '" + NodeName(*runtime_.api, info) + "'"),
-        spec_(CheckAttributes(ReadAttributes(*runtime_.api, info))),
+        spec_(CheckAttributes(ReadAttributes(*runtime_.api, info, Mxfp4Operator()))),
         type_(TypeOf(info)) {
     ort_version_supported = runtime_.version;
     Release = [](OrtKernelImpl* self) noexcept { delete static_cast<MatMulKernel*>(self); };

@@ -41,16 +41,17 @@ ScaleRule RuleOf(const std::string& name) {
   throw std::invalid_argument("scale rule: got '" + name + "', expected one of floor, even, rceil, mse");
 }
 
-py::tuple Quantize(const Array<float>& w, const std::string& rule_name, int threads) {
+py::tuple Quantize(const Array<float>& w, const std::string& rule_name, const std::string& format_name, int threads) {
   if (w.ndim() != 2) throw std::invalid_argument("weights: got rank " + std::to_string(w.ndim()) + ", expected 2");
   const ScaleRule rule = RuleOf(rule_name);
+  const WeightFormat format = WeightFormatOf(format_name);
   const int64_t n = w.shape(0), k = w.shape(1), blocks = BlocksOf(k);
-  Array<uint8_t> codes({n, blocks * kPackedBlockBytes}), scales({n, blocks});
-  const QuantizeArgs args = {w.data(), k, rule, codes.mutable_data(), scales.mutable_data()};
+  Array<uint8_t> codes({n, blocks * BlockBytes(format)}), scales({n, blocks});
+  const QuantizeArgs args = {w.data(), k, format, rule, codes.mutable_data(), scales.mutable_data()};
   {
     const py::gil_scoped_release release;
     const int workers = threads > 0 ? threads : static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
-    ThreadedFor(workers)(workers, [&](int64_t i) { QuantizeMxfp4(args, {n * i / workers, n * (i + 1) / workers}); });
+    ThreadedFor(workers)(workers, [&](int64_t i) { QuantizeWeights(args, {n * i / workers, n * (i + 1) / workers}); });
   }
   return py::make_tuple(codes, scales);
 }
@@ -116,28 +117,41 @@ py::dict Describe() {
   formats[E5M2::kName] = DescribeFormat<E5M2>();
   std::vector<float> scales;
   for (int byte = 0; byte < 256; ++byte) scales.push_back(DecodeScale(static_cast<uint8_t>(byte)));
+  py::dict operators;
+  for (const MatMulOperator& op : MatMulOperators()) {
+    std::vector<int64_t> exponent_bits;
+    for (const WeightFormat format : op.formats) exponent_bits.push_back(ExponentBits(format));
+    operators[op.name] = exponent_bits;
+  }
   const CpuFeatures cpu = DetectCpu();
   py::dict features;
   for (const auto& [name, member] : kCpuFeatures) features[name] = cpu.*member;
   py::list kernels;
   for (const Kernel* kernel : KernelTable()) {
+    std::vector<std::string> held;
+    for (const std::string& name : WeightFormatNames()) {
+      if (kernel->layout->holds(WeightFormatOf(name))) held.push_back(name);
+    }
     kernels.append(py::dict(py::arg("name") = kernel->name, py::arg("layout") = kernel->layout->name,
-                            py::arg("available") = kernel->cpu_has(cpu)));
+                            py::arg("weight_formats") = held, py::arg("available") = kernel->cpu_has(cpu)));
   }
   return py::dict(py::arg("domain") = kDomain, py::arg("block_size") = kBlockSize, py::arg("scale_bias") = kScaleBias,
                   py::arg("scale_nan") = static_cast<int>(kScaleNaN), py::arg("element_formats") = formats,
-                  py::arg("scale_values") = scales, py::arg("kernels") = kernels, py::arg("cpu") = features,
-                  py::arg("ort_header_api") = MXORT_ORT_API, py::arg("compiler") = MXORT_COMPILER);
+                  py::arg("scale_values") = scales, py::arg("operators") = operators, py::arg("kernels") = kernels,
+                  py::arg("cpu") = features, py::arg("ort_header_api") = MXORT_ORT_API,
+                  py::arg("compiler") = MXORT_COMPILER);
 }
 
 // The choice for a CPU that is described instead of detected.
 std::string SelectFor(const std::vector<std::string>& features, const std::string& first,
-                      const std::string& activation_format, int accuracy_level, int64_t rows) {
+                      const std::string& activation_format, int accuracy_level, int64_t rows,
+                      const std::string& weight_format) {
   CpuFeatures cpu;
   for (const auto& [name, member] : kCpuFeatures) {
     cpu.*member = std::count(features.begin(), features.end(), name) > 0;
   }
-  const MatMulSpec spec = CheckAttributes({kBlockSize, 1, 1, activation_format, accuracy_level});
+  const MatMulSpec spec =
+      CheckAttributes({kBlockSize, 1, 1, activation_format, accuracy_level, WeightFormatOf(weight_format)});
   return KernelFor(SelectKernels(spec, cpu, first), rows, {kScaleBias, kScaleBias}).name;
 }
 
@@ -199,24 +213,28 @@ PYBIND11_MODULE(_native, m) {
   m.doc() = "Tables and kernels of libmxort, called directly (no ONNX Runtime involved).";
   m.def("describe", &Describe, "Format constants, kernel table, CPU features and build of this library, as a dict.");
   m.def("code_objects", &CodeObjects, "GPU code objects of this build: [(source, architecture, bytes)].");
-  m.def("quantize_mxfp4", &Quantize, py::arg("weights").noconvert(), py::arg("rule"), py::arg("threads") = 0,
-        "float32 [N, K] in C order -> (codes uint8 [N, ceil(K/32)*16], scales uint8 [N, ceil(K/32)]).");
+  m.def("quantize_weights", &Quantize, py::arg("weights").noconvert(), py::arg("rule"), py::arg("format") = "mxfp4",
+        py::arg("threads") = 0,
+        "float32 [N, K] in C order -> (codes uint8 [N, ceil(K/32)*bits*4], scales uint8 [N, ceil(K/32)]).");
   m.def("round_to_element", &Round, py::arg("x").noconvert(), py::arg("format"), "float32 [n] -> (codes, values).");
   m.def("select_kernel", &SelectFor, py::arg("features"), py::arg("first"), py::arg("activation_format"),
-        py::arg("accuracy_level"), py::arg("rows") = 1, "Name of the kernel that a CPU with these features would use.");
+        py::arg("accuracy_level"), py::arg("rows") = 1, py::arg("weight_format") = "mxfp4",
+        "Name of the kernel that a CPU with these features would use.");
   m.def("float_to_half", &ToHalf, py::arg("x").noconvert(), py::arg("bfloat16"));
   m.def("half_to_float", &FromHalf, py::arg("x").noconvert(), py::arg("bfloat16"));
   BindLimits(m);
-  py::class_<Node>(m, "MatMulMXFP4", "One operator with constant weights on a kernel of the table.")
+  py::class_<Node>(m, "MatMul", "One operator with constant weights on a kernel of the table.")
       .def(py::init([](const Array<uint8_t>& codes, const Array<uint8_t>& scales, const Array<float>& column_scale,
                        const Array<float>& bias, int64_t k, int rotation, const std::string& activation_format,
-                       int accuracy_level, const std::string& kernel) {
+                       int accuracy_level, const std::string& kernel, const std::string& weight_format) {
              const ConstantInputs inputs{codes, scales, column_scale, bias};
-             return Node(inputs, {k, inputs.N(), rotation, activation_format, accuracy_level}, kernel);
+             return Node(inputs,
+                         {k, inputs.N(), rotation, activation_format, accuracy_level, WeightFormatOf(weight_format)},
+                         kernel);
            }),
            py::arg("codes").noconvert(), py::arg("scales").noconvert(), py::arg("column_scale").noconvert(),
            py::arg("bias").noconvert(), py::arg("K"), py::arg("rotation") = 1, py::arg("activation_format") = "none",
-           py::arg("accuracy_level") = 0, py::arg("kernel") = "")
+           py::arg("accuracy_level") = 0, py::arg("kernel") = "", py::arg("weight_format") = "mxfp4")
       .def_property_readonly(
           "kernel", [](const Node& node) { return node.KernelOf(1); }, "Kernel for one row of A.")
       .def("kernel_for", &Node::KernelOf, py::arg("rows"), "Name of the kernel that runs `rows` rows of A.")

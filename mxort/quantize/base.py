@@ -14,10 +14,12 @@ from mxort.errors import MxortError
 from mxort.formats import (
     BLOCK_SIZE,
     E2M1,
-    PACKED_BLOCK_BYTES,
     SCALE_NAN,
+    WEIGHT_FORMATS,
+    ElementFormat,
     blocks_of,
     scale_value,
+    unpack_codes,
     unpack_nibbles,
 )
 from mxort.quantize.statistics import Statistics
@@ -25,16 +27,21 @@ from mxort.quantize.statistics import Statistics
 
 @dataclass(frozen=True)
 class QuantizedWeight:
-    """MXFP4 rows: row n of W^T is about the dequantised row n times column_scale[n].
+    """Rows in a weight format: row n of W^T is about the dequantised row n times column_scale[n].
 
-    codes uint8 [N, ceil(K/32)*16], scales uint8 [N, ceil(K/32)], column_scale float32 [N]. ``note`` tells the user
-    what did not go as asked.
+    codes uint8 [N, ceil(K/32)*block_bytes], scales uint8 [N, ceil(K/32)], column_scale float32 [N]. ``note`` tells the
+    user what did not go as asked; ``weight_format`` is a name in :data:`mxort.formats.WEIGHT_FORMATS`.
     """
 
     codes: NDArray[np.uint8]
     scales: NDArray[np.uint8]
     column_scale: NDArray[np.float32]
     note: str = ""
+    weight_format: str = "mxfp4"
+
+    @property
+    def element(self) -> ElementFormat:
+        return WEIGHT_FORMATS[self.weight_format]
 
     @property
     def finite(self) -> bool:
@@ -55,10 +62,11 @@ class Settings:
     column_multiplier: bool = False
     statistics: Statistics | None = None
     damping: float = 0.01
+    weight_format: str = "mxfp4"
 
 
 Round = Callable[[NDArray[np.float32], Settings], QuantizedWeight]
-"""(rows float32 [n, ceil(K/32)*32], C-contiguous; settings) -> their MXFP4 form.
+"""(rows float32 [n, ceil(K/32)*32], C-contiguous; settings) -> their packed form.
 
 Deterministic, and row n of the result depends on row n alone: a weight is handed over in chunks of rows.
 """
@@ -85,9 +93,15 @@ _PAIR_OF_BYTE = E2M1.decode(unpack_nibbles(_BYTES[:, None])).view(np.complex64).
 """The two float32 of every byte as one 8-byte element, so that unpacking is one table look-up per byte."""
 
 
-def dequantize(codes: NDArray[np.uint8], scales: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """float32 [n, ceil(K/32)*32] of packed rows: ``formats.dequantize_mxfp4`` with the tail, but faster."""
-    values = _PAIR_OF_BYTE[codes].view(np.float32).reshape(*scales.shape, BLOCK_SIZE)
+def dequantize(
+    codes: NDArray[np.uint8], scales: NDArray[np.uint8], fmt: ElementFormat = E2M1
+) -> NDArray[np.float32]:
+    """float32 [n, ceil(K/32)*32] of packed rows: ``formats.dequantize`` with the tail, and faster for MXFP4."""
+    if fmt is E2M1:
+        values = _PAIR_OF_BYTE[codes].view(np.float32)
+    else:
+        values = fmt.values[unpack_codes(codes, fmt)]
+    values = values.reshape(*scales.shape, BLOCK_SIZE)
     values *= scale_value(scales)[..., None]
     return values.reshape(len(scales), -1)
 
@@ -98,7 +112,7 @@ def squared_error(rows: NDArray[np.float32], quantized: QuantizedWeight) -> NDAr
     step = max(1, _CACHED_BYTES // max(1, rows[:1].nbytes))
     for start in range(0, len(rows), step):
         part = slice(start, start + step)
-        error = dequantize(quantized.codes[part], quantized.scales[part])
+        error = dequantize(quantized.codes[part], quantized.scales[part], quantized.element)
         error *= quantized.column_scale[part, None]
         error -= rows[part]
         total[part] = np.einsum("nk,nk->n", error, error)
@@ -113,6 +127,6 @@ def with_torch(module: str) -> Any:
         raise MxortError(f"calibration needs torch ({error}): pip install 'mxort[calibrate]'") from None
 
 
-def packed_bytes(n: int, k: int) -> int:
+def packed_bytes(n: int, k: int, weight_format: str = "mxfp4") -> int:
     """Bytes of the codes and scales of a weight with ``n`` output columns of ``k`` elements."""
-    return n * blocks_of(k) * (PACKED_BLOCK_BYTES + 1)
+    return n * blocks_of(k) * (WEIGHT_FORMATS[weight_format].block_bytes + 1)

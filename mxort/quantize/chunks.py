@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from mxort.formats import BLOCK_SIZE, PACKED_BLOCK_BYTES, blocks_of, hadamard_rotate
+from mxort.formats import BLOCK_SIZE, WEIGHT_FORMATS, blocks_of, hadamard_rotate
 from mxort.quantize.base import QuantizedWeight, Round, Settings, squared_error
 
 _CHUNK_BYTES = 16 << 20
@@ -21,13 +21,13 @@ RowReader = Callable[[int, int], NDArray[np.float32]]
 def quantize_weight(
     read_rows: RowReader, n: int, k: int, algorithm: Round, settings: Settings, rotation: int
 ) -> tuple[QuantizedWeight, float]:
-    """Quantises W^T [n, k] after rotating it along K -> (its MXFP4 form, SQNR in dB).
+    """Quantises W^T [n, k] after rotating it along K -> (its packed form, SQNR in dB).
 
     The SQNR is 10*log10(sum(w^2) / sum((w - dequantised w)^2)), taken after the rotation, which keeps both
     sums; infinite without error, NaN where the weight is not finite.
     """
     width = blocks_of(k) * BLOCK_SIZE
-    codes = np.empty((n, blocks_of(k) * PACKED_BLOCK_BYTES), np.uint8)
+    codes = np.empty((n, blocks_of(k) * WEIGHT_FORMATS[settings.weight_format].block_bytes), np.uint8)
     scales = np.empty((n, blocks_of(k)), np.uint8)
     column_scale = np.empty(n, np.float32)
     signal = noise = 0.0
@@ -44,7 +44,7 @@ def quantize_weight(
             noise += float(squared_error(rows, part).sum())
             signal += float(np.einsum("nk,nk->n", rows, rows).sum(dtype=np.float64))
     sqnr = math.inf if noise == 0 else 10 * math.log10(signal / noise) if signal > 0 else -math.inf
-    return QuantizedWeight(codes, scales, column_scale, note), sqnr
+    return QuantizedWeight(codes, scales, column_scale, note, settings.weight_format), sqnr
 
 
 def fitting_rotation(k: int, wanted: int, available: tuple[int, ...]) -> int:

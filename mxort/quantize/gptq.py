@@ -1,4 +1,4 @@
-"""GPTQ (arXiv 2210.17323) on MXFP4: what rounding one input errs is made good by the inputs still to come.
+"""GPTQ (arXiv 2210.17323) on MX formats: what rounding one input errs is made good by the inputs still to come.
 
 Scales are static: rounding to nearest chooses them, and the column's multiplier, before. The order, inputs of
 the largest second moment first, leaves the blocks where they are. Then every value is set once more to the best
@@ -22,7 +22,7 @@ second another 3 %, a third would take 1.5 %; each costs as much as GPTQ itself.
 
 
 def quantize(rows: NDArray[np.float32], settings: Settings) -> QuantizedWeight:
-    """rows float32 [n, ceil(K/32)*32] -> their MXFP4 form; see :data:`mxort.quantize.base.Round`.
+    """rows float32 [n, ceil(K/32)*32] -> their packed form; see :data:`mxort.quantize.base.Round`.
 
     Raises MxortError without torch.
     """

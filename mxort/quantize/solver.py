@@ -6,7 +6,7 @@ on many rows at once, each by itself, and keeps them transposed, [K, n], so that
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -14,8 +14,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mxort.formats import BLOCK_SIZE, E2M1, SCALE_BIAS, pack_nibbles, unpack_nibbles
+from mxort.formats import (
+    BLOCK_SIZE,
+    E2M1,
+    SCALE_BIAS,
+    WEIGHT_FORMATS,
+    ElementFormat,
+    pack_codes,
+    unpack_codes,
+)
 from mxort.quantize.base import QuantizedWeight
+from mxort.quantize.moments import round_elements
 from mxort.quantize.statistics import Statistics
 
 _PANEL = 128
@@ -25,8 +34,10 @@ DRIFT_DAMPING = 0.1
 """As ``damping``, for what makes good the error of earlier layers: it is fitted to few data."""
 
 
-def round_e2m1(x: Tensor) -> Tensor:
-    """The nearest E2M1 value of each element, ties to the even code, saturating; faster than the general way."""
+def round_to(x: Tensor, fmt: ElementFormat) -> Tensor:
+    """The nearest value of the format to each element, ties to the even code, saturating; E2M1's in a faster way."""
+    if fmt is not E2M1:
+        return round_elements(x, fmt)
     magnitude = x.abs()
     # Spacing is 0.5 below 2, 1 below 4, 2 above: an even multiple of it is an even code.
     step = torch.where(magnitude < 2, 0.5, torch.where(magnitude < 4, 1.0, 2.0))
@@ -90,8 +101,8 @@ def solve(
     """GPTQ with the scales of ``start``, then ``sweeps`` of :func:`descend`. No row ends worse than it starts."""
     wanted = torch.from_numpy(np.ascontiguousarray(rows.T))
     exponents = torch.from_numpy(start.scales.T.astype(np.int32) - SCALE_BIAS)
-    first = Solution(_values(start), exponents, torch.from_numpy(start.column_scale))
-    solution = Solution(gptq(problem, wanted, first.scales), exponents, first.multiplier)
+    first = Solution(_values(start), exponents, torch.from_numpy(start.column_scale), start.weight_format)
+    solution = replace(first, values=gptq(problem, wanted, first.scales, first.element))
     descend(problem, wanted, solution, sweeps)
     worse = ~(loss(problem, wanted - solution.weights()) <= loss(problem, wanted - first.weights()))
     solution.values = torch.where(worse, first.values, solution.values)
@@ -101,7 +112,8 @@ def solve(
 
 def _values(quantized: QuantizedWeight) -> Tensor:
     """[K, n]"""
-    values: Tensor = torch.from_numpy(E2M1.decode(unpack_nibbles(quantized.codes)).T)
+    fmt = quantized.element
+    values: Tensor = torch.from_numpy(fmt.decode(unpack_codes(quantized.codes, fmt)).T)
     return values.contiguous()
 
 
@@ -109,12 +121,17 @@ def _values(quantized: QuantizedWeight) -> Tensor:
 class Solution:
     """Rows being rounded: row = values * 2^exponents * multiplier, everything transposed.
 
-    values [K, n] are E2M1 numbers, exponents [K/32, n], multiplier [n].
+    values [K, n] are numbers of the weight format's elements, exponents [K/32, n], multiplier [n].
     """
 
     values: Tensor
     exponents: Tensor
     multiplier: Tensor
+    weight_format: str = "mxfp4"
+
+    @property
+    def element(self) -> ElementFormat:
+        return WEIGHT_FORMATS[self.weight_format]
 
     @property
     def block_scales(self) -> Tensor:
@@ -132,10 +149,15 @@ class Solution:
 
     def pack(self) -> QuantizedWeight:
         values = self.values.T.contiguous().numpy()
-        codes = np.searchsorted(E2M1.magnitudes, np.abs(values)).astype(np.uint8)
-        codes += np.where(values < 0, np.uint8(E2M1.sign_bit), np.uint8(0))
+        codes = np.searchsorted(self.element.magnitudes, np.abs(values)).astype(np.uint8)
+        codes += np.where(values < 0, np.uint8(self.element.sign_bit), np.uint8(0))
         scales = (self.exponents.T.numpy() + SCALE_BIAS).astype(np.uint8)
-        return QuantizedWeight(pack_nibbles(codes), np.ascontiguousarray(scales), self.multiplier.numpy())
+        return QuantizedWeight(
+            pack_codes(codes, self.element),
+            np.ascontiguousarray(scales),
+            self.multiplier.numpy(),
+            weight_format=self.weight_format,
+        )
 
 
 def loss(problem: Problem, error: Tensor) -> Tensor:
@@ -143,8 +165,8 @@ def loss(problem: Problem, error: Tensor) -> Tensor:
     return ((problem.hessian @ error) * error).sum(dim=0, dtype=torch.float64)
 
 
-def gptq(problem: Problem, target: Tensor, scales: Tensor) -> Tensor:
-    """E2M1 values [K, n]: each k is rounded in turn, and what it erred is made good by those still to come."""
+def gptq(problem: Problem, target: Tensor, scales: Tensor, fmt: ElementFormat = E2M1) -> Tensor:
+    """Values of ``fmt`` [K, n]: each k is rounded in turn, and what it erred is made good by those still to come."""
     assert problem.upper is not None
     order, upper = problem.order, problem.upper
     rest, scale = target[order], scales[order]
@@ -154,7 +176,7 @@ def gptq(problem: Problem, target: Tensor, scales: Tensor) -> Tensor:
         panel, errors = rest[start:stop], torch.empty_like(rest[start:stop])
         for i in range(stop - start):
             row = upper[start + i, start:stop]
-            values[start + i] = round_e2m1(panel[i] / scale[start + i])
+            values[start + i] = round_to(panel[i] / scale[start + i], fmt)
             errors[i] = (panel[i] - values[start + i] * scale[start + i]) / row[i]
             panel[i + 1 :].addr_(row[i + 1 :], errors[i], alpha=-1)
         rest[stop:].addmm_(upper[start:stop, stop:].T, errors, alpha=-1)
@@ -180,7 +202,7 @@ def descend(problem: Problem, target: Tensor, solution: Solution, sweeps: int) -
                 k = start + i
                 row = hessian[k, start:stop]
                 old = solution.values[k] * scales[k]
-                new = round_e2m1((old + panel[i] / row[i]) / scales[k])
+                new = round_to((old + panel[i] / row[i]) / scales[k], solution.element)
                 moves[i] = new * scales[k] - old
                 solution.values[k] = new
                 panel.addr_(row, moves[i], alpha=-1)

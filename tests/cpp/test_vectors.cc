@@ -55,6 +55,39 @@ Result EvaluateFormat(const std::string& format, float value, unsigned char code
   std::exit(2);
 }
 
+// Numbers in text, or pairs of hexadecimal digits, repeated.
+std::vector<unsigned char> Bytes(const std::string& text, bool hex, int times) {
+  std::vector<unsigned char> once, all;
+  std::stringstream stream(text);
+  if (hex) {
+    for (size_t i = 0; i + 1 < text.size(); i += 2) {
+      once.push_back(static_cast<unsigned char>(std::stoi(text.substr(i, 2), nullptr, 16)));
+    }
+  } else {
+    for (int number; stream >> number;) once.push_back(static_cast<unsigned char>(number));
+  }
+  for (int i = 0; i < times; ++i) all.insert(all.end(), once.begin(), once.end());
+  return all;
+}
+
+template <class F>
+bool Packs(const std::vector<unsigned char>& codes, const std::vector<unsigned char>& bytes) {
+  std::vector<unsigned char> packed(PackedBytes<F>()), unpacked(kBlockSize);
+  PackBlock<F>(codes.data(), packed.data());
+  UnpackBlock<F>(bytes.data(), unpacked.data());
+  return packed == bytes && unpacked == codes;
+}
+
+bool PacksFormat(const std::vector<std::string>& row) {
+  const int times = std::atoi(row[3].c_str());
+  const std::vector<unsigned char> codes = Bytes(row[1], false, times), bytes = Bytes(row[2], true, times);
+  if (codes.size() != kBlockSize) return false;
+  if (row[0] == E2M1::kName) return Packs<E2M1>(codes, bytes);
+  if (row[0] == E2M3::kName) return Packs<E2M3>(codes, bytes);
+  if (row[0] == E3M2::kName) return Packs<E3M2>(codes, bytes);
+  return row[0] == E4M3::kName && Packs<E4M3>(codes, bytes);
+}
+
 int failures = 0, passed = 0;
 
 void Expect(bool ok, const std::vector<std::string>& row) {
@@ -84,6 +117,7 @@ int main(int argc, char** argv) {
     const int got = row[1] == "floor" ? result.floor : row[1] == "even" ? result.even : result.rceil;
     Expect(got == std::atoi(row[3].c_str()), row);
   }
+  for (const auto& row : ReadCsv(folder + "/packing.csv")) Expect(PacksFormat(row), row);
   for (int byte = 0; byte < 255; ++byte) {  // scale and inverse multiply to 1, exactly, wherever both are normal
     const float product =
         DecodeScale(static_cast<unsigned char>(byte)) * InverseScale(static_cast<unsigned char>(byte));

@@ -35,10 +35,14 @@ print(ort.__version__)
 """
 
 
-@pytest.fixture(scope="module")
-def converted(minilm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+EVERY_FORMAT = ("*/query/*=mxfp6_e2m3", "*/key/*=mxfp6_e3m2", "*/value/*=mxfp8_e4m3")
+
+
+@pytest.fixture(scope="module", params=[(), EVERY_FORMAT], ids=["mxfp4", "every-format"])
+def converted(request: pytest.FixtureRequest, minilm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("versions") / "minilm.onnx"
-    mxort.convert(minilm / "model.onnx", out, convert_embedding=True)
+    report = mxort.convert(minilm / "model.onnx", out, convert_embedding=True, layer_formats=request.param)
+    assert len({site.weight_format for site in report.converted}) == (4 if request.param else 1)
     return out
 
 

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from functools import partial
+from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -16,10 +17,34 @@ from hypothesis import strategies as st
 
 import oracle
 from mxort import _native
-from mxort.formats import BLOCK_SIZE, E2M1, SCALE_BIAS, SCALE_NAN, hadamard_rotate
+from mxort.formats import (
+    BLOCK_SIZE,
+    SCALE_BIAS,
+    SCALE_NAN,
+    WEIGHT_FORMATS,
+    blocks_of,
+    hadamard_rotate,
+    pack_codes,
+)
 from oracle import FORMATS_AND_LEVELS, Case, random_case
 
-KERNELS = [k["name"] for k in _native.describe()["kernels"] if k["available"]]
+
+class Row(NamedTuple):
+    """A row of the kernel table with weights that it holds."""
+
+    name: str
+    weight_format: str
+
+
+ROWS_OF_KERNELS = [
+    Row(kernel["name"], weight_format)
+    for kernel in _native.describe()["kernels"]
+    if kernel["available"]
+    for weight_format in kernel["weight_formats"]
+]
+KERNELS = list({row.name: row for row in ROWS_OF_KERNELS}.values())
+"""Each kernel with one weight format, for sweeps over what does not depend on the format."""
+
 EMULATED = (
     any(k["available"] for k in _native.describe()["kernels"] if k["name"] == "avx512_amx")
     and not _native.describe()["cpu"]["amx_bf16"]
@@ -39,11 +64,26 @@ SHAPES = [
     (384, 31, 128),
 ]
 
-each_kernel = pytest.mark.parametrize("kernel", KERNELS)
+each_row = pytest.mark.parametrize("kernel", ROWS_OF_KERNELS, ids="-".join)
+each_kernel = pytest.mark.parametrize("kernel", KERNELS, ids="-".join)
 
 
-def make(case: Case, kernel: str) -> _native.MatMulMXFP4:
-    return _native.MatMulMXFP4(
+def case_for(
+    kernel: Row,
+    rng: np.random.Generator,
+    n: int,
+    k: int,
+    activation_format: str = "none",
+    level: int = 0,
+    rotation: int = 1,
+) -> Case:
+    """Random weights of the row's format."""
+    attributes = {"activation_format": activation_format, "accuracy_level": level}
+    return random_case(rng, n, k, rotation, kernel.weight_format, **attributes)
+
+
+def make(case: Case, kernel: Row) -> _native.MatMul:
+    return _native.MatMul(
         case.codes,
         case.scales,
         case.column_scale,
@@ -52,28 +92,29 @@ def make(case: Case, kernel: str) -> _native.MatMulMXFP4:
         rotation=case.rotation,
         activation_format=case.activation_format,
         accuracy_level=case.accuracy_level,
-        kernel=kernel,
+        kernel=kernel.name,
+        weight_format=case.weight_format,
     )
 
 
-def run(case: Case, a: np.ndarray, kernel: str, threads: int = 1) -> np.ndarray:
+def run(case: Case, a: np.ndarray, kernel: Row, threads: int = 1) -> np.ndarray:
     return make(case, kernel)(a, threads)
 
 
-def check(case: Case, a: np.ndarray, kernel: str, what: str = "", threads: int = 1) -> None:
+def check(case: Case, a: np.ndarray, kernel: Row, what: str = "", threads: int = 1) -> None:
     """Runs the kernel, or the one that it leaves so few rows to, and compares with the oracle."""
     node = make(case, kernel)
     ran = node.kernel_for(len(a))
     oracle.assert_close(case, a, node(a, threads), f"{ran} {what}", ran)
 
 
-@each_kernel
+@each_row
 @pytest.mark.parametrize(("activation_format", "level"), FORMATS_AND_LEVELS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: np.dtype(d).name)
-def test_oracle(kernel: str, activation_format: str, level: int, dtype: type) -> None:
+def test_oracle(kernel: Row, activation_format: str, level: int, dtype: type) -> None:
     rng = np.random.default_rng(0)
     for k, n, rotation in SHAPES:
-        case = random_case(rng, n, k, rotation, activation_format=activation_format, accuracy_level=level)
+        case = case_for(kernel, rng, n, k, activation_format, level, rotation)
         for m in ROWS:
             a = rng.standard_normal((m, k)).astype(dtype)
             what = f"{kernel} {activation_format} level {level} K={k} N={n} rotation={rotation} M={m}"
@@ -83,9 +124,9 @@ def test_oracle(kernel: str, activation_format: str, level: int, dtype: type) ->
 @each_kernel
 @pytest.mark.parametrize("distribution", ["normal", "laplace"])
 @pytest.mark.parametrize("level", [1, 3, 4])
-def test_relative_rms_of_each_accuracy_level(kernel: str, distribution: str, level: int) -> None:
+def test_relative_rms_of_each_accuracy_level(kernel: Row, distribution: str, level: int) -> None:
     rng = np.random.default_rng(3)
-    case = random_case(rng, 96, 1024, accuracy_level=level)
+    case = random_case(rng, 96, 1024, accuracy_level=level, weight_format=kernel.weight_format)
     case.bias[:] = 0
     a = getattr(rng, distribution)(size=(40, 1024)).astype(np.float32)
     exact, _ = oracle.evaluate(case, a)
@@ -96,28 +137,28 @@ def test_relative_rms_of_each_accuracy_level(kernel: str, distribution: str, lev
     assert oracle.relative_rms(run(case, a, kernel), exact) <= bound[level]
 
 
-def unit_weights(k: int, **attributes: object) -> Case:
+def unit_weights(k: int, weight_format: str, **attributes: object) -> Case:
     """Y = A . H: each output column picks one k."""
-    codes = np.zeros((k, k // 2), np.uint8)
-    codes[np.arange(k), np.arange(k) // 2] = E2M1.encode(1.0) << (4 * (np.arange(k) % 2))
+    fmt = WEIGHT_FORMATS[weight_format]
+    codes = pack_codes(fmt.encode(np.eye(k)), fmt)
     scales, one = np.full((k, k // BLOCK_SIZE), SCALE_BIAS, np.uint8), np.ones(k, np.float32)
-    return Case(codes, scales, k, column_scale=one, bias=one * 0, **attributes)  # type: ignore[arg-type]
+    return Case(codes, scales, k, column_scale=one, bias=one * 0, weight_format=weight_format, **attributes)  # type: ignore[arg-type]
 
 
 @each_kernel
 @pytest.mark.parametrize("rotation", [32, 64, 128])
-def test_rotation_is_the_same_bits_everywhere(kernel: str, rotation: int) -> None:
+def test_rotation_is_the_same_bits_everywhere(kernel: Row, rotation: int) -> None:
     rng = np.random.default_rng(rotation)
     a = (rng.standard_normal((40, 128)) * 10.0 ** rng.integers(-6, 6, (40, 128))).astype(np.float32)
-    y = run(unit_weights(128, rotation=rotation, accuracy_level=1), a, kernel)
+    y = run(unit_weights(128, kernel.weight_format, rotation=rotation, accuracy_level=1), a, kernel)
     np.testing.assert_array_equal(y, hadamard_rotate(a, rotation))
 
 
 @each_kernel
 @pytest.mark.parametrize("level", [1, 3, 4])
-def test_how_far_a_value_moves(kernel: str, level: int) -> None:
+def test_how_far_a_value_moves(kernel: Row, level: int) -> None:
     """With unit weights Y is A itself: no value may move further than its level allows, and no block as a whole."""
-    case = unit_weights(256, accuracy_level=level)
+    case = unit_weights(256, kernel.weight_format, accuracy_level=level)
     a = np.random.default_rng(11).laplace(size=(200, 256)).astype(np.float32)
     if make(case, kernel).kernel_for(len(a)) == oracle.BFLOAT16_KERNEL:
         pytest.skip("rounds each value to bfloat16 instead: its own bound is in test_oracle")
@@ -128,32 +169,37 @@ def test_how_far_a_value_moves(kernel: str, level: int) -> None:
     assert abs((moved / step).mean()) < 0.02
 
 
-@each_kernel
-def test_every_code_and_scale(kernel: str) -> None:
-    """One-hot A picks single weights: all 16 codes times all 256 scales, exact in float or NaN."""
-    every_code = np.arange(16, dtype=np.uint8) | (np.arange(16, dtype=np.uint8)[::-1] << 4)
-    codes = np.tile(every_code, (256, 1))
-    scales = np.arange(256, dtype=np.uint8)[:, None]
+@each_row
+def test_every_code_and_scale(kernel: Row) -> None:
+    """One-hot A picks single weights: all codes times all 256 scales, exact in float; NaN takes its whole column."""
+    fmt = WEIGHT_FORMATS[kernel.weight_format]
+    every_code = np.arange(1 << fmt.bits, dtype=np.uint8)
+    if fmt.bits == 4:
+        every_code = np.concatenate([every_code, every_code[::-1]])
+    rows = every_code.reshape(-1, BLOCK_SIZE)
+    n = 256 * len(rows)
     case = Case(
-        codes,
-        scales,
+        np.tile(pack_codes(rows, fmt), (256, 1)),
+        np.repeat(np.arange(256, dtype=np.uint8), len(rows))[:, None],
         32,
         accuracy_level=1,
-        column_scale=np.ones(256, np.float32),
-        bias=np.zeros(256, np.float32),
+        column_scale=np.ones(n, np.float32),
+        bias=np.zeros(n, np.float32),
+        weight_format=kernel.weight_format,
     )
     y = run(case, np.eye(32, dtype=np.float32), kernel)
     with np.errstate(over="ignore"):
         expected = case.weights.T.astype(np.float32)
+    expected[:, np.isnan(expected).any(axis=0)] = np.nan
     np.testing.assert_array_equal(y, expected)
 
 
 @each_kernel
 @pytest.mark.parametrize(("activation_format", "level"), FORMATS_AND_LEVELS)
 @pytest.mark.parametrize("byte", [0, 1, 2, 126, 200, 252, 253, 254])
-def test_extreme_weight_scales(kernel: str, activation_format: str, level: int, byte: int) -> None:
+def test_extreme_weight_scales(kernel: Row, activation_format: str, level: int, byte: int) -> None:
     rng = np.random.default_rng(byte)
-    case = random_case(rng, 20, 96, activation_format=activation_format, accuracy_level=level)
+    case = case_for(kernel, rng, 20, 96, activation_format, level)
     case.scales[:] = byte
     a = (rng.standard_normal((3, 96)) * 2.0 ** np.clip(126 - byte, -100, 100)).astype(np.float32)
     check(case, a, kernel, f"{kernel} scale {byte}")
@@ -162,10 +208,10 @@ def test_extreme_weight_scales(kernel: str, activation_format: str, level: int, 
 @each_kernel
 @pytest.mark.parametrize(("activation_format", "level"), FORMATS_AND_LEVELS)
 @pytest.mark.parametrize("exponent", [-149, -140, -126, -115, -100, 90, 99, 110, 126])
-def test_extreme_activations(kernel: str, activation_format: str, level: int, exponent: int) -> None:
+def test_extreme_activations(kernel: Row, activation_format: str, level: int, exponent: int) -> None:
     """Magnitudes from float's smallest subnormals to its largest numbers, with weight scales that bring them back."""
     rng = np.random.default_rng(exponent + 200)
-    case = random_case(rng, 20, 96, activation_format=activation_format, accuracy_level=level)
+    case = case_for(kernel, rng, 20, 96, activation_format, level)
     case.scales[:] = np.clip(127 - exponent, 1, 252)
     case.bias[:] = 0
     a = np.ldexp(rng.uniform(-1.9, 1.9, (4, 96)), exponent).astype(np.float32)
@@ -175,10 +221,10 @@ def test_extreme_activations(kernel: str, activation_format: str, level: int, ex
 
 @each_kernel
 @pytest.mark.parametrize(("activation_format", "level"), FORMATS_AND_LEVELS)
-def test_nan_and_infinity(kernel: str, activation_format: str, level: int) -> None:
+def test_nan_and_infinity(kernel: Row, activation_format: str, level: int) -> None:
     """NaN in a row of A makes that row NaN and no other; a NaN scale makes that column NaN and no other."""
     rng = np.random.default_rng(5)
-    case = random_case(rng, 18, 64, activation_format=activation_format, accuracy_level=level)
+    case = case_for(kernel, rng, 18, 64, activation_format, level)
     a = rng.standard_normal((5, 64)).astype(np.float32)
     a[1, 3], a[3, 40] = np.nan, np.inf
     case.scales[7, 1] = SCALE_NAN  # the integer kernels leave such weights to the float kernels
@@ -194,17 +240,17 @@ def test_nan_and_infinity(kernel: str, activation_format: str, level: int) -> No
 
 
 @each_kernel
-def test_a_nan_scale_of_a_zero_block_is_nan(kernel: str) -> None:
-    case = random_case(np.random.default_rng(6), 3, 32)
+def test_a_nan_scale_of_a_zero_block_is_nan(kernel: Row) -> None:
+    case = case_for(kernel, np.random.default_rng(6), 3, 32)
     case.codes[1], case.scales[1] = 0, SCALE_NAN
     y = run(case, np.zeros((1, 32), np.float32), kernel)
     np.testing.assert_array_equal(np.isnan(y[0]), [False, True, False])
 
 
 @each_kernel
-def test_unaligned_inputs_and_outputs(kernel: str) -> None:
+def test_unaligned_inputs_and_outputs(kernel: Row) -> None:
     rng = np.random.default_rng(7)
-    case = random_case(rng, 37, 100)
+    case = case_for(kernel, rng, 37, 100)
     for offset in (1, 3, 7):
         buffer = np.empty(5 * 100 + offset, np.float32)
         a = buffer[offset:].reshape(5, 100)
@@ -213,9 +259,9 @@ def test_unaligned_inputs_and_outputs(kernel: str) -> None:
 
 
 @each_kernel
-def test_threads_do_not_change_a_bit(kernel: str) -> None:
+def test_threads_do_not_change_a_bit(kernel: Row) -> None:
     rng = np.random.default_rng(8)
-    case = random_case(rng, 700, 512)
+    case = case_for(kernel, rng, 700, 512)
     a = rng.standard_normal((33, 512)).astype(np.float32)
     one = run(case, a, kernel)
     for threads in (2, 3, 8):
@@ -225,7 +271,7 @@ def test_threads_do_not_change_a_bit(kernel: str) -> None:
 @settings(max_examples=300, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
-    kernel=st.sampled_from(KERNELS),
+    kernel=st.sampled_from(ROWS_OF_KERNELS),
     shape=st.tuples(st.integers(0, 40), st.integers(1, 80), st.integers(1, 300)),
     rotation=st.sampled_from([1, 32]),
     attributes=st.sampled_from(FORMATS_AND_LEVELS),
@@ -234,7 +280,7 @@ def test_threads_do_not_change_a_bit(kernel: str) -> None:
 )
 def test_random_problems(
     seed: int,
-    kernel: str,
+    kernel: Row,
     shape: tuple[int, int, int],
     rotation: int,
     attributes: tuple[str, int],
@@ -244,12 +290,12 @@ def test_random_problems(
     """Any shape; blocks whose magnitudes differ by up to 2^spread; random codes and scales, not quantised ones."""
     rng = np.random.default_rng(seed)
     m, n, k = shape
-    case = random_case(rng, n, k, rotation, activation_format=attributes[0], accuracy_level=attributes[1])
-    case.codes[:] = rng.integers(0, 256, case.codes.shape)
-    if rotation == 1 and k % 32:  # the padded tail holds code 0
-        case.codes.reshape(n, -1)[:, (k + 1) // 2 :] = 0
-        if k % 2:
-            case.codes[:, k // 2] &= 0xF
+    case = case_for(kernel, rng, n, k, attributes[0], attributes[1], rotation)
+    fmt = WEIGHT_FORMATS[kernel.weight_format]
+    codes = rng.integers(0, 1 << fmt.bits, (n, blocks_of(k) * BLOCK_SIZE), dtype=np.uint8)
+    if rotation == 1:
+        codes[:, k:] = 0  # the padded tail
+    case.codes[:] = pack_codes(codes, fmt)
     case.scales[:] = rng.integers(127 - spread, 128 + spread, case.scales.shape)
     with np.errstate(over="ignore"):
         a = (rng.standard_normal((m, k)) * 2.0 ** rng.integers(-spread, spread + 1, (m, k))).astype(dtype)
@@ -302,6 +348,10 @@ def test_selection_is_a_pure_function_of_features() -> None:
     assert _native.select_kernel(features, "", "none", 3, 16) == "avx512_amx"
     assert _native.select_kernel(features, "", "none", 3, 15) == "avx512_vnni"
     assert _native.select_kernel(features, "avx2", "none", 3, 1000) == "avx2"
+    for count, name in enumerate(["portable", "avx2", "avx512"]):
+        for weight_format in ("mxfp6_e2m3", "mxfp6_e3m2", "mxfp8_e4m3"):
+            has = ["avx2_fma", "avx512"][:count]
+            assert _native.select_kernel(has, "", "none", 3, 16, weight_format) == f"{name}_byte"
     with pytest.raises(ValueError, match="this CPU cannot run it"):
         _native.select_kernel(["avx2_fma"], "avx512", "none", 3)
     with pytest.raises(ValueError, match="unknown kernel 'sse9', expected one of avx512_amx, avx512_vnni"):
@@ -311,7 +361,7 @@ def test_selection_is_a_pure_function_of_features() -> None:
 def test_override_variable() -> None:
     code = (
         "import numpy as np; from mxort import _native as n; o = np.ones(1, np.float32);"
-        "print(n.MatMulMXFP4(np.zeros((1, 16), np.uint8), np.zeros((1, 1), np.uint8), o, o, K=32).kernel)"
+        "print(n.MatMul(np.zeros((1, 16), np.uint8), np.zeros((1, 1), np.uint8), o, o, K=32).kernel)"
     )
 
     def chosen(value: str) -> subprocess.CompletedProcess[str]:
@@ -327,11 +377,11 @@ def test_override_variable() -> None:
 def test_packed_weights_are_shared_by_content() -> None:
     case = random_case(np.random.default_rng(9), 64, 512)
     args = (case.column_scale, case.bias)
-    first = _native.MatMulMXFP4(case.codes, case.scales, *args, K=512)
-    second = _native.MatMulMXFP4(case.codes.copy(), case.scales.copy(), *args, K=512)
+    first = _native.MatMul(case.codes, case.scales, *args, K=512)
+    second = _native.MatMul(case.codes.copy(), case.scales.copy(), *args, K=512)
     other_codes = case.codes.copy()
     other_codes[0, 0] ^= 1
-    other = _native.MatMulMXFP4(other_codes, case.scales, *args, K=512)
+    other = _native.MatMul(other_codes, case.scales, *args, K=512)
     assert first.packed_address == second.packed_address
     assert first.packed_address != other.packed_address
 
@@ -346,7 +396,7 @@ def test_bad_arguments() -> None:
             "column_scale": case.column_scale,
         }
         values |= {"bias": case.bias, "K": 32} | changes
-        return _native.MatMulMXFP4(**values)
+        return _native.MatMul(**values)
 
     with pytest.raises(ValueError, match=r"input B: got shape \[4,15\], expected \[4,16\]"):
         make(codes=np.zeros((4, 15), np.uint8))

@@ -18,6 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 import op_model
 import oracle
 from mxort import _native
+from mxort.formats import WEIGHT_FORMATS
 from oracle import FORMATS_AND_LEVELS, random_case
 
 EMULATES_OR_HAS_AMX = any(
@@ -33,9 +34,13 @@ ELEM_TYPES = {
 @pytest.mark.parametrize("elem_type", ELEM_TYPES, ids=lambda t: np.dtype(ELEM_TYPES[t]).name)
 @pytest.mark.parametrize(("activation_format", "level"), FORMATS_AND_LEVELS)
 @pytest.mark.parametrize("rotation", [1, 32])
-def test_oracle(elem_type: int, activation_format: str, level: int, rotation: int) -> None:
+@pytest.mark.parametrize("weight_format", WEIGHT_FORMATS)
+def test_oracle(
+    elem_type: int, activation_format: str, level: int, rotation: int, weight_format: str
+) -> None:
     rng = np.random.default_rng(level + rotation)
-    case = random_case(rng, 33, 100, rotation, activation_format=activation_format, accuracy_level=level)
+    attributes = {"activation_format": activation_format, "accuracy_level": level}
+    case = random_case(rng, 33, 100, rotation, weight_format, **attributes)
     a = rng.standard_normal((2, 5, 100)).astype(ELEM_TYPES[elem_type])
     bf16 = elem_type == TensorProto.BFLOAT16
     (y,) = op_model.session(op_model.model(case, elem_type=elem_type)).run(
@@ -47,10 +52,11 @@ def test_oracle(elem_type: int, activation_format: str, level: int, rotation: in
 
 @pytest.mark.parametrize("rotation", [1, 32, 64, 128])
 @pytest.mark.parametrize("opset", [15, 18, 21, 22])
-def test_library_function_and_reference_agree(rotation: int, opset: int) -> None:
+@pytest.mark.parametrize("weight_format", WEIGHT_FORMATS)
+def test_library_function_and_reference_agree(rotation: int, opset: int, weight_format: str) -> None:
     """Our kernel, the function in stock ONNX Runtime, and onnx.reference: three evaluations of one file."""
     rng = np.random.default_rng(rotation)
-    case = random_case(rng, 24, 256 if rotation > 32 else 100, rotation, accuracy_level=1)
+    case = random_case(rng, 24, 256 if rotation > 32 else 100, rotation, weight_format, accuracy_level=1)
     proto = op_model.model(case, opset=opset)
     onnx.checker.check_model(proto, full_check=True)
     a = rng.standard_normal((3, 4, case.K)).astype(np.float32)
@@ -254,6 +260,40 @@ def test_wrong_input_at_run_time() -> None:
         run.run(None, {"A": np.ones((1, 32), np.int64)})
 
 
+BAD_WIDE_NODES = [
+    (
+        "mxfp6_e2m3",
+        {"B": np.zeros((7, 16), np.uint8)},
+        r"MatMulMXFP6 'node': input B: got shape \[7,16\], expected \[7,24\]",
+    ),
+    ("mxfp6_e2m3", {"exponent_bits": 4}, "attribute exponent_bits: got 4, expected 2 or 3"),
+    ("mxfp6_e3m2", {"exponent_bits": "3"}, "attribute exponent_bits: .*type"),
+    (
+        "mxfp8_e4m3",
+        {"B": np.zeros((7, 24), np.uint8)},
+        r"MatMulMXFP8 'node': input B: got shape \[7,24\], expected \[7,32\]",
+    ),
+    ("mxfp8_e4m3", {"exponent_bits": 5}, "attribute exponent_bits: got 5, expected 4"),
+    ("mxfp4", {"exponent_bits": 3}, "attribute exponent_bits: got 3, expected 2"),
+]
+
+
+@pytest.mark.parametrize(("weight_format", "changes", "message"), BAD_WIDE_NODES)
+def test_bad_wide_nodes(weight_format: str, changes: dict[str, object], message: str) -> None:
+    case = random_case(np.random.default_rng(7), 7, 32, weight_format=weight_format)
+    with pytest.raises(Exception, match=message):
+        op_model.session(op_model.model(case, **changes)).run(None, {"A": np.ones((1, 1, 32), np.float32)})
+
+
+def test_absent_exponent_bits_are_e2m3() -> None:
+    case = random_case(np.random.default_rng(8), 7, 32, weight_format="mxfp6_e2m3")
+    proto = op_model.model(case, exponent_bits=None)
+    a = np.random.default_rng(9).standard_normal((1, 3, 32)).astype(np.float32)
+    for library in (True, False):
+        (y,) = op_model.session(proto, library=library).run(None, {"A": a})
+        oracle.assert_close(case, a[0], y[0], f"library {library}")
+
+
 small = st.integers(-2, 70)
 anything = st.one_of(small, st.sampled_from([2**31, -(2**63), 2**63 - 1]))
 
@@ -269,6 +309,7 @@ anything = st.one_of(small, st.sampled_from([2**31, -(2**63), 2**63 - 1]))
                 st.sampled_from([1, 32, 64, 128]), anything, st.floats(width=32), st.text(max_size=3)
             ),
             "accuracy_level": st.one_of(st.sampled_from([0, 1, 3, 4]), anything),
+            "exponent_bits": st.one_of(st.sampled_from([2, 3, 4]), anything, st.text(max_size=3)),
             "activation_format": st.one_of(
                 st.sampled_from(["none", "mxfp4", "mxfp6_e2m3"]), st.text(max_size=5), small
             ),
@@ -278,16 +319,17 @@ anything = st.one_of(small, st.sampled_from([2**31, -(2**63), 2**63 - 1]))
         },
     ),
     shape=st.lists(st.integers(0, 34), max_size=3),
+    weight_format=st.sampled_from(list(WEIGHT_FORMATS)),
 )
-def test_fuzz_a_node(attributes: dict[str, object], shape: list[int]) -> None:
+def test_fuzz_a_node(attributes: dict[str, object], shape: list[int], weight_format: str) -> None:
     """Whatever the node says and gets: an error of one line, or an output of the right shape. Never a crash."""
-    case = random_case(np.random.default_rng(11), 7, 32)
+    case = random_case(np.random.default_rng(11), 7, 32, weight_format=weight_format)
     proto = op_model.model(case, **attributes)
     proto.graph.input[0].type.tensor_type.ClearField("shape")
     try:
         (y,) = op_model.session(proto).run(None, {"A": np.ones(shape, np.float32)})
     except Exception as error:
-        assert "MatMulMXFP4" in str(error) or "ONNXRuntimeError" in str(error), error
+        assert "MatMulMXFP" in str(error) or "ONNXRuntimeError" in str(error), error
         return
     n = attributes.get("N", 7)
     assert y.shape == (*shape[:-1], n)

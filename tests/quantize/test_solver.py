@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 
 from mxort.errors import MxortError
-from mxort.formats import ACTIVATION_FORMATS, BLOCK_SIZE, E2M1, dequantize_mxfp4, hadamard_rotate, to_blocks
+from mxort.formats import (
+    ACTIVATION_FORMATS,
+    BLOCK_SIZE,
+    E2M1,
+    WEIGHT_FORMATS,
+    dequantize,
+    hadamard_rotate,
+    to_blocks,
+)
 from mxort.quantize import ALGORITHMS, Settings, Statistics, base, gptq, rtn
 from mxort.scales import quantize_blocks
 
@@ -39,7 +47,7 @@ def weight(n=40, k=96, seed=1):
 
 
 def dequantized(q, k):
-    return dequantize_mxfp4(q.codes, q.scales, k).astype(np.float64) * q.column_scale[:, None]
+    return dequantize(q.codes, q.scales, k, q.element).astype(np.float64) * q.column_scale[:, None]
 
 
 def losses(w, q, hessian):
@@ -88,7 +96,7 @@ def test_order_keeps_every_value_in_its_place():
     wanted = torch.from_numpy(rng.standard_normal((k, 7), np.float32))
     scales = torch.from_numpy(rng.lognormal(0, 1, (k, 7)).astype(np.float32))
     values = solver.gptq(problem, wanted, scales)
-    np.testing.assert_array_equal(values, solver.round_e2m1(wanted / scales))
+    np.testing.assert_array_equal(values, solver.round_to(wanted / scales, E2M1))
 
 
 def test_gptq_is_the_textbook_recursion():
@@ -244,9 +252,29 @@ def test_drift_is_made_good():
     np.testing.assert_allclose(solver.wanted_rows(problem, w), best, atol=2e-3)
 
 
-def test_round_e2m1():
-    x = np.concatenate([np.arange(-8, 8.01, 1 / 64), [1e-30, 1e30, -1e30]]).astype(np.float32)
-    np.testing.assert_array_equal(solver.round_e2m1(torch.from_numpy(x)), E2M1.decode(E2M1.encode(x)))
+@pytest.mark.parametrize("name", WEIGHT_FORMATS)
+def test_round_to(name):
+    """Every number of the format, what lies half and a little more or less than half between two, and far beyond."""
+    fmt = WEIGHT_FORMATS[name]
+    middles = (fmt.magnitudes[1:] + fmt.magnitudes[:-1]) / 2
+    x = np.concatenate([fmt.magnitudes, middles, middles * (1 + 2.0**-20), middles * (1 - 2.0**-20), [1e30]])
+    x = np.concatenate([x, -x]).astype(np.float32)
+    np.testing.assert_array_equal(solver.round_to(torch.from_numpy(x), fmt), fmt.decode(fmt.encode(x)))
+
+
+@pytest.mark.parametrize("name", WEIGHT_FORMATS)
+@pytest.mark.parametrize("algorithm", ["gptq", "mr-gptq"])
+def test_calibrated_rounding_in_every_format(name, algorithm):
+    """Never worse than to nearest on what was calibrated on, in codes of the format."""
+    x, w = correlated(), weight()
+    settings = Settings(column_multiplier=True, weight_format=name, statistics=statistics(x))
+    nearest, best = rtn.quantize(w, settings), ALGORITHMS[algorithm].quantize(w, settings)
+    assert best.weight_format == nearest.weight_format == name
+    assert best.codes.shape == nearest.codes.shape == (40, 3 * WEIGHT_FORMATS[name].block_bytes)
+    hessian = settings.statistics.hessian
+    loss, bound = losses(w, best, hessian), losses(w, nearest, hessian)
+    assert (loss <= bound * (1 + 1e-5)).all()
+    assert loss.sum() < 0.8 * bound.sum()
 
 
 @pytest.mark.parametrize("name", [name for name, fmt in ACTIVATION_FORMATS.items() if fmt])
