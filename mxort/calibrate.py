@@ -139,7 +139,9 @@ class _Run:
         for sample in range(count):
             for number, stream in enumerate(self._streams):
                 for site, layers in before.layers:
-                    stream.put(sample, site.node.outputs[0].name or "", _apply(site, layers[number], stream, sample))
+                    stream.put(
+                        sample, site.node.outputs[0].name or "", _apply(site, layers[number], stream, sample)
+                    )
                 stream.drop(sample, before.dead)
                 run(stream, sample)
                 stream.drop(sample, set(stage.dead) - needed)

@@ -11,6 +11,7 @@ import argparse
 import json
 import math
 import re
+import resource
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from models import CACHE, ModelError, minilm, smollm2
+from models import CACHE, PLAYS, ModelError, minilm, plays, smollm2
 from tokenizers import Tokenizer
 
 import mxort
@@ -37,6 +38,8 @@ DOCUMENT = ROOT / "docs" / "accuracy.md"
 TEST_WINDOWS, WINDOW = 8, 512  # SmolLM2: the first 4096 tokens, as in `make demo`
 SENTENCES, SENTENCE = 64, 128  # MiniLM: windows of text, alternately for calibration and test
 
+COST = ("convert, s", "CPU, s", "peak memory, MB")
+
 Tokens = npt.NDArray[np.int64]
 
 
@@ -50,22 +53,14 @@ class Row:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-ROWS = (
-    Row("rtn-even", "rtn, scale rule even", False, {"scale_rule": "even", "column_multiplier": False}),
-    Row("rtn-mse", "rtn, scale rule mse", False, {"column_multiplier": False}),
-    Row("rtn", "rtn, mse, column multiplier **(default without data)**", False),
-    Row("gptq", "gptq", True, {"algorithm": "gptq"}),
-    Row("mr-gptq", "mr-gptq **(default with data)**", True),
-    Row("mr-gptq-float", "mr-gptq, every layer calibrated on the float model", True, {"sequential": False}),
-    Row("mr-gptq-128", "mr-gptq, rotation 128", True, {"rotation": 128}),
-    Row("w4a8-rtn", "W4A8 rtn", False, {"activation_format": "mxfp8_e4m3"}),
-    Row("w4a8", "W4A8 mr-gptq", True, {"activation_format": "mxfp8_e4m3"}),
-    Row("w4a6-rtn", "W4A6 rtn", False, {"activation_format": "mxfp6_e2m3"}),
-    Row("w4a6", "W4A6 mr-gptq", True, {"activation_format": "mxfp6_e2m3"}),
-    Row("w4a4-rtn", "W4A4 rtn", False, {"activation_format": "mxfp4"}),
-    Row("w4a4-gptq", "W4A4 gptq", True, {"activation_format": "mxfp4", "algorithm": "gptq"}),
-    Row("w4a4", "W4A4 mr-gptq", True, {"activation_format": "mxfp4"}),
-)
+RTN_EVEN = Row("rtn-even", "rtn, scale rule even", False, {"scale_rule": "even", "column_multiplier": False})
+RTN_MSE = Row("rtn-mse", "rtn, scale rule mse", False, {"column_multiplier": False})
+RTN = Row("rtn", "rtn, mse, column multiplier **(default without data)**", False)
+GPTQ = Row("gptq", "gptq", True, {"algorithm": "gptq"})
+MR_GPTQ = Row("mr-gptq", "mr-gptq **(default with data)**", True)
+W4A8 = Row("w4a8", "W4A8 mr-gptq", True, {"activation_format": "mxfp8_e4m3"})
+W4A6 = Row("w4a6", "W4A6 mr-gptq", True, {"activation_format": "mxfp6_e2m3"})
+W4A4 = Row("w4a4", "W4A4 mr-gptq", True, {"activation_format": "mxfp4"})
 
 
 def text() -> str:
@@ -81,16 +76,21 @@ class SmolLM2:
     """Perplexity, KL and top-1 agreement on the first windows; calibration on later ones."""
 
     name = "smollm2"
-    heading = ("weights", "perplexity", "KL to fp32", "top-1", "convert, s", "peak memory, MB")
+    heading = ("weights", "perplexity", "KL to fp32", "top-1", *COST)
+    rows: tuple[Row, ...] = (RTN_EVEN, RTN_MSE, RTN, GPTQ, MR_GPTQ, W4A8, W4A6, W4A4)
 
     def __init__(self, cache: Path, windows: int) -> None:
         folder = smollm2(cache)
         self.model = folder / "model.onnx"
-        tokens = _tokens(folder)
+        tokens = _tokens(folder, text())
         held_out = TEST_WINDOWS * WINDOW
         self.test = list(tokens[:held_out].reshape(-1, WINDOW))
-        rest = tokens[held_out:]
+        rest = self.unseen(cache, tokens[held_out:])
         self.calibration = spread(rest[: len(rest) // WINDOW * WINDOW].reshape(-1, WINDOW), windows)
+
+    def unseen(self, cache: Path, rest: Tokens) -> Tokens:
+        """What calibration windows are taken from; ``rest`` is the text after the test windows."""
+        return rest
 
     def measure(self, converted: Path, threads: int) -> dict[str, float]:
         return dict(evaluate(self.model, converted, self.test, threads=threads).metrics)
@@ -99,23 +99,45 @@ class SmolLM2:
         return f"{result['perplexity']:.2f}", f"{result['kl']:.3f}", f"{result['top1']:.1%}"
 
 
+class SmolLM2OnPlays(SmolLM2):
+    """The same test after calibration on text of another kind."""
+
+    name = "smollm2-plays"
+    rows = (MR_GPTQ, W4A6, W4A4)
+
+    def unseen(self, cache: Path, rest: Tokens) -> Tokens:
+        files = [plays(cache) / name for name in PLAYS.members.values()]
+        return _tokens(smollm2(cache), "\n\n".join(file.read_text("latin-1") for file in files))
+
+
 class MiniLM:
     """Mean over the layers of their outputs' SQNR on float operands, and the embeddings, on unseen text."""
 
     name = "minilm"
-    heading = (
-        "weights",
-        "layer output SQNR, dB",
-        "embedding cosine",
-        "rank agreement",
-        "convert, s",
-        "peak memory, MB",
+    heading = ("weights", "layer output SQNR, dB", "embedding cosine", "rank agreement", *COST)
+    rows = (
+        RTN_EVEN,
+        RTN_MSE,
+        RTN,
+        GPTQ,
+        MR_GPTQ,
+        Row(
+            "mr-gptq-float", "mr-gptq, every layer calibrated on the float model", True, {"sequential": False}
+        ),
+        Row("mr-gptq-128", "mr-gptq, rotation 128", True, {"rotation": 128}),
+        Row("w4a8-rtn", "W4A8 rtn", False, {"activation_format": "mxfp8_e4m3"}),
+        W4A8,
+        Row("w4a6-rtn", "W4A6 rtn", False, {"activation_format": "mxfp6_e2m3"}),
+        W4A6,
+        Row("w4a4-rtn", "W4A4 rtn", False, {"activation_format": "mxfp4"}),
+        Row("w4a4-gptq", "W4A4 gptq", True, {"activation_format": "mxfp4", "algorithm": "gptq"}),
+        W4A4,
     )
 
     def __init__(self, cache: Path, windows: int) -> None:
         folder = minilm(cache)
         self.model = folder / "model.onnx"
-        tokens = _tokens(folder)
+        tokens = _tokens(folder, text())
         chosen = spread(tokens[: len(tokens) // SENTENCE * SENTENCE].reshape(-1, SENTENCE), 2 * SENTENCES)
         self.test, self.calibration = chosen[0::2], chosen[1::2]
 
@@ -127,11 +149,15 @@ class MiniLM:
         return f"{result['sqnr_db']:.2f}", f"{result['cosine']:.4f}", f"{result['rank_agreement']:.4f}"
 
 
-def _tokens(folder: Path) -> Tokens:
+Subject = SmolLM2 | MiniLM
+SUBJECTS: tuple[type[Subject], ...] = (MiniLM, SmolLM2, SmolLM2OnPlays)
+
+
+def _tokens(folder: Path, content: str) -> Tokens:
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    return np.array(tokenizer.encode(text(), add_special_tokens=False).ids, np.int64)
+    return np.array(tokenizer.encode(content, add_special_tokens=False).ids, np.int64)
 
 
 def layer_sqnr(model: Path, converted: Path, data: Sequence[Tokens], threads: int) -> float:
@@ -164,7 +190,7 @@ def layer_sqnr(model: Path, converted: Path, data: Sequence[Tokens], threads: in
     return float(np.mean(values))
 
 
-def measure(subject: SmolLM2 | MiniLM, row: Row, folder: Path, threads: int) -> dict[str, float]:
+def measure(subject: Subject, row: Row, folder: Path, threads: int) -> dict[str, float]:
     """Convert, in a process of its own whose memory is its own, and measure one row."""
     target = folder / f"{subject.name}-{row.key}.onnx"
     flags = [
@@ -178,29 +204,32 @@ def measure(subject: SmolLM2 | MiniLM, row: Row, folder: Path, threads: int) -> 
             np.save(data / f"{number:04}.npy", tokens)
         flags += ["--calibration", str(data), "--threads", str(threads)]
     command = [sys.executable, "-m", "mxort.cli", "convert", str(subject.model), "-o", str(target), "--json"]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run([*command, *flags], capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(done.stderr.strip())
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     report = mxort.Report.from_json(done.stdout)
     result = subject.measure(target, threads)
     target.unlink()
     target.with_name(target.name + ".data").unlink(missing_ok=True)
     return result | {
         "seconds": report.seconds,
+        "cpu_seconds": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
         "peak_mb": report.peak_rss_bytes / 1e6,
         "weight_sqnr_db": report.mean_sqnr_db or math.inf,
     }
 
 
-def table(subject: SmolLM2 | MiniLM, results: Mapping[str, Mapping[str, float]]) -> str:
+def table(subject: Subject, results: Mapping[str, Mapping[str, float]]) -> str:
     """The finished rows as Markdown."""
     lines = ["| " + " | ".join(subject.heading) + " |", "|---" + "|---:" * (len(subject.heading) - 1) + "|"]
     if reference := next((r["perplexity_reference"] for r in results.values() if "perplexity" in r), None):
         lines.append(f"| fp32 | {reference:.2f} | 0 | 100% | | |")
-    for row in ROWS:
+    for row in subject.rows:
         if row.key in results:
             r = results[row.key]
-            cost = [f"{r[name]:.0f}" if name in r else "" for name in ("seconds", "peak_mb")]
+            cost = [f"{r[name]:.0f}" if name in r else "" for name in ("seconds", "cpu_seconds", "peak_mb")]
             cells = (row.label, *subject.cells(r), *cost)
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -218,10 +247,10 @@ def write(document: Path, name: str, text: str) -> None:
 def main() -> None:
     """Measure the rows that are not measured yet and write the document."""
     parser = argparse.ArgumentParser(description="Measure the accuracy of conversions.")
-    parser.add_argument("--models", nargs="+", choices=("smollm2", "minilm"), default=("minilm", "smollm2"))
-    parser.add_argument(
-        "--rows", nargs="+", choices=[row.key for row in ROWS], metavar="ROW", help="only these"
-    )
+    names = [kind.name for kind in SUBJECTS]
+    parser.add_argument("--models", nargs="+", choices=names, default=names)
+    keys = sorted({row.key for kind in SUBJECTS for row in kind.rows})
+    parser.add_argument("--rows", nargs="+", choices=keys, metavar="ROW", help="only these")
     parser.add_argument(
         "--windows", type=int, default=128, help="SmolLM2's calibration windows of 512 tokens"
     )
@@ -231,13 +260,13 @@ def main() -> None:
     arguments = parser.parse_args()
     folder = arguments.cache.parent / "accuracy"
     folder.mkdir(exist_ok=True)
-    for kind in (SmolLM2, MiniLM):
+    for kind in SUBJECTS:
         if kind.name not in arguments.models:
             continue
         subject = kind(arguments.cache, arguments.windows)
         kept = folder / f"{kind.name}-{len(subject.calibration)}.json"
         results = {} if arguments.fresh or not kept.exists() else json.loads(kept.read_text())
-        for row in ROWS:
+        for row in subject.rows:
             if row.key in results or (arguments.rows and row.key not in arguments.rows):
                 continue
             print(f"{kind.name}: {row.label}", file=sys.stderr, flush=True)

