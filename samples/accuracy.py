@@ -2,7 +2,7 @@
 
 Usage: python samples/accuracy.py [--windows 32] [--rows NAME ...] [--threads 0]
 
-Finished rows are kept in build/accuracy/results.json and not measured again; --fresh forgets them.
+Finished rows are kept in build/accuracy, a file each, and not measured again; --fresh measures them again.
 """
 
 from __future__ import annotations
@@ -255,7 +255,7 @@ def main() -> None:
         "--windows", type=int, default=128, help="SmolLM2's calibration windows of 512 tokens"
     )
     parser.add_argument("--threads", type=int, default=0, help="default: all cores")
-    parser.add_argument("--fresh", action="store_true", help="forget finished rows")
+    parser.add_argument("--fresh", action="store_true", help="measure finished rows again")
     parser.add_argument("--cache", type=Path, default=CACHE, help="where models are kept (build/models)")
     arguments = parser.parse_args()
     folder = arguments.cache.parent / "accuracy"
@@ -264,15 +264,16 @@ def main() -> None:
         if kind.name not in arguments.models:
             continue
         subject = kind(arguments.cache, arguments.windows)
-        kept = folder / f"{kind.name}-{len(subject.calibration)}.json"
-        results = {} if arguments.fresh or not kept.exists() else json.loads(kept.read_text())
+        results = {}
         for row in subject.rows:
-            if row.key in results or (arguments.rows and row.key not in arguments.rows):
-                continue
-            print(f"{kind.name}: {row.label}", file=sys.stderr, flush=True)
-            results[row.key] = measure(subject, row, folder, arguments.threads)
-            kept.write_text(json.dumps(results, indent=2) + "\n")
-            print(json.dumps(results[row.key]), file=sys.stderr, flush=True)
+            kept = folder / f"{kind.name}-{len(subject.calibration)}-{row.key}.json"
+            wanted = not arguments.rows or row.key in arguments.rows
+            if wanted and (arguments.fresh or not kept.exists()):
+                print(f"{kind.name}: {row.label}", file=sys.stderr, flush=True)
+                kept.write_text(json.dumps(measure(subject, row, folder, arguments.threads)) + "\n")
+                print(kept.read_text(), file=sys.stderr, end="", flush=True)
+            if kept.exists():
+                results[row.key] = json.loads(kept.read_text())
         write(DOCUMENT, kind.name, table(subject, results))
 
 
