@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from models import CACHE, PLAYS, ModelError, minilm, plays, smollm2
+from models import CACHE, PLAYS, ModelError, minilm, minilm_l6, plays, smollm2
 from tokenizers import Tokenizer
 
 import mxort
@@ -45,12 +45,13 @@ Tokens = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Row:
-    """One conversion: what the table calls it, and its options."""
+    """One conversion: what the table calls it, its options, and how many times the usual data it is given."""
 
     key: str
     label: str
     calibrated: bool
     options: Mapping[str, Any] = field(default_factory=dict)
+    times: int = 1
 
 
 RTN_EVEN = Row("rtn-even", "rtn, scale rule even", False, {"scale_rule": "even", "column_multiplier": False})
@@ -58,6 +59,7 @@ RTN_MSE = Row("rtn-mse", "rtn, scale rule mse", False, {"column_multiplier": Fal
 RTN = Row("rtn", "rtn, mse, column multiplier **(default without data)**", False)
 GPTQ = Row("gptq", "gptq", True, {"algorithm": "gptq"})
 MR_GPTQ = Row("mr-gptq", "mr-gptq **(default with data)**", True)
+MR_GPTQ_4 = Row("mr-gptq-4", "mr-gptq, four times the calibration text", True, times=4)
 W4A8 = Row("w4a8", "W4A8 mr-gptq", True, {"activation_format": "mxfp8_e4m3"})
 W4A6 = Row("w4a6", "W4A6 mr-gptq", True, {"activation_format": "mxfp6_e2m3"})
 W4A4 = Row("w4a4", "W4A4 mr-gptq", True, {"activation_format": "mxfp4"})
@@ -77,7 +79,7 @@ class SmolLM2:
 
     name = "smollm2"
     heading = ("weights", "perplexity", "KL to fp32", "top-1", *COST)
-    rows: tuple[Row, ...] = (RTN_EVEN, RTN_MSE, RTN, GPTQ, MR_GPTQ, W4A8, W4A6, W4A4)
+    rows: tuple[Row, ...] = (RTN_EVEN, RTN_MSE, RTN, GPTQ, MR_GPTQ, MR_GPTQ_4, W4A8, W4A6, W4A4)
 
     def __init__(self, cache: Path, windows: int) -> None:
         folder = smollm2(cache)
@@ -86,7 +88,11 @@ class SmolLM2:
         held_out = TEST_WINDOWS * WINDOW
         self.test = list(tokens[:held_out].reshape(-1, WINDOW))
         rest = self.unseen(cache, tokens[held_out:])
-        self.calibration = spread(rest[: len(rest) // WINDOW * WINDOW].reshape(-1, WINDOW), windows)
+        self._windows = rest[: len(rest) // WINDOW * WINDOW].reshape(-1, WINDOW)
+        self._count = windows
+
+    def calibration(self, times: int) -> list[Tokens]:
+        return spread(self._windows, self._count * times)
 
     def unseen(self, cache: Path, rest: Tokens) -> Tokens:
         """What calibration windows are taken from; ``rest`` is the text after the test windows."""
@@ -103,7 +109,7 @@ class SmolLM2OnPlays(SmolLM2):
     """The same test after calibration on text of another kind."""
 
     name = "smollm2-plays"
-    rows = (MR_GPTQ, W4A6, W4A4)
+    rows = (MR_GPTQ, W4A4)
 
     def unseen(self, cache: Path, rest: Tokens) -> Tokens:
         files = [plays(cache) / name for name in PLAYS.members.values()]
@@ -113,7 +119,7 @@ class SmolLM2OnPlays(SmolLM2):
 class MiniLM:
     """Mean over the layers of their outputs' SQNR on float operands, and the embeddings, on unseen text."""
 
-    name = "minilm"
+    name, folder = "minilm", staticmethod(minilm)
     heading = ("weights", "layer output SQNR, dB", "embedding cosine", "rank agreement", *COST)
     rows = (
         RTN_EVEN,
@@ -135,11 +141,14 @@ class MiniLM:
     )
 
     def __init__(self, cache: Path, windows: int) -> None:
-        folder = minilm(cache)
+        folder = self.folder(cache)
         self.model = folder / "model.onnx"
         tokens = _tokens(folder, text())
         chosen = spread(tokens[: len(tokens) // SENTENCE * SENTENCE].reshape(-1, SENTENCE), 2 * SENTENCES)
-        self.test, self.calibration = chosen[0::2], chosen[1::2]
+        self.test, self._calibration = chosen[0::2], chosen[1::2]
+
+    def calibration(self, times: int) -> list[Tokens]:
+        return self._calibration
 
     def measure(self, converted: Path, threads: int) -> dict[str, float]:
         metrics = dict(evaluate(self.model, converted, self.test, threads=threads).metrics)
@@ -149,8 +158,14 @@ class MiniLM:
         return f"{result['sqnr_db']:.2f}", f"{result['cosine']:.4f}", f"{result['rank_agreement']:.4f}"
 
 
+class MiniLML6(MiniLM):
+    """The same of twice the layers."""
+
+    name, folder = "minilm-l6", staticmethod(minilm_l6)
+
+
 Subject = SmolLM2 | MiniLM
-SUBJECTS: tuple[type[Subject], ...] = (MiniLM, SmolLM2, SmolLM2OnPlays)
+SUBJECTS: tuple[type[Subject], ...] = (MiniLM, MiniLML6, SmolLM2, SmolLM2OnPlays)
 
 
 def _tokens(folder: Path, content: str) -> Tokens:
@@ -198,9 +213,10 @@ def measure(subject: Subject, row: Row, folder: Path, threads: int) -> dict[str,
     ]
     flags += [f"--no-{name.replace('_', '-')}" for name, value in row.options.items() if value is False]
     if row.calibrated:
-        data = folder / f"{subject.name}-{len(subject.calibration)}"
+        windows = subject.calibration(row.times)
+        data = folder / f"{subject.name}-{len(windows)}"
         data.mkdir(exist_ok=True)
-        for number, tokens in enumerate(subject.calibration):
+        for number, tokens in enumerate(windows):
             np.save(data / f"{number:04}.npy", tokens)
         flags += ["--calibration", str(data), "--threads", str(threads)]
     command = [sys.executable, "-m", "mxort.cli", "convert", str(subject.model), "-o", str(target), "--json"]
@@ -251,9 +267,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=names, default=names)
     keys = sorted({row.key for kind in SUBJECTS for row in kind.rows})
     parser.add_argument("--rows", nargs="+", choices=keys, metavar="ROW", help="only these")
-    parser.add_argument(
-        "--windows", type=int, default=128, help="SmolLM2's calibration windows of 512 tokens"
-    )
+    parser.add_argument("--windows", type=int, default=32, help="SmolLM2's calibration windows of 512 tokens")
     parser.add_argument("--threads", type=int, default=0, help="default: all cores")
     parser.add_argument("--fresh", action="store_true", help="measure finished rows again")
     parser.add_argument("--cache", type=Path, default=CACHE, help="where models are kept (build/models)")
@@ -266,7 +280,7 @@ def main() -> None:
         subject = kind(arguments.cache, arguments.windows)
         results = {}
         for row in subject.rows:
-            kept = folder / f"{kind.name}-{len(subject.calibration)}-{row.key}.json"
+            kept = folder / f"{kind.name}-{len(subject.calibration(row.times))}-{row.key}.json"
             wanted = not arguments.rows or row.key in arguments.rows
             if wanted and (arguments.fresh or not kept.exists()):
                 print(f"{kind.name}: {row.label}", file=sys.stderr, flush=True)

