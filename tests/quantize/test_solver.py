@@ -279,6 +279,21 @@ def test_moments_are_those_of_the_operand(activation_format):
     assert got.rows == len(x)
 
 
+@pytest.mark.parametrize("k", [32, 96, 160])
+def test_sums_of_many_rows(k):
+    """More rows than are summed in float32 at once, in uneven pieces; 160 columns do not part evenly."""
+    x, wanted = correlated(9000, k), correlated(9000, k, seed=9)
+    moments = Moments(k, 1, "none")
+    for part in np.split(np.arange(len(x)), [1, 700, 5000, 5001, 8999]):
+        moments.add(x[part], wanted[part])
+    got, want = moments.statistics(), statistics(x, wanted)
+    np.testing.assert_array_equal(got.hessian, got.hessian.T)
+    # One product in float32 errs by less than 2**-24 sqrt(4096) of |x||x|, and the sums average that.
+    for name in ("hessian", "drift"):
+        expected = getattr(want, name)
+        np.testing.assert_allclose(getattr(got, name), expected, rtol=0, atol=4e-6 * np.abs(expected).max())
+
+
 def test_without_torch(monkeypatch):
     def missing(name):
         raise ImportError("No module named 'torch'")
