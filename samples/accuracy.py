@@ -14,6 +14,7 @@ import re
 import resource
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,6 +42,7 @@ SENTENCES, SENTENCE = 64, 128  # MiniLM: windows of text, alternately for calibr
 COST = ("convert, s", "CPU, s", "peak memory, MB")
 
 Tokens = npt.NDArray[np.int64]
+SELECTION = sites.Selection(min_elements=mxort.Recipe().min_elements)
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ class Row:
     calibrated: bool
     options: Mapping[str, Any] = field(default_factory=dict)
     times: int = 1
+    quark: str = ""  # a preset of AMD Quark, which then makes the weights
 
 
 RTN_EVEN = Row("rtn-even", "rtn, scale rule even", False, {"scale_rule": "even", "column_multiplier": False})
@@ -130,6 +133,14 @@ class MiniLM:
         Row(
             "mr-gptq-float", "mr-gptq, every layer calibrated on the float model", True, {"sequential": False}
         ),
+        Row("mr-gptq-8", "mr-gptq, eight times the calibration text", True, times=8),
+        Row(
+            "mr-gptq-8-float",
+            "mr-gptq, every layer calibrated on the float model, eight times the text",
+            True,
+            {"sequential": False},
+            times=8,
+        ),
         Row("mr-gptq-128", "mr-gptq, rotation 128", True, {"rotation": 128}),
         Row("w4a8-rtn", "W4A8 rtn", False, {"activation_format": "mxfp8_e4m3"}),
         W4A8,
@@ -138,17 +149,20 @@ class MiniLM:
         Row("w4a4-rtn", "W4A4 rtn", False, {"activation_format": "mxfp4"}),
         Row("w4a4-gptq", "W4A4 gptq", True, {"activation_format": "mxfp4", "algorithm": "gptq"}),
         W4A4,
+        Row("quark", "AMD Quark 0.13, MXFP4E2M1", False, quark="MXFP4E2M1"),
     )
 
     def __init__(self, cache: Path, windows: int) -> None:
         folder = self.folder(cache)
         self.model = folder / "model.onnx"
         tokens = _tokens(folder, text())
-        chosen = spread(tokens[: len(tokens) // SENTENCE * SENTENCE].reshape(-1, SENTENCE), 2 * SENTENCES)
-        self.test, self._calibration = chosen[0::2], chosen[1::2]
+        windows = tokens[: len(tokens) // SENTENCE * SENTENCE].reshape(-1, SENTENCE)
+        chosen = np.linspace(0, len(windows) - 1, 2 * SENTENCES).round().astype(int)
+        self.test = list(windows[chosen[0::2]])
+        self._few, self._many = list(windows[chosen[1::2]]), np.delete(windows, chosen[0::2], axis=0)
 
     def calibration(self, times: int) -> list[Tokens]:
-        return self._calibration
+        return self._few if times == 1 else spread(self._many, times * SENTENCES)
 
     def measure(self, converted: Path, threads: int) -> dict[str, float]:
         metrics = dict(evaluate(self.model, converted, self.test, threads=threads).metrics)
@@ -175,29 +189,38 @@ def _tokens(folder: Path, content: str) -> Tokens:
     return np.array(tokenizer.encode(content, add_special_tokens=False).ids, np.int64)
 
 
+def stored_weights(converted: Path) -> dict[str, npt.NDArray[np.float32]]:
+    """W^T [N, K] of every layer, by the name of the layer's output: float32 as the file's numbers mean it."""
+    model = model_io.load(converted).model
+    weights = {output(s): stages.float_weight(s) for s in sites.find(model, SELECTION) if not s.skip}
+    for node in model.graph:
+        if node.domain == "mxort":
+            codes, scales, multiplier = (node.inputs[i].const_value.numpy() for i in (1, 2, 3))
+            rows = dequantize(codes, scales) * multiplier[:, None]
+            weights[node.outputs[0].name] = hadamard_rotate(rows, node.attributes.get_int("rotation", 1))
+    return weights
+
+
+def output(site: sites.Site) -> str:
+    """The layer's output, which keeps its name: a bias that is added next belongs to the layer."""
+    return (site.bias_node or site.node).outputs[0].name
+
+
 def layer_sqnr(model: Path, converted: Path, data: Sequence[Tokens], threads: int) -> float:
     """Mean over converted layers of 10*log10(|xW|^2 / |x(W - Q)|^2), x the layer's operand in the float model.
 
     Activations are not rounded here: the figure is of the weights.
     """
-    nodes = {n.outputs[0].name: n for n in model_io.load(converted).model.graph if n.domain == "mxort"}
-    source = model_io.load(model)
+    stored, source = stored_weights(converted), model_io.load(model)
     values = []
 
     def compare(site: sites.Site, statistics: Any) -> None:
-        # A folded bias gives the operator the name of the Add's output.
-        output = (site.bias_node or site.node).outputs[0].name
-        node = nodes[output]
-        codes, scales, multiplier = (node.inputs[i].const_value.numpy() for i in (1, 2, 3))
-        stored = dequantize(codes, scales) * multiplier[:, None]
         weight = stages.float_weight(site) * np.float32(site.alpha)
-        error = hadamard_rotate(stored, node.attributes.get_int("rotation", 1)) - weight
-        signal, noise = (
-            np.einsum("nj,jk,nk->", w, statistics.hessian, w, optimize=True) for w in (weight, error)
-        )
+        error = stored[output(site)] - weight
+        signal, noise = (np.vdot(w @ statistics.hessian, w) for w in (weight, error))
         values.append(10 * np.log10(signal / noise))
 
-    found = [s for s in sites.find(source.model, sites.Selection(min_elements=1024)) if not s.skip]
+    found = [s for s in sites.find(source.model, SELECTION) if not s.skip]
     plain = calibrate.Operator(1, "none", 1)
     feeds = packing.calibration_data.samples(data, source.model, str(model))
     settings = calibrate.Settings(lambda site: plain, sequential=False, threads=threads)
@@ -205,36 +228,45 @@ def layer_sqnr(model: Path, converted: Path, data: Sequence[Tokens], threads: in
     return float(np.mean(values))
 
 
-def measure(subject: Subject, row: Row, folder: Path, threads: int) -> dict[str, float]:
+def measure(subject: Subject, row: Row, folder: Path, arguments: argparse.Namespace) -> dict[str, float]:
     """Convert, in a process of its own whose memory is its own, and measure one row."""
     target = folder / f"{subject.name}-{row.key}.onnx"
-    flags = [
-        f"--{name.replace('_', '-')}={value}" for name, value in row.options.items() if value is not False
-    ]
-    flags += [f"--no-{name.replace('_', '-')}" for name, value in row.options.items() if value is False]
-    if row.calibrated:
-        windows = subject.calibration(row.times)
-        data = folder / f"{subject.name}-{len(windows)}"
-        data.mkdir(exist_ok=True)
-        for number, tokens in enumerate(windows):
-            np.save(data / f"{number:04}.npy", tokens)
-        flags += ["--calibration", str(data), "--threads", str(threads)]
-    command = [sys.executable, "-m", "mxort.cli", "convert", str(subject.model), "-o", str(target), "--json"]
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run([*command, *flags], capture_output=True, text=True, check=False)
+    data = folder / f"{subject.name}-{len(subject.calibration(row.times))}"
+    data.mkdir(exist_ok=True)
+    for number, tokens in enumerate(subject.calibration(row.times)):
+        np.save(data / f"{number:04}.npy", tokens)
+    if row.quark:
+        script = Path(__file__).with_name("quark_weights.py")
+        command = [arguments.quark, script, row.quark, subject.model, data, target]
+    else:
+        command = [sys.executable, "-m", "mxort.cli", "convert", subject.model, "-o", target, "--json"]
+        command += flags(row)
+        if row.calibrated:
+            command += ["--calibration", data, "--threads", str(arguments.threads)]
+    started, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(done.stderr.strip())
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    report = mxort.Report.from_json(done.stdout)
-    result = subject.measure(target, threads)
+    seconds, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
+    result = subject.measure(target, arguments.threads)
     target.unlink()
     target.with_name(target.name + ".data").unlink(missing_ok=True)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    if row.quark:
+        return result | {"seconds": seconds, "cpu_seconds": cpu}
+    report = mxort.Report.from_json(done.stdout)
     return result | {
         "seconds": report.seconds,
-        "cpu_seconds": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
+        "cpu_seconds": cpu,
         "peak_mb": report.peak_rss_bytes / 1e6,
         "weight_sqnr_db": report.mean_sqnr_db or math.inf,
     }
+
+
+def flags(row: Row) -> list[str]:
+    """The options of a row as those of the command line."""
+    named = {name.replace("_", "-"): value for name, value in row.options.items()}
+    return [f"--no-{name}" if value is False else f"--{name}={value}" for name, value in named.items()]
 
 
 def table(subject: Subject, results: Mapping[str, Mapping[str, float]]) -> str:
@@ -270,6 +302,9 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=32, help="SmolLM2's calibration windows of 512 tokens")
     parser.add_argument("--threads", type=int, default=0, help="default: all cores")
     parser.add_argument("--fresh", action="store_true", help="measure finished rows again")
+    parser.add_argument(
+        "--quark", metavar="PYTHON", help="interpreter that has amd-quark: its rows are measured too"
+    )
     parser.add_argument("--cache", type=Path, default=CACHE, help="where models are kept (build/models)")
     arguments = parser.parse_args()
     folder = arguments.cache.parent / "accuracy"
@@ -281,10 +316,10 @@ def main() -> None:
         results = {}
         for row in subject.rows:
             kept = folder / f"{kind.name}-{len(subject.calibration(row.times))}-{row.key}.json"
-            wanted = not arguments.rows or row.key in arguments.rows
+            wanted = row.key in arguments.rows if arguments.rows else arguments.quark or not row.quark
             if wanted and (arguments.fresh or not kept.exists()):
                 print(f"{kind.name}: {row.label}", file=sys.stderr, flush=True)
-                kept.write_text(json.dumps(measure(subject, row, folder, arguments.threads)) + "\n")
+                kept.write_text(json.dumps(measure(subject, row, folder, arguments)) + "\n")
                 print(kept.read_text(), file=sys.stderr, end="", flush=True)
             if kept.exists():
                 results[row.key] = json.loads(kept.read_text())
