@@ -41,13 +41,12 @@ cpp-test: build/.dev
 	.venv/bin/cmake --build build/tests
 	.venv/bin/ctest --test-dir build/tests --output-on-failure
 
-# The kernel and operator tests once more with AddressSanitizer and UndefinedBehaviorSanitizer (here the AMX kernel runs
-# too, its tile unit in plain C++), and the threads' test with
-# ThreadSanitizer. Python itself is not instrumented, so the runtimes are preloaded, and the leaks that Python leaves at
+# The kernel and operator tests once more with AddressSanitizer and UndefinedBehaviorSanitizer (here the kernels of AMX and
+# AVX-VNNI run too: MXORT_EMULATE), and the threads' test with ThreadSanitizer. Python itself is not instrumented, so the runtimes are preloaded, and the leaks that Python leaves at
 # exit are not reported.
 sanitize: build/.dev
 	$(CMAKE) -B build/sanitize -DCMAKE_BUILD_TYPE=RelWithDebInfo -DMXORT_SANITIZE=address,undefined \
-	  -DMXORT_EMULATE_AMX=ON -DMXORT_HIP=OFF >/dev/null
+	  -DMXORT_EMULATE=ON -DMXORT_HIP=OFF >/dev/null
 	.venv/bin/cmake --build build/sanitize
 	.venv/bin/ctest --test-dir build/sanitize --output-on-failure
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \

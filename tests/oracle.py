@@ -42,7 +42,7 @@ arithmetic keep 3e-5, the one that rounds A to bfloat16 (``BFLOAT16_KERNEL``) wh
 BFLOAT16_KERNEL = "avx512_amx"
 
 LARGEST_ROUNDING = {3: 1 / (127 * 256), 4: 1 / (2 * 127)}
-"""What levels 3 and 4 may move a value of A by, in units of its block's largest magnitude (cpu_avx512_vnni.cc): half a
+"""What levels 3 and 4 may move a value of A by, in units of its block's largest magnitude (int8_kernel.h): half a
 step of one int8 term, or a whole step of the second of two terms where that saturates."""
 
 
@@ -133,9 +133,8 @@ def assert_close(case: Case, a: np.ndarray, y: np.ndarray, what: str, kernel: st
     np.testing.assert_array_equal(np.isnan(got), np.isnan(exact), what)
     with np.errstate(invalid="ignore"):
         excess = np.where(np.isfinite(exact), np.abs(got - exact) - bound, 0)
-    overflow = (
-        np.isinf(got) & (np.abs(exact) + bound >= LARGEST[str(a.dtype)]) & (np.sign(got) == np.sign(exact))
-    )
+    with np.errstate(invalid="ignore"):
+        overflow = np.isinf(got) & (np.sign(got) * exact + bound >= LARGEST[str(a.dtype)])
     excess[overflow] = 0
     worst = np.unravel_index(np.argmax(excess), excess.shape) if excess.size else None
     assert worst is None or excess[worst] <= 0, (

@@ -16,7 +16,7 @@ MXORT_INLINE void WidenRow(DataType type, const void* a, int64_t k, int64_t padd
       __builtin_memcpy(out, a, static_cast<size_t>(k) * sizeof(float));
       break;
     case DataType::kFloat16:
-      for (int64_t i = 0; i < k; ++i) out[i] = Float16ToFloat(static_cast<const uint16_t*>(a)[i]);
+      Float16ToFloats(static_cast<const uint16_t*>(a), k, out);
       break;
     case DataType::kBFloat16:
       for (int64_t i = 0; i < k; ++i) out[i] = BFloat16ToFloat(static_cast<const uint16_t*>(a)[i]);

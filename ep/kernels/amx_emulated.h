@@ -1,4 +1,4 @@
-// The tile unit in plain C++, so that cpu_amx.cc runs on CPUs without it (MXORT_EMULATE_AMX: `make sanitize`). As the
+// The tile unit in plain C++, so that cpu_amx.cc runs on CPUs without it (MXORT_EMULATE: `make sanitize`). As the
 // unit does, it takes and gives subnormals as zero.
 #ifndef MXORT_KERNELS_AMX_EMULATED_H_
 #define MXORT_KERNELS_AMX_EMULATED_H_

@@ -15,7 +15,7 @@
 #include "kernels/cpu_kernels.h"
 #include "kernels/float_kernel.h"
 
-#if defined(MXORT_EMULATE_AMX)
+#if defined(MXORT_EMULATE)
 #include "kernels/amx_emulated.h"
 #else
 #include "kernels/amx_tiles.h"
@@ -30,7 +30,7 @@ constexpr int kTileBytes = 64 * kTile;  // a full tile
 constexpr int kChunkBlocks = 16;        // 512 K: 32 KB of decoded weights
 constexpr int kPanelsAtOnce = 16;       // 64 KB of sums
 
-#if defined(MXORT_EMULATE_AMX)
+#if defined(MXORT_EMULATE)
 bool HasAmx(const CpuFeatures& cpu) { return cpu.avx512; }
 #else
 bool HasAmx(const CpuFeatures& cpu) { return cpu.avx512 && cpu.amx_bf16; }
@@ -50,8 +50,9 @@ size_t PanelBytes(const MatMulSpec& spec, int) {
 
 // The tile unit treats subnormals as zero, so rows and weights keep well away from them: 2^-60 each, hence 2^-120 at
 // the least for a product of two block maxima.
+constexpr int kPlainExponent = 60;
 MXORT_INLINE bool TileActivation(unsigned absmax) {
-  constexpr unsigned kSmallest = static_cast<unsigned>(kScaleBias - kPlainScaleExponent) << kFloatMantissaBits;
+  constexpr unsigned kSmallest = static_cast<unsigned>(kScaleBias - kPlainExponent) << kFloatMantissaBits;
   return absmax == 0 || absmax >= kSmallest;
 }
 
@@ -179,6 +180,8 @@ void Compute(const MatMulArgs& args, Range panels, Range strips) {
 
 }  // namespace
 
-const Kernel kAmx = {"avx512_amx", &kStrip16, HasAmx, Everything, MaxPanelRows, PanelBytes, Prepare, Compute, 16, true};
+const Kernel kAmx = {
+    "avx512_amx", &kStrip16, HasAmx,  Everything, MaxPanelRows,
+    PanelBytes,   Prepare,   Compute, 16,         {kScaleBias - kPlainExponent, kScaleBias + kPlainExponent}};
 
 }  // namespace mxort

@@ -10,6 +10,10 @@ extern const Kernel kPortable;
 extern const Kernel kAvx2;
 extern const Kernel kAvx512;
 extern const Kernel kAvx512Vnni;
+extern const Kernel kAvx512VnniBw;
+extern const Kernel kAvx512Bw;
+extern const Kernel kAvxVnni;
+extern const Kernel kAvx2Int8;
 extern const Kernel kAmx;
 
 // The oracle: plain loops in double over the operator's own weights. Computes rows [begin, end).

@@ -2,6 +2,10 @@
 #ifndef MXORT_KERNELS_FLOAT16_H_
 #define MXORT_KERNELS_FLOAT16_H_
 
+#if defined(__F16C__)
+#include <immintrin.h>
+#endif
+
 #include "kernels/kernel.h"
 #include "mx_formats.h"
 
@@ -34,6 +38,27 @@ MXORT_INLINE uint16_t FloatToFloat16(float x) {
     return static_cast<uint16_t>(sign | (FloatBits(BitsFloat(magnitude) + 0.5f) - 0x3F000000u));
   }
   return static_cast<uint16_t>(sign | ((magnitude - 0x38000000u + 0xFFF + ((magnitude >> 13) & 1)) >> 13));
+}
+
+// n of them. F16C rounds and treats subnormals as the functions above do; a NaN may keep more of its bits.
+MXORT_INLINE void Float16ToFloats(const uint16_t* x, int64_t n, float* out) {
+  int64_t i = 0;
+#if defined(__F16C__)
+  for (; i + 8 <= n; i += 8) {
+    _mm256_storeu_ps(out + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x + i))));
+  }
+#endif
+  for (; i < n; ++i) out[i] = Float16ToFloat(x[i]);
+}
+MXORT_INLINE void FloatsToFloat16(const float* x, int64_t n, uint16_t* out) {
+  int64_t i = 0;
+#if defined(__F16C__)
+  for (; i + 8 <= n; i += 8) {
+    const __m128i halves = _mm256_cvtps_ph(_mm256_loadu_ps(x + i), _MM_FROUND_TO_NEAREST_INT);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out + i), halves);
+  }
+#endif
+  for (; i < n; ++i) out[i] = FloatToFloat16(x[i]);
 }
 
 MXORT_INLINE size_t DataTypeBytes(DataType type) { return type == DataType::kFloat ? 4 : 2; }

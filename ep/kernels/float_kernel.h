@@ -31,12 +31,31 @@ MXORT_INLINE bool PrepareFloatRow(const MatMulSpec& spec, DataType type, const v
   return plain;
 }
 
-// y[column..] = total * column_scale + bias for the strip's columns that exist.
+// y[column..] = total * column_scale + bias for `columns` columns from n on. Loops of a constant length become a few
+// instructions, and a tile of few blocks takes no longer than its store would otherwise.
+MXORT_INLINE void StoreColumns(const MatMulArgs& args, int64_t row, int64_t n, int64_t columns, const float* total) {
+  float values[kStripColumns];
+  for (int64_t i = 0; i < columns; ++i) values[i] = total[i] * args.column_scale[n + i] + args.bias[n + i];
+  char* y = static_cast<char*>(args.y) + static_cast<size_t>(row * args.spec->N + n) * DataTypeBytes(args.type);
+  switch (args.type) {
+    case DataType::kFloat:
+      __builtin_memcpy(y, values, static_cast<size_t>(columns) * sizeof(float));
+      break;
+    case DataType::kFloat16:
+      FloatsToFloat16(values, columns, reinterpret_cast<uint16_t*>(y));
+      break;
+    case DataType::kBFloat16:
+      for (int64_t i = 0; i < columns; ++i) reinterpret_cast<uint16_t*>(y)[i] = FloatToBFloat16(values[i]);
+      break;
+  }
+}
+// The columns of a strip that exist.
 MXORT_INLINE void StoreStrip(const MatMulArgs& args, int64_t row, int64_t strip, const float* total) {
-  const int64_t n = strip * kStripColumns, N = args.spec->N;
-  const int64_t columns = N - n < kStripColumns ? N - n : kStripColumns;
-  for (int64_t i = 0; i < columns; ++i) {
-    StoreAs(args.type, args.y, row * N + n + i, total[i] * args.column_scale[n + i] + args.bias[n + i]);
+  const int64_t n = strip * kStripColumns, left = args.spec->N - n;
+  if (left >= kStripColumns) {
+    StoreColumns(args, row, n, kStripColumns, total);
+  } else {
+    StoreColumns(args, row, n, left, total);
   }
 }
 

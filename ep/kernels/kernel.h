@@ -62,6 +62,16 @@ struct Range {
   int64_t end;
 };
 
+// E8M0 bytes from lowest to highest.
+struct ScaleRange {
+  int lowest;
+  int highest;
+  bool Holds(const ScaleRange& other) const { return lowest <= other.lowest && other.highest <= highest; }
+};
+
+// Scales whose byte is a float's exponent as it stands: not 2^-127 (0) and not NaN (255).
+inline constexpr ScaleRange kNormalScales = {1, kScaleNaN - 1};
+
 // One row of the kernel table.
 struct Kernel {
   const char* name;
@@ -80,17 +90,15 @@ struct Kernel {
   void (*compute)(const MatMulArgs&, Range panels, Range strips);
   // Fewer rows than this are left to the next kernel of the table.
   int64_t min_rows = 1;
-  // Only for weights whose scales all lie within 2^-kPlainScaleExponent .. 2^kPlainScaleExponent.
-  bool needs_plain_scales = false;
+  // The scales it can take; weights with another one are left to the next kernel.
+  ScaleRange scales = {0, kScaleNaN};
 };
-
-inline constexpr int kPlainScaleExponent = 60;
 
 inline constexpr int kStripColumns = 16;
 
 // Fast kernels take rows of which every block is zero or has its largest magnitude in [2^-110, 2^100). Above, a block's
 // dot product could overflow float before the weight's scale makes it small again (32 * 12 * 2^100 < 2^109 cannot);
-// below, an int8 scale absmax / (127 * 254 * 2) would become subnormal and lose bits that a large weight scale would
+// below, an int8 scale absmax / (127 * 256 * 2) would become subnormal and lose bits that a large weight scale would
 // show.
 MXORT_INLINE bool PlainActivation(unsigned absmax) {
   constexpr unsigned kSmallest = static_cast<unsigned>(kScaleBias - 110) << kFloatMantissaBits;
@@ -101,7 +109,9 @@ MXORT_INLINE bool PlainActivation(unsigned absmax) {
 struct CpuFeatures {
   bool avx2_fma = false;          // AVX2, FMA, F16C
   bool avx512 = false;            // AVX-512 F, BW, DQ, VL
-  bool avx512_vnni_vbmi = false;  // avx512 and VNNI, VBMI
+  bool avx512_vnni = false;       // avx512 and VNNI
+  bool avx512_vnni_vbmi = false;  // avx512_vnni and VBMI
+  bool avx_vnni = false;          // avx2_fma and AVX-VNNI
   bool amx_bf16 = false;          // AMX tiles and bf16, and the kernel lets this process use them
 };
 CpuFeatures DetectCpu();

@@ -32,7 +32,7 @@ const Kernel kReference = {"reference", &kNoLayout,   Always,     Everything,
 const std::vector<const Kernel*>& KernelTable() {
   static const std::vector<const Kernel*> table = {
 #if defined(__x86_64__)
-      &kAmx,      &kAvx512Vnni, &kAvx512, &kAvx2,
+      &kAmx,      &kAvx512Vnni, &kAvx512VnniBw, &kAvx512Bw, &kAvx512, &kAvxVnni, &kAvx2Int8, &kAvx2,
 #endif
       &kPortable, &kReference};
   return table;
@@ -55,9 +55,9 @@ Kernels SelectKernels(const MatMulSpec& spec, const CpuFeatures& cpu, const std:
   return kernels;
 }
 
-const Kernel& KernelFor(const Kernels& kernels, int64_t rows, bool plain_scales) {
+const Kernel& KernelFor(const Kernels& kernels, int64_t rows, const ScaleRange& scales) {
   for (const Kernel* kernel : kernels) {
-    if (rows >= kernel->min_rows && (plain_scales || !kernel->needs_plain_scales)) return *kernel;
+    if (rows >= kernel->min_rows && kernel->scales.Holds(scales)) return *kernel;
   }
   return *kernels.back();  // every table ends in rows that take everything
 }
@@ -69,6 +69,12 @@ std::string KernelOverride() {
 
 #if defined(__x86_64__)
 namespace {
+
+// CPUID leaf 7, subleaf 1: GCC 12 knows no name for it.
+bool HasAvxVnni() {
+  unsigned a, b, c, d;
+  return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & (1u << 4));
+}
 
 // CPUID leaf 7: AMX-TILE and AMX-BF16; then Linux must grant the tile registers, which it does once for a process.
 bool HasAmx() {
@@ -99,7 +105,9 @@ CpuFeatures DetectCpu() {
   cpu.avx2_fma = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && f16c;
   cpu.avx512 = cpu.avx2_fma && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  cpu.avx512_vnni_vbmi = cpu.avx512 && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi");
+  cpu.avx512_vnni = cpu.avx512 && __builtin_cpu_supports("avx512vnni");
+  cpu.avx512_vnni_vbmi = cpu.avx512_vnni && __builtin_cpu_supports("avx512vbmi");
+  cpu.avx_vnni = cpu.avx2_fma && HasAvxVnni();
   // The AMX kernel was written without a CPU that has AMX: it has to show itself right first.
   static const bool amx = cpu.avx512 && HasAmx() && (SelfCheck(kAmx) || Warn("avx512_amx"));
   cpu.amx_bf16 = amx;

@@ -21,7 +21,7 @@ using Kernels = std::vector<const Kernel*>;
 Kernels SelectKernels(const MatMulSpec& spec, const CpuFeatures& cpu, const std::string& first);
 
 // The kernel of `kernels` for M rows of A.
-const Kernel& KernelFor(const Kernels& kernels, int64_t rows, bool plain_scales);
+const Kernel& KernelFor(const Kernels& kernels, int64_t rows, const ScaleRange& scales);
 
 // The value of the environment variable MXORT_KERNEL, or empty.
 std::string KernelOverride();

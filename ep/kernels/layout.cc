@@ -1,5 +1,6 @@
 #include "kernels/layout.h"
 
+#include <algorithm>
 #include <cstring>
 
 namespace mxort {
@@ -22,36 +23,34 @@ uint32_t LaneOrder(uint32_t x) {
   return gather_even(x) | (gather_even(x >> 4) << 16);
 }
 
-// A block whose codes are all +-0 may carry any scale; 1 keeps it away from the rare scales.
-uint8_t CanonicalScale(const uint8_t* codes, uint8_t scale) {
-  uint64_t half[2];
-  std::memcpy(half, codes, sizeof half);
-  const bool zero = ((half[0] | half[1]) & 0x7777777777777777u) == 0;
-  return zero && scale != kScaleNaN ? static_cast<uint8_t>(kScaleBias) : scale;
+// One column of one block: its 32 codes to `codes`, its scale to `scale`.
+void PackColumn(const uint8_t* from, uint8_t from_scale, uint8_t* codes, uint8_t* scale) {
+  static_assert(kPackedBlockBytes == 16 && kVectorElements == 8, "LaneOrder and CanonicalScale are written for these");
+  for (int i = 0; i < kBlockVectors; ++i) {
+    uint32_t lane;
+    std::memcpy(&lane, from + 4 * i, sizeof lane);
+    lane = LaneOrder(lane);
+    std::memcpy(codes + i * kVectorBytes, &lane, sizeof lane);
+  }
+  *scale = CanonicalScale(from, from_scale);
 }
 
 void Pack(const MatMulSpec& spec, const Weights& weights, int64_t begin, int64_t end, uint8_t* packed) {
-  static_assert(kPackedBlockBytes == 16 && kVectorElements == 8, "LaneOrder and CanonicalScale are written for these");
   const int64_t blocks = BlocksOf(spec.K);
   for (int64_t strip = begin; strip < end; ++strip) {
     uint8_t* out = packed + strip * StripBytes(blocks);
-    std::memset(out, 0, static_cast<size_t>(StripBytes(blocks)));
-    for (int64_t column = 0; column < kStripColumns; ++column) {
-      const int64_t n = strip * kStripColumns + column;
-      if (n >= spec.N) break;
-      for (int64_t block = 0; block < blocks; ++block) {
-        const uint8_t* codes = weights.codes + (n * blocks + block) * kPackedBlockBytes;
-        const int64_t group = block / kGroupBlocks * kGroupBlocks, in_group = block - group;
-        const int64_t group_blocks = blocks - group < kGroupBlocks ? blocks - group : kGroupBlocks;
-        uint8_t* base = out + group * kBlockBytes;
-        for (int i = 0; i < kBlockVectors; ++i) {
-          uint32_t lane;
-          std::memcpy(&lane, codes + 4 * i, sizeof lane);
-          lane = LaneOrder(lane);
-          std::memcpy(base + in_group * kBlockCodeBytes + i * kVectorBytes + 4 * column, &lane, sizeof lane);
-        }
-        base[group_blocks * kBlockCodeBytes + in_group * kStripColumns + column] =
-            CanonicalScale(codes, weights.scales[n * blocks + block]);
+    const int64_t first = strip * kStripColumns, columns = std::min<int64_t>(kStripColumns, spec.N - first);
+    if (columns < kStripColumns || blocks * kBlockBytes < StripBytes(blocks)) {
+      std::memset(out, 0, static_cast<size_t>(StripBytes(blocks)));
+    }
+    for (int64_t block = 0; block < blocks; ++block) {  // sixteen streams in, one out
+      const int64_t group = block / kGroupBlocks * kGroupBlocks, in_group = block - group;
+      uint8_t* base = out + group * kBlockBytes;
+      uint8_t* scales = base + std::min<int64_t>(kGroupBlocks, blocks - group) * kBlockCodeBytes;
+      for (int64_t column = 0; column < columns; ++column) {
+        const int64_t from = (first + column) * blocks + block;
+        PackColumn(weights.codes + from * kPackedBlockBytes, weights.scales[from],
+                   base + in_group * kBlockCodeBytes + 4 * column, scales + in_group * kStripColumns + column);
       }
     }
   }

@@ -32,6 +32,14 @@ MXORT_INLINE int64_t StripsOf(int64_t n) { return (n + kStripColumns - 1) / kStr
 // Bytes from one strip to the next: whole cache lines.
 MXORT_INLINE int64_t StripBytes(int64_t blocks) { return (blocks * kBlockBytes + 63) / 64 * 64; }
 
+// A block whose codes are all +-0 may carry any scale; 1 keeps it away from the rare scales.
+MXORT_INLINE uint8_t CanonicalScale(const uint8_t* codes, uint8_t scale) {
+  uint64_t half[2];
+  __builtin_memcpy(half, codes, sizeof half);
+  const bool zero = ((half[0] | half[1]) & 0x7777777777777777u) == 0;
+  return zero && scale != kScaleNaN ? static_cast<uint8_t>(kScaleBias) : scale;
+}
+
 extern const WeightLayout kStrip16;
 
 }  // namespace mxort

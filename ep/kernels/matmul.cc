@@ -1,12 +1,9 @@
 #include "kernels/matmul.h"
 
 #include <algorithm>
-#include <cstring>
-#include <map>
 #include <mutex>
 #include <new>
-#include <string_view>
-#include <tuple>
+#include <vector>
 
 #include "kernels/cpu_kernels.h"
 #include "kernels/float16.h"
@@ -97,53 +94,10 @@ void ComputeAll(const MatMulCall& call, const Kernel& kernel, const MatMulArgs& 
 
 }  // namespace
 
-void SerialFor(int64_t tasks, const std::function<void(int64_t)>& body) {
-  for (int64_t i = 0; i < tasks; ++i) body(i);
-}
-
-void PackedWeights::Free::operator()(uint8_t* p) const { ::operator delete(p, kAlignment); }
-
-PackedWeights::PackedWeights(const MatMulSpec& spec, const WeightLayout& layout, const Weights& weights)
-    : bytes_(layout.bytes(spec)),
-      data_(static_cast<uint8_t*>(::operator new(std::max<size_t>(1, bytes_), kAlignment))) {
-  layout.pack(spec, weights, 0, StripsOf(spec.N), data_.get());
-  const int64_t scales = spec.N * BlocksOf(spec.K);
-  for (int64_t i = 0; i < scales; ++i) {
-    const int exponent = weights.scales[i] - kScaleBias;
-    plain_scales_ &= exponent >= -kPlainScaleExponent && exponent <= kPlainScaleExponent;
-  }
-}
-
-std::shared_ptr<const PackedWeights> SharedPackedWeights(const MatMulSpec& spec, const WeightLayout& layout,
-                                                         const Weights& weights) {
-  using Key = std::tuple<std::string_view, int64_t, int64_t, size_t, size_t>;
-  // Leaked on purpose: kernels of a session may be destroyed after static destructors have run.
-  static auto& mutex = *new std::mutex;
-  static auto& cache = *new std::map<Key, std::weak_ptr<const PackedWeights>>;
-  const auto hash = [](const uint8_t* p, int64_t n) {
-    return std::hash<std::string_view>()({reinterpret_cast<const char*>(p), static_cast<size_t>(n)});
-  };
-  const int64_t scale_bytes = spec.N * BlocksOf(spec.K);
-  const Key key{layout.name, spec.K, spec.N, hash(weights.codes, scale_bytes * kPackedBlockBytes),
-                hash(weights.scales, scale_bytes)};
-  const std::lock_guard<std::mutex> lock(mutex);
-  std::weak_ptr<const PackedWeights>& slot = cache[key];
-  if (auto existing = slot.lock()) return existing;
-  // The deleter drops the dead entry, so that the map does not grow with every model that was ever loaded.
-  std::shared_ptr<const PackedWeights> packed(new PackedWeights(spec, layout, weights), [key](const PackedWeights* p) {
-    delete p;
-    const std::lock_guard<std::mutex> inner(mutex);
-    const auto it = cache.find(key);
-    if (it != cache.end() && it->second.expired()) cache.erase(it);
-  });
-  slot = packed;
-  return packed;
-}
-
 void MatMul(const MatMulCall& call, const ParallelFor& parallel) {
   if (call.M == 0 || call.spec->N == 0) return;
   thread_local Workspace workspace;
-  const Kernel& kernel = KernelFor(*call.kernels, call.M, call.packed->plain_scales());
+  const Kernel& kernel = KernelFor(*call.kernels, call.M, call.packed->scales());
   const int panel_rows = PanelRows(call, kernel);
   const size_t stride = (kernel.panel_bytes(*call.spec, panel_rows) + 63) / 64 * 64;
   uint8_t* prepared = workspace.Get(stride * static_cast<size_t>(CeilDiv(call.M, panel_rows)));

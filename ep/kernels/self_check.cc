@@ -41,7 +41,7 @@ bool Right(const Kernel& kernel, const MatMulSpec& spec, double bound) {
   for (uint8_t& scale : scales) scale = static_cast<uint8_t>(kScaleBias - 4 + sequence.Next() % 8);
   for (float& x : a) x = static_cast<float>(sequence.Next() % 2001) / 1000.0f - 1.0f;
   const Weights weights = {codes.data(), scales.data()};
-  const PackedWeights packed(spec, *kernel.layout, weights);
+  const PackedWeights packed(spec, *kernel.layout, weights, SerialFor);
   const Kernels kernels = {&kernel};
   MatMul({&spec, &kernels, &packed, weights, ones.data(), ones.data(), DataType::kFloat, kM, a.data(), y.data()},
          SerialFor);

@@ -163,7 +163,11 @@ class MatMulKernel {
     call.spec = &spec_;
     call.kernels = &kernels_;
     call.weights = WeightsOf(inputs);
-    const auto packed = packed_ ? packed_ : std::make_shared<PackedWeights>(spec_, *kernels_[0]->layout, call.weights);
+    const ParallelFor parallel = [&](int64_t tasks, const std::function<void(int64_t)>& body) {
+      Parallel(context, tasks, body);
+    };
+    const auto packed =
+        packed_ ? packed_ : std::make_shared<PackedWeights>(spec_, *kernels_[0]->layout, call.weights, parallel);
     call.packed = packed.get();
     call.column_scale = static_cast<const float*>(inputs[kColumnScale].data);
     call.bias = static_cast<const float*>(inputs[kBias].data);
@@ -173,7 +177,7 @@ class MatMulKernel {
     call.a = a.data;
     if (call.M == 0) return;
     Check(api_, api_.GetTensorMutableData(y, &call.y));
-    MatMul(call, [&](int64_t tasks, const std::function<void(int64_t)>& body) { Parallel(context, tasks, body); });
+    MatMul(call, parallel);
   }
 
   // ONNX Runtime's own threads: the session's intra_op_num_threads is obeyed and nothing is oversubscribed. An

@@ -24,19 +24,14 @@ namespace {
 template <class T>
 using Array = py::array_t<T, py::array::c_style>;
 
-// This module's own threads: conversion and benchmarks run outside of any ONNX Runtime session.
-ParallelFor ThreadedFor(int threads) {
-  if (threads <= 1) return SerialFor;
-  return [threads](int64_t tasks, const std::function<void(int64_t)>& body) {
-    std::vector<std::thread> pool;
-    const auto run = [&](int64_t t) {
-      for (int64_t i = tasks * t / threads; i < tasks * (t + 1) / threads; ++i) body(i);
-    };
-    for (int t = 1; t < threads; ++t) pool.emplace_back(run, t);
-    run(0);
-    for (std::thread& thread : pool) thread.join();
-  };
-}
+constexpr std::pair<const char*, bool CpuFeatures::*> kCpuFeatures[] = {
+    {"avx2_fma", &CpuFeatures::avx2_fma},
+    {"avx_vnni", &CpuFeatures::avx_vnni},
+    {"avx512", &CpuFeatures::avx512},
+    {"avx512_vnni", &CpuFeatures::avx512_vnni},
+    {"avx512_vnni_vbmi", &CpuFeatures::avx512_vnni_vbmi},
+    {"amx_bf16", &CpuFeatures::amx_bf16},
+};
 
 ScaleRule RuleOf(const std::string& name) {
   if (name == "floor") return ScaleRule::kFloor;
@@ -91,7 +86,7 @@ class Node {
     packed_ = SharedPackedWeights(spec_, *kernels_[0]->layout, {codes_.data(), scales_.data()});
   }
 
-  std::string KernelOf(int64_t rows) const { return KernelFor(kernels_, rows, packed_->plain_scales()).name; }
+  std::string KernelOf(int64_t rows) const { return KernelFor(kernels_, rows, packed_->scales()).name; }
   size_t packed_bytes() const { return packed_->bytes(); }
   uintptr_t packed_address() const { return reinterpret_cast<uintptr_t>(packed_->data()); }
 
@@ -144,31 +139,28 @@ py::dict Describe() {
   std::vector<float> scales;
   for (int byte = 0; byte < 256; ++byte) scales.push_back(DecodeScale(static_cast<uint8_t>(byte)));
   const CpuFeatures cpu = DetectCpu();
+  py::dict features;
+  for (const auto& [name, member] : kCpuFeatures) features[name] = cpu.*member;
   py::list kernels;
   for (const Kernel* kernel : KernelTable()) {
     kernels.append(py::dict(py::arg("name") = kernel->name, py::arg("layout") = kernel->layout->name,
                             py::arg("available") = kernel->cpu_has(cpu)));
   }
-  return py::dict(
-      py::arg("domain") = kDomain, py::arg("block_size") = kBlockSize, py::arg("scale_bias") = kScaleBias,
-      py::arg("scale_nan") = static_cast<int>(kScaleNaN), py::arg("element_formats") = formats,
-      py::arg("scale_values") = scales, py::arg("kernels") = kernels,
-      py::arg("cpu") = py::dict(py::arg("avx2_fma") = cpu.avx2_fma, py::arg("avx512") = cpu.avx512,
-                                py::arg("avx512_vnni_vbmi") = cpu.avx512_vnni_vbmi, py::arg("amx_bf16") = cpu.amx_bf16),
-      py::arg("ort_header_api") = MXORT_ORT_API, py::arg("compiler") = MXORT_COMPILER);
+  return py::dict(py::arg("domain") = kDomain, py::arg("block_size") = kBlockSize, py::arg("scale_bias") = kScaleBias,
+                  py::arg("scale_nan") = static_cast<int>(kScaleNaN), py::arg("element_formats") = formats,
+                  py::arg("scale_values") = scales, py::arg("kernels") = kernels, py::arg("cpu") = features,
+                  py::arg("ort_header_api") = MXORT_ORT_API, py::arg("compiler") = MXORT_COMPILER);
 }
 
 // The choice for a CPU that is described instead of detected.
 std::string SelectFor(const std::vector<std::string>& features, const std::string& first,
                       const std::string& activation_format, int accuracy_level, int64_t rows) {
-  const auto has = [&](const char* name) { return std::count(features.begin(), features.end(), name) > 0; };
   CpuFeatures cpu;
-  cpu.avx2_fma = has("avx2_fma");
-  cpu.avx512 = has("avx512");
-  cpu.avx512_vnni_vbmi = has("avx512_vnni_vbmi");
-  cpu.amx_bf16 = has("amx_bf16");
+  for (const auto& [name, member] : kCpuFeatures) {
+    cpu.*member = std::count(features.begin(), features.end(), name) > 0;
+  }
   const MatMulSpec spec = CheckAttributes({kBlockSize, 1, 1, activation_format, accuracy_level});
-  return KernelFor(SelectKernels(spec, cpu, first), rows, true).name;
+  return KernelFor(SelectKernels(spec, cpu, first), rows, {kScaleBias, kScaleBias}).name;
 }
 
 // The GPU code objects of this build: (source, architecture, bytes). Empty where there was no compiler for them.

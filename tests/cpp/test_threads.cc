@@ -16,7 +16,7 @@ using namespace mxort;
 constexpr int kThreads = 4, kRuns = 50;
 constexpr int64_t kM = 9, kK = 320, kN = 72;
 
-void ThreadedFor(int64_t tasks, const std::function<void(int64_t)>& body) {
+void ThreadedLoop(int64_t tasks, const std::function<void(int64_t)>& body) {
   std::thread other([&] {
     for (int64_t i = 1; i < tasks; i += 2) body(i);
   });
@@ -67,7 +67,7 @@ int Wrong(const Problem& problem, const Kernel& kernel) {
   for (int t = 0; t < kThreads; ++t) {
     threads.emplace_back([&, t] {
       for (int i = 0; i < kRuns; ++i) {
-        const std::vector<float> y = problem.Run(kernel, i % 2 ? ParallelFor(ThreadedFor) : ParallelFor(SerialFor));
+        const std::vector<float> y = problem.Run(kernel, i % 2 ? ParallelFor(ThreadedLoop) : ParallelFor(SerialFor));
         wrong[static_cast<size_t>(t)] += std::memcmp(y.data(), expected.data(), y.size() * sizeof(float)) != 0;
       }
     });

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
+from functools import partial
 
 import ml_dtypes
 import numpy as np
@@ -18,6 +20,11 @@ from mxort.formats import BLOCK_SIZE, E2M1, SCALE_BIAS, SCALE_NAN, hadamard_rota
 from oracle import FORMATS_AND_LEVELS, Case, random_case
 
 KERNELS = [k["name"] for k in _native.describe()["kernels"] if k["available"]]
+EMULATED = (
+    any(k["available"] for k in _native.describe()["kernels"] if k["name"] == "avx512_amx")
+    and not _native.describe()["cpu"]["amx_bf16"]
+)
+"""A build with MXORT_EMULATE."""
 DTYPES = [np.float32, np.float16, ml_dtypes.bfloat16]
 ROWS = [0, 1, 2, 3, 5, 16, 17, 64, 129]
 # (K, N, rotation): one block, tails in K and N, less than one strip, more than one group of blocks, each rotation
@@ -174,7 +181,7 @@ def test_nan_and_infinity(kernel: str, activation_format: str, level: int) -> No
     case = random_case(rng, 18, 64, activation_format=activation_format, accuracy_level=level)
     a = rng.standard_normal((5, 64)).astype(np.float32)
     a[1, 3], a[3, 40] = np.nan, np.inf
-    case.scales[7, 1] = SCALE_NAN
+    case.scales[7, 1] = SCALE_NAN  # the integer kernels leave such weights to the float kernels
     y = run(case, a, kernel)
     assert np.isnan(y[1]).all()
     assert np.isnan(y[:, 7]).all()
@@ -249,24 +256,52 @@ def test_random_problems(
     check(case, a, kernel, f"{kernel} {shape}", threads=seed % 3 + 1)
 
 
+# (what the CPU has, kernel for "none" level 3 and for level 1), by an example of each kind
+CPUS = {
+    "anything": ([], "portable", "portable"),
+    "Zen 3": (["avx2_fma"], "avx2_int8", "avx2"),
+    "Alder Lake": (["avx2_fma", "avx_vnni"], "avx_vnni", "avx2"),
+    "Skylake server": (["avx2_fma", "avx512"], "avx512_bw", "avx512"),
+    "Cascade Lake": (["avx2_fma", "avx512", "avx512_vnni"], "avx512_vnni_bw", "avx512"),
+    "Zen 4": (["avx2_fma", "avx512", "avx512_vnni", "avx512_vnni_vbmi"], "avx512_vnni", "avx512"),
+}
+
+
+@pytest.mark.parametrize("cpu", CPUS)
+def test_what_each_cpu_runs(cpu: str) -> None:
+    features, level_3, level_1 = CPUS[cpu]
+    select = partial(_native.select_kernel, features, "")
+    assert select("none", 3, 1) == select("none", 4, 1) == select("mxfp4", 0, 1) == level_3
+    assert select("none", 1, 1) == select("mxfp8_e4m3", 0, 1) == level_1
+
+
 def test_selection_is_a_pure_function_of_features() -> None:
     """A kernel that the CPU lacks is never chosen, whatever is asked for."""
     order = [k["name"] for k in _native.describe()["kernels"]]
     assert order[-1] == "reference"
-    needs = {"avx2": 1, "avx512": 2, "avx512_vnni": 3, "avx512_amx": 4}
-    features = ["avx2_fma", "avx512", "avx512_vnni_vbmi", "amx_bf16"]
-    for count in range(len(features) + 1):
-        for activation_format, level in FORMATS_AND_LEVELS:
-            for rows in (1, 15, 16, 1000):
-                has = features[:count]
-                chosen = _native.select_kernel(has, "", activation_format, level, rows)
-                # the emulated AMX row of a test build asks for AVX-512 only
-                assert needs.get(chosen, 0) <= count or chosen == "avx512_amx"
-    assert _native.select_kernel(features, "", "none", 3, 1) == "avx512_vnni"
+    needs = {
+        "avx2": {"avx2_fma"},
+        "avx2_int8": {"avx2_fma"},
+        "avx_vnni": {"avx_vnni"},
+        "avx512": {"avx512"},
+        "avx512_bw": {"avx512"},
+        "avx512_vnni_bw": {"avx512_vnni"},
+        "avx512_vnni": {"avx512_vnni_vbmi"},
+        "avx512_amx": {"avx512", "amx_bf16"},
+        "portable": set(),
+    }
+    if EMULATED:  # such a build asks for less
+        needs |= {"avx512_amx": {"avx512"}, "avx_vnni": {"avx512_vnni"}}
+    features = list(_native.describe()["cpu"])
+    for has in itertools.chain.from_iterable(
+        itertools.combinations(features, n) for n in range(len(features) + 1)
+    ):
+        for (activation_format, level), rows in itertools.product(FORMATS_AND_LEVELS, (1, 16, 1000)):
+            chosen = _native.select_kernel(list(has), "", activation_format, level, rows)
+            assert needs[chosen] <= set(has), chosen
     assert _native.select_kernel(features, "", "none", 3, 16) == "avx512_amx"
-    assert _native.select_kernel(features, "", "none", 1, 1) == "avx512"
+    assert _native.select_kernel(features, "", "none", 3, 15) == "avx512_vnni"
     assert _native.select_kernel(features, "avx2", "none", 3, 1000) == "avx2"
-    assert _native.select_kernel([], "", "mxfp8_e4m3", 0) == "portable"
     with pytest.raises(ValueError, match="this CPU cannot run it"):
         _native.select_kernel(["avx2_fma"], "avx512", "none", 3)
     with pytest.raises(ValueError, match="unknown kernel 'sse9', expected one of avx512_amx, avx512_vnni"):

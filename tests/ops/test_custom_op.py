@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import ml_dtypes
@@ -16,8 +17,12 @@ from onnx import TensorProto, helper, numpy_helper
 
 import op_model
 import oracle
+from mxort import _native
 from oracle import FORMATS_AND_LEVELS, random_case
 
+EMULATES_OR_HAS_AMX = any(
+    k["name"] == oracle.BFLOAT16_KERNEL and k["available"] for k in _native.describe()["kernels"]
+)
 ELEM_TYPES = {
     TensorProto.FLOAT: np.float32,
     TensorProto.FLOAT16: np.float16,
@@ -119,6 +124,55 @@ def test_weights_that_are_no_constants() -> None:
         Exception, match=r"MatMulMXFP4 'node': input B: got shape \[20,31\], expected \[20,32\]"
     ):
         run.run(None, {"A": a, "B": case.codes[:, :31].copy(), "B_scale": case.scales})
+
+
+def test_beside_onnxruntimes_own_int8_kernels() -> None:
+    """Both use the tile unit where a CPU has AMX, whose configuration belongs to the thread: neither may leave its own
+    behind. Nodes of both kinds take turns on the same threads, and each must stay right."""
+    rng = np.random.default_rng(12)
+    layers, size = 4, 256
+    cases = [random_case(rng, size, size, accuracy_level=3) for _ in range(layers)]
+    integers = [rng.integers(-127, 128, (size, size), dtype=np.int8) for _ in range(layers)]
+    proto = op_model.model(cases[0], dims=("M",))
+    node = next(n for n in proto.graph.node if n.domain == "mxort")
+    del proto.graph.node[:], proto.graph.output[:], proto.graph.initializer[:]
+    for i, (case, w) in enumerate(zip(cases, integers, strict=True)):
+        tensors = {
+            "B": case.codes,
+            "B_scale": case.scales,
+            "column_scale": case.column_scale,
+            "bias": case.bias,
+        }
+        tensors |= {"W": w, "zero": np.array(128, np.uint8)}
+        proto.graph.initializer.extend(numpy_helper.from_array(v, f"{k}{i}") for k, v in tensors.items())
+        ours = onnx.NodeProto()
+        ours.CopyFrom(node)
+        ours.name = f"node{i}"
+        del ours.input[:], ours.output[:]
+        ours.input.extend(["A", *(f"{k}{i}" for k in ("B", "B_scale", "column_scale", "bias"))])
+        ours.output.append(f"Y{i}")
+        theirs = helper.make_node("MatMulInteger", ["U", f"W{i}", f"zero{i}"], [f"Z{i}"])
+        proto.graph.node.extend([ours, theirs])
+        proto.graph.output.append(helper.make_tensor_value_info(f"Y{i}", TensorProto.FLOAT, [None, size]))
+        proto.graph.output.append(helper.make_tensor_value_info(f"Z{i}", TensorProto.INT32, [None, size]))
+    proto.graph.input.append(helper.make_tensor_value_info("U", TensorProto.UINT8, ["M", size]))
+    shared = op_model.session(proto, threads=2)
+
+    def run() -> None:
+        local = np.random.default_rng(threading.get_ident())
+        for m in (1, 33, 64, 200) * 3:
+            a = local.standard_normal((m, size)).astype(np.float32)
+            u = local.integers(0, 256, (m, size), dtype=np.uint8)
+            outputs = shared.run(None, {"A": a, "U": u})
+            for case, y in zip(cases, outputs[::2], strict=True):
+                kernel = "" if m < 16 else oracle.BFLOAT16_KERNEL if EMULATES_OR_HAS_AMX else ""
+                oracle.assert_close(case, a, y, f"M={m}", kernel)
+            for w, z in zip(integers, outputs[1::2], strict=True):
+                np.testing.assert_array_equal(z, (u.astype(np.int64) - 128) @ w.astype(np.int64))
+
+    with ThreadPoolExecutor(4) as pool:
+        for future in [pool.submit(run) for _ in range(4)]:
+            future.result()
 
 
 def test_four_threads_share_a_session() -> None:

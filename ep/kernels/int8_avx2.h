@@ -1,0 +1,82 @@
+// The integer kernel's policy on 8 lanes: products by vpdpbusd where the including file was compiled with AVX-VNNI,
+// else by vpmaddubsw, summed in 16 bits.
+#ifndef MXORT_KERNELS_INT8_AVX2_H_
+#define MXORT_KERNELS_INT8_AVX2_H_
+
+#include <immintrin.h>
+
+#include "kernels/int8_kernel.h"
+
+namespace mxort {
+namespace {
+
+struct Int8Avx2 {
+  using Ints = __m256i;
+  using Floats = __m256;
+  static constexpr int kLanes = 8;
+  // A dot product a term and row; the sums of the rows wait in memory. 4 of the 16 registers hold weights.
+  static constexpr int kMaxRows[] = {8, 4};
+
+  // Packing goes by 128-bit halves: with x_i the i-th four of 32 integers,
+  //   16 bits  x0 x2 | x1 x3   and   x4 x6 | x5 x7,   8 bits  x0 x2 x4 x6 | x1 x3 x5 x7,
+  // and interleaving the halves' bytes gives the order of the nibbles: 0, 4, 1, 5, 2, 6, 3, 7, 8, 12, ...
+  MXORT_INLINE int StoreBytes(Ints16 low, Ints16 high, int8_t* q) {
+    Ints x[4];
+    __builtin_memcpy(x, &low, sizeof low);
+    __builtin_memcpy(x + 2, &high, sizeof high);
+    const Ints bytes = _mm256_packs_epi16(_mm256_packs_epi32(x[0], x[1]), _mm256_packs_epi32(x[2], x[3]));
+    const __m128i even = _mm256_castsi256_si128(bytes), odd = _mm256_extracti128_si256(bytes, 1);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(q), _mm_unpacklo_epi8(even, odd));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(q + 16), _mm_unpackhi_epi8(even, odd));
+    const Ints sum = _mm256_add_epi32(_mm256_add_epi32(x[0], x[1]), _mm256_add_epi32(x[2], x[3]));
+    const __m128i four = _mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256(sum, 1));
+    const __m128i two = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4E));
+    return _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32(two, 0xB1)));
+  }
+  MXORT_INLINE void Decode2(const uint8_t* p, Ints* weights) {
+    const Ints table = _mm256_broadcastsi128_si256(_mm_setr_epi8(MXORT_INT8_WEIGHTS));
+    const Ints codes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)), mask = _mm256_set1_epi8(15);
+    weights[0] = _mm256_shuffle_epi8(table, _mm256_and_si256(codes, mask));
+    weights[1] = _mm256_shuffle_epi8(table, _mm256_and_si256(_mm256_srli_epi32(codes, 4), mask));
+  }
+  MXORT_INLINE void Decode(const uint8_t* first, const uint8_t* second, Ints* weights) {
+    Decode2(first, weights);
+    Decode2(second, weights + 2);
+  }
+  // Four bytes at p in every lane.
+  MXORT_INLINE Ints Broadcast(const uint8_t* p) {
+    int32_t bits;
+    __builtin_memcpy(&bits, p, sizeof bits);
+    return _mm256_set1_epi32(bits);
+  }
+  MXORT_INLINE void Accumulate(Ints& dot, const Ints* weights, const uint8_t* a) {
+#if defined(__AVXVNNI__) || defined(__AVX512VNNI__)
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) dot = _mm256_dpbusd_epi32(dot, weights[i], Broadcast(a + 4 * i));
+#else
+    // A pair of products is at most 2 * 24 * 128 in magnitude, four of them 24576: no saturation.
+    Ints sum = _mm256_maddubs_epi16(weights[0], Broadcast(a));
+#pragma GCC unroll 3
+    for (int i = 1; i < 4; ++i) sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(weights[i], Broadcast(a + 4 * i)));
+    dot = _mm256_add_epi32(dot, _mm256_madd_epi16(sum, _mm256_set1_epi16(1)));
+#endif
+  }
+  MXORT_INLINE Ints Combine(Ints first, Ints second) {
+    return _mm256_add_epi32(_mm256_slli_epi32(first, kTermRatioBits), second);
+  }
+  MXORT_INLINE Floats ToFloat(Ints x) { return _mm256_cvtepi32_ps(x); }
+  MXORT_INLINE Floats Scale(Floats x, const uint8_t* scale) {
+    return _mm256_mul_ps(x, _mm256_broadcast_ss(reinterpret_cast<const float*>(scale)));
+  }
+  MXORT_INLINE Floats MultiplyAdd(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }
+  MXORT_INLINE Floats LoadScales(const uint8_t* p) {
+    const Ints byte = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(byte, kFloatMantissaBits));
+  }
+  MXORT_INLINE void Store(float* out, Floats x) { _mm256_storeu_ps(out, x); }
+};
+
+}  // namespace
+}  // namespace mxort
+
+#endif  // MXORT_KERNELS_INT8_AVX2_H_

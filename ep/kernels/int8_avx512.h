@@ -1,0 +1,93 @@
+// The integer kernel's policy on 16 lanes, for the instructions that the including file was compiled with:
+//
+//                        VBMI                 without
+//   decode               vpermb               mask and vpshufb
+//                        VNNI                 without
+//   products             vpdpbusd             vpmaddubsw, summed in 16 bits
+#ifndef MXORT_KERNELS_INT8_AVX512_H_
+#define MXORT_KERNELS_INT8_AVX512_H_
+
+#include <immintrin.h>
+
+#include "kernels/avx512.h"
+#include "kernels/int8_kernel.h"
+
+namespace mxort {
+namespace {
+
+struct Int8Avx512 {
+  using Ints = __m512i;
+  using Floats = __m512;
+  static constexpr int kLanes = 16;
+  // A dot product a term and a sum a row, of 32 registers.
+#if defined(__AVX512VNNI__)
+  static constexpr int kMaxRows[] = {12, 8};
+#else
+  static constexpr int kMaxRows[] = {10, 7};
+#endif
+
+  MXORT_INLINE int StoreBytes(Ints16 low, Ints16 high, int8_t* q) {
+    const Ints x = reinterpret_cast<Ints>(low), y = reinterpret_cast<Ints>(high);
+    const __m128i order = _mm_setr_epi8(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(q), _mm_shuffle_epi8(_mm512_cvtepi32_epi8(x), order));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(q + 16), _mm_shuffle_epi8(_mm512_cvtepi32_epi8(y), order));
+    return _mm512_reduce_add_epi32(_mm512_add_epi32(x, y));
+  }
+  MXORT_INLINE Ints Table() { return _mm512_broadcast_i32x4(_mm_setr_epi8(MXORT_INT8_WEIGHTS)); }
+  MXORT_INLINE void Decode2(const uint8_t* p, Ints* weights) {
+    const Ints codes = _mm512_loadu_si512(p);
+#if defined(__AVX512VBMI__)
+    // vpermb looks at the low six bits of an index, and the table repeats every 16 entries, so the upper nibble of each
+    // byte does not matter.
+    weights[0] = _mm512_permutexvar_epi8(codes, Table());
+    weights[1] = _mm512_permutexvar_epi8(_mm512_srli_epi32(codes, 4), Table());
+#else
+    const Ints mask = _mm512_set1_epi8(15);
+    weights[0] = _mm512_shuffle_epi8(Table(), _mm512_and_si512(codes, mask));
+    weights[1] = _mm512_shuffle_epi8(Table(), _mm512_and_si512(_mm512_srli_epi32(codes, 4), mask));
+#endif
+  }
+  MXORT_INLINE void Decode(const uint8_t* first, const uint8_t* second, Ints* weights) {
+    Decode2(first, weights);
+    Decode2(second, weights + 2);
+  }
+  // Four bytes at p in every lane.
+  MXORT_INLINE Ints Broadcast(const uint8_t* p) {
+    int32_t bits;
+    __builtin_memcpy(&bits, p, sizeof bits);
+    return _mm512_set1_epi32(bits);
+  }
+  MXORT_INLINE void Accumulate(Ints& dot, const Ints* weights, const uint8_t* a) {
+#if defined(__AVX512VNNI__)
+    // In assembly because GCC 12 to 14 broadcast into a register first, which doubles the instructions of the inner
+    // loop.
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      asm("vpdpbusd %2%{1to16%}, %1, %0"
+          : "+v"(dot)
+          : "v"(weights[i]), "m"(*reinterpret_cast<const int32_t*>(a + 4 * i)));
+    }
+#else
+    // A pair of products is at most 2 * 24 * 128 in magnitude, four of them 24576: no saturation.
+    Ints sum = _mm512_maddubs_epi16(weights[0], Broadcast(a));
+#pragma GCC unroll 3
+    for (int i = 1; i < 4; ++i) sum = _mm512_add_epi16(sum, _mm512_maddubs_epi16(weights[i], Broadcast(a + 4 * i)));
+    dot = _mm512_add_epi32(dot, _mm512_madd_epi16(sum, _mm512_set1_epi16(1)));
+#endif
+  }
+  MXORT_INLINE Ints Combine(Ints first, Ints second) {
+    return _mm512_add_epi32(_mm512_slli_epi32(first, kTermRatioBits), second);
+  }
+  MXORT_INLINE Floats ToFloat(Ints x) { return _mm512_cvtepi32_ps(x); }
+  MXORT_INLINE Floats Scale(Floats x, const uint8_t* scale) {
+    return _mm512_mul_ps(x, _mm512_castsi512_ps(Broadcast(scale)));
+  }
+  MXORT_INLINE Floats MultiplyAdd(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
+  MXORT_INLINE Floats LoadScales(const uint8_t* p) { return LoadNormalScales16(p); }
+  MXORT_INLINE void Store(float* out, Floats x) { _mm512_storeu_ps(out, x); }
+};
+
+}  // namespace
+}  // namespace mxort
+
+#endif  // MXORT_KERNELS_INT8_AVX512_H_

@@ -1,0 +1,222 @@
+// The integer kernel: block dot products as exact integers, written once over a policy `S` and compiled for each
+// instruction set. No standard library here (mx_formats.h).
+//
+// Weights: 2 * E2M1 is an integer in [-12, 12]; + 12 makes it the unsigned operand of vpdpbusd and vpmaddubsw.
+// Activations: int8, in one or two terms (kTerms). With q the activation integers, sum((2w + 12) q) - 12 sum(q) =
+// 2 sum(w q); the second term is known before the product and is what the accumulator starts from.
+//
+//   activation_format  level  terms  a =                                        error of a
+//   mxfp4              any    1      q * scale / 2,  q = 2 * element            none
+//   mxfp6_e2m3         any    1      q * scale / 8,  q = 8 * element            none
+//   none               4      1      q * absmax / 127                           5e-3 relative RMS
+//   none               3      2      (256 q1 + q2) * absmax / (127 * 256)       2e-5 relative RMS
+//
+// S provides:  StoreBytes (32 integers, -128 to 127, as int8 in the order of a packed vector's nibbles (layout.h);
+// their sum), kLanes (output columns of a register: 16 or 8), Ints and Floats of that many lanes, kMaxRows (rows that
+// fit its registers, by terms), Decode (16 codes of each column to 4 registers of 4 weights each), Accumulate (those 4
+// registers times 16 int8, onto a sum), Broadcast, Combine (256 x + y), ToFloat, Scale, MultiplyAdd, LoadScales, Store.
+#ifndef MXORT_KERNELS_INT8_KERNEL_H_
+#define MXORT_KERNELS_INT8_KERNEL_H_
+
+#include "kernels/activation.h"
+#include "kernels/float_kernel.h"
+#include "kernels/kernel.h"
+#include "kernels/layout.h"
+
+namespace mxort {
+
+// 2 * E2M1 + 12 by code.
+#define MXORT_INT8_WEIGHTS 12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0
+inline constexpr int kInt8WeightOffset = 12;
+
+inline constexpr int kInt8Max = 127;
+// The second term is in units of 1/256 of the first, a shift. Its largest value, 128, saturates to 127.
+inline constexpr int kTermRatioBits = 8, kTermRatio = 1 << kTermRatioBits;
+
+MXORT_INLINE bool Int8Supports(const MatMulSpec& spec) {
+  return spec.activation_format == ActivationFormat::kMxfp4 || spec.activation_format == ActivationFormat::kMxfp6E2M3 ||
+         (spec.activation_format == ActivationFormat::kNone && spec.accuracy_level != AccuracyLevel::kFp32);
+}
+
+MXORT_INLINE int Int8Terms(const MatMulSpec& spec) {
+  return spec.activation_format == ActivationFormat::kNone && spec.accuracy_level == AccuracyLevel::kBf16 ? 2 : 1;
+}
+
+// What a panel holds of one block of its kRows rows: [rows][terms][32] integers in the order of the packed weights,
+// then [rows] scales (float) and [rows][terms] starts of the accumulators, -12 * sum(q) (int32).
+MXORT_INLINE constexpr int PanelBlockBytes(int rows, int terms) { return rows * (terms * kBlockSize + 4 + terms * 4); }
+MXORT_INLINE constexpr int ScaleOffset(int rows, int terms) { return rows * terms * kBlockSize; }
+MXORT_INLINE constexpr int StartOffset(int rows, int terms) { return ScaleOffset(rows, terms) + rows * 4; }
+
+MXORT_INLINE size_t Int8PanelBytes(const MatMulSpec& spec, int rows) {
+  return static_cast<size_t>((spec.K + kBlockSize - 1) / kBlockSize * PanelBlockBytes(rows, Int8Terms(spec)));
+}
+
+// Half a block; the compiler splits it into registers of the file's instruction set.
+typedef float Floats16 __attribute__((vector_size(64), aligned(4), may_alias));
+typedef int Ints16 __attribute__((vector_size(64)));
+
+// Nearest integer, ties to even, of |x| < 2^22: adding 1.5 * 2^23 leaves the integer in the low bits of the mantissa.
+MXORT_INLINE Ints16 RoundToInt(Floats16 x) {
+  constexpr float kMagic = 12582912.0f;
+  return reinterpret_cast<Ints16>(x + kMagic) - static_cast<int>(FloatBits(kMagic));
+}
+
+MXORT_INLINE Ints16 Saturate(Ints16 x) { return x > kInt8Max ? Ints16{} + kInt8Max : x; }
+
+// The integers of 32 values and the start that goes with them.
+template <class S>
+MXORT_INLINE void StoreTerm(Ints16 low, Ints16 high, int8_t* q, int32_t* start) {
+  *start = -kInt8WeightOffset * S::StoreBytes(low, high, q);
+}
+
+// Format `none`: one or two int8 terms of the block's own range.
+template <class S, int kTerms>
+MXORT_INLINE void PrepareInt8Block(const float* block, int8_t* q, int32_t* start, float* scale) {
+  const float absmax = BitsFloat(BlockAbsmax(block));
+  const float inverse = absmax > 0 ? static_cast<float>(kInt8Max) / absmax : 0.0f;
+  const Floats16 low = *reinterpret_cast<const Floats16*>(block) * inverse;
+  const Floats16 high = *reinterpret_cast<const Floats16*>(block + 16) * inverse;
+  const Ints16 low_q = RoundToInt(low), high_q = RoundToInt(high);
+  StoreTerm<S>(low_q, high_q, q, start);
+  *scale = absmax * (0.5f / kInt8Max);
+  if constexpr (kTerms == 2) {
+    constexpr float kRatio = kTermRatio;
+    StoreTerm<S>(Saturate(RoundToInt((low - __builtin_convertvector(low_q, Floats16)) * kRatio)),
+                 Saturate(RoundToInt((high - __builtin_convertvector(high_q, Floats16)) * kRatio)), q + kBlockSize,
+                 start + 1);
+    *scale *= 1.0f / kRatio;
+  }
+}
+
+// An MX format whose elements are integers in units of 1/kUnits.
+template <class S, class F, int kUnits>
+MXORT_INLINE void PrepareMxBlock(const float* block, int8_t* q, int32_t* start, float* scale) {
+  alignas(64) float elements[kBlockSize];
+  const uint8_t byte = QuantizeBlock<F>(block, elements);
+  constexpr float kUnitsPerOne = kUnits;
+  StoreTerm<S>(RoundToInt(*reinterpret_cast<const Floats16*>(elements) * kUnitsPerOne),
+               RoundToInt(*reinterpret_cast<const Floats16*>(elements + 16) * kUnitsPerOne), q, start);
+  *scale = DecodeScale(byte) * (0.5f / kUnits);
+}
+
+template <class S>
+MXORT_INLINE bool PrepareInt8Row(const MatMulSpec& spec, DataType type, const void* a, int row, int rows,
+                                 float* scratch, uint8_t* panel) {
+  const int64_t blocks = (spec.K + kBlockSize - 1) / kBlockSize;
+  const int terms = Int8Terms(spec);
+  const bool plain = WidenAndRotate(spec, type, a, blocks, scratch);
+  for (int64_t b = 0; b < blocks; ++b, panel += PanelBlockBytes(rows, terms), scratch += kBlockSize) {
+    int8_t* q = reinterpret_cast<int8_t*>(panel) + row * terms * kBlockSize;
+    float* scale = reinterpret_cast<float*>(panel + ScaleOffset(rows, terms)) + row;
+    int32_t* start = reinterpret_cast<int32_t*>(panel + StartOffset(rows, terms)) + row * terms;
+    if (spec.activation_format == ActivationFormat::kMxfp4) {
+      PrepareMxBlock<S, E2M1, 2>(scratch, q, start, scale);
+    } else if (spec.activation_format == ActivationFormat::kMxfp6E2M3) {
+      PrepareMxBlock<S, E2M3, 8>(scratch, q, start, scale);
+    } else if (terms == 2) {
+      PrepareInt8Block<S, 2>(scratch, q, start, scale);
+    } else {
+      PrepareInt8Block<S, 1>(scratch, q, start, scale);
+    }
+  }
+  return plain;
+}
+
+// One block of a strip's columns [part * kLanes, (part + 1) * kLanes) times the panel's rows, onto `total`.
+template <class S, int kRows, int kTerms>
+MXORT_INLINE void Int8Block(const uint8_t* codes, const uint8_t* weight_scales, const uint8_t* a,
+                            typename S::Floats* total) {
+  typename S::Ints dot[kRows * kTerms];
+#pragma GCC unroll 16
+  for (int i = 0; i < kRows * kTerms; ++i) dot[i] = S::Broadcast(a + StartOffset(kRows, kTerms) + 4 * i);
+#pragma GCC unroll 2
+  for (int v = 0; v < kBlockVectors; v += 2) {
+    typename S::Ints weights[4];
+    S::Decode(codes + v * kVectorBytes, codes + (v + 1) * kVectorBytes, weights);
+#pragma GCC unroll 16
+    for (int i = 0; i < kRows * kTerms; ++i) {
+      S::Accumulate(dot[i], weights, a + i * kBlockSize + v * kVectorElements);
+    }
+  }
+  const typename S::Floats weight_scale = S::LoadScales(weight_scales);
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+    typename S::Ints exact = dot[r * kTerms];
+    // 256 * 32 * 12 * 127 + 32 * 12 * 127 < 2^24, so the sum is exact as float too.
+    if constexpr (kTerms == 2) exact = S::Combine(exact, dot[r * kTerms + 1]);
+    // The activation's scale first: in a plain row that product is finite whatever the weight's scale is.
+    const typename S::Floats scaled = S::Scale(S::ToFloat(exact), a + ScaleOffset(kRows, kTerms) + 4 * r);
+    total[r] = S::MultiplyAdd(scaled, weight_scale, total[r]);
+  }
+}
+
+// A panel of kRows rows by one strip.
+template <class S, int kRows, int kTerms>
+MXORT_INLINE void Int8Tile(const MatMulArgs& args, int64_t panel, int64_t strip) {
+  constexpr int kParts = kStripColumns / S::kLanes;
+  const uint8_t* p = args.packed + strip * StripBytes(args.blocks);
+  const uint8_t* a = args.prepared + static_cast<size_t>(panel) * args.panel_stride;
+  typename S::Floats total[kParts][kRows];
+#pragma GCC unroll 2
+  for (int part = 0; part < kParts; ++part) {
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) total[part][r] = typename S::Floats{};
+  }
+  for (int64_t group = 0; group < args.blocks; group += kGroupBlocks) {
+    const int64_t group_blocks = args.blocks - group < kGroupBlocks ? args.blocks - group : kGroupBlocks;
+    const uint8_t* scales = p + group_blocks * kBlockCodeBytes;
+    for (int64_t b = 0; b < group_blocks; ++b) {
+#pragma GCC unroll 2
+      for (int part = 0; part < kParts; ++part) {
+        Int8Block<S, kRows, kTerms>(p + part * 4 * S::kLanes, scales + part * S::kLanes, a, total[part]);
+      }
+      p += kBlockCodeBytes;
+      scales += kStripColumns;
+      a += PanelBlockBytes(kRows, kTerms);
+    }
+    p += group_blocks * kStripColumns;
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+    alignas(64) float out[kStripColumns];
+#pragma GCC unroll 2
+    for (int part = 0; part < kParts; ++part) S::Store(out + part * S::kLanes, total[part][r]);
+    StoreStrip(args, panel * args.panel_rows + r, strip, out);
+  }
+}
+
+template <class S, int kTerms>
+struct Int8Tiles {
+  static constexpr int kMaxRows = S::kMaxRows[kTerms - 1];
+  template <int kRows>
+  static void Run(const MatMulArgs& args, int64_t panel, int64_t strip) {
+    Int8Tile<S, kRows, kTerms>(args, panel, strip);
+  }
+};
+
+// The row of the kernel table for policy S. Internal linkage, as everything here.
+template <class S>
+struct Int8Kernel {
+  static int MaxPanelRows(const MatMulSpec& spec) { return S::kMaxRows[Int8Terms(spec) - 1]; }
+  static bool Supports(const MatMulSpec& spec) { return Int8Supports(spec); }
+  static size_t PanelBytes(const MatMulSpec& spec, int rows) { return Int8PanelBytes(spec, rows); }
+  static bool Prepare(const MatMulSpec& spec, DataType type, const void* a, int row, int rows, float* scratch,
+                      uint8_t* panel) {
+    return PrepareInt8Row<S>(spec, type, a, row, rows, scratch, panel);
+  }
+  static void Compute(const MatMulArgs& args, Range panels, Range strips) {
+    if (Int8Terms(*args.spec) == 2) {
+      ComputeTiles<Int8Tiles<S, 2>>(args, panels, strips);
+    } else {
+      ComputeTiles<Int8Tiles<S, 1>>(args, panels, strips);
+    }
+  }
+  static constexpr Kernel Row(const char* name, bool (*cpu_has)(const CpuFeatures&)) {
+    return {name, &kStrip16, cpu_has, Supports, MaxPanelRows, PanelBytes, Prepare, Compute, 1, kNormalScales};
+  }
+};
+
+}  // namespace mxort
+
+#endif  // MXORT_KERNELS_INT8_KERNEL_H_

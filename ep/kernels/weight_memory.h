@@ -1,0 +1,19 @@
+// Memory for packed weights.
+#ifndef MXORT_KERNELS_WEIGHT_MEMORY_H_
+#define MXORT_KERNELS_WEIGHT_MEMORY_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+
+namespace mxort {
+
+// `bytes` bytes at a multiple of 64, in huge pages where the system gives them: a product with one row of A reads every
+// byte of the weights once, and in a virtual machine the walks through two levels of tables for pages of 4 KB halve the
+// speed of that. Weights smaller than a huge page share one; a chunk is returned with the last weights in it. Throws
+// std::bad_alloc.
+std::shared_ptr<uint8_t> AllocateWeights(size_t bytes);
+
+}  // namespace mxort
+
+#endif  // MXORT_KERNELS_WEIGHT_MEMORY_H_
