@@ -31,7 +31,7 @@ BEST_WITHOUT_DATA = "rtn"
 BEST_WITH_DATA = "mr-gptq"
 """What ``auto`` means: the algorithms that measured best (docs/accuracy.md)."""
 
-_CACHE_VERSION = 1
+_CACHE_VERSION = 2
 """Raised when an algorithm changes what it makes of the same input."""
 
 Progress = Callable[[str, float], None]
@@ -213,7 +213,9 @@ class Packer:
                 site.N,
                 site.K,
                 ALGORITHMS[algorithm].quantize,
-                Settings(recipe.scale_rule, recipe.column_multiplier, statistics, recipe.damping),
+                Settings(
+                    recipe.scale_rule, recipe.column_multiplier, statistics, recipe.damping, recipe.effort
+                ),
                 rotation,
             )
 

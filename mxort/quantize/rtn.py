@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -14,24 +16,31 @@ STEPS_PER_OCTAVE = 8
 
 def quantize(rows: NDArray[np.float32], settings: Settings) -> QuantizedWeight:
     """rows float32 [n, ceil(K/32)*32] -> their MXFP4 form; see :data:`mxort.quantize.base.Algorithm`."""
-    best = _round(rows, np.ones(len(rows), np.float32), settings.scale_rule)
     if not settings.column_multiplier:
-        return best
+        return with_multiplier(rows, 1.0, settings)
+    candidates = with_multipliers(rows, STEPS_PER_OCTAVE, settings)
+    best = next(candidates)
     best_error = squared_error(rows, best)
-    for step in range(1, STEPS_PER_OCTAVE):
-        multiplier = np.full(len(rows), 2.0 ** (step / STEPS_PER_OCTAVE), np.float32)
-        candidate = _round(rows / multiplier[:, None], multiplier, settings.scale_rule)
+    for candidate in candidates:
         error = squared_error(rows, candidate)
         better = error < best_error
         best_error = np.where(better, error, best_error)
         best = QuantizedWeight(
             np.where(better[:, None], candidate.codes, best.codes),
             np.where(better[:, None], candidate.scales, best.scales),
-            np.where(better, multiplier, best.column_scale),
+            np.where(better, candidate.column_scale, best.column_scale),
         )
     return best
 
 
-def _round(rows: NDArray[np.float32], multiplier: NDArray[np.float32], rule: str) -> QuantizedWeight:
-    codes, scales = _native.quantize_mxfp4(rows, rule)
-    return QuantizedWeight(codes, scales, multiplier)
+def with_multipliers(rows: NDArray[np.float32], count: int, settings: Settings) -> Iterator[QuantizedWeight]:
+    """The rows rounded with each of ``count`` multipliers at equal ratios within an octave."""
+    return (with_multiplier(rows, 2.0 ** (step / count), settings) for step in range(count))
+
+
+def with_multiplier(rows: NDArray[np.float32], multiplier: float, settings: Settings) -> QuantizedWeight:
+    """The rows rounded to nearest, all with the same multiplier."""
+    column_scale = np.full(len(rows), multiplier, np.float32)
+    divided = rows if multiplier == 1 else rows / column_scale[:, None]
+    codes, scales = _native.quantize_mxfp4(divided, settings.scale_rule)
+    return QuantizedWeight(codes, scales, column_scale)

@@ -80,7 +80,9 @@ def test_tables_stay_in_their_file(tools, rng, tmp_path):
     proto = stage.proto(ir.load(file), {"i": np.dtype(np.int64)})
     assert proto.ByteSize() < 2000
     options = ort.SessionOptions()
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", stage.data_folder)
+    options.add_session_config_entry(
+        "session.model_external_initializers_file_folder_path", stage.data_folder
+    )
     session = ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
     i = np.array([499, 3])
     np.testing.assert_array_equal(session.run(["a"], {"i": i})[0], 2 * table[i])
