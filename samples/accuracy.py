@@ -141,6 +141,13 @@ class MiniLM:
             {"sequential": False},
             times=8,
         ),
+        Row(
+            "mr-gptq-8-float-3",
+            "the same with effort 3",
+            True,
+            {"sequential": False, "effort": 3},
+            times=8,
+        ),
         Row("mr-gptq-128", "mr-gptq, rotation 128", True, {"rotation": 128}),
         Row("w4a8-rtn", "W4A8 rtn", False, {"activation_format": "mxfp8_e4m3"}),
         W4A8,
