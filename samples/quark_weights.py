@@ -7,6 +7,7 @@ CONFIG is one of Quark's presets, as MXFP4E2M1. out.onnx is the float model with
 rounds it: Quark's files keep float weights and round them at every run. Activations are not rounded.
 """
 
+import contextlib
 import sys
 import tempfile
 from pathlib import Path
@@ -66,7 +67,8 @@ def main(preset: str, source: Path, calibration: Path, out: Path) -> None:
     config.nodes_to_exclude = [
         n.name for n in model.graph.node if n.op_type == "MatMul" and n.input[1] not in constants
     ]
-    with tempfile.TemporaryDirectory() as folder:
+    source, calibration, out = source.resolve(), calibration.resolve(), out.resolve()
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):  # Quark writes a table into it
         target = Path(folder, "quark.onnx")
         quantizer = ModelQuantizer(Config(global_quant_config=config))
         quantizer.quantize_model(str(source), str(target), Reader(source, calibration))
