@@ -330,7 +330,8 @@ def main() -> None:
                 print(kept.read_text(), file=sys.stderr, end="", flush=True)
             if kept.exists():
                 results[row.key] = json.loads(kept.read_text())
-        write(DOCUMENT, kind.name, table(subject, results))
+        if results:
+            write(DOCUMENT, kind.name, table(subject, results))
 
 
 if __name__ == "__main__":
