@@ -179,7 +179,7 @@ def test_descent_ends_where_no_single_value_can_improve():
     x, w = correlated(k=64), weight(3, 64)
     found = statistics(x)
     problem = solver.prepare(found, 0.01)
-    solution = solver.Solution.of((rtn.quantize(w, Settings())))
+    solution = solver.Solution.of(rtn.quantize(w, Settings()))
     wanted = torch.from_numpy(w.T.copy())
     history = []
     for _ in range(15):
@@ -200,7 +200,7 @@ def test_descent_ends_where_no_single_value_can_improve():
 def test_refit_finds_the_best_multiplier():
     x, w = correlated(), weight()
     problem, wanted = solver.prepare(statistics(x), 0.01), torch.from_numpy(w.T.copy())
-    solution = solver.Solution.of((rtn.quantize(w, Settings("floor"))))
+    solution = solver.Solution.of(rtn.quantize(w, Settings("floor")))
     solver.refit(problem, wanted, solution)
     best, at = solver.loss(problem, wanted - solution.weights()), solution.multiplier
     assert not torch.equal(at, torch.ones_like(at))
