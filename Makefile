@@ -1,7 +1,7 @@
 # make demo        convert and run two real models (a few minutes; does all set-up itself)
 # make check       everything that must hold: format, lint, types, tests, sanitizers
 # make check-full  the same with the exhaustive sweeps
-# make bench       measure the operator beside ONNX Runtime's own, in turns
+# make bench       measure operators and models beside other libraries' and write docs/performance.md (ten minutes)
 # make accuracy    measure the conversions on two models and write docs/accuracy.md's tables (hours; resumes)
 # make clean       remove what the above made
 PYTHON := .venv/bin/python
@@ -57,8 +57,9 @@ sanitize: build/.dev
 	.venv/bin/cmake --build build/tsan --target test_threads
 	build/tsan/test_threads
 
-bench: build/.dev
-	$(PYTHON) -m mxort.cli bench ops
+bench: build/.bench
+	$(PYTHON) samples/models.py minilm smollm2
+	$(PYTHON) -m mxort.cli bench bounds --fresh --write docs/performance.md
 
 accuracy: build/.demo
 	$(PYTHON) samples/accuracy.py
@@ -74,6 +75,14 @@ build/.dev: $(SOURCES)
 
 build/.demo: build/.dev
 	scripts/setup.sh dev samples
+	@touch $@
+
+# The libraries beside which `make bench` measures, one by one: one that cannot be installed here is a row less.
+# llama-cpp-python is compiled (ten minutes, once).
+BENCH_PEERS = $(shell sed -n '/^bench = \[/,/^\]/s/^  "\(.*\)",$$/\1/p' pyproject.toml)
+build/.bench: build/.demo
+	for peer in $(BENCH_PEERS); do \
+	  $(PYTHON) -m pip --disable-pip-version-check -q install "$$peer" || echo "bench: without $$peer" >&2; done
 	@touch $@
 
 # Other releases of onnxruntime beside the one of the environment; tests run them with PYTHONPATH.

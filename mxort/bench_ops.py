@@ -1,17 +1,21 @@
-"""One matrix product, ours and its peers', in turns: which is faster where, and how near to a plain read."""
+"""One matrix product, ours and its peers', in turns: which is faster where, and how near to the machine's limits.
+
+*Hot*: a turn runs the candidate once untimed and then several times timed, so that its weights lie in the last cache
+level they fit into. *Cold*: a candidate has several copies with weights of their own, together larger than the caches,
+and a turn runs each copy once, as a model runs its layers: weights come from memory, code does not. The turn counts
+with the median of its times.
+"""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mxort.bench import Timing, interleave, summarize
-from mxort.bench_peers import Activation, Peer, Run, Weights, choose_peers
-from mxort.errors import MxortError
+from mxort.bench import Timing, interleave, settle, summarize
+from mxort.bench_peers import Activation, Bind, Bound, Peer, Weights, choose_peers
 from mxort.machine import Machine, describe_machine
 from mxort.op_models import relative_rms
 from mxort.session import one_line, require_onnxruntime
@@ -25,18 +29,25 @@ DEFAULT_SHAPES = (
 )
 """(M, K, N): a 7B decoder's projection from one token to a prompt, and layers of the models in samples/."""
 
+_TURN_SECONDS = 4e-3  # long enough for a median of short runs, short enough that the machine does not change
+_MOST_RUNS_OF_A_TURN = 9
+_MOST_COPIES = 12
+
 
 @dataclass(frozen=True)
 class OpResult:
     """One candidate at one shape.
 
-    ``error`` is the relative RMS against its own weights in float64, ``of_read`` the time that a plain
-    read of as many bytes takes as a fraction of this row's; both None for the read rows themselves.
+    ``error`` is the relative RMS against its own weights in float64. ``of_read`` is the time of a plain read of as
+    many bytes as a fraction of this row's, ``of_peak`` the same for the products at the register peak of ``unit``,
+    the unit that multiplies in this row. All None for the limits themselves, and where the limit was not measured.
+    ``turns_ms`` are the times of the turns, in their order.
     """
 
     M: int
     K: int
     N: int
+    cold: bool
     peer: str
     timing: Timing
     weight_bytes: int
@@ -44,6 +55,9 @@ class OpResult:
     gflop_per_s: float
     error: float | None
     of_read: float | None
+    of_peak: float | None
+    unit: str | None
+    turns_ms: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -79,11 +93,12 @@ def bench_ops(
     runs: int = 50,
     warmup: int = 3,
     threads: int = 0,
+    cold: bool = False,
     max_seconds: float = 10.0,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> OpBench:
-    """Times ``peers`` (none: the default ones) in turns at each (M, K, N).
+    """Times ``peers`` (none: the default ones) in turns at each (M, K, N), hot or ``cold``.
 
     ``threads`` is the same for all (0: the cores this process may use); ``max_seconds`` bounds the rounds
     of one shape. A peer that this machine cannot run, or that computes something else, is in ``skipped``.
@@ -93,57 +108,72 @@ def bench_ops(
     report = progress or (lambda what, fraction: None)
     rows: list[OpResult] = []
     skipped: list[Skip] = []
-    settings = {"runs": runs, "warmup": warmup, "max_seconds": max_seconds}
     for k, n in dict.fromkeys((k, n) for _, k, n in shapes):
-        running, failed = _build(peers or choose_peers(), k, n, seed, threads)
+        running, failed = _build(peers or choose_peers(), k, n, (seed, threads), cold)
         skipped += failed
         for m in [m for m, k2, n2 in shapes if (k2, n2) == (k, n)]:
             report(f"{m} x {k} x {n}", len(rows) / max(1, len(shapes) * len(running)))
             a = np.random.default_rng(seed).standard_normal((m, k), dtype=np.float32)
-            timed, wrong = _time_shape(a, n, running, settings)
-            rows += timed
+            right, errors, wrong = _check(a, running)
             skipped += wrong
+            times = interleave(
+                [_turn(candidate, a, threads, cold) for candidate in right],
+                runs=runs,
+                warmup=warmup,
+                max_seconds=max_seconds,
+            )
+            rows += _rows((m, k, n), right, errors, times, cold)
     return OpBench(machine, require_onnxruntime().__version__, threads, tuple(rows), tuple(skipped))
 
 
 @dataclass(frozen=True)
 class _Running:
-    """A candidate with its weights, ready to run."""
+    """A candidate ready to run: one copy, or as many as are larger than the caches."""
 
     peer: Peer
-    weights: Weights
-    run: Run
+    copies: tuple[tuple[Weights, Bind], ...]
 
     def error(self, a: Activation) -> float:
         """Relative RMS of the first and last output columns against its own weights in float64."""
-        y = np.asarray(self.run(a))
+        weights, bind = self.copies[0]
+        bound = bind(a)
+        bound.seconds()
         if self.peer.stored is None:
             return 0.0
         columns = np.r_[: _CHECKED_COLUMNS // 2, -(_CHECKED_COLUMNS // 2) : 0]
-        weights = self.peer.stored(self.weights, columns).astype(np.float64)
-        return relative_rms(y[:, columns], a.astype(np.float64) @ weights.T)
+        stored = self.peer.stored(weights, columns).astype(np.float64)
+        return relative_rms(np.asarray(bound.result())[:, columns], a.astype(np.float64) @ stored.T)
 
 
 _CHECKED_COLUMNS = 64  # enough to see a wrong kernel; all of them would take longer than the benchmark
 
 
 def _build(
-    peers: Sequence[Peer], k: int, n: int, seed: int, threads: int
+    peers: Sequence[Peer], k: int, n: int, seed_and_threads: tuple[int, int], cold: bool
 ) -> tuple[list[_Running], list[Skip]]:
+    seed, threads = seed_and_threads
     running, failed = [], []
     for index, peer in enumerate(peers):
-        weights = Weights(k, n, (seed, index))
+        count = copies_for(peer.weight_bytes(k, n)) if cold else 1
+        copies: list[tuple[Weights, Bind]] = []
         try:
-            running.append(_Running(peer, weights, peer.make(weights, threads)))
+            for copy in range(count):
+                weights = Weights(k, n, (seed, index, copy))
+                copies.append((weights, peer.make(weights, threads)))
+            running.append(_Running(peer, tuple(copies)))
         except Exception as error:  # whatever a peer raises, the others are still worth measuring
             failed.append(Skip(k, n, peer.name, one_line(error)))
     return running, failed
 
 
-def _time_shape(
-    a: Activation, n: int, candidates: Sequence[_Running], settings: dict[str, Any]
-) -> tuple[list[OpResult], list[Skip]]:
-    m, k = a.shape
+def copies_for(weight_bytes: int) -> int:
+    """How many copies of weights are twice as large as the caches, within reason."""
+    larger = 2 * describe_machine().cache_bytes
+    return max(3, min(_MOST_COPIES, -(-larger // weight_bytes))) if weight_bytes else 1
+
+
+def _check(a: Activation, candidates: Sequence[_Running]) -> tuple[list[_Running], list[float], list[Skip]]:
+    """Those whose numbers are right, their errors, and the others."""
     right, errors, wrong = [], [], []
     for candidate in candidates:
         error = candidate.error(a)
@@ -151,88 +181,73 @@ def _time_shape(
             right.append(candidate)
             errors.append(error)
         else:  # a NaN too
-            reason = f"relative error {error:.1e} at M = {m}, at most {candidate.peer.tolerance:g} is right"
-            wrong.append(Skip(k, n, candidate.peer.name, reason, wrong=True))
-    times = interleave([_timed(candidate.run, a) for candidate in right], **settings)
-    timings = [summarize(seconds, times[0]) for seconds in times]
-    sizes = [candidate.peer.weight_bytes(k, n) for candidate in right]
-    reads = {
-        size: timing.p50_ms
-        for candidate, size, timing in zip(right, sizes, timings, strict=True)
+            weights, _ = candidate.copies[0]
+            limit = candidate.peer.tolerance
+            reason = f"relative error {error:.1e} at M = {len(a)}, at most {limit:g} is right"
+            wrong.append(Skip(weights.k, weights.n, candidate.peer.name, reason, wrong=True))
+    return right, errors, wrong
+
+
+def _turn(candidate: _Running, a: Activation, threads: int, cold: bool) -> Callable[[], float]:
+    bounds = [bind(a) for _, bind in candidate.copies]
+    return lambda: _turn_seconds(bounds, threads, cold)
+
+
+def _turn_seconds(bounds: Sequence[Bound], threads: int, cold: bool) -> float:
+    settle(threads)
+    if cold:
+        return float(np.median([bound.seconds() for bound in bounds]))
+    first = bounds[0].seconds()
+    count = max(1, min(_MOST_RUNS_OF_A_TURN, int(_TURN_SECONDS / max(first, 1e-9))))
+    return float(np.median([bounds[0].seconds() for _ in range(count)]))
+
+
+def _rows(
+    shape: tuple[int, int, int],
+    candidates: Sequence[_Running],
+    errors: Sequence[float],
+    times: Sequence[Sequence[float]],
+    cold: bool,
+) -> list[OpResult]:
+    m, k, n = shape
+    limits = {
+        candidate.peer: float(np.median(seconds))
+        for candidate, seconds in zip(candidates, times, strict=True)
         if candidate.peer.stored is None
     }
-    rows = [
-        _row((m, k, n), candidate.peer, timing, error, reads)
-        for candidate, timing, error in zip(right, timings, errors, strict=True)
-    ]
-    return rows, wrong
+    rows = []
+    for candidate, error, seconds in zip(candidates, errors, times, strict=True):
+        peer = candidate.peer
+        size, median = peer.weight_bytes(k, n), float(np.median(seconds))
+        multiplies = peer.stored is not None
+        unit, passes = peer.unit(m) if multiplies else (None, 0)
+        alike = {limit: time for limit, time in limits.items() if limit.threads == peer.threads}
+        reads = {
+            bytes_read: time for limit, time in alike.items() if (bytes_read := limit.weight_bytes(k, n))
+        }
+        peak = next((time for limit, time in alike.items() if limit.base_name == f"peak-{unit}"), None)
+        rows.append(
+            OpResult(
+                M=m,
+                K=k,
+                N=n,
+                cold=cold,
+                peer=peer.name,
+                timing=summarize(seconds, times[0]),
+                weight_bytes=size,
+                gb_per_s=size / median / 1e9,
+                gflop_per_s=2 * m * k * n / median / 1e9 if multiplies or not size else 0.0,
+                error=error if multiplies else None,
+                of_read=_read_seconds(reads, size) / median if multiplies and reads else None,
+                of_peak=passes * peak / median if peak else None,
+                unit=unit,
+                turns_ms=tuple(round(s * 1e3, 6) for s in seconds),
+            )
+        )
+    return rows
 
 
-def _row(
-    shape: tuple[int, int, int], peer: Peer, timing: Timing, error: float, reads: dict[int, float]
-) -> OpResult:
-    m, k, n = shape
-    size, seconds = peer.weight_bytes(k, n), timing.p50_ms / 1e3
-    multiplies = peer.stored is not None
-    of_read = None
-    if multiplies and reads:
-        nearest = min(reads, key=lambda read: abs(np.log(read / size)))
-        of_read = reads[nearest] * (size / nearest) / timing.p50_ms
-    return OpResult(
-        M=m,
-        K=k,
-        N=n,
-        peer=peer.name,
-        timing=timing,
-        weight_bytes=size,
-        gb_per_s=size / seconds / 1e9,
-        gflop_per_s=2 * m * k * n / seconds / 1e9 if multiplies else 0.0,
-        error=error if multiplies else None,
-        of_read=of_read,
-    )
-
-
-def _timed(run: Run, a: Activation) -> Callable[[], float]:
-    def once() -> float:
-        start = time.perf_counter()
-        run(a)
-        return time.perf_counter() - start
-
-    return once
-
-
-def plot(bench: OpBench, path: str) -> None:
-    """Draws time over M for each weight shape, one line per candidate.
-
-    Raises MxortError without matplotlib and where the file cannot be written.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MxortError(f"a plot needs matplotlib ({error})") from error
-    shapes: dict[tuple[int, int], list[OpResult]] = {}
-    for row in bench.rows:
-        shapes.setdefault((row.K, row.N), []).append(row)
-    peers = list(dict.fromkeys(row.peer for row in bench.rows))
-    figure = Figure(figsize=(4.5 * max(1, len(shapes)) + 2.5, 4.5), layout="constrained")
-    for index, ((k, n), here) in enumerate(shapes.items()):
-        axes = figure.add_subplot(1, len(shapes), index + 1)
-        for color, peer in enumerate(peers):
-            points = sorted((row.M, row.timing.p50_ms) for row in here if row.peer == peer)
-            style = "--" if peer.startswith("read") else "-"
-            label = peer if index == 0 else None
-            x, y = [m for m, _ in points], [ms for _, ms in points]
-            axes.plot(x, y, style, marker="o", color=f"C{color}", label=label)
-        axes.set(xscale="log", yscale="log", xlabel="M (rows)", ylabel="median ms", title=f"K {k}, N {n}")
-        ticks = sorted({row.M for row in here})
-        axes.set_xticks(ticks, [str(tick) for tick in ticks])
-        axes.set_xticks([], minor=True)
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter("{x:g}")
-        axes.grid(alpha=0.3)
-    figure.legend(loc="outside right upper")
-    figure.suptitle(f"{bench.machine.cpu}, {bench.threads} threads, onnxruntime {bench.onnxruntime}")
-    try:
-        figure.savefig(path)
-    except (OSError, ValueError) as error:
-        raise MxortError(f"{path}: cannot write the plot ({error})") from error
+def _read_seconds(reads: dict[int, float], size: int) -> float:
+    """Time of a plain read of ``size`` bytes, from that of the nearest size that was measured."""
+    nearest = min(reads, key=lambda read: abs(np.log(read / size)))
+    return reads[nearest] * size / nearest

@@ -261,6 +261,20 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
     models.add_argument(
         "models", type=Path, nargs="+", metavar="MODEL", help="the first is what ratios refer to"
     )
+    models.add_argument(
+        "--prompt",
+        type=_natural,
+        default=0,
+        help="tokens of a decoder's prompt (default: as inputs are made up)",
+    )
+    models.add_argument(
+        "--generate",
+        type=_natural,
+        default=32,
+        help="tokens that a decoder then makes, one by one (default 32)",
+    )
+    models.add_argument("--profile", action="store_true", help="also the share of each operator in the time")
+    _add_plot(models)
     _add_timing(models, runs=20)
     _add_inputs(models)
     models.set_defaults(command=_bench_model)
@@ -273,9 +287,34 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
         "--kernels", action="store_true", help="also every kernel, without onnxruntime around it"
     )
     ops.add_argument("--seconds", type=_positive_float, default=10.0, help="at most this long for a shape")
-    ops.add_argument("--plot", metavar="FILE.png", help="also draw it (needs matplotlib)")
+    ops.add_argument("--cold", action="store_true", help="weights from memory instead of the caches")
+    _add_plot(ops)
     _add_timing(ops, runs=50)
     ops.set_defaults(command=_bench_ops)
+    bounds = kinds.add_parser("bounds", help="measure what the CPU kernels are held to, and print both")
+    bounds.add_argument(
+        "--cases",
+        type=lambda text: text.split(","),
+        default=[],
+        metavar="NAME,...",
+        help="measure these again (default: all that were not measured yet)",
+    )
+    bounds.add_argument("--fresh", action="store_true", help="convert the models and measure all again")
+    bounds.add_argument(
+        "--models", type=Path, default=Path("build/models"), help="what samples/models.py made"
+    )
+    bounds.add_argument(
+        "--work", type=Path, default=Path("build/bench"), help="where results and converted models are kept"
+    )
+    bounds.add_argument(
+        "--write", type=Path, metavar="FILE.md", help="also put the tables into this document"
+    )
+    _add_json(bounds)
+    bounds.set_defaults(command=_bench_bounds)
+
+
+def _add_plot(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--plot", metavar="FILE.svg", help="also draw it (needs matplotlib)")
 
 
 def _peers_help() -> str:
@@ -294,10 +333,10 @@ def _add_timing(parser: argparse.ArgumentParser, runs: int) -> None:
 
 
 def _bench_model(arguments: argparse.Namespace) -> int:
-    from mxort import bench, tables
+    from mxort import bench_models, bench_plot, tables
 
     with _progress() as progress:
-        result = bench.bench_models(
+        result = bench_models.bench_models(
             arguments.models,
             arguments.inputs,
             runs=arguments.runs,
@@ -305,13 +344,18 @@ def _bench_model(arguments: argparse.Namespace) -> int:
             threads=arguments.threads,
             seed=arguments.seed,
             dims=dict(arguments.dim),
+            prompt=arguments.prompt,
+            generate=arguments.generate,
+            profile=arguments.profile,
             progress=progress,
         )
+    if arguments.plot:
+        bench_plot.plot_models(result, arguments.plot)
     return _show(arguments, result.to_dict, lambda: tables.print_model_bench(result, tables.console()))
 
 
 def _bench_ops(arguments: argparse.Namespace) -> int:
-    from mxort import bench_ops, bench_peers, tables
+    from mxort import bench_ops, bench_peers, bench_plot, tables
 
     peers = bench_peers.choose_peers(arguments.peers, kernels=arguments.kernels)
     with _progress() as progress:
@@ -321,13 +365,33 @@ def _bench_ops(arguments: argparse.Namespace) -> int:
             runs=arguments.runs,
             warmup=arguments.warmup,
             threads=arguments.threads,
+            cold=arguments.cold,
             max_seconds=arguments.seconds,
             progress=progress,
         )
     if arguments.plot:
-        bench_ops.plot(result, arguments.plot)
+        bench_plot.plot_ops(result, arguments.plot)
     _show(arguments, result.to_dict, lambda: tables.print_op_bench(result, tables.console()))
     return BROKEN if any(skip.wrong for skip in result.skipped) else 0
+
+
+def _bench_bounds(arguments: argparse.Namespace) -> int:
+    from mxort import bench_cases, bench_report, tables
+
+    chosen = bench_report.choose_cases(arguments.cases)
+    run = bench_report.Run(arguments.work)
+    names = chosen or (list(bench_cases.CASES) if arguments.fresh else run.missing())
+    place = bench_cases.Place(arguments.models, arguments.work)
+    if arguments.fresh:
+        bench_cases.forget_models(place)
+    with _progress() as progress:
+        run.measure(names, bench_cases.Size(), place, progress)
+    if arguments.write:
+        bench_report.write_document(arguments.write, bench_report.markdown(run))
+    _show(arguments, run.to_dict, lambda: tables.print_bounds(run, tables.console()))
+    for name, reason in run.why_not.items():
+        print(f"mxort: {name}: {reason}", file=sys.stderr)
+    return BROKEN if run.why_not else 0
 
 
 # doctor

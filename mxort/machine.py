@@ -27,12 +27,14 @@ ISA_FEATURES = (
 
 @dataclass(frozen=True)
 class Machine:
-    """The machine; ``cores`` are those this process may use, ``load`` the average of the last minute."""
+    """The machine; ``cores`` are those this process may use, ``cache_bytes`` its last-level cache, ``load`` the average
+    of the last minute."""
 
     cpu: str
     cores: int
     isa: tuple[str, ...]
     memory_bytes: int
+    cache_bytes: int
     system: str
     python: str
     load: float
@@ -41,7 +43,7 @@ class Machine:
         """One line for the head of a table."""
         return (
             f"{self.cpu}, {self.cores} cores ({' '.join(self.isa) or 'no vector extensions'}), "
-            f"{self.memory_bytes / 1e9:.0f} GB, load {self.load:.2f}"
+            f"{self.memory_bytes / 1e9:.0f} GB, last-level cache {self.cache_bytes >> 20} MB, load {self.load:.2f}"
         )
 
 
@@ -55,10 +57,20 @@ def describe_machine() -> Machine:
         cores=len(os.sched_getaffinity(0)),
         isa=tuple(name for name in ISA_FEATURES if name in flags),
         memory_bytes=int(memory) * 1024,
+        cache_bytes=_cache_bytes(),
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         python=platform.python_version(),
         load=os.getloadavg()[0],
     )
+
+
+def _cache_bytes() -> int:
+    """Size of the largest cache that the first core sees, 0 if unknown."""
+    sizes = [0]
+    for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        text = path.read_text().strip()
+        sizes.append(int(text.rstrip("KMG")) * {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}.get(text[-1:], 1))
+    return max(sizes)
 
 
 def status_bytes(field: str) -> int:

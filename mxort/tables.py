@@ -10,8 +10,9 @@ from typing import TextIO
 from rich.console import Console
 from rich.table import Table
 
-from mxort.bench import ModelBench
+from mxort.bench_models import ModelBench
 from mxort.bench_ops import OpBench
+from mxort.bench_report import HEADINGS, Run, cells, measured_on, verdict_counts
 from mxort.comparison import Comparison, TensorComparison
 from mxort.doctor import FAILED, INFO, OK, WARNING, Diagnosis
 from mxort.evaluate import Evaluation
@@ -101,33 +102,45 @@ def print_model_bench(bench: ModelBench, out: Console) -> None:
     out.print(
         f"{bench.machine.line()}, onnxruntime {bench.onnxruntime}, threads {bench.threads or 'default'}"
     )
-    columns = (
-        "file",
-        "load s",
-        "runs",
-        "p50 ms",
-        "p90 ms",
-        "p99 ms",
-        "speed-up",
-        "peak memory",
-        "without Python",
-    )
+    decoders = any(row.decode for row in bench.models)
+    columns = ["file", "load s", "runs", "p50 ms", "p90 ms", "p99 ms", "speed-up"]
+    columns += ["prefill tok/s", "decode tok/s", "speed-up"] if decoders else []
+    columns += ["peak memory", "without Python", "anonymous"]
     table = _table("models in turns, each in its own process", ("model",), columns)
     for row in bench.models:
         t = row.timing
-        times = (f"{t.p50_ms:.3f}", f"{t.p90_ms:.3f}", f"{t.p99_ms:.3f}", f"{t.ratio:.2f}x")
-        memory = (format_bytes(row.peak_rss_bytes), format_bytes(row.peak_rss_bytes - row.base_rss_bytes))
-        table.add_row(
-            row.model, format_bytes(row.file_bytes), f"{row.load_seconds:.2f}", str(t.runs), *times, *memory
-        )
+        cells = [format_bytes(row.file_bytes), f"{row.load_seconds:.2f}", str(t.runs)]
+        cells += [f"{t.p50_ms:.3f}", f"{t.p90_ms:.3f}", f"{t.p99_ms:.3f}", f"{t.ratio:.2f}x"]
+        if row.decode and row.prefill_tokens_per_s and row.decode_tokens_per_s:
+            cells += [f"{row.prefill_tokens_per_s:.1f}", f"{row.decode_tokens_per_s:.1f}"]
+            cells += [f"{row.decode.ratio:.2f}x"]
+        cells += [format_bytes(row.peak_rss_bytes), format_bytes(row.peak_rss_bytes - row.base_rss_bytes)]
+        table.add_row(row.model, *cells, format_bytes(row.anonymous_bytes))
     out.print(table)
+    for row in bench.models:
+        for kind, shares in row.node_shares.items():
+            parts = ", ".join(f"{op} {share:.0%}" for op, share in list(shares.items())[:6])
+            out.print(f"{row.model}: {kind}: {parts}")
+
+
+def print_bounds(run: Run, out: Console) -> None:
+    """The machine and one row per bound."""
+    if not run.measured:
+        return
+    out.print(measured_on(run))
+    table = _table("bounds", HEADINGS[:3], HEADINGS[3:7], HEADINGS[7:])
+    for verdict in run.verdicts():
+        table.add_row(*cells(verdict))
+    out.print(table)
+    out.print(", ".join(f"{count} {verdict}" for verdict, count in verdict_counts(run.verdicts()).items()))
 
 
 def print_op_bench(bench: OpBench, out: Console) -> None:
     """One row per candidate and shape; speed-ups are over the first candidate of each shape."""
     out.print(f"{bench.machine.line()}, onnxruntime {bench.onnxruntime}, {bench.threads} threads")
-    columns = ("p50 ms", "p90 ms", "speed-up", "GB/s", "of plain read", "GFLOP/s", "error", "runs")
-    table = _table("operators in turns", ("M x K x N", "candidate"), columns)
+    columns = ("p50 ms", "p90 ms", "speed-up", "GB/s", "of read", "GFLOP/s", "of peak", "error", "runs")
+    title = f"operators in turns, {'cold' if any(row.cold for row in bench.rows) else 'hot'}"
+    table = _table(title, ("M x K x N", "candidate"), columns)
     shape = None
     for row in bench.rows:
         t = row.timing
@@ -142,7 +155,8 @@ def print_op_bench(bench: OpBench, out: Console) -> None:
             f"{t.ratio:.2f}x",
             f"{row.gb_per_s:.1f}",
             "-" if row.of_read is None else f"{row.of_read:.0%}",
-            f"{row.gflop_per_s:.0f}" if row.error is not None else "-",
+            f"{row.gflop_per_s:.0f}" if row.gflop_per_s else "-",
+            "-" if row.of_peak is None else f"{row.of_peak:.0%} {row.unit}",
             "-" if row.error is None else f"{row.error:.0e}",
             str(t.runs),
         )

@@ -106,6 +106,7 @@ BAD_INPUT = {
     "no runs": (["bench", "model", "model.onnx", "--runs", "0"], "--runs"),
     "bad shape": (["bench", "ops", "--shape", "4x4"], "MxKxN"),
     "unknown peer": (["bench", "ops", "--peers", "nobody"], "nobody"),
+    "unknown case": (["bench", "bounds", "--cases", "nothing"], "nothing"),
 }
 
 
@@ -221,6 +222,7 @@ def test_dry_run_writes_nothing_and_knows_the_recipe(folder):
         ["compare", "model.onnx", "model.onnx"],
         ["bench", "model", "model.onnx", "converted.onnx", "--runs", "2", "--warmup", "0"],
         ["bench", "ops", "--shape", "1x64x48", "--runs", "1", "--warmup", "0", "--kernels"],
+        ["bench", "bounds", "--cases", "overhead", "--work", "bench"],
         ["doctor"],
     ],
     ids=lambda arguments: " ".join(arguments[:2]),

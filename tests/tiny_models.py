@@ -36,3 +36,50 @@ def mlp(path: Path, *, seed: int = 0, scale: float = 1.0, external: bool = False
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.save(model, path, save_as_external_data=external, location=path.name + ".data", size_threshold=0)
     return path
+
+
+HEADS = (2,)
+"""Heads of :func:`decoder`'s cache."""
+
+
+def decoder(path: Path) -> Path:
+    """The inputs and outputs of a decoder with a KV cache: logits are an embedding, keys are the tokens themselves.
+
+    input_ids int64 [batch, sequence], attention_mask int64 [batch, total], past_key_values.0.key float
+    [batch, 2, past, 4] -> logits float [batch, sequence, 16], present.0.key.
+    """
+    constants = {
+        "table": np.random.default_rng(0).standard_normal((16, 16), dtype=np.float32),
+        "axes": np.array([1, 3], np.int64),
+        "repeats": np.array([1, *HEADS, 1, 4], np.int64),
+    }
+    nodes = [
+        helper.make_node("Gather", ["table", "input_ids"], ["embedded"]),
+        helper.make_node("ReduceMax", ["attention_mask"], ["mask"], keepdims=0),
+        helper.make_node("Cast", ["mask"], ["factor"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["embedded", "factor"], ["logits"]),
+        helper.make_node("Cast", ["input_ids"], ["tokens"], to=TensorProto.FLOAT),
+        helper.make_node("Unsqueeze", ["tokens", "axes"], ["columns"]),
+        helper.make_node("Tile", ["columns", "repeats"], ["keys"]),
+        helper.make_node("Concat", ["past_key_values.0.key", "keys"], ["present.0.key"], axis=2),
+    ]
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes,
+        "decoder",
+        [
+            value("input_ids", TensorProto.INT64, ["batch_size", "sequence_length"]),
+            value("attention_mask", TensorProto.INT64, ["batch_size", "total_sequence_length"]),
+            value(
+                "past_key_values.0.key", TensorProto.FLOAT, ["batch_size", *HEADS, "past_sequence_length", 4]
+            ),
+        ],
+        [
+            value("logits", TensorProto.FLOAT, ["batch_size", "sequence_length", 16]),
+            value("present.0.key", TensorProto.FLOAT, ["batch_size", *HEADS, "total_sequence_length", 4]),
+        ],
+        [numpy_helper.from_array(array, name) for name, array in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, path)
+    return path

@@ -20,10 +20,8 @@ struct Int8Avx2 {
   // Packing goes by 128-bit halves: with x_i the i-th four of 32 integers,
   //   16 bits  x0 x2 | x1 x3   and   x4 x6 | x5 x7,   8 bits  x0 x2 x4 x6 | x1 x3 x5 x7,
   // and interleaving the halves' bytes gives the order of the nibbles: 0, 4, 1, 5, 2, 6, 3, 7, 8, 12, ...
-  MXORT_INLINE int StoreBytes(Ints16 low, Ints16 high, int8_t* q) {
-    Ints x[4];
-    __builtin_memcpy(x, &low, sizeof low);
-    __builtin_memcpy(x + 2, &high, sizeof high);
+  MXORT_INLINE int StoreBytes(const int* integers, int8_t* q) {
+    const Ints* x = reinterpret_cast<const Ints*>(integers);
     const Ints bytes = _mm256_packs_epi16(_mm256_packs_epi32(x[0], x[1]), _mm256_packs_epi32(x[2], x[3]));
     const __m128i even = _mm256_castsi256_si128(bytes), odd = _mm256_extracti128_si256(bytes, 1);
     _mm_storeu_si128(reinterpret_cast<__m128i*>(q), _mm_unpacklo_epi8(even, odd));

@@ -26,8 +26,8 @@ struct Int8Avx512 {
   static constexpr int kMaxRows[] = {10, 7};
 #endif
 
-  MXORT_INLINE int StoreBytes(Ints16 low, Ints16 high, int8_t* q) {
-    const Ints x = reinterpret_cast<Ints>(low), y = reinterpret_cast<Ints>(high);
+  MXORT_INLINE int StoreBytes(const int* integers, int8_t* q) {
+    const Ints x = _mm512_load_si512(integers), y = _mm512_load_si512(integers + 16);
     const __m128i order = _mm_setr_epi8(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15);
     _mm_storeu_si128(reinterpret_cast<__m128i*>(q), _mm_shuffle_epi8(_mm512_cvtepi32_epi8(x), order));
     _mm_storeu_si128(reinterpret_cast<__m128i*>(q + 16), _mm_shuffle_epi8(_mm512_cvtepi32_epi8(y), order));

@@ -52,22 +52,16 @@ MXORT_INLINE size_t Int8PanelBytes(const MatMulSpec& spec, int rows) {
   return static_cast<size_t>((spec.K + kBlockSize - 1) / kBlockSize * PanelBlockBytes(rows, Int8Terms(spec)));
 }
 
-// Half a block; the compiler splits it into registers of the file's instruction set.
-typedef float Floats16 __attribute__((vector_size(64), aligned(4), may_alias));
-typedef int Ints16 __attribute__((vector_size(64)));
-
 // Nearest integer, ties to even, of |x| < 2^22: adding 1.5 * 2^23 leaves the integer in the low bits of the mantissa.
-MXORT_INLINE Ints16 RoundToInt(Floats16 x) {
+MXORT_INLINE int RoundToInt(float x) {
   constexpr float kMagic = 12582912.0f;
-  return reinterpret_cast<Ints16>(x + kMagic) - static_cast<int>(FloatBits(kMagic));
+  return static_cast<int>(FloatBits(x + kMagic) - FloatBits(kMagic));
 }
 
-MXORT_INLINE Ints16 Saturate(Ints16 x) { return x > kInt8Max ? Ints16{} + kInt8Max : x; }
-
-// The integers of 32 values and the start that goes with them.
+// The integers of one term and the start that goes with them.
 template <class S>
-MXORT_INLINE void StoreTerm(Ints16 low, Ints16 high, int8_t* q, int32_t* start) {
-  *start = -kInt8WeightOffset * S::StoreBytes(low, high, q);
+MXORT_INLINE void StoreTerm(const int* integers, int8_t* q, int32_t* start) {
+  *start = -kInt8WeightOffset * S::StoreBytes(integers, q);
 }
 
 // Format `none`: one or two int8 terms of the block's own range.
@@ -75,17 +69,18 @@ template <class S, int kTerms>
 MXORT_INLINE void PrepareInt8Block(const float* block, int8_t* q, int32_t* start, float* scale) {
   const float absmax = BitsFloat(BlockAbsmax(block));
   const float inverse = absmax > 0 ? static_cast<float>(kInt8Max) / absmax : 0.0f;
-  const Floats16 low = *reinterpret_cast<const Floats16*>(block) * inverse;
-  const Floats16 high = *reinterpret_cast<const Floats16*>(block + 16) * inverse;
-  const Ints16 low_q = RoundToInt(low), high_q = RoundToInt(high);
-  StoreTerm<S>(low_q, high_q, q, start);
+  alignas(64) int first[kBlockSize], second[kBlockSize];
+  for (int i = 0; i < kBlockSize; ++i) {
+    const float units = block[i] * inverse;
+    first[i] = RoundToInt(units);
+    const int rest = RoundToInt((units - static_cast<float>(first[i])) * kTermRatio);
+    second[i] = rest > kInt8Max ? kInt8Max : rest;
+  }
+  StoreTerm<S>(first, q, start);
   *scale = absmax * (0.5f / kInt8Max);
   if constexpr (kTerms == 2) {
-    constexpr float kRatio = kTermRatio;
-    StoreTerm<S>(Saturate(RoundToInt((low - __builtin_convertvector(low_q, Floats16)) * kRatio)),
-                 Saturate(RoundToInt((high - __builtin_convertvector(high_q, Floats16)) * kRatio)), q + kBlockSize,
-                 start + 1);
-    *scale *= 1.0f / kRatio;
+    StoreTerm<S>(second, q + kBlockSize, start + 1);
+    *scale *= 1.0f / kTermRatio;
   }
 }
 
@@ -93,10 +88,10 @@ MXORT_INLINE void PrepareInt8Block(const float* block, int8_t* q, int32_t* start
 template <class S, class F, int kUnits>
 MXORT_INLINE void PrepareMxBlock(const float* block, int8_t* q, int32_t* start, float* scale) {
   alignas(64) float elements[kBlockSize];
+  alignas(64) int integers[kBlockSize];
   const uint8_t byte = QuantizeBlock<F>(block, elements);
-  constexpr float kUnitsPerOne = kUnits;
-  StoreTerm<S>(RoundToInt(*reinterpret_cast<const Floats16*>(elements) * kUnitsPerOne),
-               RoundToInt(*reinterpret_cast<const Floats16*>(elements + 16) * kUnitsPerOne), q, start);
+  for (int i = 0; i < kBlockSize; ++i) integers[i] = static_cast<int>(elements[i] * kUnits);
+  StoreTerm<S>(integers, q, start);
   *scale = DecodeScale(byte) * (0.5f / kUnits);
 }
 

@@ -15,6 +15,7 @@
 #include "kernels/matmul.h"
 #include "kernels/quantize.h"
 #include "ops/matmul_spec.h"
+#include "python/limits.h"
 
 namespace py = pybind11;
 
@@ -228,6 +229,7 @@ PYBIND11_MODULE(_native, m) {
         py::arg("accuracy_level"), py::arg("rows") = 1, "Name of the kernel that a CPU with these features would use.");
   m.def("float_to_half", &ToHalf, py::arg("x").noconvert(), py::arg("bfloat16"));
   m.def("half_to_float", &FromHalf, py::arg("x").noconvert(), py::arg("bfloat16"));
+  BindLimits(m);
   py::class_<Node>(m, "MatMulMXFP4", "One operator with constant weights on a kernel of the table.")
       .def(py::init([](const Array<uint8_t>& codes, const Array<uint8_t>& scales, const Array<float>& column_scale,
                        const Array<float>& bias, int64_t k, int rotation, const std::string& activation_format,
