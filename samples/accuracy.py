@@ -280,7 +280,7 @@ def table(subject: Subject, results: Mapping[str, Mapping[str, float]]) -> str:
     """The finished rows as Markdown."""
     lines = ["| " + " | ".join(subject.heading) + " |", "|---" + "|---:" * (len(subject.heading) - 1) + "|"]
     if reference := next((r["perplexity_reference"] for r in results.values() if "perplexity" in r), None):
-        lines.append(f"| fp32 | {reference:.2f} | 0 | 100% | | |")
+        lines.append(f"| fp32 | {reference:.2f} | 0 | 100% |" + " |" * len(COST))
     for row in subject.rows:
         if row.key in results:
             r = results[row.key]
