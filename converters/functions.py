@@ -1,7 +1,7 @@
-"""The operator ``mxort::MatMulMXFP4`` as a model-local ONNX function of standard operators, written once.
+"""The operators of the domain mxort as model-local ONNX functions of standard operators, each written once.
 
-Every converted model carries it, so that the file runs in any ONNX Runtime and is its own oracle. With the
-mxort library registered, its kernels take over. The function has no run-time quantisation of A (Q in
+A converted model carries those that it uses, so that the file runs in any ONNX Runtime and is its own oracle. With
+the mxort library registered, its kernels take over. MatMulMXFP4 has no run-time quantisation of A here (Q in
 docs/format.md).
 """
 
@@ -16,11 +16,12 @@ import onnx.helper
 import onnxscript
 from onnxscript import opset15 as op
 
-from mxort.formats import BLOCK_SIZE, E2M1, scale_value
+from mxort.formats import BLOCK_SIZE, E2M1, scale_value, unpack_nibbles
 
 DOMAIN = "mxort"
 VERSION = 1
 MATMUL = "MatMulMXFP4"
+GATHER = "GatherMXFP4"
 MIN_OPSET = 15
 """Lowest opset in which the function is valid (CastLike); its operators kept their meaning since."""
 
@@ -94,11 +95,41 @@ def MatMulMXFP4(  # noqa: N802 (an ONNX operator name)
     return op.CastLike(product * column_scale + bias, A)
 
 
-def matmul_function(opset: int) -> onnx.FunctionProto:
-    """The function for a model of default-domain ``opset``. Raises ValueError below MIN_OPSET."""
+_E2M1_PAIRS = onnx.helper.make_tensor(
+    "e2m1_pairs",
+    onnx.TensorProto.FLOAT,
+    [256, 2],
+    E2M1.decode(unpack_nibbles(np.arange(256, dtype=np.uint8)[:, None])),
+)
+
+
+@no_type_check
+@onnxscript.script(_domain, default_opset=op)
+def GatherMXFP4(indices, B, B_scale, multiplier, K: int):  # noqa: N802
+    """Y[..., K] = dequant(B)[indices] * multiplier[indices], float; only the rows asked for are decoded."""
+    last = op.Constant(value_ints=[-1])
+    blocks = op.Concat(op.Shape(indices), op.Shape(B_scale, start=1), axis=0)  # [..., Kb]
+    codes = op.Cast(op.Gather(B, indices), to=onnx.TensorProto.INT32)
+    by_block = op.Concat(blocks, op.Constant(value_ints=[BLOCK_SIZE]), axis=0)
+    elements = op.Reshape(op.Gather(op.Constant(value=_E2M1_PAIRS), codes), by_block)  # [..., Kb, 32]
+    scales = op.Gather(
+        op.Constant(value=_E8M0_VALUES), op.Cast(op.Gather(B_scale, indices), to=onnx.TensorProto.INT32)
+    )
+    width = op.Shape(B_scale, start=1) * op.Constant(value_ints=[BLOCK_SIZE])
+    rows = op.Reshape(elements * op.Unsqueeze(scales, last), op.Concat(op.Shape(indices), width, axis=0))
+    columns = op.Reshape(op.Constant(value_int=K), last)
+    kept = op.Slice(rows, op.Constant(value_ints=[0]), columns, last)
+    return kept * op.Unsqueeze(op.Gather(multiplier, indices), last)
+
+
+_FUNCTIONS = {MATMUL: MatMulMXFP4, GATHER: GatherMXFP4}
+
+
+def function(operator: str, opset: int) -> onnx.FunctionProto:
+    """The function of ``operator`` for a model of default-domain ``opset``. Raises ValueError below MIN_OPSET."""
     if opset < MIN_OPSET:
-        raise ValueError(f"{MATMUL} needs opset {MIN_OPSET} or later, got {opset}")
-    proto: onnx.FunctionProto = MatMulMXFP4.to_function_proto()
+        raise ValueError(f"{operator} needs opset {MIN_OPSET} or later, got {opset}")
+    proto: onnx.FunctionProto = _FUNCTIONS[operator].to_function_proto()
     del proto.opset_import[:]
     proto.opset_import.extend([onnx.helper.make_opsetid("", opset)])
     return proto

@@ -1,4 +1,4 @@
-"""Putting ``MatMulMXFP4`` nodes in the place of the converted ones, and their function into the model."""
+"""Putting operators of the domain mxort in the place of the converted nodes, and their functions into the model."""
 
 from __future__ import annotations
 
@@ -34,13 +34,14 @@ class PackedTensors:
 
 @dataclass(frozen=True)
 class Replacement:
-    """A site and what it becomes."""
+    """A site and what it becomes. ``output_divisor`` float32 [N]: what its columns and bias are divided by."""
 
     site: Site
     weight: PackedTensors
     rotation: int
     activation_format: str
     accuracy_level: int
+    output_divisor: NDArray[np.float32] | None = None
 
 
 class TensorPool:
@@ -72,11 +73,16 @@ def apply(
     raise_versions(model)
     initializers = _Initializers(model, replacements, pool)
     for replacement in replacements:
-        _replace(replacement, initializers)
+        _REPLACE[_operator(replacement.site)](replacement, initializers)
     model.opset_imports[functions.DOMAIN] = functions.VERSION
-    function = ir.serde.deserialize_function(functions.matmul_function(opset_of(model.graph)))
-    model.functions[function.identifier()] = function
+    for operator in sorted({_operator(replacement.site) for replacement in replacements}):
+        function = ir.serde.deserialize_function(functions.function(operator, opset_of(model.graph)))
+        model.functions[function.identifier()] = function
     model.metadata_props.update(metadata)
+
+
+def _operator(site: Site) -> str:
+    return functions.GATHER if site.node.op_type == "Gather" else functions.MATMUL
 
 
 class _Initializers:
@@ -86,13 +92,16 @@ class _Initializers:
         self._main = model.graph
         self._names = {v.name for graph in model.graphs() for v in _values(graph)}
         self._values: dict[int, ir.Value] = {}
-        self._vectors: dict[int, tuple[ir.TensorProtocol, ir.TensorProtocol]] = {}
+        self._vectors: dict[int, list[ir.TensorProtocol]] = {}
         users: dict[int, set[ir.Graph]] = {}
         for replacement in replacements:
             site = replacement.site
-            column_scale = replacement.weight.column_scale * np.float32(site.alpha)
-            bias = np.zeros(site.N, np.float32) if site.bias is None else site.bias
-            vectors = pool.put(column_scale)[0], pool.put(bias)[0]
+            divisor = np.float32(1) if replacement.output_divisor is None else replacement.output_divisor
+            column_scale = replacement.weight.column_scale * np.float32(site.alpha) / divisor
+            vectors = [pool.put(column_scale)[0]]
+            if _operator(site) == functions.MATMUL:
+                bias = np.zeros(site.N, np.float32) if site.bias is None else site.bias
+                vectors.append(pool.put(bias / divisor)[0])
             self._vectors[id(replacement)] = vectors
             assert isinstance(site.node.graph, ir.Graph)
             for tensor in (replacement.weight.codes, replacement.weight.scales, *vectors):
@@ -100,16 +109,15 @@ class _Initializers:
         self._users = users
 
     def of(self, replacement: Replacement) -> list[ir.Value]:
-        """Values of the operator's inputs B, B_scale, column_scale and bias."""
+        """Values of the operator's inputs after the first: B, B_scale, column_scale and, where it has one, bias."""
         site, weight = replacement.site, replacement.weight
         assert site.weight is not None
-        column_scale, bias = self._vectors[id(replacement)]
+        vectors = zip(("column_scale", "bias"), self._vectors[id(replacement)], strict=False)
         base = site.weight.name or site.name
         return [
             self._value(weight.codes, f"{base}_mxfp4"),
             self._value(weight.scales, f"{base}_mxfp4_scale"),
-            self._value(column_scale, f"mxort_column_scale_{site.N}"),
-            self._value(bias, f"mxort_bias_{site.N}"),
+            *(self._value(vector, f"mxort_{what}_{site.N}") for what, vector in vectors),
         ]
 
     def _value(self, tensor: ir.TensorProtocol, name: str) -> ir.Value:
@@ -143,38 +151,68 @@ def _values(graph: ir.Graph) -> Iterable[ir.Value]:
         yield from node.outputs
 
 
-def _replace(replacement: Replacement, initializers: _Initializers) -> None:
+def _replace_matmul(replacement: Replacement, initializers: _Initializers) -> None:
     site = replacement.site
-    old, last = site.node, site.bias_node or site.node
-    graph = last.graph
-    assert graph is not None and site.weight is not None
+    old = site.node
     new: list[ir.Node] = []
     left = old.inputs[0]
     if site.transpose_a:
         new.append(ir.node("Transpose", [left], {"perm": [1, 0]}, name=f"{site.name}_transpose_A"))
         new[-1].outputs[0].name = initializers.unique(f"{site.name}_transposed_A")
         left = new[-1].outputs[0]
-    operator = ir.Node(
-        functions.DOMAIN,
-        functions.MATMUL,
-        [left, *initializers.of(replacement)],
-        ir.convenience.convert_attributes(
-            {
-                "K": site.K,
-                "N": site.N,
-                "rotation": replacement.rotation,
-                "activation_format": replacement.activation_format,
-                "accuracy_level": replacement.accuracy_level,
-            }
-        ),
-        name=old.name,
-        doc_string=old.doc_string,
-        metadata_props=dict(old.metadata_props),
-    )
+    attributes: dict[str, int | str] = {
+        "K": site.K,
+        "N": site.N,
+        "rotation": replacement.rotation,
+        "activation_format": replacement.activation_format,
+        "accuracy_level": replacement.accuracy_level,
+    }
+    operator = _node(replacement, left, initializers, attributes)
     new.append(operator)
     if site.addend is not None:
         operator.outputs[0].name = initializers.unique(f"{site.name}_product")
         new.append(ir.node("Add", [operator.outputs[0], site.addend], name=f"{site.name}_add_C"))
+    _put(site, new)
+
+
+def _replace_gather(replacement: Replacement, initializers: _Initializers) -> None:
+    """The operator gives float: a table of another type is followed by a Cast."""
+    site = replacement.site
+    assert site.weight is not None
+    new = [_node(replacement, site.node.inputs[1], initializers, {"K": site.K})]
+    if site.weight.dtype != ir.DataType.FLOAT:
+        new[0].outputs[0].name = initializers.unique(f"{site.name}_float")
+        new.append(ir.node("Cast", new[0].outputs, {"to": site.weight.dtype}, name=f"{site.name}_cast"))
+    _put(site, new)
+
+
+_REPLACE = {functions.MATMUL: _replace_matmul, functions.GATHER: _replace_gather}
+
+
+def _node(
+    replacement: Replacement,
+    first: ir.Value | None,
+    initializers: _Initializers,
+    attributes: dict[str, int | str],
+) -> ir.Node:
+    """The operator that takes a site's place, with the name and the notes of its node."""
+    old = replacement.site.node
+    return ir.Node(
+        functions.DOMAIN,
+        _operator(replacement.site),
+        [first, *initializers.of(replacement)],
+        ir.convenience.convert_attributes(attributes),
+        name=old.name,
+        doc_string=old.doc_string,
+        metadata_props=dict(old.metadata_props),
+    )
+
+
+def _put(site: Site, new: list[ir.Node]) -> None:
+    """Puts ``new`` in the place of the site's nodes and drops the constants that nothing else uses."""
+    old, last = site.node, site.bias_node or site.node
+    graph = last.graph
+    assert graph is not None
     result, output = last.outputs[0], new[-1].outputs[0]
     output.doc_string = result.doc_string
     output.metadata_props.update(result.metadata_props)
@@ -183,10 +221,10 @@ def _replace(replacement: Replacement, initializers: _Initializers) -> None:
     ir.convenience.replace_nodes_and_values(
         graph, last, [last] if last is old else [old, last], new, [result], [output]
     )
-    _drop_dead(dead)
+    drop_dead(dead)
 
 
-def _drop_dead(values: Iterable[ir.Value]) -> None:
+def drop_dead(values: Iterable[ir.Value]) -> None:
     """Removes the constants that nothing uses any more, with the nodes that led from them."""
     for value in values:
         if value.uses() or value.is_graph_output():
@@ -204,4 +242,4 @@ def _drop_dead(values: Iterable[ir.Value]) -> None:
             inputs = [v for v in node.inputs if v is not None]
             if node.graph is not None:
                 node.graph.remove(node, safe=True)
-                _drop_dead(inputs)
+                drop_dead(inputs)

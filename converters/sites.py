@@ -1,4 +1,4 @@
-"""Finding the nodes that multiply by a constant matrix. Every candidate becomes a ``Site``, or a skipped one."""
+"""Finding the nodes that multiply by a constant matrix, or pick its rows. Each becomes a ``Site``, or a skipped one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from mxort.converters import lm_head
+from mxort.converters import embedding, lm_head
 from mxort.converters.constants import FLOAT_TYPES, Constant, NotConstantError, resolve
 from mxort.converters.functions import DOMAIN
 from mxort.converters.shapes import Ranks
@@ -26,6 +26,7 @@ class Selection:
     op_types: tuple[str, ...] = ("MatMul", "Gemm")
     min_elements: int = 0
     convert_lm_head: bool = False
+    convert_embedding: bool = False
     name_reason: Callable[[str], str | None] = lambda name: None
 
 
@@ -36,6 +37,7 @@ class Site:
     ``skip`` is why the node is left alone ("" if it is converted). ``weight`` is W^T, [N, K]; None where
     there is no constant matrix. ``bias`` is float32 [N] or None. ``bias_node`` is the Add whose work the bias
     takes over. ``addend`` is a third operand that cannot be a bias: it is added by a node of its own.
+    ``table``: W^T is an embedding's, and the node a Gather of its rows or tied with one (``embedding.py``).
     """
 
     node: ir.Node
@@ -46,6 +48,7 @@ class Site:
     bias: NDArray[np.float32] | None = None
     bias_node: ir.Node | None = None
     addend: ir.Value | None = None
+    table: bool = False
     note: str = field(default="", compare=False)
 
     @property
@@ -66,7 +69,7 @@ OTHER_WEIGHT_OPS: dict[tuple[str, str], str] = {
     ("", "Conv"): "Conv has no MXFP4 operator",
     ("", "ConvTranspose"): "ConvTranspose has no MXFP4 operator",
     ("", "Einsum"): "Einsum is not converted (rewrite it as MatMul)",
-    ("", "Gather"): "an embedding table is not converted",
+    ("", "Gather"): "an embedding table (convert_embedding)",
     ("", "LSTM"): "a recurrent operator is not converted",
     ("", "GRU"): "a recurrent operator is not converted",
     ("", "RNN"): "a recurrent operator is not converted",
@@ -107,8 +110,9 @@ def find(model: ir.Model, selection: Selection) -> list[Site]:
         site for node in ir.traversal.RecursiveGraphIterator(model.graph) for site in finder.site_of(node)
     ]
     if not selection.convert_lm_head:
-        heads = lm_head.find(model, [s for s in sites if not s.skip and s.weight is not None])
+        heads = lm_head.find(model, [s for s in sites if not s.skip and s.weight is not None and not s.table])
         sites = [replace(s, skip=heads[s.node]) if s.node in heads else s for s in sites]
+    sites = embedding.tie(sites)
     for function in model.functions.values():
         if function.domain != DOMAIN:
             sites += _inside_function(function)
@@ -137,13 +141,14 @@ class _Finder:
     def site_of(self, node: ir.Node) -> Iterator[Site]:
         """The site of a candidate node; nothing for other nodes."""
         if node.domain == "" and node.op_type in _FINDERS:
-            site = Site(node)
             try:
                 site = _FINDERS[node.op_type](self, node)
-                self._check(site)
             except _Skip as skip:
-                site = replace(site, skip=str(skip))
-            yield site
+                yield Site(node, str(skip))
+            else:
+                yield self._checked(site)
+        elif self.selection.convert_embedding and (table := embedding.table_of(node, self.ir_version)):
+            yield self._checked(Site(node, weight=table, table=True))
         elif reason := OTHER_WEIGHT_OPS.get((node.domain, node.op_type)):
             yield from self._other(node, reason)
 
@@ -246,13 +251,20 @@ class _Finder:
             return "no operand is constant"
         return "the constant is the left operand"
 
+    def _checked(self, site: Site) -> Site:
+        """The site, skipped where the operator or the user's recipe excludes it."""
+        try:
+            self._check(site)
+        except _Skip as skip:
+            return replace(site, skip=str(skip))
+        return site
+
     def _check(self, site: Site) -> None:
-        """Raises _Skip for a site that the operator or the user's recipe excludes."""
         assert site.weight is not None
         dtype, elements = site.weight.dtype, site.K * site.N
         if reason := self.selection.name_reason(site.name):
             raise _Skip(reason)
-        if site.node.op_type not in self.selection.op_types:
+        if not site.table and site.node.op_type not in self.selection.op_types:
             raise _Skip(f"op_types leaves {site.node.op_type} alone")
         if dtype not in FLOAT_TYPES:
             raise _Skip(f"weight is {dtype.name.lower()}; float, float16 and bfloat16 are converted")

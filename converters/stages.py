@@ -74,6 +74,8 @@ def refusal(model: ir.Model, site: Site) -> str:
     assert site.weight is not None
     if site.node.graph is not model.graph:
         return "inside a subgraph: not calibrated"
+    if site.node.op_type == "Gather":
+        return "an embedding has no operand to calibrate on"
     if site.addend is not None:
         return "C is no constant: not calibrated"
     if site.weight.dtype not in _TYPES:

@@ -25,7 +25,7 @@ from mxort.converters.stages import Stage
 from mxort.errors import MxortError
 from mxort.example_inputs import Inputs
 from mxort.formats import BLOCK_SIZE, blocks_of
-from mxort.quantize import QuantizedWeight, Statistics, with_torch
+from mxort.quantize import QuantizedWeight, Statistics, smoothquant, with_torch
 from mxort.session import one_line, require_onnxruntime
 
 Progress = Callable[[str, float], None]
@@ -43,11 +43,15 @@ class Operator:
 
 @dataclass(frozen=True)
 class Result:
-    """A quantised site, for the layers after it."""
+    """A quantised site, for the layers after it. ``divisor``: what its operand was divided by, float32 [K]."""
 
     weight: QuantizedWeight
     operator: Operator
+    divisor: NDArray[np.float32] | None = None
 
+
+Smooth = Callable[[Sequence[Site], NDArray[np.float32], NDArray[np.float32]], NDArray[np.float32] | None]
+"""(sites that share an operand, rows [n, K] of it, its largest magnitudes [K]) -> what to divide it by, [K] or None."""
 
 Quantize = Callable[[Site, Statistics], Result | None]
 """Called once for each site, in the order of the model. None: the site stays as it is."""
@@ -65,6 +69,7 @@ class Settings:
     memory: int = 512_000_000
     threads: int = 0
     progress: Progress = field(default=lambda what, fraction: None)
+    smooth: Smooth | None = None
 
 
 def run(
@@ -128,13 +133,10 @@ class _Run:
         """Runs every sample through the layers before and the stage's nodes -> statistics of the sites' operands."""
         from mxort.quantize.moments import Moments
 
-        collected: dict[_Operand, tuple[int, Moments]] = {}
+        groups: dict[_Operand, list[Site]] = {}
         for site in stage.sites:
-            if _operand(site) not in collected:
-                operator, width = self._settings.operator(site), blocks_of(site.K) * BLOCK_SIZE
-                moments = Moments(width, operator.rotation, operator.activation_format)
-                collected[_operand(site)] = site.K, moments
-        needed = {operand.name for operand in collected}
+            groups.setdefault(_operand(site), []).append(site)
+        needed = {operand.name for operand in groups}
         run = _Nodes(self._model, stage, self._settings.threads)
         for sample in range(count):
             for number, stream in enumerate(self._streams):
@@ -145,10 +147,27 @@ class _Run:
                 stream.drop(sample, before.dead)
                 run(stream, sample)
                 stream.drop(sample, set(stage.dead) - needed)
-            for operand, (k, moments) in collected.items():
+        collected: dict[_Operand, Statistics] = {}
+        for operand, sites in groups.items():
+            operator, k = self._settings.operator(sites[0]), sites[0].K
+            divisor = self._smooth(operand, sites, count)
+            moments = Moments(blocks_of(k) * BLOCK_SIZE, operator.rotation, operator.activation_format)
+            for sample in range(count):
                 rows = [_rows(stream.get(sample, operand.name), operand, k) for stream in self._streams]
-                moments.add(*rows)
-        return {operand: moments.statistics() for operand, (_, moments) in collected.items()}
+                moments.add(*(rows if divisor is None else [x / divisor for x in rows]))
+            collected[operand] = moments.statistics()
+        return collected
+
+    def _smooth(self, operand: _Operand, sites: Sequence[Site], count: int) -> NDArray[np.float32] | None:
+        """What to divide an operand by, from rows at equal distances and the largest magnitudes of all rows."""
+        if self._settings.smooth is None:
+            return None
+        absmax, kept = np.zeros(sites[0].K, np.float32), []
+        for sample in range(count):
+            x = _rows(self._streams[0].get(sample, operand.name), operand, sites[0].K)
+            kept.append(x[:: max(1, count * len(x) // smoothquant.SAMPLED_ROWS)].copy())
+            np.maximum(absmax, np.abs(x).max(axis=0, initial=0), out=absmax)
+        return self._settings.smooth(sites, np.concatenate(kept), absmax)
 
 
 @dataclass
@@ -229,6 +248,7 @@ def _rows(x: NDArray[Any], operand: _Operand, k: int) -> NDArray[np.float32]:
 
 def _kernel(site: Site, result: Result, threads: int) -> Layer:
     operator, weight = result.operator, result.weight
+    divisor = result.divisor
     node = _native.MatMulMXFP4(
         weight.codes,
         weight.scales,
@@ -239,7 +259,7 @@ def _kernel(site: Site, result: Result, threads: int) -> Layer:
         operator.activation_format,
         operator.accuracy_level,
     )
-    return lambda a: node(a, threads)
+    return lambda a: node(a if divisor is None else a / divisor, threads)
 
 
 def _return_free_memory() -> None:

@@ -7,6 +7,7 @@ written), 130 interrupted. Each command imports what it needs, so that ``mxort -
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import sys
@@ -153,10 +154,12 @@ def _convert(arguments: argparse.Namespace) -> int:
 _REPORT_SUFFIXES = (".txt", ".json", ".html")
 
 
-def _check_report_path(path: Path, models: Sequence[Path]) -> None:
-    """Refuses a report that cannot be written before the conversion, not after."""
-    if path.suffix not in _REPORT_SUFFIXES:
-        raise MxortError(f"{path}: a report ends in one of {', '.join(_REPORT_SUFFIXES)}")
+def _check_report_path(
+    path: Path, models: Sequence[Path], suffixes: Sequence[str] = _REPORT_SUFFIXES
+) -> None:
+    """Refuses a report that cannot be written before the work, not after."""
+    if path.suffix not in suffixes:
+        raise MxortError(f"{path}: a report ends in {'one of ' * (len(suffixes) > 1)}{', '.join(suffixes)}")
     if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
         raise MxortError(f"{path}: cannot write the report there")
     if any(path.resolve() == model.resolve() for model in models):
@@ -166,12 +169,17 @@ def _check_report_path(path: Path, models: Sequence[Path]) -> None:
 def _write_report(report: Report, path: Path) -> None:
     from mxort import report_html, tables
 
+    if path.suffix == ".txt":
+        text = io.StringIO()
+        report.print(tables.console(text, markup=True), every_node=True)
+        _write_text(path, text.getvalue())
+    else:
+        _write_text(path, report.to_json() if path.suffix == ".json" else report_html.render(report))
+
+
+def _write_text(path: Path, text: str) -> None:
     try:
-        with path.open("w", encoding="utf-8") as file:
-            if path.suffix == ".txt":
-                report.print(tables.console(file, markup=True), every_node=True)
-            else:
-                file.write(report.to_json() if path.suffix == ".json" else report_html.render(report))
+        path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise MxortError(f"{path}: cannot write the report: {error.strerror or error}") from None
 
@@ -231,25 +239,35 @@ def _compare(arguments: argparse.Namespace) -> int:
 
 def _add_eval(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("reference", type=Path, help="the original model")
-    parser.add_argument("converted", type=Path, help="the model to compare with it")
+    parser.add_argument("converted", type=Path, nargs="+", help="models to compare with it")
+    parser.add_argument(
+        "--report", type=Path, metavar="FILE", help="also write accuracy against size as a page, FILE.html"
+    )
     parser.add_argument("--data", type=Path, required=True, metavar="PATH", help=_DATA_HELP)
     parser.add_argument("--threads", type=_natural, default=0, help="of both models (default: all cores)")
     _add_json(parser)
 
 
 def _eval(arguments: argparse.Namespace) -> int:
-    from mxort import tables
+    from mxort import evaluation_html, tables
     from mxort.evaluate import evaluate
 
+    reference, converted, page = arguments.reference, arguments.converted, arguments.report
+    if page is not None:
+        _check_report_path(page, (reference, *converted), (".html",))
     with _progress() as progress:
-        result = evaluate(
-            arguments.reference,
-            arguments.converted,
-            arguments.data,
-            threads=arguments.threads,
-            progress=progress,
-        )
-    return _show(arguments, result.to_dict, lambda: tables.print_evaluation(result, tables.console()))
+        results = [
+            evaluate(reference, model, arguments.data, threads=arguments.threads, progress=progress)
+            for model in converted
+        ]
+    if page is not None:
+        _write_text(page, evaluation_html.render(results))
+    dicts = [result.to_dict() for result in results]
+    return _show(
+        arguments,
+        lambda: dicts if len(dicts) > 1 else dicts[0],
+        lambda: tables.print_evaluations(results, tables.console()),
+    )
 
 
 # bench

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from mxort.calibration_data import Data, samples
 from mxort.comparison import read_graph
+from mxort.converters import model_io
 from mxort.errors import MxortError
 from mxort.example_inputs import Inputs
 from mxort.session import one_line, open_session, require_onnxruntime
@@ -33,7 +34,8 @@ class Evaluation:
     decoder: ``perplexity`` of the data, in nats to the power of e, over ``predictions``; ``kl`` the mean
     divergence of the converted model's distributions from the reference's; ``top1`` how often both prefer
     the same token. classifier: ``kl`` and ``top1``. embedding: mean ``cosine`` of the vectors of one sample, and
-    ``rank_agreement``, Spearman's correlation of the similarities of all pairs of samples.
+    ``rank_agreement``, Spearman's correlation of the similarities of all pairs of samples. Bytes are of whole files,
+    with external data.
     """
 
     reference: str
@@ -42,6 +44,8 @@ class Evaluation:
     samples: int
     predictions: int
     metrics: Mapping[str, float]
+    reference_bytes: int = 0
+    converted_bytes: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, as JSON types."""
@@ -79,7 +83,14 @@ def evaluate(
         count += 1
     assert gathered is not None, "samples() raises where there are none"
     return Evaluation(
-        str(reference), str(converted), gathered.kind, count, gathered.predictions, gathered.metrics()
+        str(reference),
+        str(converted),
+        gathered.kind,
+        count,
+        gathered.predictions,
+        gathered.metrics(),
+        model_io.load(reference).nbytes,
+        model_io.load(converted).nbytes,
     )
 
 

@@ -101,13 +101,14 @@ def _converted_rows(nodes: list[ir.Node]) -> list[SiteReport]:
         attributes = node.attributes
         level = attributes.get_int("accuracy_level", 0)
         weight = node.inputs[1]
+        table = next(iter(tensors), None)
         rows.append(
             SiteReport(
                 node=node.name or f"{node.op_type}({node.outputs[0].name})",
                 op_type=node.op_type,
                 status=CONVERTED,
                 K=attributes.get_int("K", 0),
-                N=attributes.get_int("N", 0),
+                N=attributes.get_int("N", 0 if table is None else len(table.numpy())),
                 weight="" if weight is None else weight.name or "",
                 converted_bytes=sum(tensor.nbytes for tensor in new),
                 rotation=attributes.get_int("rotation", 1),

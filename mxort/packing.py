@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from mxort import calibrate as calibration_run
 from mxort import calibration_data, quantize
@@ -26,6 +27,7 @@ from mxort.example_inputs import Inputs
 from mxort.formats import BLOCK_SIZE, blocks_of
 from mxort.quantize import ALGORITHMS, QuantizedWeight, Settings, Statistics
 from mxort.recipe import AUTO, Recipe
+from mxort.smoothing import Smoother
 
 BEST_WITHOUT_DATA = "rtn"
 BEST_WITH_DATA = "mr-gptq"
@@ -142,6 +144,7 @@ class Packer:
         self._notes: dict[ir.Node, str] = {}
         self._asked: set[Any] = set()
         self._cache: _Cache | None = None
+        self._smoother: Smoother | None = None
 
     def calibrate(
         self, source: Source, found: Sequence[Site], calibration: Calibration, progress: Progress
@@ -156,12 +159,17 @@ class Packer:
         if calibration.cache is not None:
             self._cache = _Cache(Path(calibration.cache), source, self._recipe)
             feeds = self._cache.watch(feeds)
+        if ALGORITHMS[self._algorithm].smooth:
+            self._smoother = Smoother(
+                source.model, found, self._recipe, lambda site: self._operator(site, self._algorithm)
+            )
         settings = calibration_run.Settings(
             lambda site: self._operator(site, self._algorithm),
             self._recipe.sequential,
             calibration.memory,
             calibration.threads,
             progress,
+            self._smoother,
         )
         calibration_run.run(
             source.model,
@@ -170,6 +178,8 @@ class Packer:
             self._calibrated,
             settings,
         )
+        if self._smoother is not None:
+            self._smoother.fold()
 
     def _calibrated(self, site: Site, statistics: Statistics) -> calibration_run.Result | None:
         assert site.weight is not None
@@ -178,7 +188,19 @@ class Packer:
             self._packed[key] = self._pack(site, self._algorithm, statistics)
         packed = self._packed[key]
         operator = self._operator(site, self._algorithm)
-        return None if packed is None else calibration_run.Result(packed.quantized(), operator)
+        if packed is None:
+            return None
+        if self._smoother is not None:
+            self._smoother.converted(site)
+        return calibration_run.Result(packed.quantized(), operator, self._divisor(site))
+
+    def _divisor(self, site: Site) -> NDArray[np.float32] | None:
+        """What the operand of the site is divided by before it gets there, float32 [K]."""
+        return None if self._smoother is None else self._smoother.divisors.get(site.node)
+
+    def output_divisor(self, site: Site) -> NDArray[np.float32] | None:
+        """What the output columns of the site are to be divided by, float32 [N], so that the next one is smoothed."""
+        return None if self._smoother is None else self._smoother.output_divisors.get(site.node)
 
     def pack(self, site: Site) -> tuple[Packed | None, bool]:
         """(the site's weight, None if it has a NaN or an infinity; whether it is asked for the first time)."""
@@ -192,9 +214,8 @@ class Packer:
         return self._packed[key], first
 
     def _operator(self, site: Site, algorithm: str) -> Operator:
-        rotation = quantize.fitting_rotation(
-            site.K, wanted_rotation(self._recipe, algorithm), functions.ROTATIONS
-        )
+        wanted = 1 if site.table else wanted_rotation(self._recipe, algorithm)
+        rotation = quantize.fitting_rotation(site.K, wanted, functions.ROTATIONS)
         return Operator(rotation, self._recipe.activation_format, self._recipe.accuracy_level)
 
     def _pack(self, site: Site, algorithm: str, statistics: Statistics | None) -> Packed | None:
@@ -206,10 +227,17 @@ class Packer:
         rotation = self._operator(site, algorithm).rotation
         array = weight.array()
         recipe = self._recipe
+        divisor = self._divisor(site)
+
+        def read(start: int, stop: int) -> NDArray[np.float32]:
+            rows = padded_rows(weight, array, start, stop, width)
+            if divisor is not None:
+                rows[:, : site.K] *= divisor
+            return rows
 
         def make() -> tuple[QuantizedWeight, float]:
             return quantize.quantize_weight(
-                lambda start, stop: padded_rows(weight, array, start, stop, width),
+                read,
                 site.N,
                 site.K,
                 ALGORITHMS[algorithm].quantize,
@@ -228,7 +256,10 @@ class Packer:
         nbytes = new_codes * codes.nbytes + new_scales * scales.nbytes
         wanted = wanted_rotation(recipe, algorithm)
         reduced = f"rotation {rotation}, as K = {site.K} does not fit {wanted}" if rotation != wanted else ""
-        notes = [self._notes.get(site.node, ""), reduced, quantized.note]
+        if site.table:
+            reduced = ""  # GatherMXFP4 has no rotation
+        smoothed = "" if self._smoother is None else self._smoother.notes.get(site.node, "")
+        notes = [self._notes.get(site.node, ""), reduced, smoothed, quantized.note]
         return Packed(
             rewrite.PackedTensors(codes, scales, quantized.column_scale),
             sqnr,

@@ -101,7 +101,13 @@ def _verify(source: model_io.Source) -> None:
 
 
 def _selection(recipe: Recipe) -> sites.Selection:
-    return sites.Selection(recipe.op_types, recipe.min_elements, recipe.convert_lm_head, recipe.skip_reason)
+    return sites.Selection(
+        recipe.op_types,
+        recipe.min_elements,
+        recipe.convert_lm_head,
+        recipe.convert_embedding,
+        recipe.skip_reason,
+    )
 
 
 def _needs_data_file(source: model_io.Source, found: Sequence[sites.Site]) -> bool:
@@ -139,7 +145,12 @@ def _convert_sites(
             continue
         replacements.append(
             rewrite.Replacement(
-                site, weight.tensors, weight.rotation, recipe.activation_format, recipe.accuracy_level
+                site,
+                weight.tensors,
+                weight.rotation,
+                recipe.activation_format,
+                recipe.accuracy_level,
+                packer.output_divisor(site),
             )
         )
         rows.append(_converted(site, weight, recipe, first))

@@ -18,6 +18,7 @@ from mxort.converters.functions import ROTATIONS
 from mxort.errors import MxortError
 from mxort.formats import ACTIVATION_FORMATS
 from mxort.quantize import ALGORITHMS
+from mxort.quantize.smoothquant import ALPHAS
 from mxort.scales import SCALE_RULES
 
 ACCURACY_LEVELS = (0, 1, 3, 4)
@@ -96,6 +97,11 @@ class Recipe:
     sequential: bool = _option(
         True, "calibrate a layer on what the already converted layers before it compute"
     )
+    smooth_alpha: str = _option(
+        AUTO,
+        "how much of an operand's unevenness smoothing moves to the weight (auto: what is best for each layer)",
+        (AUTO, *map(str, ALPHAS)),
+    )
     scale_rule: str = _option("mse", "how the scale of a block of weights is chosen", SCALE_RULES)
     column_multiplier: bool = _option(
         True, "search a float32 multiplier for every output column: eight times the time, more accurate"
@@ -117,6 +123,9 @@ class Recipe:
     min_elements: int = _option(1024, "leave alone weights with fewer elements")
     convert_lm_head: bool = _option(
         False, "convert the output projection of a language model too, even where it is also the embedding"
+    )
+    convert_embedding: bool = _option(
+        False, "convert embedding tables too; one that the output projection shares needs convert_lm_head"
     )
     strict: bool = _option(
         False, "fail at a NaN or an infinity in a weight, instead of leaving the node alone"

@@ -9,12 +9,12 @@ from pathlib import Path
 
 from mxort.report import CONVERTED, Report, SiteReport, format_bytes
 
-_CHART_WIDTH = 960
-_DOTS_HEIGHT = 280
+CHART_WIDTH = 960
+DOTS_HEIGHT = 280
 _BAR_HEIGHT = 44
 _BAR_GAP = 18
-_LABEL_WIDTH = 84
-_CHARACTER_WIDTH = 7.5  # of the chart font, roughly: a label goes into a bar only where it surely fits
+LABEL_WIDTH = 84
+CHARACTER_WIDTH = 7.5  # of the chart font, roughly: a label goes into a bar only where it surely fits
 
 
 def render(report: Report) -> str:
@@ -23,14 +23,19 @@ def render(report: Report) -> str:
     body = (
         _header(report, title),
         _tiles(report),
-        _section("Size", "File size with external data.", _size_chart(report)),
-        _section("Weight accuracy by layer", _sqnr_caption(report), _sqnr_chart(report)),
+        section("Size", "File size with external data.", _size_chart(report)),
+        section("Weight accuracy by layer", _sqnr_caption(report), _sqnr_chart(report)),
         _warnings(report),
-        _section("Nodes", "Every node that multiplies by a weight. Click a heading to sort.", _sites(report)),
-        _section("Recipe", "", _recipe(report)),
-        _section("Provenance", "", _provenance(report)),
+        section("Nodes", "Every node that multiplies by a weight. Click a heading to sort.", _sites(report)),
+        section("Recipe", "", _recipe(report)),
+        section("Provenance", "", _provenance(report)),
     )
-    return _PAGE.format(title=escape(title), css=_CSS, js=_JS, body="\n".join(filter(None, body)))
+    return page(title, body)
+
+
+def page(title: str, sections: Iterable[str]) -> str:
+    """A whole page of its own of sections of HTML, those that are empty left out."""
+    return _PAGE.format(title=escape(title), css=_CSS, js=_JS, body="\n".join(filter(None, sections)))
 
 
 def _header(report: Report, title: str) -> str:
@@ -52,7 +57,8 @@ def _tiles(report: Report) -> str:
     return f'<ul class="tiles">{"".join(cells)}</ul>'
 
 
-def _section(heading: str, caption: str, content: str) -> str:
+def section(heading: str, caption: str, content: str) -> str:
+    """A part of the page with its heading and a line of explanation; "" where it has no content."""
     if not content:
         return ""
     lead = f'<p class="caption">{escape(caption)}</p>' if caption else ""
@@ -63,7 +69,7 @@ def _size_chart(report: Report) -> str:
     """Two bars on one scale, each split in the weights that were converted and everything else."""
     weights = _converted_weight_bytes(report)
     rows = []
-    scale = (_CHART_WIDTH - _LABEL_WIDTH) / max(report.original_bytes, report.converted_bytes, 1)
+    scale = (CHART_WIDTH - LABEL_WIDTH) / max(report.original_bytes, report.converted_bytes, 1)
     for index, (label, total, part) in enumerate(
         (("before", report.original_bytes, weights[0]), ("after", report.converted_bytes, weights[1]))
     ):
@@ -71,7 +77,7 @@ def _size_chart(report: Report) -> str:
         part = min(part, total)
         rows.append(f'<text class="label" x="0" y="{y + _BAR_HEIGHT / 2 + 5:g}">{label}</text>')
         segments = (("weight", "converted weights", part), ("rest", "everything else", total - part))
-        x = float(_LABEL_WIDTH)
+        x = float(LABEL_WIDTH)
         for css, what, count in segments:
             rows.append(_segment(css, x, y, count * scale, f"{format_bytes(count)} {what}"))
             x += count * scale
@@ -88,7 +94,7 @@ def _size_chart(report: Report) -> str:
         f'<p class="totals">{format_bytes(report.original_bytes)} → '
         f"<strong>{format_bytes(report.converted_bytes)}</strong></p>"
     )
-    return totals + _svg("size", "File size before and after", description, height, rows) + legend
+    return totals + svg("size", "File size before and after", description, height, rows) + legend
 
 
 def _converted_weight_bytes(report: Report) -> tuple[int, int]:
@@ -101,7 +107,7 @@ def _segment(css: str, x: float, y: float, width: float, label: str) -> str:
     if width <= 0:
         return ""
     text = ""
-    if width >= 24 + _CHARACTER_WIDTH * len(label):
+    if width >= 24 + CHARACTER_WIDTH * len(label):
         text = (
             f'<text class="on-{css}" x="{x + 12:.1f}" y="{y + _BAR_HEIGHT / 2 + 5:g}">{escape(label)}</text>'
         )
@@ -116,7 +122,7 @@ def _sqnr_chart(report: Report) -> str:
     if not points:
         return ""
     ticks = nice_ticks(min(v for _, v in points), max(v for _, v in points))
-    top, bottom, left = 12, _DOTS_HEIGHT - 34, _LABEL_WIDTH
+    top, bottom, left = 12, DOTS_HEIGHT - 34, LABEL_WIDTH
     low, high = ticks[0], ticks[-1]
 
     def y_of(value: float) -> float:
@@ -125,9 +131,9 @@ def _sqnr_chart(report: Report) -> str:
     rows = []
     for tick in ticks:
         y = y_of(tick)
-        rows.append(f'<line class="grid" x1="{left}" x2="{_CHART_WIDTH}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        rows.append(f'<line class="grid" x1="{left}" x2="{CHART_WIDTH}" y1="{y:.1f}" y2="{y:.1f}"/>')
         rows.append(f'<text class="tick" x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{tick:g}</text>')
-    step = (_CHART_WIDTH - left) / len(points)
+    step = (CHART_WIDTH - left) / len(points)
     radius = max(2.5, min(5.0, step / 2.4))
     for index, (site, value) in enumerate(points):
         x = left + (index + 0.5) * step
@@ -137,19 +143,19 @@ def _sqnr_chart(report: Report) -> str:
     rows.append(f'<text class="tick" x="0" y="{top + 4}">dB</text>')
     mean = sum(value for _, value in points) / len(points)
     rows.append(
-        f'<line class="mean" x1="{left}" x2="{_CHART_WIDTH}" y1="{y_of(mean):.1f}" y2="{y_of(mean):.1f}"/>'
+        f'<line class="mean" x1="{left}" x2="{CHART_WIDTH}" y1="{y_of(mean):.1f}" y2="{y_of(mean):.1f}"/>'
     )
-    rows.append(f'<text class="tick" x="{left}" y="{_DOTS_HEIGHT - 8}">first node</text>')
+    rows.append(f'<text class="tick" x="{left}" y="{DOTS_HEIGHT - 8}">first node</text>')
     rows.append(
-        f'<text class="tick" x="{_CHART_WIDTH}" y="{_DOTS_HEIGHT - 8}" text-anchor="end">last node</text>'
+        f'<text class="tick" x="{CHART_WIDTH}" y="{DOTS_HEIGHT - 8}" text-anchor="end">last node</text>'
     )
     worst, value = min(points, key=lambda point: point[1])
     description = (
         f"{len(points)} weights, mean {mean:.2f} dB, lowest {value:.2f} dB at {worst.node}. "
         "The table below has every number."
     )
-    return _svg(
-        "sqnr", "Weight SQNR in dB of each converted node, in graph order", description, _DOTS_HEIGHT, rows
+    return svg(
+        "sqnr", "Weight SQNR in dB of each converted node, in graph order", description, DOTS_HEIGHT, rows
     )
 
 
@@ -171,10 +177,11 @@ def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
     return [round(i * step, 12) for i in range(first, max(last, first + 1) + 1)]
 
 
-def _svg(name: str, title: str, description: str, height: float, rows: Iterable[str]) -> str:
+def svg(name: str, title: str, description: str, height: float, rows: Iterable[str]) -> str:
+    """A picture as wide as the page of ``rows`` of SVG; ``name`` is unique on the page."""
     labels = f'<title id="{name}-t">{escape(title)}</title><desc id="{name}-d">{escape(description)}</desc>'
     return (
-        f'<svg role="img" aria-labelledby="{name}-t {name}-d" viewBox="0 0 {_CHART_WIDTH} {height:g}" '
+        f'<svg role="img" aria-labelledby="{name}-t {name}-d" viewBox="0 0 {CHART_WIDTH} {height:g}" '
         f'xmlns="http://www.w3.org/2000/svg">{labels}{"".join(rows)}</svg>'
     )
 

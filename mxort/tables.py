@@ -69,12 +69,14 @@ def _facts(i: Inspection) -> Iterable[tuple[str, str]]:
     yield "recipe", ", ".join(f"{name} {value}" for name, value, _ in i.recipe.describe())
 
 
-def print_evaluation(evaluation: Evaluation, out: Console) -> None:
-    """What was run and one line for each metric."""
-    what = f"{evaluation.kind}, {evaluation.samples} samples, {evaluation.predictions} predictions"
-    out.print(what)
-    for name, value in evaluation.metrics.items():
-        out.print(f"{name:<22}{value:.4f}")
+def print_evaluations(evaluations: Sequence[Evaluation], out: Console) -> None:
+    """What was run and, for each model, its size and one line for each metric."""
+    for evaluation in evaluations:
+        what = f"{evaluation.kind}, {evaluation.samples} samples, {evaluation.predictions} predictions"
+        out.print(f"{evaluation.converted}: {what}" if len(evaluations) > 1 else what)
+        out.print(f"{'size':<22}{format_bytes(evaluation.converted_bytes)}")
+        for name, value in evaluation.metrics.items():
+            out.print(f"{name:<22}{value:.4f}")
 
 
 def print_comparison(comparison: Comparison, out: Console) -> None:

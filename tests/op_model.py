@@ -51,7 +51,7 @@ def model(
     )
     opsets = [helper.make_opsetid("", opset), helper.make_opsetid("mxort", 1)]
     return helper.make_model(
-        graph, opset_imports=opsets, functions=[functions.matmul_function(opset)], ir_version=10
+        graph, opset_imports=opsets, functions=[functions.function(functions.MATMUL, opset)], ir_version=10
     )
 
 

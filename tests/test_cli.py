@@ -170,6 +170,20 @@ def test_convert_with_calibration_and_eval(folder):
     assert "rank_agreement" in shown.stdout
 
 
+def test_eval_of_several_models_and_its_page(folder):
+    models = ["converted.onnx", "model.onnx"]
+    flags = ["--data", "data.npz", "--threads", "1"]
+    done = run("eval", "model.onnx", *models, *flags, "--json", "--report", "r.html", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    results = json.loads(done.stdout)
+    assert [r["converted"] for r in results] == models
+    assert [r["converted_bytes"] for r in results] == [(folder / name).stat().st_size for name in models]
+    page = (folder / "r.html").read_text()
+    assert page.startswith("<!doctype html>") and all(name in page for name in models)
+    shown = run("eval", "model.onnx", *models, *flags, cwd=folder)
+    assert [line.split(":")[0] for line in shown.stdout.splitlines() if "samples" in line] == models
+
+
 def test_flags_reach_the_recipe(folder):
     flags = [
         "--preset",

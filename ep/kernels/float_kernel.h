@@ -75,6 +75,7 @@ MXORT_INLINE void FloatTile(const MatMulArgs& args, int64_t panel, int64_t strip
     const int64_t group_blocks = args.blocks - group < kGroupBlocks ? args.blocks - group : kGroupBlocks;
     const uint8_t* scales = p + group_blocks * kBlockCodeBytes;
     for (int64_t b = 0; b < group_blocks; ++b, p += kBlockCodeBytes, scales += kStripColumns, a += kRows * kBlockSize) {
+      Prefetch(p);
       Vector part[kRows][kParts];
 #pragma GCC unroll 16
       for (int r = 0; r < kRows; ++r) {

@@ -166,6 +166,7 @@ MXORT_INLINE void Int8Tile(const MatMulArgs& args, int64_t panel, int64_t strip)
       for (int part = 0; part < kParts; ++part) {
         Int8Block<S, kRows, kTerms>(p + part * 4 * S::kLanes, scales + part * S::kLanes, a, total[part]);
       }
+      Prefetch(p);
       p += kBlockCodeBytes;
       scales += kStripColumns;
       a += PanelBlockBytes(kRows, kTerms);

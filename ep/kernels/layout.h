@@ -40,6 +40,15 @@ MXORT_INLINE uint8_t CanonicalScale(const uint8_t* codes, uint8_t scale) {
   return zero && scale != kScaleNaN ? static_cast<uint8_t>(kScaleBias) : scale;
 }
 
+// Asks for a block of the stream 4 KB ahead of p. The processor's own prefetchers stop at each page of 4 KB; asking by
+// hand, with the weights in huge pages (weight_memory.h), makes a few rows of A nearly as fast from memory as from the
+// cache.
+MXORT_INLINE void Prefetch(const uint8_t* p) {
+  constexpr int kAhead = 4096, kLine = 64;
+#pragma GCC unroll 8
+  for (int i = 0; i < kBlockBytes; i += kLine) __builtin_prefetch(p + kAhead + i);
+}
+
 extern const WeightLayout kStrip16;
 
 }  // namespace mxort

@@ -3,8 +3,6 @@
 #include "ops/custom_op.h"
 
 #include <array>
-#include <atomic>
-#include <cstdlib>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -12,18 +10,12 @@
 #include "kernels/float16.h"
 #include "kernels/kernel_table.h"
 #include "kernels/matmul.h"
+#include "ops/custom_op_base.h"
+#include "ops/gather_op.h"
 #include "ops/matmul_spec.h"
 #include "ops/ort_status.h"
 
 namespace mxort {
-
-const OrtApi* NegotiateApi(const OrtApiBase* base, uint32_t* version) {
-  const std::string text = base->GetVersionString();  // "1.<minor>.<patch>"
-  const size_t dot = text.find('.');
-  const int minor = dot == std::string::npos ? 0 : std::atoi(text.c_str() + dot + 1);
-  *version = static_cast<uint32_t>(minor < ORT_API_VERSION ? minor : ORT_API_VERSION);
-  return base->GetApi(*version);
-}
 
 namespace {
 
@@ -36,30 +28,6 @@ constexpr DType kTypes[] = {{ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, DataType::kFlo
                             {ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16, DataType::kBFloat16}};
 
 // ---- reading what ONNX Runtime hands over ---------------------------------------------------------------------------
-
-std::string NodeName(const OrtApi& api, const OrtKernelInfo* info) {
-  size_t size = 0;
-  if (OrtStatus* status = api.KernelInfo_GetNodeName(info, nullptr, &size)) api.ReleaseStatus(status);
-  std::string name(size, '\0');
-  if (OrtStatus* status = api.KernelInfo_GetNodeName(info, name.data(), &size)) {
-    api.ReleaseStatus(status);
-    return {};
-  }
-  name.resize(size ? size - 1 : 0);
-  return name;
-}
-
-// What reading an attribute returned. An absent optional one leaves its default alone; anything else is an error. ONNX
-// Runtime reports absence and a wrong type with the same code, hence the look at the text (the same from 1.22 to 1.31;
-// a test pins it on each of them).
-void CheckAttribute(const OrtApi& api, const char* name, bool optional, OrtStatus* status) {
-  if (!status) return;
-  const std::string message = api.GetErrorMessage(status);
-  api.ReleaseStatus(status);
-  const bool absent = message.find("No attribute with") != std::string::npos;
-  if (absent && optional) return;
-  throw std::invalid_argument(std::string("attribute ") + name + (absent ? " is missing" : ": " + message));
-}
 
 MatMulAttributes ReadAttributes(const OrtApi& api, const OrtKernelInfo* info) {
   MatMulAttributes attributes;
@@ -80,24 +48,6 @@ MatMulAttributes ReadAttributes(const OrtApi& api, const OrtKernelInfo* info) {
     attributes.activation_format = text;
   }
   return attributes;
-}
-
-struct Tensor {
-  Shape shape;
-  void* data = nullptr;
-};
-
-Tensor ReadTensor(const OrtApi& api, const OrtValue* value) {
-  OrtTensorTypeAndShapeInfo* info = nullptr;
-  Check(api, api.GetTensorTypeAndShape(value, &info));
-  const std::unique_ptr<OrtTensorTypeAndShapeInfo, decltype(api.ReleaseTensorTypeAndShapeInfo)> owner(
-      info, api.ReleaseTensorTypeAndShapeInfo);
-  size_t rank = 0;
-  Check(api, api.GetDimensionsCount(info, &rank));
-  Tensor tensor{Shape(rank), nullptr};
-  Check(api, api.GetDimensions(info, tensor.shape.data(), rank));
-  Check(api, api.GetTensorMutableData(const_cast<OrtValue*>(value), &tensor.data));
-  return tensor;
 }
 
 // ---- the kernel -----------------------------------------------------------------------------------------------------
@@ -128,14 +78,14 @@ class MatMulKernel {
   const OrtApi& api() const { return api_; }
 
   void Compute(OrtKernelContext* context) const {
-    const Tensor a = ReadTensor(api_, InputValue(context, kA));
+    const Tensor a = ReadTensor(api_, InputValue(api_, context, kA));
     const Shape shape = OutputShape(spec_, a.shape);
     OrtValue* y = nullptr;
     Check(api_, api_.KernelContext_GetOutput(context, 0, shape.data(), shape.size(), &y));
     if (all_constant_) return Run(context, a, y, constants_);
     Inputs inputs = constants_;
     for (size_t i = kB; i < kInputs; ++i) {
-      if (!inputs[i].data) inputs[i] = ReadChecked(i, InputValue(context, i));
+      if (!inputs[i].data) inputs[i] = ReadChecked(i, InputValue(api_, context, i));
     }
     Run(context, a, y, inputs);
   }
@@ -151,20 +101,13 @@ class MatMulKernel {
     return tensor;
   }
 
-  const OrtValue* InputValue(OrtKernelContext* context, size_t index) const {
-    const OrtValue* value = nullptr;
-    Check(api_, api_.KernelContext_GetInput(context, index, &value));
-    if (!value) throw std::invalid_argument("input " + std::to_string(index) + " is missing");
-    return value;
-  }
-
   void Run(OrtKernelContext* context, const Tensor& a, OrtValue* y, const Inputs& inputs) const {
     MatMulCall call;
     call.spec = &spec_;
     call.kernels = &kernels_;
     call.weights = WeightsOf(inputs);
     const ParallelFor parallel = [&](int64_t tasks, const std::function<void(int64_t)>& body) {
-      Parallel(context, tasks, body);
+      Parallel(api_, context, tasks, body);
     };
     const auto packed =
         packed_ ? packed_ : std::make_shared<PackedWeights>(spec_, *kernels_[0]->layout, call.weights, parallel);
@@ -178,28 +121,6 @@ class MatMulKernel {
     if (call.M == 0) return;
     Check(api_, api_.GetTensorMutableData(y, &call.y));
     MatMul(call, parallel);
-  }
-
-  // ONNX Runtime's own threads: the session's intra_op_num_threads is obeyed and nothing is oversubscribed. An
-  // exception (memory) must not cross ONNX Runtime's frames; the first one is carried over.
-  void Parallel(OrtKernelContext* context, int64_t tasks, const std::function<void(int64_t)>& body) const {
-    if (tasks <= 1) return SerialFor(tasks, body);
-    struct State {
-      const std::function<void(int64_t)>* body;
-      std::mutex mutex;
-      std::exception_ptr error;
-    } state{&body, {}, nullptr};
-    const auto run = [](void* user, size_t task) {
-      State& s = *static_cast<State*>(user);
-      try {
-        (*s.body)(static_cast<int64_t>(task));
-      } catch (...) {
-        const std::lock_guard<std::mutex> lock(s.mutex);
-        if (!s.error) s.error = std::current_exception();
-      }
-    };
-    Check(api_, api_.KernelContext_ParallelFor(context, run, static_cast<size_t>(tasks), 0, &state));
-    if (state.error) std::rethrow_exception(state.error);
   }
 
   const OrtApi& api_;
@@ -221,70 +142,20 @@ struct MatMulOp : OrtCustomOp {
 
 const MatMulOp& Self(const OrtCustomOp* op) { return *static_cast<const MatMulOp*>(op); }
 
-// The output has A's dimensions with the last one replaced by N. The C++ wrapper marks symbolic dimensions in a way
-// that ONNX Runtime rejects, so this is the C API: value -1 and a name. A dimension with neither gets a fresh name,
-// because a bare -1 would be written into the model as a value.
-void InferShape(const MatMulOp& op, OrtShapeInferContext* context) {
-  const OrtApi& api = *op.api;
-  OrtTensorTypeAndShapeInfo* a = nullptr;
-  Check(api, api.ShapeInferContext_GetInputTypeShape(context, kA, &a));
-  size_t rank = 0;
-  Check(api, api.GetDimensionsCount(a, &rank));
-  if (rank == 0) return;  // also what an unknown rank reads as: leave the output's shape open
-  Shape dims(rank);
-  Check(api, api.GetDimensions(a, dims.data(), rank));
-  std::vector<const char*> names(rank);
-  Check(api, api.GetSymbolicDimensions(a, names.data(), rank));
-  const OrtOpAttr* attribute = nullptr;
-  Check(api, api.ShapeInferContext_GetAttribute(context, "N", &attribute));
-  size_t size = 0;
-  Check(api, api.ReadOpAttr(attribute, ORT_OP_ATTR_INT, &dims.back(), sizeof(int64_t), &size));
-  std::vector<std::string> symbols(rank);
-  static std::atomic<int64_t> fresh{0};
-  for (size_t i = 0; i + 1 < rank; ++i) {
-    if (dims[i] >= 0) continue;
-    dims[i] = -1;
-    symbols[i] = names[i] && *names[i] ? names[i] : "mxort_unk_" + std::to_string(fresh++);
-  }
-  for (size_t i = 0; i < rank; ++i) names[i] = symbols[i].c_str();
-  OrtTensorTypeAndShapeInfo* y = nullptr;
-  Check(api, api.CreateTensorTypeAndShapeInfo(&y));
-  const std::unique_ptr<OrtTensorTypeAndShapeInfo, decltype(api.ReleaseTensorTypeAndShapeInfo)> owner(
-      y, api.ReleaseTensorTypeAndShapeInfo);
-  // A's type, not the op's own: for ops that share a name ONNX Runtime asks only the first one.
-  ONNXTensorElementDataType type;
-  Check(api, api.GetTensorElementType(a, &type));
-  Check(api, api.SetTensorElementType(y, type));
-  Check(api, api.SetDimensions(y, dims.data(), rank));
-  Check(api, api.SetSymbolicDimensions(y, names.data(), rank));
-  Check(api, api.ShapeInferContext_SetOutputTypeShape(context, 0, y));
-}
-
 MatMulOp MakeOp(const OrtApi* api, uint32_t version, DType dtype) {
   MatMulOp op{};
-  op.version = version;  // the negotiated one: a runtime rejects a version newer than its own
+  static_cast<OrtCustomOp&>(op) = BasicOp(version);
   op.api = api;
   op.dtype = dtype;
   op.GetName = [](const OrtCustomOp*) { return kMatMulName; };
-  op.GetExecutionProviderType = [](const OrtCustomOp*) -> const char* { return nullptr; };
   op.GetInputTypeCount = [](const OrtCustomOp*) -> size_t { return kInputs; };
   op.GetInputType = [](const OrtCustomOp* self, size_t index) {
     if (index == kA) return Self(self).dtype.onnx;
     return index == kB || index == kBScale ? ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8 : ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
   };
-  op.GetInputCharacteristic = [](const OrtCustomOp*, size_t) { return INPUT_OUTPUT_REQUIRED; };
-  op.GetInputMemoryType = [](const OrtCustomOp*, size_t) { return OrtMemTypeDefault; };
-  op.GetOutputTypeCount = [](const OrtCustomOp*) -> size_t { return 1; };
   op.GetOutputType = [](const OrtCustomOp* self, size_t) { return Self(self).dtype.onnx; };
-  op.GetOutputCharacteristic = [](const OrtCustomOp*, size_t) { return INPUT_OUTPUT_REQUIRED; };
-  op.GetVariadicInputMinArity = [](const OrtCustomOp*) { return 0; };
-  op.GetVariadicInputHomogeneity = [](const OrtCustomOp*) { return 0; };
-  op.GetVariadicOutputMinArity = [](const OrtCustomOp*) { return 0; };
-  op.GetVariadicOutputHomogeneity = [](const OrtCustomOp*) { return 0; };
-  op.GetStartVersion = [](const OrtCustomOp*) { return 1; };
-  op.GetEndVersion = [](const OrtCustomOp*) { return 1; };
   op.InferOutputShapeFn = [](const OrtCustomOp* self, OrtShapeInferContext* context) -> OrtStatusPtr {
-    return Guard(*Self(self).api, kMatMulName, [&] { InferShape(Self(self), context); });
+    return Guard(*Self(self).api, kMatMulName, [&] { InferLastDimension(*Self(self).api, context, "N", true); });
   };
   op.CreateKernelV2 = [](const OrtCustomOp* self, const OrtApi*, const OrtKernelInfo* info,
                          void** kernel) -> OrtStatusPtr {
@@ -303,6 +174,7 @@ MatMulOp MakeOp(const OrtApi* api, uint32_t version, DType dtype) {
 struct Domain {
   const OrtApi* api = nullptr;
   std::vector<MatMulOp> ops;
+  std::vector<GatherOp> gathers;
   OrtCustomOpDomain* domain = nullptr;
 };
 
@@ -320,10 +192,12 @@ OrtCustomOpDomain* CustomOpDomain(const OrtApiBase* base, const OrtApi** api) {
     if (!entry.api) throw std::runtime_error(std::string("unsupported ONNX Runtime ") + base->GetVersionString());
     if (entry.ops.empty()) {
       for (const DType dtype : kTypes) entry.ops.push_back(MakeOp(entry.api, version, dtype));
+      entry.gathers = GatherOps(entry.api, version);
     }
     OrtCustomOpDomain* domain = nullptr;
     Check(*entry.api, entry.api->CreateCustomOpDomain(kDomain, &domain));
     for (const MatMulOp& op : entry.ops) Check(*entry.api, entry.api->CustomOpDomain_Add(domain, &op));
+    for (const GatherOp& op : entry.gathers) Check(*entry.api, entry.api->CustomOpDomain_Add(domain, &op));
     entry.domain = domain;
   }
   *api = entry.api;

@@ -1,22 +1,9 @@
 #include "ops/matmul_spec.h"
 
-#include <limits>
-#include <stdexcept>
-
 #include "mx_formats.h"
 
 namespace mxort {
 namespace {
-
-[[noreturn]] void Fail(const std::string& what, const std::string& got, const std::string& expected) {
-  throw std::invalid_argument(what + ": got " + got + ", expected " + expected);
-}
-
-std::string Text(const Shape& shape) {
-  std::string text = "[";
-  for (size_t i = 0; i < shape.size(); ++i) text += (i ? "," : "") + std::to_string(shape[i]);
-  return text + "]";
-}
 
 struct FormatName {
   const char* name;
@@ -51,17 +38,6 @@ AccuracyLevel LevelOf(int64_t level) {
     default:
       Fail("attribute accuracy_level", std::to_string(level), "0, 1, 3 or 4");
   }
-}
-
-void CheckDimension(const char* name, int64_t value) {
-  constexpr int64_t kMax = std::numeric_limits<int32_t>::max();
-  if (value < 1 || value > kMax) {
-    Fail(std::string("attribute ") + name, std::to_string(value), "1 to " + std::to_string(kMax));
-  }
-}
-
-void CheckShape(const char* name, const Shape& got, const Shape& expected) {
-  if (got != expected) Fail(std::string("input ") + name, "shape " + Text(got), Text(expected));
 }
 
 }  // namespace

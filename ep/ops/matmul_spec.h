@@ -4,13 +4,12 @@
 
 #include <cstdint>
 #include <string>
-#include <vector>
 
 #include "kernels/kernel.h"
+#include "ops/spec.h"
 
 namespace mxort {
 
-inline constexpr const char* kDomain = "mxort";
 inline constexpr const char* kMatMulName = "MatMulMXFP4";
 
 // The attributes as the model gives them.
@@ -24,8 +23,6 @@ struct MatMulAttributes {
 
 // Throws std::invalid_argument "attribute X: got Y, expected Z".
 MatMulSpec CheckAttributes(const MatMulAttributes& attributes);
-
-using Shape = std::vector<int64_t>;
 
 enum Input { kA, kB, kBScale, kColumnScale, kBias, kInputs };
 

@@ -5,7 +5,7 @@ An algorithm is one file here and one row of ``ALGORITHMS``.
 
 from __future__ import annotations
 
-from mxort.quantize import gptq, mr_gptq, rtn
+from mxort.quantize import gptq, mr_gptq, rtn, smoothquant
 from mxort.quantize.base import (
     Algorithm,
     QuantizedWeight,
@@ -31,6 +31,7 @@ __all__ = [
     "fitting_rotation",
     "packed_bytes",
     "quantize_weight",
+    "smoothquant",
     "squared_error",
     "with_torch",
 ]
@@ -39,4 +40,6 @@ ALGORITHMS: dict[str, Algorithm] = {
     "rtn": Algorithm(rtn.quantize),
     "gptq": Algorithm(gptq.quantize, calibrated=True),
     "mr-gptq": Algorithm(mr_gptq.quantize, calibrated=True, rotation=mr_gptq.ROTATION),
+    "smoothquant": Algorithm(smoothquant.quantize, calibrated=True, smooth=True),
+    "smooth-gptq": Algorithm(gptq.quantize, calibrated=True, smooth=True),
 }

@@ -67,11 +67,15 @@ Deterministic, and row n of the result depends on row n alone: a weight is hande
 
 @dataclass(frozen=True)
 class Algorithm:
-    """How weights are rounded. ``calibrated``: needs statistics. ``rotation``: used where none is asked for."""
+    """How weights are rounded. ``calibrated``: needs statistics. ``rotation``: used where none is asked for.
+
+    ``smooth``: operands are smoothed first (:mod:`mxort.quantize.smoothquant`).
+    """
 
     quantize: Round
     calibrated: bool = False
     rotation: int = 1
+    smooth: bool = False
 
 
 _CACHED_BYTES = 1 << 20

@@ -38,7 +38,7 @@ print(ort.__version__)
 @pytest.fixture(scope="module")
 def converted(minilm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("versions") / "minilm.onnx"
-    mxort.convert(minilm / "model.onnx", out)
+    mxort.convert(minilm / "model.onnx", out, convert_embedding=True)
     return out
 
 

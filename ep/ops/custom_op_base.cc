@@ -1,0 +1,142 @@
+// Compiled against the headers of ONNX Runtime 1.21 too, like custom_op.cc.
+#include "ops/custom_op_base.h"
+
+#include <atomic>
+#include <cstdlib>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "kernels/matmul.h"
+#include "ops/ort_status.h"
+
+namespace mxort {
+
+const OrtApi* NegotiateApi(const OrtApiBase* base, uint32_t* version) {
+  const std::string text = base->GetVersionString();  // "1.<minor>.<patch>"
+  const size_t dot = text.find('.');
+  const int minor = dot == std::string::npos ? 0 : std::atoi(text.c_str() + dot + 1);
+  *version = static_cast<uint32_t>(minor < ORT_API_VERSION ? minor : ORT_API_VERSION);
+  return base->GetApi(*version);
+}
+
+std::string NodeName(const OrtApi& api, const OrtKernelInfo* info) {
+  size_t size = 0;
+  if (OrtStatus* status = api.KernelInfo_GetNodeName(info, nullptr, &size)) api.ReleaseStatus(status);
+  std::string name(size, '\0');
+  if (OrtStatus* status = api.KernelInfo_GetNodeName(info, name.data(), &size)) {
+    api.ReleaseStatus(status);
+    return {};
+  }
+  name.resize(size ? size - 1 : 0);
+  return name;
+}
+
+void CheckAttribute(const OrtApi& api, const char* name, bool optional, OrtStatus* status) {
+  if (!status) return;
+  const std::string message = api.GetErrorMessage(status);
+  api.ReleaseStatus(status);
+  const bool absent = message.find("No attribute with") != std::string::npos;
+  if (absent && optional) return;
+  throw std::invalid_argument(std::string("attribute ") + name + (absent ? " is missing" : ": " + message));
+}
+
+Tensor ReadTensor(const OrtApi& api, const OrtValue* value) {
+  OrtTensorTypeAndShapeInfo* info = nullptr;
+  Check(api, api.GetTensorTypeAndShape(value, &info));
+  const std::unique_ptr<OrtTensorTypeAndShapeInfo, decltype(api.ReleaseTensorTypeAndShapeInfo)> owner(
+      info, api.ReleaseTensorTypeAndShapeInfo);
+  size_t rank = 0;
+  Check(api, api.GetDimensionsCount(info, &rank));
+  Tensor tensor{Shape(rank), nullptr};
+  Check(api, api.GetDimensions(info, tensor.shape.data(), rank));
+  Check(api, api.GetTensorMutableData(const_cast<OrtValue*>(value), &tensor.data));
+  return tensor;
+}
+
+const OrtValue* InputValue(const OrtApi& api, OrtKernelContext* context, size_t index) {
+  const OrtValue* value = nullptr;
+  Check(api, api.KernelContext_GetInput(context, index, &value));
+  if (!value) throw std::invalid_argument("input " + std::to_string(index) + " is missing");
+  return value;
+}
+
+void Parallel(const OrtApi& api, OrtKernelContext* context, int64_t tasks, const std::function<void(int64_t)>& body) {
+  if (tasks <= 1) return SerialFor(tasks, body);
+  struct State {
+    const std::function<void(int64_t)>* body;
+    std::mutex mutex;
+    std::exception_ptr error;
+  } state{&body, {}, nullptr};
+  const auto run = [](void* user, size_t task) {
+    State& s = *static_cast<State*>(user);
+    try {
+      (*s.body)(static_cast<int64_t>(task));
+    } catch (...) {
+      const std::lock_guard<std::mutex> lock(s.mutex);
+      if (!s.error) s.error = std::current_exception();
+    }
+  };
+  Check(api, api.KernelContext_ParallelFor(context, run, static_cast<size_t>(tasks), 0, &state));
+  if (state.error) std::rethrow_exception(state.error);
+}
+
+// The C++ wrapper marks symbolic dimensions in a way that ONNX Runtime rejects, so this is the C API: value -1 and a
+// name. A dimension with neither gets a fresh name, because a bare -1 would be written into the model as a value.
+void InferLastDimension(const OrtApi& api, OrtShapeInferContext* context, const char* attribute, bool replace) {
+  OrtTensorTypeAndShapeInfo* a = nullptr;
+  Check(api, api.ShapeInferContext_GetInputTypeShape(context, 0, &a));
+  size_t rank = 0;
+  Check(api, api.GetDimensionsCount(a, &rank));
+  if (rank == 0) return;  // also what an unknown rank reads as: leave the output's shape open
+  Shape dims(rank);
+  Check(api, api.GetDimensions(a, dims.data(), rank));
+  std::vector<const char*> names(rank);
+  Check(api, api.GetSymbolicDimensions(a, names.data(), rank));
+  if (!replace) {
+    dims.push_back(0);
+    names.push_back(nullptr);
+    ++rank;
+  }
+  const OrtOpAttr* last = nullptr;
+  Check(api, api.ShapeInferContext_GetAttribute(context, attribute, &last));
+  size_t size = 0;
+  Check(api, api.ReadOpAttr(last, ORT_OP_ATTR_INT, &dims.back(), sizeof(int64_t), &size));
+  std::vector<std::string> symbols(rank);
+  static std::atomic<int64_t> fresh{0};
+  for (size_t i = 0; i + 1 < rank; ++i) {
+    if (dims[i] >= 0) continue;
+    dims[i] = -1;
+    symbols[i] = names[i] && *names[i] ? names[i] : "mxort_unk_" + std::to_string(fresh++);
+  }
+  for (size_t i = 0; i < rank; ++i) names[i] = symbols[i].c_str();
+  OrtTensorTypeAndShapeInfo* y = nullptr;
+  Check(api, api.CreateTensorTypeAndShapeInfo(&y));
+  const std::unique_ptr<OrtTensorTypeAndShapeInfo, decltype(api.ReleaseTensorTypeAndShapeInfo)> owner(
+      y, api.ReleaseTensorTypeAndShapeInfo);
+  ONNXTensorElementDataType type = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
+  if (replace) Check(api, api.GetTensorElementType(a, &type));
+  Check(api, api.SetTensorElementType(y, type));
+  Check(api, api.SetDimensions(y, dims.data(), rank));
+  Check(api, api.SetSymbolicDimensions(y, names.data(), rank));
+  Check(api, api.ShapeInferContext_SetOutputTypeShape(context, 0, y));
+}
+
+OrtCustomOp BasicOp(uint32_t version) {
+  OrtCustomOp op{};
+  op.version = version;  // the negotiated one: a runtime rejects a version newer than its own
+  op.GetExecutionProviderType = [](const OrtCustomOp*) -> const char* { return nullptr; };
+  op.GetInputCharacteristic = [](const OrtCustomOp*, size_t) { return INPUT_OUTPUT_REQUIRED; };
+  op.GetInputMemoryType = [](const OrtCustomOp*, size_t) { return OrtMemTypeDefault; };
+  op.GetOutputTypeCount = [](const OrtCustomOp*) -> size_t { return 1; };
+  op.GetOutputCharacteristic = [](const OrtCustomOp*, size_t) { return INPUT_OUTPUT_REQUIRED; };
+  op.GetVariadicInputMinArity = [](const OrtCustomOp*) { return 0; };
+  op.GetVariadicInputHomogeneity = [](const OrtCustomOp*) { return 0; };
+  op.GetVariadicOutputMinArity = [](const OrtCustomOp*) { return 0; };
+  op.GetVariadicOutputHomogeneity = [](const OrtCustomOp*) { return 0; };
+  op.GetStartVersion = [](const OrtCustomOp*) { return 1; };
+  op.GetEndVersion = [](const OrtCustomOp*) { return 1; };
+  return op;
+}
+
+}  // namespace mxort

@@ -1,0 +1,20 @@
+// GatherMXFP4, rows of an embedding table, as ONNX Runtime custom ops: one for each type of indices.
+#ifndef MXORT_OPS_GATHER_OP_H_
+#define MXORT_OPS_GATHER_OP_H_
+
+#include <onnxruntime_c_api.h>
+
+#include <vector>
+
+namespace mxort {
+
+struct GatherOp : OrtCustomOp {
+  const OrtApi* api;
+  ONNXTensorElementDataType index_type;
+};
+
+std::vector<GatherOp> GatherOps(const OrtApi* api, uint32_t version);
+
+}  // namespace mxort
+
+#endif  // MXORT_OPS_GATHER_OP_H_
