@@ -11,7 +11,7 @@ SOURCES := $(shell find ep cmake -type f 2>/dev/null) CMakeLists.txt pyproject.t
 CXX_FILES := $(shell find ep tests samples -name '*.cc' -o -name '*.h' -o -name '*.hip' 2>/dev/null)
 OLD_ONNXRUNTIMES := 1.22.1 1.24.4
 
-.PHONY: demo check check-full bench accuracy clean lint test cpp-test sanitize format
+.PHONY: demo check check-full bench accuracy clean lint test cpp-test sanitize format hipsim
 
 demo: build/.demo
 	$(PYTHON) samples/demo.py
@@ -36,26 +36,32 @@ test: build/.demo $(OLD_ONNXRUNTIMES:%=build/ort/%)
 CMAKE = .venv/bin/cmake -S . -G Ninja -Dpybind11_DIR=$$($(PYTHON) -m pybind11 --cmakedir) \
 	-DPython_EXECUTABLE=$(abspath $(PYTHON)) -DMXORT_TESTS=ON
 
-cpp-test: build/.dev
+# The simulated HIP runtime, and the kernels that build/.dev compiled.
+HIPSIM = MXORT_HIP_LIBRARY=$(abspath build/hipsim/libamdhip64.so.7) MXORT_CODE_OBJECTS=$(abspath build/cmake/hip)
+hipsim: build/.dev
+	cd tests && ../$(PYTHON) -c 'from hipsim import harness; harness.library_path()'
+
+cpp-test: build/.dev hipsim
 	$(CMAKE) -B build/tests -DCMAKE_BUILD_TYPE=Release >/dev/null
 	.venv/bin/cmake --build build/tests
-	.venv/bin/ctest --test-dir build/tests --output-on-failure
+	$(HIPSIM) .venv/bin/ctest --test-dir build/tests --output-on-failure
 
 # The kernel and operator tests once more with AddressSanitizer and UndefinedBehaviorSanitizer (here the kernels of AMX and
 # AVX-VNNI run too: MXORT_EMULATE), and the threads' test with ThreadSanitizer. Python itself is not instrumented, so the runtimes are preloaded, and the leaks that Python leaves at
 # exit are not reported.
-sanitize: build/.dev
+sanitize: build/.dev hipsim
 	$(CMAKE) -B build/sanitize -DCMAKE_BUILD_TYPE=RelWithDebInfo -DMXORT_SANITIZE=address,undefined \
 	  -DMXORT_EMULATE=ON -DMXORT_HIP=OFF >/dev/null
 	.venv/bin/cmake --build build/sanitize
-	.venv/bin/ctest --test-dir build/sanitize --output-on-failure
+	$(HIPSIM) .venv/bin/ctest --test-dir build/sanitize --output-on-failure
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 MXORT_TEST_LIBRARIES=build/sanitize \
 	  $(PYTHON) -m pytest -q -p no:cacheprovider $(PYTEST_MARKS) tests/test_formats.py tests/test_scales.py \
 	  tests/kernels tests/ops
 	$(CMAKE) -B build/tsan -DCMAKE_BUILD_TYPE=RelWithDebInfo -DMXORT_SANITIZE=thread -DMXORT_HIP=OFF >/dev/null
-	.venv/bin/cmake --build build/tsan --target test_threads
+	.venv/bin/cmake --build build/tsan --target test_threads test_device
 	build/tsan/test_threads
+	HIPSIM_ADDRESSES=0x400000000 $(HIPSIM) build/tsan/test_device
 
 bench: build/.bench
 	$(PYTHON) samples/models.py minilm smollm2

@@ -305,6 +305,9 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
         "--kernels", action="store_true", help="also every kernel, without onnxruntime around it"
     )
     ops.add_argument("--seconds", type=_positive_float, default=10.0, help="at most this long for a shape")
+    ops.add_argument(
+        "--device", type=_gpu, metavar="gpu[:N]", help="instead: our kernels on a GPU, by its own clock"
+    )
     ops.add_argument("--cold", action="store_true", help="weights from memory instead of the caches")
     _add_plot(ops)
     _add_timing(ops, runs=50)
@@ -375,6 +378,8 @@ def _bench_model(arguments: argparse.Namespace) -> int:
 def _bench_ops(arguments: argparse.Namespace) -> int:
     from mxort import bench_ops, bench_peers, bench_plot, tables
 
+    if arguments.device is not None:
+        return _bench_gpu(arguments)
     peers = bench_peers.choose_peers(arguments.peers, kernels=arguments.kernels)
     with _progress() as progress:
         result = bench_ops.bench_ops(
@@ -391,6 +396,21 @@ def _bench_ops(arguments: argparse.Namespace) -> int:
         bench_plot.plot_ops(result, arguments.plot)
     _show(arguments, result.to_dict, lambda: tables.print_op_bench(result, tables.console()))
     return BROKEN if any(skip.wrong for skip in result.skipped) else 0
+
+
+def _bench_gpu(arguments: argparse.Namespace) -> int:
+    from mxort import bench_gpu, bench_ops, tables
+
+    with _progress() as progress:
+        result = bench_gpu.bench_gpu(
+            arguments.shape or bench_ops.DEFAULT_SHAPES,
+            arguments.device,
+            runs=arguments.runs,
+            warmup=arguments.warmup,
+            progress=progress,
+        )
+    _show(arguments, result.to_dict, lambda: tables.print_gpu_bench(result, tables.console()))
+    return BROKEN if result.wrong else 0
 
 
 def _bench_bounds(arguments: argparse.Namespace) -> int:
@@ -506,6 +526,13 @@ def _natural(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"expected a number of 0 or more, got {text!r}")
     return int(text)
+
+
+def _gpu(text: str) -> int:
+    name, colon, ordinal = text.partition(":")
+    if name != "gpu" or (colon and not ordinal.isdecimal()):
+        raise argparse.ArgumentTypeError(f"expected gpu or gpu:N, got {text!r}")
+    return int(ordinal or 0)
 
 
 def _positive(text: str) -> int:

@@ -6,6 +6,7 @@ import ctypes
 import importlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,14 @@ from mxort.errors import MxortError
 from mxort.formats import ACTIVATION_FORMATS
 from mxort.machine import Machine, describe_machine
 from mxort.op_models import MatMulMXFP4, random_mxfp4, relative_rms
+from mxort.report import format_bytes
 
 OK = "ok"
 INFO = "info"
 WARNING = "warning"
 FAILED = "failed"
 
-HIP_LIBRARIES = ("libamdhip64.so.7", "libamdhip64.so.6")
+AMD_DRIVER = Path("/dev/kfd")
 
 _CHECK_ROWS, _CHECK_COLUMNS = 5, 72  # a strip of columns that is not full
 _CHECK_K = {1: 200, 128: 256}  # by rotation, which must divide K; 200 ends in a block that is not full
@@ -33,6 +35,9 @@ _CHECK_CASES = (
     *((name, 0, rotation) for name in ACTIVATION_FORMATS if name != "none" for rotation in _CHECK_K),
 )
 """(activation_format, accuracy_level, rotation) of the self-check."""
+
+_GPU_CASES = (*((name, 0) for name in ACTIVATION_FORMATS), ("none", 1))
+"""(activation_format, accuracy_level) that a GPU has different kernels for."""
 
 
 @dataclass(frozen=True)
@@ -62,12 +67,27 @@ class KernelCheck:
 
 
 @dataclass(frozen=True)
+class GpuKernelCheck:
+    """A GPU kernel's self-check: with how A is prepared, in which type; ``error`` is its relative RMS error."""
+
+    device: int
+    kernel: str
+    preparation: str
+    terms: int
+    dtype: str
+    passed: bool
+    error: float
+    bound: float
+
+
+@dataclass(frozen=True)
 class Diagnosis:
     """Result of :func:`diagnose`."""
 
     machine: Machine
     checks: tuple[Check, ...]
     kernels: tuple[KernelCheck, ...]
+    gpu_kernels: tuple[GpuKernelCheck, ...]
 
     @property
     def healthy(self) -> bool:
@@ -95,9 +115,13 @@ def diagnose() -> Diagnosis:
         _guarded("onnxruntime", _onnxruntime),
         _guarded("operator", _operator),
         _guarded("execution provider", _execution_provider),
-        _guarded("GPU", _gpu),
+        _guarded("HIP runtime", _hip),
     ]
-    return Diagnosis(describe_machine(), tuple(checks), kernels)
+    gpu_kernels: tuple[GpuKernelCheck, ...] = ()
+    if checks[-1].status == OK:
+        gpus, gpu_kernels = check_gpus()
+        checks += gpus
+    return Diagnosis(describe_machine(), tuple(checks), kernels, gpu_kernels)
 
 
 def check_kernels() -> tuple[KernelCheck, ...]:
@@ -203,17 +227,38 @@ def _execution_provider() -> Check:
     )
 
 
-def _gpu() -> Check:
-    """What is there; mxort does not use a GPU yet."""
-    library = next((name for name in HIP_LIBRARIES if _loads(name)), None)
-    device = "AMD GPU driver present" if Path("/dev/kfd").exists() else "no AMD GPU driver (/dev/kfd)"
-    found = f"{library} found" if library else f"{HIP_LIBRARIES[0].split('.')[0]} not found"
-    return Check("GPU", INFO, f"{device}, {found}; this version of mxort does not use a GPU yet")
+def _hip() -> Check:
+    runtime = importlib.import_module("mxort._native").hip_runtime()
+    driver = "AMD GPU driver present" if AMD_DRIVER.exists() else f"no AMD GPU driver ({AMD_DRIVER})"
+    if runtime["available"]:
+        return Check("HIP runtime", OK, f"{runtime['library']} {runtime['version']}, {driver}")
+    # A driver without a runtime is a GPU that goes unused; without either there is nothing to want.
+    return Check("HIP runtime", WARNING if AMD_DRIVER.exists() else INFO, f"{runtime['problem']}; {driver}")
 
 
-def _loads(name: str) -> bool:
+def check_gpus() -> tuple[list[Check], tuple[GpuKernelCheck, ...]]:
+    """(one check for each GPU that the HIP runtime shows, the self-checks of its kernels, which this runs)."""
+    native = importlib.import_module("mxort._native")
     try:
-        ctypes.CDLL(name)
-    except OSError:
-        return False
-    return True
+        gpus = native.devices()
+    except native.DeviceError as error:
+        return [Check("GPU", FAILED, str(error))], ()
+    checks = [_guarded(f"gpu:{gpu['ordinal']}", partial(_gpu, native, gpu)) for gpu in gpus]
+    results = tuple(GpuKernelCheck(**row) for row in native.gpu_kernel_checks())
+    return checks or [Check("GPU", INFO, "the HIP runtime shows none")], results
+
+
+def _gpu(native: Any, gpu: dict[str, Any]) -> Check:
+    """Runs the self-checks that have not run yet. A wrong kernel is not used; still the machine is not well."""
+    name = f"gpu:{gpu['ordinal']}"
+    detail = f"{gpu['name']}, {gpu['arch']}, {gpu['compute_units']} compute units, "
+    detail += f"{format_bytes(gpu['memory_bytes'])}, {gpu['pci_bus_id']}"
+    if not gpu["supported"]:
+        return Check(name, INFO, f"{detail}: not used, {gpu['unsupported']}")
+    for fmt, level in _GPU_CASES:
+        native.check_gpu_kernels(gpu["ordinal"], fmt, level, "float16")
+    checks = [c for c in native.gpu_kernel_checks() if c["device"] == gpu["ordinal"]]
+    broken = [f"{c['kernel']} ({c['preparation']}, {c['dtype']})" for c in checks if not c["passed"]]
+    if broken:
+        return Check(name, FAILED, f"{detail}; wrong results, not used: {', '.join(broken)}")
+    return Check(name, OK, f"{detail}; {len(checks)} self-checks of kernels right")

@@ -83,17 +83,27 @@ class MatMulMXFP4:
         """
         from mxort import _native
 
-        return _native.MatMulMXFP4(
-            self.codes,
-            self.scales,
-            self.column_scale,
-            self.bias,
-            K=self.K,
-            rotation=self.rotation,
-            activation_format=self.activation_format,
-            accuracy_level=self.accuracy_level,
-            kernel=kernel,
-        )
+        return _native.MatMulMXFP4(*self._inputs, **self._attributes, kernel=kernel)
+
+    def on_gpu(self, ordinal: int, dtype: str) -> Any:
+        """The node on a GPU without onnxruntime: ``node(a)``, ``node.time(a, runs)``, ``node.kernel_for(rows)``;
+        A and Y are of ``dtype``. Raises ``_native.DeviceError`` where the GPU cannot be used."""
+        from mxort import _native
+
+        return _native.GpuMatMulMXFP4(*self._inputs, **self._attributes, dtype=dtype, device=ordinal)
+
+    @property
+    def _inputs(self) -> tuple[Any, Any, Any, Any]:
+        return self.codes, self.scales, self.column_scale, self.bias
+
+    @property
+    def _attributes(self) -> dict[str, Any]:
+        return {
+            "K": self.K,
+            "rotation": self.rotation,
+            "activation_format": self.activation_format,
+            "accuracy_level": self.accuracy_level,
+        }
 
     def model(self) -> bytes:
         """The serialised model: input A float [M, K], output Y float [M, N]; needs the library to run."""

@@ -10,6 +10,7 @@ from typing import TextIO
 from rich.console import Console
 from rich.table import Table
 
+from mxort.bench_gpu import GpuBench
 from mxort.bench_models import ModelBench
 from mxort.bench_ops import OpBench
 from mxort.bench_report import HEADINGS, Run, cells, measured_on, verdict_counts
@@ -169,6 +170,33 @@ def print_op_bench(bench: OpBench, out: Console) -> None:
         )
 
 
+def print_gpu_bench(bench: GpuBench, out: Console) -> None:
+    """One row per shape and activation format; a warning where the times are of a simulator."""
+    out.print(f"{bench.device} ({bench.arch}), {bench.hip}; float16 A and Y on the device, its own clock")
+    if bench.simulated:
+        out.print(
+            "SIMULATED DEVICE: these times are of the simulating CPU and say nothing about a GPU",
+            style=_STYLES["warning"],
+        )
+    columns = ("p50 ms", "p90 ms", "TFLOP/s", "GB/s", "error", "runs")
+    table = _table("operators", ("M x K x N", "activations", "kernel"), columns)
+    for row in bench.rows:
+        t = row.timing
+        table.add_row(
+            *(
+                f"{row.M} x {row.K} x {row.N}",
+                row.activation_format,
+                row.kernel,
+                f"{t.p50_ms:.4f}",
+                f"{t.p90_ms:.4f}",
+            ),
+            *(f"{row.tflop_per_s:.3g}", f"{row.gb_per_s:.3g}", f"{row.error:.0e}", str(t.runs)),
+        )
+    _print_filled(out, (table,))
+    for what in bench.wrong:
+        out.print(f"WRONG: {what}")
+
+
 def print_diagnosis(diagnosis: Diagnosis, out: Console) -> None:
     """The machine, one line per check, the kernel table and a verdict."""
     out.print(diagnosis.machine.line())
@@ -180,7 +208,13 @@ def print_diagnosis(diagnosis: Diagnosis, out: Console) -> None:
         worst = f"{max(kernel.errors.values()):.1e}" if kernel.errors else "-"
         chosen, wrong = ", ".join(kernel.chosen_for), ", ".join(kernel.failed)
         table.add_row(kernel.name, kernel.layout, "yes" if kernel.available else "no", worst, chosen, wrong)
-    _print_filled(out, (table,))
+    gpu = _table("GPU kernels", ("GPU", "kernel", "A by", "type"), ("error", "bound"), ("result",))
+    for row in diagnosis.gpu_kernels:
+        terms = f" x {row.terms}" if row.terms > 1 else ""
+        cells = (f"gpu:{row.device}", row.kernel, row.preparation + terms, row.dtype)
+        result = "right" if row.passed else "WRONG, not used"
+        gpu.add_row(*cells, f"{row.error:.1e}", f"{row.bound:.1e}", result)
+    _print_filled(out, (table, gpu))
     out.print("all well" if diagnosis.healthy else "something is broken: see the failed checks")
 
 

@@ -111,11 +111,25 @@ def test_several_onnxruntimes_are_a_warning(monkeypatch):
     assert "onnxruntime, onnxruntime-rocm" in check.detail
 
 
-def test_hip_that_is_not_there_is_said(monkeypatch):
-    monkeypatch.setattr(doctor, "HIP_LIBRARIES", ("libamdhip64_absent.so.7",))
-    assert "libamdhip64_absent not found" in doctor._gpu().detail
-    monkeypatch.setattr(doctor, "HIP_LIBRARIES", ("libc.so.6",))
-    assert "libc.so.6 found" in doctor._gpu().detail
+def test_a_hip_runtime_that_is_not_there_is_said(monkeypatch, tmp_path):
+    runtime = {"available": False, "library": "", "version": "", "problem": "no HIP runtime"}
+    monkeypatch.setattr(_native, "hip_runtime", lambda: runtime)
+    monkeypatch.setattr(doctor, "AMD_DRIVER", tmp_path / "absent")
+    check = doctor._hip()
+    assert check.status == doctor.INFO and check.detail.startswith("no HIP runtime; no AMD GPU driver")
+    monkeypatch.setattr(doctor, "AMD_DRIVER", tmp_path)  # a GPU that goes unused
+    assert doctor._hip().status == doctor.WARNING
+
+
+def test_a_driver_that_fails_is_a_finding(monkeypatch):
+    def broken():
+        raise _native.DeviceError("hipGetDeviceCount: hipErrorUnknown")
+
+    monkeypatch.setattr(_native, "devices", broken)
+    assert doctor.check_gpus() == (
+        [doctor.Check("GPU", doctor.FAILED, "hipGetDeviceCount: hipErrorUnknown")],
+        (),
+    )
 
 
 def test_the_oracle_by_hand():

@@ -1,13 +1,11 @@
 #include "kernels/packed_weights.h"
 
 #include <algorithm>
-#include <functional>
-#include <map>
-#include <mutex>
 #include <string_view>
 #include <tuple>
 #include <vector>
 
+#include "kernels/content_cache.h"
 #include "kernels/layout.h"
 #include "kernels/weight_memory.h"
 
@@ -48,28 +46,11 @@ PackedWeights::PackedWeights(const MatMulSpec& spec, const WeightLayout& layout,
 std::shared_ptr<const PackedWeights> SharedPackedWeights(const MatMulSpec& spec, const WeightLayout& layout,
                                                          const Weights& weights) {
   using Key = std::tuple<std::string_view, int64_t, int64_t, size_t, size_t>;
-  // Leaked on purpose: kernels of a session may be destroyed after static destructors have run.
-  static auto& mutex = *new std::mutex;
-  static auto& cache = *new std::map<Key, std::weak_ptr<const PackedWeights>>;
-  const auto hash = [](const uint8_t* p, int64_t n) {
-    return std::hash<std::string_view>()({reinterpret_cast<const char*>(p), static_cast<size_t>(n)});
-  };
-  const int64_t scale_bytes = spec.N * BlocksOf(spec.K);
-  const Key key{layout.name, spec.K, spec.N, hash(weights.codes, scale_bytes * kPackedBlockBytes),
-                hash(weights.scales, scale_bytes)};
-  const std::lock_guard<std::mutex> lock(mutex);
-  std::weak_ptr<const PackedWeights>& slot = cache[key];
-  if (auto existing = slot.lock()) return existing;
-  // The deleter drops the dead entry, so that the map does not grow with every model that was ever loaded.
-  std::shared_ptr<const PackedWeights> packed(new PackedWeights(spec, layout, weights, ThreadedFor(0)),
-                                              [key](const PackedWeights* p) {
-                                                delete p;
-                                                const std::lock_guard<std::mutex> inner(mutex);
-                                                const auto it = cache.find(key);
-                                                if (it != cache.end() && it->second.expired()) cache.erase(it);
-                                              });
-  slot = packed;
-  return packed;
+  static auto& cache = *new ContentCache<Key, PackedWeights>;
+  const auto scale_bytes = static_cast<size_t>(spec.N * BlocksOf(spec.K));
+  const Key key{layout.name, spec.K, spec.N, HashBytes(weights.codes, scale_bytes * kPackedBlockBytes),
+                HashBytes(weights.scales, scale_bytes)};
+  return cache.Get(key, [&] { return std::make_unique<PackedWeights>(spec, layout, weights, ThreadedFor(0)); });
 }
 
 }  // namespace mxort

@@ -2,106 +2,52 @@
 // that 1.22 lacks is then a compile error instead of a crash.
 #include "ops/custom_op.h"
 
-#include <array>
+#include <algorithm>
 #include <map>
 #include <memory>
 #include <mutex>
 
-#include "kernels/float16.h"
 #include "kernels/kernel_table.h"
 #include "kernels/matmul.h"
 #include "ops/custom_op_base.h"
 #include "ops/gather_op.h"
+#include "ops/kernel_info.h"
 #include "ops/matmul_spec.h"
+#include "ops/operator_kernel.h"
 #include "ops/ort_status.h"
+#include "ops/rocm_kernel.h"
 
 namespace mxort {
 
 namespace {
 
-struct DType {
-  ONNXTensorElementDataType onnx;
-  DataType type;
-};
-constexpr DType kTypes[] = {{ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, DataType::kFloat},
-                            {ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16, DataType::kFloat16},
-                            {ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16, DataType::kBFloat16}};
+// ---- the kernel on the CPU ------------------------------------------------------------------------------------------
 
-// ---- reading what ONNX Runtime hands over ---------------------------------------------------------------------------
-
-MatMulAttributes ReadAttributes(const OrtApi& api, const OrtKernelInfo* info) {
-  MatMulAttributes attributes;
-  const auto read_int = [&](const char* name, bool optional, int64_t* value) {
-    CheckAttribute(api, name, optional, api.KernelInfoGetAttribute_int64(info, name, value));
-  };
-  read_int("K", false, &attributes.K);
-  read_int("N", false, &attributes.N);
-  read_int("rotation", true, &attributes.rotation);
-  read_int("accuracy_level", true, &attributes.accuracy_level);
-  constexpr const char* kFormat = "activation_format";
-  size_t size = 0;  // with the terminating zero; stays 0 where the attribute is absent
-  CheckAttribute(api, kFormat, true, api.KernelInfoGetAttribute_string(info, kFormat, nullptr, &size));
-  if (size > 0) {
-    std::string text(size, '\0');
-    CheckAttribute(api, kFormat, true, api.KernelInfoGetAttribute_string(info, kFormat, text.data(), &size));
-    text.resize(size - 1);
-    attributes.activation_format = text;
-  }
-  return attributes;
-}
-
-// ---- the kernel -----------------------------------------------------------------------------------------------------
-
-class MatMulKernel {
-  using Inputs = std::array<Tensor, kInputs>;
-
+class MatMulKernel : public OperatorKernel {
  public:
   MatMulKernel(const OrtApi& api, DataType type, const OrtKernelInfo* info)
-      : api_(api),
-        type_(type),
-        where_(std::string(kMatMulName) + " '" + NodeName(api, info) + "'"),
-        spec_(CheckAttributes(ReadAttributes(api, info))),
-        kernels_(SelectKernels(spec_, DetectCpu(), KernelOverride())) {
-    for (size_t i = kB; i < kInputs; ++i) {
-      int is_constant = 0;
-      const OrtValue* value = nullptr;
-      Check(api_, api_.KernelInfoGetConstantInput_tensor(info, i, &is_constant, &value));
-      if (is_constant) constants_[i] = ReadChecked(i, value);
-      all_constant_ &= is_constant != 0;
-    }
+      : OperatorKernel(api, type, info),
+        kernels_(SelectKernels(spec_, DetectCpu(), KernelOverride())),
+        constants_(ReadConstants(info)) {
+    for (size_t i = kB; i < kInputs; ++i) all_constant_ &= constants_[i].data != nullptr;
     if (constants_[kB].data && constants_[kBScale].data) {
       packed_ = SharedPackedWeights(spec_, *kernels_[0]->layout, WeightsOf(constants_));
     }
   }
 
-  const std::string& where() const { return where_; }
-  const OrtApi& api() const { return api_; }
-
-  void Compute(OrtKernelContext* context) const {
-    const Tensor a = ReadTensor(api_, InputValue(api_, context, kA));
-    const Shape shape = OutputShape(spec_, a.shape);
-    OrtValue* y = nullptr;
-    Check(api_, api_.KernelContext_GetOutput(context, 0, shape.data(), shape.size(), &y));
-    if (all_constant_) return Run(context, a, y, constants_);
+  void Compute(OrtKernelContext* context) const override {
+    const Call call = Begin(context);
+    if (all_constant_) return Run(context, call, constants_);
     Inputs inputs = constants_;
     for (size_t i = kB; i < kInputs; ++i) {
       if (!inputs[i].data) inputs[i] = ReadChecked(i, InputValue(api_, context, i));
     }
-    Run(context, a, y, inputs);
+    Run(context, call, inputs);
   }
 
  private:
-  static Weights WeightsOf(const Inputs& inputs) {
-    return {static_cast<const uint8_t*>(inputs[kB].data), static_cast<const uint8_t*>(inputs[kBScale].data)};
-  }
-
-  Tensor ReadChecked(size_t index, const OrtValue* value) const {
-    Tensor tensor = ReadTensor(api_, value);
-    CheckInput(spec_, static_cast<Input>(index), tensor.shape);
-    return tensor;
-  }
-
-  void Run(OrtKernelContext* context, const Tensor& a, OrtValue* y, const Inputs& inputs) const {
+  void Run(OrtKernelContext* context, const Call& node, const Inputs& inputs) const {
+    if (node.rows == 0) return;
     MatMulCall call;
     call.spec = &spec_;
     call.kernels = &kernels_;
@@ -115,45 +61,56 @@ class MatMulKernel {
     call.column_scale = static_cast<const float*>(inputs[kColumnScale].data);
     call.bias = static_cast<const float*>(inputs[kBias].data);
     call.type = type_;
-    call.M = 1;
-    for (size_t i = 0; i + 1 < a.shape.size(); ++i) call.M *= a.shape[i];
-    call.a = a.data;
-    if (call.M == 0) return;
-    Check(api_, api_.GetTensorMutableData(y, &call.y));
+    call.M = node.rows;
+    call.a = node.a.data;
+    Check(api_, api_.GetTensorMutableData(node.y, &call.y));
     MatMul(call, parallel);
   }
 
-  const OrtApi& api_;
-  const DataType type_;
-  const std::string where_;
-  const MatMulSpec spec_;
   const Kernels kernels_;
-  Inputs constants_;  // data null where the input is no constant; ONNX Runtime keeps constants as long as the session
+  const Inputs constants_;
   bool all_constant_ = true;
   std::shared_ptr<const PackedWeights> packed_;  // null: the weights are not constant
 };
 
 // ---- schema ---------------------------------------------------------------------------------------------------------
 
+// Where an op runs, and what makes its kernels.
+struct Backend {
+  const char* provider;       // null: the CPU
+  OrtMemType weights_memory;  // of the inputs B to bias
+  std::unique_ptr<OperatorKernel> (*make)(const OrtApi& api, DataType type, const OrtKernelInfo* info);
+};
+constexpr Backend kCpu = {nullptr, OrtMemTypeDefault, [](const OrtApi& api, DataType type, const OrtKernelInfo* info) {
+                            return std::unique_ptr<OperatorKernel>(new MatMulKernel(api, type, info));
+                          }};
+constexpr Backend kRocm = {kRocmProvider, OrtMemTypeCPUInput, MakeRocmKernel};
+
 struct MatMulOp : OrtCustomOp {
   const OrtApi* api;
-  DType dtype;
+  ElementType element;
+  const Backend* backend;
 };
 
 const MatMulOp& Self(const OrtCustomOp* op) { return *static_cast<const MatMulOp*>(op); }
 
-MatMulOp MakeOp(const OrtApi* api, uint32_t version, DType dtype) {
+MatMulOp MakeOp(const OrtApi* api, uint32_t version, const ElementType& element, const Backend& backend) {
   MatMulOp op{};
   static_cast<OrtCustomOp&>(op) = BasicOp(version);
   op.api = api;
-  op.dtype = dtype;
+  op.element = element;
+  op.backend = &backend;
   op.GetName = [](const OrtCustomOp*) { return kMatMulName; };
+  op.GetExecutionProviderType = [](const OrtCustomOp* self) { return Self(self).backend->provider; };
   op.GetInputTypeCount = [](const OrtCustomOp*) -> size_t { return kInputs; };
   op.GetInputType = [](const OrtCustomOp* self, size_t index) {
-    if (index == kA) return Self(self).dtype.onnx;
+    if (index == kA) return Self(self).element.onnx;
     return index == kB || index == kBScale ? ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8 : ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
   };
-  op.GetOutputType = [](const OrtCustomOp* self, size_t) { return Self(self).dtype.onnx; };
+  op.GetInputMemoryType = [](const OrtCustomOp* self, size_t index) {
+    return index == kA ? OrtMemTypeDefault : Self(self).backend->weights_memory;
+  };
+  op.GetOutputType = [](const OrtCustomOp* self, size_t) { return Self(self).element.onnx; };
   op.InferOutputShapeFn = [](const OrtCustomOp* self, OrtShapeInferContext* context) -> OrtStatusPtr {
     return Guard(*Self(self).api, kMatMulName, [&] { InferLastDimension(*Self(self).api, context, "N", true); });
   };
@@ -161,14 +118,25 @@ MatMulOp MakeOp(const OrtApi* api, uint32_t version, DType dtype) {
                          void** kernel) -> OrtStatusPtr {
     const MatMulOp& op_self = Self(self);
     const std::string where = std::string(kMatMulName) + " '" + NodeName(*op_self.api, info) + "'";
-    return Guard(*op_self.api, where, [&] { *kernel = new MatMulKernel(*op_self.api, op_self.dtype.type, info); });
+    return Guard(*op_self.api, where,
+                 [&] { *kernel = op_self.backend->make(*op_self.api, op_self.element.type, info).release(); });
   };
   op.KernelComputeV2 = [](void* kernel, OrtKernelContext* context) -> OrtStatusPtr {
-    const auto& self = *static_cast<const MatMulKernel*>(kernel);
+    const auto& self = *static_cast<const OperatorKernel*>(kernel);
     return Guard(self.api(), self.where(), [&] { self.Compute(context); });
   };
-  op.KernelDestroy = [](void* kernel) { delete static_cast<MatMulKernel*>(kernel); };
+  op.KernelDestroy = [](void* kernel) { delete static_cast<OperatorKernel*>(kernel); };
   return op;
+}
+
+// Whether this build of ONNX Runtime knows a provider. Where it does not, ops for it are not registered at all.
+bool HasProvider(const OrtApi& api, const char* name) {
+  char** providers = nullptr;
+  int count = 0;
+  Check(api, api.GetAvailableProviders(&providers, &count));
+  const bool found = std::any_of(providers, providers + count, [&](const char* p) { return std::string(name) == p; });
+  Check(api, api.ReleaseAvailableProviders(providers, count));
+  return found;
 }
 
 struct Domain {
@@ -191,7 +159,12 @@ OrtCustomOpDomain* CustomOpDomain(const OrtApiBase* base, const OrtApi** api) {
     entry.api = NegotiateApi(base, &version);
     if (!entry.api) throw std::runtime_error(std::string("unsupported ONNX Runtime ") + base->GetVersionString());
     if (entry.ops.empty()) {
-      for (const DType dtype : kTypes) entry.ops.push_back(MakeOp(entry.api, version, dtype));
+      // The CPU's first: of ops that share a name ONNX Runtime asks the first one for shapes.
+      for (const ElementType& element : kElementTypes) entry.ops.push_back(MakeOp(entry.api, version, element, kCpu));
+      if (HasProvider(*entry.api, kRocmProvider)) {
+        for (const ElementType& element : kElementTypes)
+          entry.ops.push_back(MakeOp(entry.api, version, element, kRocm));
+      }
       entry.gathers = GatherOps(entry.api, version);
     }
     OrtCustomOpDomain* domain = nullptr;

@@ -54,7 +54,7 @@ Tensor ReadTensor(const OrtApi& api, const OrtValue* value) {
   return tensor;
 }
 
-const OrtValue* InputValue(const OrtApi& api, OrtKernelContext* context, size_t index) {
+const OrtValue* InputValue(const OrtApi& api, const OrtKernelContext* context, size_t index) {
   const OrtValue* value = nullptr;
   Check(api, api.KernelContext_GetInput(context, index, &value));
   if (!value) throw std::invalid_argument("input " + std::to_string(index) + " is missing");

@@ -28,7 +28,7 @@ struct Tensor {
 Tensor ReadTensor(const OrtApi& api, const OrtValue* value);
 
 // Throws std::invalid_argument where the input is absent.
-const OrtValue* InputValue(const OrtApi& api, OrtKernelContext* context, size_t index);
+const OrtValue* InputValue(const OrtApi& api, const OrtKernelContext* context, size_t index);
 
 // Calls body(0) .. body(tasks - 1) on ONNX Runtime's own threads: the session's intra_op_num_threads is obeyed and
 // nothing is oversubscribed. An exception (memory) must not cross ONNX Runtime's frames; the first one is carried over.

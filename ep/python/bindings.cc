@@ -15,15 +15,14 @@
 #include "kernels/matmul.h"
 #include "kernels/quantize.h"
 #include "ops/matmul_spec.h"
+#include "python/arrays.h"
+#include "python/device_bindings.h"
 #include "python/limits.h"
 
 namespace py = pybind11;
 
 namespace mxort {
 namespace {
-
-template <class T>
-using Array = py::array_t<T, py::array::c_style>;
 
 constexpr std::pair<const char*, bool CpuFeatures::*> kCpuFeatures[] = {
     {"avx2_fma", &CpuFeatures::avx2_fma},
@@ -56,35 +55,15 @@ py::tuple Quantize(const Array<float>& w, const std::string& rule_name, int thre
   return py::make_tuple(codes, scales);
 }
 
-DataType TypeOf(const py::array& a) {
-  const std::string name = py::str(a.dtype());
-  if (name == "float32") return DataType::kFloat;
-  if (name == "float16") return DataType::kFloat16;
-  if (name == "bfloat16") return DataType::kBFloat16;  // ml_dtypes
-  throw std::invalid_argument("A: got dtype " + name + ", expected float32, float16 or bfloat16");
-}
-
-template <class T>
-Shape ShapeOf(const T& a) {
-  return Shape(a.shape(), a.shape() + a.ndim());
-}
-
 // Weights packed once for a kernel, to be multiplied many times: what a session's node holds.
 class Node {
  public:
-  Node(const Array<uint8_t>& codes, const Array<uint8_t>& scales, const Array<float>& column_scale,
-       const Array<float>& bias, const MatMulAttributes& attributes, const std::string& kernel)
+  Node(ConstantInputs inputs, const MatMulAttributes& attributes, const std::string& kernel)
       : spec_(CheckAttributes(attributes)),
         kernels_(SelectKernels(spec_, DetectCpu(), kernel.empty() ? KernelOverride() : kernel)),
-        codes_(codes),
-        scales_(scales),
-        column_scale_(column_scale),
-        bias_(bias) {
-    CheckInput(spec_, kB, ShapeOf(codes));
-    CheckInput(spec_, kBScale, ShapeOf(scales));
-    CheckInput(spec_, kColumnScale, ShapeOf(column_scale));
-    CheckInput(spec_, kBias, ShapeOf(bias));
-    packed_ = SharedPackedWeights(spec_, *kernels_[0]->layout, {codes_.data(), scales_.data()});
+        inputs_(std::move(inputs)) {
+    inputs_.Check(spec_);
+    packed_ = SharedPackedWeights(spec_, *kernels_[0]->layout, inputs_.weights());
   }
 
   std::string KernelOf(int64_t rows) const { return KernelFor(kernels_, rows, packed_->scales()).name; }
@@ -92,31 +71,29 @@ class Node {
   uintptr_t packed_address() const { return reinterpret_cast<uintptr_t>(packed_->data()); }
 
   py::array Run(const py::array& a, int threads) const {
-    if (!(a.flags() & py::array::c_style)) throw std::invalid_argument("A: got a strided array, expected C order");
-    const Shape shape = OutputShape(spec_, ShapeOf(a));
-    py::array y(a.dtype(), shape);
+    Rows rows(spec_, a);
     MatMulCall call;
     call.spec = &spec_;
     call.kernels = &kernels_;
     call.packed = packed_.get();
-    call.weights = {codes_.data(), scales_.data()};
-    call.column_scale = column_scale_.data();
-    call.bias = bias_.data();
-    call.type = TypeOf(a);
-    call.M = 1;
-    for (size_t i = 0; i + 1 < shape.size(); ++i) call.M *= shape[i];
+    call.weights = inputs_.weights();
+    call.column_scale = inputs_.column_scale.data();
+    call.bias = inputs_.bias.data();
+    call.type = TypeOf(a.dtype());
+    call.M = rows.count;
     call.a = a.data();
-    call.y = y.mutable_data();
-    const py::gil_scoped_release release;
-    MatMul(call, ThreadedFor(threads));
-    return y;
+    call.y = rows.y.mutable_data();
+    {
+      const py::gil_scoped_release release;
+      MatMul(call, ThreadedFor(threads));
+    }
+    return rows.y;
   }
 
  private:
   MatMulSpec spec_;
   Kernels kernels_;
-  Array<uint8_t> codes_, scales_;
-  Array<float> column_scale_, bias_;
+  ConstantInputs inputs_;
   std::shared_ptr<const PackedWeights> packed_;
 };
 
@@ -234,9 +211,8 @@ PYBIND11_MODULE(_native, m) {
       .def(py::init([](const Array<uint8_t>& codes, const Array<uint8_t>& scales, const Array<float>& column_scale,
                        const Array<float>& bias, int64_t k, int rotation, const std::string& activation_format,
                        int accuracy_level, const std::string& kernel) {
-             const MatMulAttributes attributes{k, codes.ndim() ? codes.shape(0) : 0, rotation, activation_format,
-                                               accuracy_level};
-             return Node(codes, scales, column_scale, bias, attributes, kernel);
+             const ConstantInputs inputs{codes, scales, column_scale, bias};
+             return Node(inputs, {k, inputs.N(), rotation, activation_format, accuracy_level}, kernel);
            }),
            py::arg("codes").noconvert(), py::arg("scales").noconvert(), py::arg("column_scale").noconvert(),
            py::arg("bias").noconvert(), py::arg("K"), py::arg("rotation") = 1, py::arg("activation_format") = "none",
@@ -247,4 +223,5 @@ PYBIND11_MODULE(_native, m) {
       .def_property_readonly("packed_bytes", &Node::packed_bytes)
       .def_property_readonly("packed_address", &Node::packed_address, "Equal where two nodes share one packing.")
       .def("__call__", &Node::Run, py::arg("a"), py::arg("threads") = 1, "A [..., K] -> Y [..., N] of A's dtype.");
+  BindDevices(m);
 }

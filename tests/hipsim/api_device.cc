@@ -17,6 +17,8 @@ struct Model {
 constexpr Model kModels[] = {
     {"gfx950", "hipsim gfx950 (simulated)", "gfx950:sramecc+:xnack-", 256, 2400000, 2000000, 8192, 163840, 5, 0x75A3},
     {"gfx942", "hipsim gfx942 (simulated)", "gfx942:sramecc+:xnack-", 304, 2100000, 1300000, 8192, 65536, 4, 0x74A1},
+    // Can be listed, but runs nothing: code that must refuse a GPU it does not know.
+    {"gfx90a", "hipsim gfx90a (simulated)", "gfx90a:sramecc+:xnack-", 104, 1700000, 1600000, 4096, 65536, 0, 0x740C},
 };
 
 const Model& model(int device) {

@@ -1,13 +1,14 @@
 // Device memory. Each device owns a slot of address space that is mapped twice from one memfd: the addresses that the
 // program sees are PROT_NONE, so that a host access faults as it would without large BAR access; the runtime and the
-// interpreter use the second mapping. Addresses are not reused before the slot's terabyte is used up, so that a use
-// after free is always seen.
+// interpreter use the second mapping. Addresses are not reused before the slot (HIPSIM_ADDRESSES) is used up, so that a
+// use after free is always seen.
 #include "memory.h"
 
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <cstdlib>
 #include <map>
 #include <mutex>
 #include <set>
@@ -15,7 +16,11 @@
 namespace hipsim {
 namespace {
 
-constexpr u64 kSlotBytes = 1ull << 40;
+// Of one device. ThreadSanitizer leaves a program less than the default asks for.
+const u64 kSlotBytes = [] {
+  const char* text = getenv("HIPSIM_ADDRESSES");
+  return text && *text ? strtoull(text, nullptr, 0) : 1ull << 40;
+}();
 constexpr u64 kBlock = 1 << 16;
 constexpr int kHostSlot = 16, kSlots = 17;
 constexpr u64 kMisalign = 256;  // hipMalloc promises 256 bytes, so kernels get no more than that
@@ -73,7 +78,8 @@ u64 allocate(int index, u64 size, bool read_only) {
   std::lock_guard<std::mutex> lock(mutex);
   Slot& s = slot(index);
   u64 blocks = (size + kMisalign + kBlock - 1) / kBlock + 1;  // one block of gap
-  if (s.next + blocks * kBlock > kSlotBytes) fail("hipsim: a terabyte of addresses of device %d is used up", index);
+  if (s.next + blocks * kBlock > kSlotBytes)
+    fail("hipsim: the addresses of device %d are used up (HIPSIM_ADDRESSES)", index);
   auto* a = new Allocation;
   a->base = s.base + s.next + kMisalign;
   a->size = size;

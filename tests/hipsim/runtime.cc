@@ -54,8 +54,8 @@ void set_option(const std::string& name, const std::string& value) {
       size_t colon = item.find(':');
       int n = colon == std::string::npos ? 1 : atoi(item.c_str() + colon + 1);
       std::string arch = item.substr(0, colon);
-      if (arch != "gfx950" && arch != "gfx942") {
-        fprintf(stderr, "hipsim: unknown device '%s'; known: gfx950, gfx942\n", arch.c_str());
+      if (arch != "gfx950" && arch != "gfx942" && arch != "gfx90a") {
+        fprintf(stderr, "hipsim: unknown device '%s'; known: gfx950, gfx942, gfx90a\n", arch.c_str());
         abort();
       }
       for (int k = 0; k < n; k++) c.devices.push_back(arch);

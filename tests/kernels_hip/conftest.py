@@ -6,7 +6,6 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 import device
-
 from hipsim import harness
 
 try:

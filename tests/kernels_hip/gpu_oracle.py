@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import device
 import numpy as np
-from device import Spec
 from numpy.typing import NDArray
 
+import device
+from device import Spec
 from mxort import formats, scales
 
 FP32_EPSILON = 2.0**-24

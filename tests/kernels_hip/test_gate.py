@@ -2,9 +2,9 @@
 
 import re
 
-import device
 import pytest
 
+import device
 from mxort import kernel_report_model as model
 from mxort.kernel_report_isa import Kernel, read_code_object
 

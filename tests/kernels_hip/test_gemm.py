@@ -1,10 +1,11 @@
 """Every GEMM kernel, with every activation format and type it serves, on whole and ragged shapes, against numpy."""
 
-import device
 import numpy as np
 import pytest
-from device import Spec
 from gpu_oracle import Problem
+
+import device
+from device import Spec
 
 NATIVE = {0: "mxfp4", 1: "mxfp6_e2m3", 2: "mxfp6_e3m2", 3: "mxfp8_e4m3"}  # Operand -> activation_format
 BF16 = 4

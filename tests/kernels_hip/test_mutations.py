@@ -6,11 +6,11 @@ Redundant instructions are listed with the reason; a mutation that survives with
 import tempfile
 from pathlib import Path
 
-import device
 import pytest
-from device import Spec
 from gpu_oracle import Problem
 
+import device
+from device import Spec
 from hipsim import harness, mutate
 
 KERNEL = "gemm_fp4_256x256"

@@ -1,10 +1,10 @@
 """Quantisation of A on the device, bit for bit, and the layouts of both operands, written a second time in numpy."""
 
-import device
 import numpy as np
 import pytest
-from device import Spec
 
+import device
+from device import Spec
 from mxort import formats, scales
 
 LANE_BYTES = {"mxfp4": 16, "mxfp6_e2m3": 24, "mxfp6_e3m2": 24, "mxfp8_e4m3": 32, "none": 64}

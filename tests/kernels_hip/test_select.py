@@ -1,7 +1,8 @@
 """Selection is a pure function: what it answers, and that what it answers can be launched."""
 
-import device
 import pytest
+
+import device
 from device import Spec
 
 SHAPES = [

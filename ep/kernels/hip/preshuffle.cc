@@ -21,7 +21,7 @@ size_t ActivationRecordBytes(int operand, int64_t m, int64_t k, int terms) {
 void PreshuffleWeights(const Weights& weights, int64_t n, int64_t k, int64_t begin, int64_t end, uint8_t* records) {
   const int64_t blocks = BlocksOf(k), steps = StepsOf(k);
   const size_t record_bytes = static_cast<size_t>(RecordBytes(Operand::kFp4));
-  uint8_t* record = records + static_cast<size_t>(begin * steps) * record_bytes;
+  uint8_t* record = records;
   for (int64_t panel = begin; panel < end; ++panel) {
     for (int64_t step = 0; step < steps; ++step, record += record_bytes) {
       std::memset(record, 0, record_bytes);

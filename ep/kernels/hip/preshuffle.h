@@ -18,8 +18,8 @@ size_t WeightRecordBytes(int64_t n, int64_t k);
 // Bytes of all activation records of [M, K] in a format, `terms` records a step.
 size_t ActivationRecordBytes(int operand, int64_t m, int64_t k, int terms);
 
-// Fills panels [begin, end) of `records`; different panels may be filled by different threads. Columns beyond N and
-// blocks beyond K hold zero codes with scale byte 0: products with them are zero.
+// Writes panels [begin, end) one after the other to `records`; different panels may be written by different threads.
+// Columns beyond N and blocks beyond K hold zero codes with scale byte 0: products with them are zero.
 void PreshuffleWeights(const Weights& weights, int64_t n, int64_t k, int64_t begin, int64_t end, uint8_t* records);
 
 }  // namespace mxort::hip

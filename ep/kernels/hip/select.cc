@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <iterator>
 
 #include "kernels/hip/preshuffle.h"
 
@@ -25,6 +26,8 @@ constexpr GemmRow kRows[] = {
     {"gemm_bf16_skinny", "gemm_bf16", nullptr, Operand::kBf16, 16, 64, 256, 1, true, 200},
 };
 #undef MXORT_ROWS
+
+static_assert(std::size(kRows) <= 64, "a bit of Device::disabled each");
 
 constexpr unsigned kSkinnyRows = 16;
 constexpr unsigned kMostGridY = 65535;
@@ -80,6 +83,15 @@ Candidate Evaluate(const GemmRow& row, const Device& device, int64_t m, int64_t 
   return {&row, splits, rounds * CeilDiv(steps, splits) * terms * row.clocks + fill};
 }
 
+// A skinny kernel, where M allows one, goes before all others.
+bool Better(const Candidate& a, const Candidate& b) {
+  return a.row->skinny != b.row->skinny ? a.row->skinny : a.clocks < b.clocks;
+}
+
+bool Serves(const GemmRow& row, const Device& device, Operand operand) {
+  return (row.arch == nullptr || Is(row.arch, device.arch)) && row.operand == operand;
+}
+
 }  // namespace
 
 const GemmRow* GemmRows(size_t* count) {
@@ -97,13 +109,13 @@ Plan Select(const Device& device, const MatMulSpec& spec, DataType type, int64_t
   if (!Is(device.arch, "gfx950") && !Is(device.arch, "gfx942")) return plan;
 
   Candidate best{nullptr, 1, 0};
-  for (const GemmRow& row : kRows) {
-    if (row.arch != nullptr && !Is(row.arch, device.arch)) continue;
-    if (row.operand != plan.prepare.operand) continue;
+  for (size_t i = 0; i < std::size(kRows); ++i) {
+    const GemmRow& row = kRows[i];
+    if (!Serves(row, device, plan.prepare.operand) || (device.disabled >> i & 1) != 0) continue;
     if (row.skinny && m > kSkinnyRows) continue;
-    if (name != nullptr ? !Is(row.name, name) : (m <= kSkinnyRows && !row.skinny)) continue;
+    if (name != nullptr && !Is(row.name, name)) continue;
     const Candidate candidate = Evaluate(row, device, m, spec.N, plan.steps, plan.prepare.terms);
-    if (best.row == nullptr || candidate.clocks < best.clocks) best = candidate;
+    if (best.row == nullptr || Better(candidate, best)) best = candidate;
   }
   if (best.row == nullptr) return plan;
   plan.gemm = best.row;

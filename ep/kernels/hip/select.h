@@ -15,6 +15,7 @@ namespace mxort::hip {
 struct Device {
   const char* arch = "gfx950";  // "gfx950", "gfx942"
   int compute_units = 256;
+  uint64_t disabled = 0;  // bit i: row i of GemmRows is not used (it failed its self-check)
 };
 
 // How A is prepared: which kernel writes its records, in which format, as a sum of how many.

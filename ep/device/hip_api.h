@@ -1,0 +1,80 @@
+// The HIP runtime (libamdhip64), opened with dlopen: this library loads and runs on machines that have none.
+// Declarations of our own; no HIP header is used. Handles (streams, events, modules, functions) are void*.
+#ifndef MXORT_DEVICE_HIP_API_H_
+#define MXORT_DEVICE_HIP_API_H_
+
+#include <cstddef>
+#include <string>
+
+#include "device/status.h"
+
+namespace mxort::device {
+
+// Every function used, with the parameters that HIP 6 and 7 document. All return hipError_t.
+#define MXORT_HIP_FUNCTIONS(F)                                                                                    \
+  F(hipRuntimeGetVersion, (int* version))                                                                         \
+  F(hipDriverGetVersion, (int* version))                                                                          \
+  F(hipGetLastError, ())                                                                                          \
+  F(hipGetDeviceCount, (int* count))                                                                              \
+  F(hipGetDevicePropertiesR0600, (void* properties, int device))                                                  \
+  F(hipDeviceGetPCIBusId, (char* id, int size, int device))                                                       \
+  F(hipGetDevice, (int* device))                                                                                  \
+  F(hipSetDevice, (int device))                                                                                   \
+  F(hipDeviceSynchronize, ())                                                                                     \
+  F(hipMemGetInfo, (size_t* free, size_t* total))                                                                 \
+  F(hipMalloc, (void** pointer, size_t bytes))                                                                    \
+  F(hipFree, (void* pointer))                                                                                     \
+  F(hipHostMalloc, (void** pointer, size_t bytes, unsigned flags))                                                \
+  F(hipHostFree, (void* pointer))                                                                                 \
+  F(hipPointerGetAttributes, (void* attributes, const void* pointer))                                             \
+  F(hipMemcpy, (void* to, const void* from, size_t bytes, int kind))                                              \
+  F(hipMemcpyAsync, (void* to, const void* from, size_t bytes, int kind, void* stream))                           \
+  F(hipMemcpyPeer, (void* to, int to_device, const void* from, int from_device, size_t bytes))                    \
+  F(hipMemcpyPeerAsync, (void* to, int to_device, const void* from, int from_device, size_t bytes, void* stream)) \
+  F(hipStreamCreateWithFlags, (void** stream, unsigned flags))                                                    \
+  F(hipStreamDestroy, (void* stream))                                                                             \
+  F(hipStreamSynchronize, (void* stream))                                                                         \
+  F(hipStreamWaitEvent, (void* stream, void* event, unsigned flags))                                              \
+  F(hipStreamBeginCapture, (void* stream, int mode))                                                              \
+  F(hipStreamEndCapture, (void* stream, void** graph))                                                            \
+  F(hipStreamIsCapturing, (void* stream, int* status))                                                            \
+  F(hipGraphInstantiate, (void** executable, void* graph, void* node, char* log, size_t log_bytes))               \
+  F(hipGraphLaunch, (void* executable, void* stream))                                                             \
+  F(hipGraphDestroy, (void* graph))                                                                               \
+  F(hipGraphExecDestroy, (void* executable))                                                                      \
+  F(hipEventCreateWithFlags, (void** event, unsigned flags))                                                      \
+  F(hipEventDestroy, (void* event))                                                                               \
+  F(hipEventRecord, (void* event, void* stream))                                                                  \
+  F(hipEventSynchronize, (void* event))                                                                           \
+  F(hipEventQuery, (void* event))                                                                                 \
+  F(hipEventElapsedTime, (float* milliseconds, void* start, void* stop))                                          \
+  F(hipModuleLoadData, (void** module, const void* image))                                                        \
+  F(hipModuleUnload, (void* module))                                                                              \
+  F(hipModuleGetFunction, (void** function, void* module, const char* name))                                      \
+  F(hipModuleLaunchKernel,                                                                                        \
+    (void* function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x, unsigned block_y,       \
+     unsigned block_z, unsigned shared_bytes, void* stream, void** parameters, void** extra))
+
+// The table of functions. One for the process, never closed.
+struct HipApi {
+#define MXORT_HIP_MEMBER(name, parameters) int(*name) parameters = nullptr;
+  MXORT_HIP_FUNCTIONS(MXORT_HIP_MEMBER)
+#undef MXORT_HIP_MEMBER
+  const char* (*hipGetErrorName)(int error) = nullptr;
+  std::string library;  // what was opened: a file name, or the path that MXORT_HIP_LIBRARY gives
+  int runtime_version = 0, driver_version = 0;  // major * 10^7 + minor * 10^5 + patch
+
+  std::string VersionText() const;  // of the runtime: "7.0.0"
+  // Ok, or "<what>: <hipErrorName>" with the code that fits it. Clears the runtime's last error, so that nobody else
+  // in the process finds ours.
+  Status Check(int error, const char* what) const;
+};
+
+// Opens the runtime at the first call, in this order: MXORT_HIP_LIBRARY (a path, then nothing else is tried),
+// libamdhip64.so.7, libamdhip64.so.6. The outcome, also a failure, is kept for the process. kUnavailable: none found,
+// older than HIP 6.0, or a function is missing (named). Any thread.
+Status GetHip(const HipApi** api);
+
+}  // namespace mxort::device
+
+#endif  // MXORT_DEVICE_HIP_API_H_

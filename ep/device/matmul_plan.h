@@ -1,0 +1,80 @@
+// MatMulMXFP4 on a device: weights uploaded once, kernels checked once, then launched.
+//
+//   host weights --SharedDeviceWeights--> DeviceWeights (records, column_scale, bias; shared by content)
+//                                            |
+//   MatMulPlan::Create: kernels of this spec loaded and checked against the CPU, those that disagree left out
+//                                            |
+//   Launch(stream, A, M, Y, workspace):  prepare -> gemm (-> reduce), enqueued; nothing waits, nothing is allocated
+#ifndef MXORT_DEVICE_MATMUL_PLAN_H_
+#define MXORT_DEVICE_MATMUL_PLAN_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <utility>
+
+#include "device/arena.h"
+#include "device/device.h"
+#include "device/device_weights.h"
+#include "device/status.h"
+#include "kernels/hip/select.h"
+#include "kernels/kernel.h"
+
+namespace mxort::device {
+
+// Whether there is a kernel for this problem on such a device, without touching it: kUnsupported with the reason (what
+// to log when a node is not claimed).
+Status Supports(const DeviceInfo& device, const MatMulSpec& spec, DataType type);
+
+struct PlanOptions {
+  bool self_check = true;  // before the first use of a kernel on the device in this process
+  std::string kernel;      // only this row of hip::GemmRows; empty: the best one for each M
+  int64_t most_rows = 0;   // of A in one launch, rounded up to 256; 0: what the kernels can. For tests
+};
+
+// One MatMulMXFP4 with its weights, ready to launch. Immutable: any number of threads and streams at once.
+class MatMulPlan {
+ public:
+  // kUnsupported: no kernel, or every one disagreed with the CPU. Any other error is of the device.
+  static Status Create(const MatMulSpec& spec, DataType type, std::shared_ptr<const DeviceWeights> weights,
+                       const PlanOptions& options, std::unique_ptr<MatMulPlan>* plan);
+
+  // Bytes that Launch needs for `m` rows. 0 for m = 0.
+  size_t WorkspaceBytes(int64_t m) const;
+
+  // Enqueues Y [m, N] = A [m, K] on a stream of the plan's device. A, Y and `workspace` (WorkspaceBytes(m) bytes) lie
+  // in that device's memory, 16-byte aligned, and must stay until the stream is through. Zero rows launch nothing. More
+  // rows, or outputs, than a launch can index are done in several. Calls nothing that a stream under capture forbids.
+  Status Launch(void* stream, const void* a, int64_t m, void* y, void* workspace) const;
+  // The same with the workspace from an arena of the same device. On the default stream (null) it waits for the result:
+  // an arena knows no order for that stream.
+  Status Launch(void* stream, const void* a, int64_t m, void* y, const std::shared_ptr<Arena>& arena) const;
+
+  // Name of the kernel for `m` rows: "gemm_fp4_128x128". Empty: none (m = 0).
+  std::string KernelFor(int64_t m) const;
+  const std::shared_ptr<Device>& device() const { return weights_->device(); }
+  const MatMulSpec& spec() const { return spec_; }
+  DataType type() const { return type_; }
+
+ private:
+  MatMulPlan(const MatMulSpec& spec, DataType type, std::shared_ptr<const DeviceWeights> weights, PlanOptions options)
+      : spec_(spec), type_(type), weights_(std::move(weights)), options_(std::move(options)) {}
+  Status LoadKernels();
+  hip::Plan Choose(int64_t m) const;
+  int64_t RowsOfLaunch() const;
+  Status LaunchRows(void* stream, const void* a, int64_t m, void* y, void* workspace) const;
+  Status LaunchKernel(const std::string& name, hip::Grid grid, unsigned threads, void* stream, void* arguments) const;
+
+  const MatMulSpec spec_;
+  const DataType type_;
+  const std::shared_ptr<const DeviceWeights> weights_;
+  const PlanOptions options_;
+  uint64_t disabled_ = 0;                   // hip::Device::disabled
+  std::map<std::string, void*> functions_;  // every kernel that Choose may name
+};
+
+}  // namespace mxort::device
+
+#endif  // MXORT_DEVICE_MATMUL_PLAN_H_

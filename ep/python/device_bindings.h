@@ -1,0 +1,13 @@
+// GPUs in mxort._native.
+#ifndef MXORT_PYTHON_DEVICE_BINDINGS_H_
+#define MXORT_PYTHON_DEVICE_BINDINGS_H_
+
+#include <pybind11/pybind11.h>
+
+namespace mxort {
+
+void BindDevices(pybind11::module_& m);
+
+}  // namespace mxort
+
+#endif  // MXORT_PYTHON_DEVICE_BINDINGS_H_
