@@ -11,7 +11,7 @@ SOURCES := $(shell find ep cmake -type f 2>/dev/null) CMakeLists.txt pyproject.t
 CXX_FILES := $(shell find ep tests samples -name '*.cc' -o -name '*.h' -o -name '*.hip' 2>/dev/null)
 OLD_ONNXRUNTIMES := 1.22.1 1.24.4
 
-.PHONY: demo check check-full bench accuracy clean lint test cpp-test sanitize format hipsim
+.PHONY: demo check check-full bench accuracy clean lint test cpp-test provider-programs sanitize format hipsim
 
 demo: build/.demo
 	$(PYTHON) samples/demo.py
@@ -46,18 +46,26 @@ cpp-test: build/.dev hipsim
 	.venv/bin/cmake --build build/tests
 	$(HIPSIM) .venv/bin/ctest --test-dir build/tests --output-on-failure
 
-# The kernel and operator tests once more with AddressSanitizer and UndefinedBehaviorSanitizer (here the kernels of AMX and
-# AVX-VNNI run too: MXORT_EMULATE), and the threads' test with ThreadSanitizer. Python itself is not instrumented, so the runtimes are preloaded, and the leaks that Python leaves at
-# exit are not reported.
+# What tests/provider run, which build it themselves where cpp-test did not.
+provider-programs: build/tests/CMakeCache.txt
+	@.venv/bin/cmake --build build/tests --target toy_ep test_unload
+
+build/tests/CMakeCache.txt:
+	$(CMAKE) -B build/tests -DCMAKE_BUILD_TYPE=Release >/dev/null
+
+# The kernel, operator and execution provider tests once more with AddressSanitizer and UndefinedBehaviorSanitizer (here
+# the kernels of AMX and AVX-VNNI run too: MXORT_EMULATE), and the threads' tests with ThreadSanitizer. Python itself is
+# not instrumented, so the runtimes are preloaded, and the leaks that Python leaves at exit are not reported;
+# test_unload, a program without Python, reports its own.
 sanitize: build/.dev hipsim
 	$(CMAKE) -B build/sanitize -DCMAKE_BUILD_TYPE=RelWithDebInfo -DMXORT_SANITIZE=address,undefined \
 	  -DMXORT_EMULATE=ON -DMXORT_HIP=OFF >/dev/null
 	.venv/bin/cmake --build build/sanitize
 	$(HIPSIM) .venv/bin/ctest --test-dir build/sanitize --output-on-failure
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
-	  ASAN_OPTIONS=detect_leaks=0 MXORT_TEST_LIBRARIES=build/sanitize \
+	  ASAN_OPTIONS=detect_leaks=0 MXORT_TEST_LIBRARIES=build/sanitize $(HIPSIM) \
 	  $(PYTHON) -m pytest -q -p no:cacheprovider $(PYTEST_MARKS) tests/test_formats.py tests/test_scales.py \
-	  tests/kernels tests/ops
+	  tests/kernels tests/ops tests/provider/test_unload.py tests/provider/test_faults.py tests/provider/test_copies.py
 	$(CMAKE) -B build/tsan -DCMAKE_BUILD_TYPE=RelWithDebInfo -DMXORT_SANITIZE=thread -DMXORT_HIP=OFF >/dev/null
 	.venv/bin/cmake --build build/tsan --target test_threads test_device
 	build/tsan/test_threads

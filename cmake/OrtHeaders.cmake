@@ -10,10 +10,11 @@ function(mxort_ort_api dir result)
 endfunction()
 
 set(MXORT_OLDEST_ORT_API 21)
+set(MXORT_PROVIDER_ORT_API 27) # older runtimes, from 1.24, are negotiated when the library is loaded
 if(NOT ORT_INCLUDE_DIR)
   find_path(MXORT_SYSTEM_ORT onnxruntime_c_api.h PATH_SUFFIXES onnxruntime onnxruntime/core/session)
   mxort_ort_api("${MXORT_SYSTEM_ORT}" system_api)
-  if(system_api GREATER_EQUAL 24)
+  if(system_api GREATER_EQUAL MXORT_PROVIDER_ORT_API)
     set(ORT_INCLUDE_DIR "${MXORT_SYSTEM_ORT}")
   else()
     execute_process(COMMAND "${CMAKE_CURRENT_SOURCE_DIR}/scripts/fetch_ort_headers.sh" "${MXORT_HEADER_CACHE}/newest"

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mxort.comparison import compare as compare
     from mxort.errors import MxortError as MxortError
+    from mxort.hardware import Device as Device
+    from mxort.hardware import devices as devices
     from mxort.pipeline import convert as convert
     from mxort.recipe import PRESETS as PRESETS
     from mxort.recipe import Recipe as Recipe
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from mxort.session import register as register
 
 _HOME = {
+    "Device": "hardware",
     "InferenceSession": "session",
     "MxortError": "errors",
     "PRESETS": "recipe",
@@ -28,6 +31,7 @@ _HOME = {
     "SiteReport": "report",
     "compare": "comparison",
     "convert": "pipeline",
+    "devices": "hardware",
     "get_ep_name": "session",
     "get_ep_names": "session",
     "get_library_path": "session",

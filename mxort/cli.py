@@ -189,12 +189,23 @@ def _write_text(path: Path, text: str) -> None:
 
 def _add_inspect(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, help="an ONNX model, converted or not")
+    parser.add_argument(
+        "--placement", action="store_true", help="instead: what will run where, asked of onnxruntime"
+    )
+    parser.add_argument(
+        "--device", metavar="auto|cpu|gpu|gpu:N", help="for --placement (default: the best present)"
+    )
     _add_json(parser)
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
-    from mxort import inspection, tables
+    from mxort import inspection, placement, tables
 
+    if arguments.placement:
+        placed = placement.place(arguments.model, arguments.device)
+        return _show(arguments, placed.to_dict, lambda: tables.print_placement(placed, tables.console()))
+    if arguments.device:
+        raise MxortError("--device is for --placement")
     found = inspection.inspect(arguments.model)
     return _show(arguments, found.to_dict, lambda: tables.print_inspection(found, tables.console()))
 

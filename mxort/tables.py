@@ -18,7 +18,9 @@ from mxort.comparison import Comparison, TensorComparison
 from mxort.doctor import FAILED, INFO, OK, WARNING, Diagnosis
 from mxort.evaluate import Evaluation
 from mxort.inspection import CONVERTIBLE, Inspection
+from mxort.placement import Placement
 from mxort.report import CONVERTED, SKIPPED, format_bytes
+from mxort.session import EP_NAME
 
 _PIPE_WIDTH = 160  # where the output is no terminal, nobody knows the width of the reader
 
@@ -68,6 +70,20 @@ def _facts(i: Inspection) -> Iterable[tuple[str, str]]:
         yield "converted", f"no; {i.count(CONVERTIBLE)} nodes can be, which leaves {size}"
     yield "lm_head", i.lm_head or "none found"
     yield "recipe", ", ".join(f"{name} {value}" for name, value, _ in i.recipe.describe())
+
+
+def print_placement(placement: Placement, out: Console) -> None:
+    """Operators by provider, and by name those of ours that the GPU does not run although it is there."""
+    out.print(f"{placement.model} in onnxruntime {placement.onnxruntime}")
+    table = _table("placement", ("provider", "operator"), ("nodes",))
+    for provider, op_type, count in placement.counts():
+        table.add_row(provider, op_type, str(count))
+    left = _table("left to the CPU", ("node", "operator"), ())
+    if EP_NAME in placement.providers:
+        for node in placement.nodes:
+            if node.ours and node.provider != EP_NAME:
+                left.add_row(node.name, node.op_type)
+    _print_filled(out, (table, left))
 
 
 def print_evaluations(evaluations: Sequence[Evaluation], out: Console) -> None:

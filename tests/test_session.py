@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,7 +12,7 @@ import onnxruntime as ort
 import pytest
 
 import mxort
-from mxort import session
+from mxort import hardware, session
 from mxort.errors import MxortError
 from mxort.op_models import MatMulMXFP4, random_mxfp4, relative_rms
 
@@ -30,14 +31,14 @@ def test_library_path_is_the_installed_file():
     assert path.read_bytes()[:4] == b"\x7fELF"
 
 
-def test_ep_names_say_what_the_library_exports():
-    exports = b"CreateEpFactories" in Path(mxort.get_library_path()).read_bytes()
-    assert mxort.get_ep_names() == (["MxortExecutionProvider"] if exports else [])
-    if exports:
-        assert mxort.get_ep_name() == "MxortExecutionProvider"
-    else:
-        with pytest.raises(MxortError, match="no execution provider yet"):
-            mxort.get_ep_name()
+def test_ep_names_say_what_the_library_exports(monkeypatch):
+    assert b"CreateEpFactories" in Path(mxort.get_library_path()).read_bytes()
+    assert mxort.get_ep_names() == ["MxortExecutionProvider"]
+    assert mxort.get_ep_name() == "MxortExecutionProvider"
+    monkeypatch.setattr(session.ctypes, "CDLL", lambda path: SimpleNamespace())
+    assert mxort.get_ep_names() == []
+    with pytest.raises(MxortError, match="built without the execution provider"):
+        mxort.get_ep_name()
 
 
 @pytest.mark.parametrize("kind", [str, Path, bytes])
@@ -144,3 +145,58 @@ def test_open_session_names_the_file_on_one_line(tmp_path, capfd):
 def test_one_line_strips_what_onnxruntime_puts_first():
     assert session.one_line(RuntimeError("[ONNXRuntimeError] : 1 : FAIL : a : b\n c")) == "a : b c"
     assert session.one_line(ValueError("a\n\n b")) == "a b"
+
+
+@pytest.fixture
+def no_hip(monkeypatch):
+    runtime = SimpleNamespace(hip_runtime=lambda: {"available": False, "problem": "no HIP runtime here"})
+    monkeypatch.setattr(hardware, "_native", lambda: runtime)
+
+
+@pytest.mark.usefixtures("no_hip")
+def test_the_default_warns_only_where_there_is_an_amd_gpu(problem, monkeypatch, tmp_path):
+    model = problem[0].model()
+    monkeypatch.delenv("MXORT_HIP_LIBRARY", raising=False)
+    monkeypatch.setattr(hardware, "AMD_GPU_DRIVER", tmp_path / "kfd")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mxort.InferenceSession(model)
+        mxort.InferenceSession(model, device="cpu")
+    (tmp_path / "kfd").touch()
+    with pytest.warns(RuntimeWarning, match="mxort runs on the CPU: no HIP runtime here"):
+        opened = mxort.InferenceSession(model)
+    assert opened.get_providers() == ["CPUExecutionProvider"]
+    with pytest.warns(RuntimeWarning, match="no HIP runtime here"):
+        mxort.register(device="auto")
+    assert [device.name for device in mxort.devices()] == ["cpu"]
+
+
+@pytest.mark.usefixtures("no_hip")
+@pytest.mark.parametrize("device", ["gpu", "gpu:0"])
+def test_a_gpu_that_was_asked_for_is_an_error(problem, device):
+    with pytest.raises(MxortError, match=f"device '{device}' cannot be used: no HIP runtime here"):
+        mxort.InferenceSession(problem[0].model(), device=device)
+
+
+def test_a_gpu_and_an_onnxruntime_without_providers(problem, monkeypatch):
+    gpu = hardware.Device("gpu:0", "GPU", 0, "gfx950")
+    monkeypatch.setattr(hardware, "devices", lambda: [gpu])
+    monkeypatch.setattr(ort, "__version__", "1.23.2")
+    message = r"onnxruntime 1\.23\.2 is too old for a GPU: the execution provider needs 1\.24"
+    with pytest.raises(MxortError, match=message):
+        mxort.InferenceSession(problem[0].model(), device="gpu")
+    with pytest.warns(RuntimeWarning, match=message):
+        mxort.InferenceSession(problem[0].model(), device="auto")
+
+
+def test_device_or_providers(problem):
+    with pytest.raises(MxortError, match="got device='cpu' and providers: expected one of them"):
+        mxort.InferenceSession(problem[0].model(), device="cpu", providers=["CPUExecutionProvider"])
+
+
+def test_options_belong_to_the_device_they_were_registered_for(problem):
+    options = mxort.register(device="cpu")
+    for device in (None, "auto", "cpu"):
+        assert mxort.register(options, device=device) is options
+    with pytest.raises(MxortError, match="device: got 'gpu', expected 'cpu', for which these options"):
+        mxort.InferenceSession(problem[0].model(), options, device="gpu")

@@ -17,7 +17,7 @@ struct Model {
 constexpr Model kModels[] = {
     {"gfx950", "hipsim gfx950 (simulated)", "gfx950:sramecc+:xnack-", 256, 2400000, 2000000, 8192, 163840, 5, 0x75A3},
     {"gfx942", "hipsim gfx942 (simulated)", "gfx942:sramecc+:xnack-", 304, 2100000, 1300000, 8192, 65536, 4, 0x74A1},
-    // Can be listed, but runs nothing: code that must refuse a GPU it does not know.
+    // A device that no code object here is for.
     {"gfx90a", "hipsim gfx90a (simulated)", "gfx90a:sramecc+:xnack-", 104, 1700000, 1600000, 4096, 65536, 0, 0x740C},
 };
 
@@ -195,6 +195,12 @@ constexpr ErrorName kErrors[] = {
 };
 
 }  // namespace
+
+bool hipsim::known_device(const std::string& arch) {
+  for (const Model& m : kModels)
+    if (arch == m.arch) return true;
+  return false;
+}
 
 HIPSIM_API int hipInit(unsigned) {
   return guarded("hipInit", false, [] { return config().devices.empty() ? kNoDevice : kSuccess; });

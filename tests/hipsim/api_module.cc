@@ -277,7 +277,7 @@ HIPSIM_API const char* hipsim_unknown_instructions(void* module) {
   text.clear();
   std::lock_guard<std::recursive_mutex> lock(runtime().mutex);
   if (runtime().modules.count(static_cast<Module*>(module)))
-    for (const Inst& i : static_cast<Module*>(module)->code)
+    for (const Inst& i : static_cast<Module*>(module)->code->records)
       if (!i.entry && i.text[0] && strncmp(i.text, "end of", 6) != 0 && strncmp(i.text, "s_code_end", 10) != 0 &&
           strncmp(i.text, "undecodable", 11) != 0)
         text += std::string(i.text) + "\n";

@@ -236,12 +236,12 @@ void bad_operands(Wave&, const Inst& i) {
   throw SimError("operands not understood: \"" + std::string(i.text) + "\"", 98);
 }
 
-void parse_text(Module& m, Inst& i, const char* printed) {
+void parse_text(Code& code, Inst& i, const char* printed) {
   std::string t = printed;
   size_t begin = t.find_first_not_of(" \t");
   t = begin == std::string::npos ? "" : t.substr(begin);
-  m.texts.push_back(t);
-  i.text = m.texts.back().c_str();
+  code.texts.push_back(t);
+  i.text = code.texts.back().c_str();
   size_t space = t.find_first_of(" \t");
   std::string name = t.substr(0, space);
   for (const char* suffix : {"_e32", "_e64", "_sdwa", "_dpp"}) {
@@ -284,37 +284,57 @@ void parse_text(Module& m, Inst& i, const char* printed) {
   if (name.compare(0, 6, "v_fmac") == 0 || name.compare(0, 7, "v_dot2c") == 0) i.op[3] = i.op[0], i.ops = 4;
 }
 
-}  // namespace
-
-void decode_module(Module& m, const u8* text) {
+std::shared_ptr<const Code> decode_fresh(const std::string& arch, const u8* text, u32 size) {
   const Llvm& l = llvm();
-  void* context = l.create("amdgcn-amd-amdhsa", m.arch.c_str(), nullptr, 0, nullptr, nullptr);
-  if (!context) throw SimError("libLLVM has no disassembler for " + m.arch, 302);
-  m.index_of.assign(m.text_size / 4 + 1, -1);
+  void* context = l.create("amdgcn-amd-amdhsa", arch.c_str(), nullptr, 0, nullptr, nullptr);
+  if (!context) throw SimError("libLLVM has no disassembler for " + arch, 302);
+  auto code = std::make_shared<Code>();
+  code->index_of.assign(size / 4 + 1, -1);
   char buffer[512];
-  for (u32 pc = 0; pc + 4 <= m.text_size;) {
+  for (u32 pc = 0; pc + 4 <= size;) {
     Inst i;
-    size_t n = l.decode(context, const_cast<u8*>(text) + pc, m.text_size - pc, pc, buffer, sizeof buffer);
+    size_t n = l.decode(context, const_cast<u8*>(text) + pc, size - pc, pc, buffer, sizeof buffer);
     if (n == 0) {
       i.fn = unknown_instruction, i.text = "undecodable bytes";
       n = 4;
     }
     i.pc = pc, i.size = static_cast<u8>(n);
     memcpy(i.raw, text + pc, std::min<size_t>(n, sizeof i.raw));
-    if (i.fn == nullptr) parse_text(m, i, buffer);
-    m.index_of[pc / 4] = static_cast<i32>(m.code.size());
-    m.code.push_back(std::move(i));
+    if (i.fn == nullptr) parse_text(*code, i, buffer);
+    code->index_of[pc / 4] = static_cast<i32>(code->records.size());
+    code->records.push_back(std::move(i));
     pc += static_cast<u32>(n);
   }
   if (l.dispose) l.dispose(context);
   Inst end;  // running off the text stops with a name
-  end.fn = unknown_instruction, end.text = "end of the code section", end.pc = m.text_size;
-  m.code.push_back(end);
-  for (Inst& i : m.code)
+  end.fn = unknown_instruction, end.text = "end of the code section", end.pc = size;
+  code->records.push_back(end);
+  for (Inst& i : code->records)
     if (strncmp(i.text, "s_cbranch", 9) == 0 || strncmp(i.text, "s_branch", 8) == 0) {
       i64 to = static_cast<i64>(i.pc) + 4 + 4 * static_cast<int16_t>(i.raw[0] & 0xFFFF);
-      if (to >= 0 && to < m.text_size) i.target = m.index_of[static_cast<size_t>(to) / 4];
+      if (to >= 0 && to < size) i.target = code->index_of[static_cast<size_t>(to) / 4];
     }
+  return code;
+}
+
+}  // namespace
+
+// Decoding is most of the time of a load, and a test of faults loads the same code objects a hundred times.
+std::shared_ptr<const Code> decode(const std::string& arch, const u8* text, u32 size) {
+  struct Known {
+    std::string arch, text;
+    std::shared_ptr<const Code> code;
+  };
+  constexpr size_t kMost = 8;
+  static std::mutex mutex;
+  static std::deque<Known> known;
+  const std::string bytes(reinterpret_cast<const char*>(text), size);
+  std::lock_guard<std::mutex> lock(mutex);
+  for (const Known& k : known)
+    if (k.arch == arch && k.text == bytes) return k.code;
+  known.push_back({arch, bytes, decode_fresh(arch, text, size)});
+  if (known.size() > kMost) known.pop_front();
+  return known.back().code;
 }
 
 }  // namespace hipsim

@@ -176,6 +176,7 @@ def runtime() -> ctypes.CDLL:
     for name in (
         "hipsim_report",
         "hipsim_counters",
+        "hipsim_calls",
         "hipsim_kernel_names",
         "hipsim_unknown_instructions",
         "hipGetErrorName",
@@ -324,6 +325,13 @@ class Sim:
         self.lib = runtime()
         self.lib.hipsim_reset(";".join(f"{k}={v}" for k, v in settings.items()).encode())
 
+    @classmethod
+    def attach(cls) -> Sim:
+        """The machine as it is: for a process whose program under test uses it too."""
+        sim = cls.__new__(cls)
+        sim.lib = runtime()
+        return sim
+
     def empty(self, shape: int | Sequence[int], dtype: Any = np.float32) -> DeviceArray:
         shape = (shape,) if isinstance(shape, int) else tuple(int(n) for n in shape)
         array = DeviceArray(0, shape, np.dtype(dtype))
@@ -347,6 +355,9 @@ class Sim:
 
     def counters(self) -> dict[str, int]:
         return dict(json.loads(self.lib.hipsim_counters()))
+
+    def calls(self) -> dict[str, int]:
+        return dict(json.loads(self.lib.hipsim_calls()))
 
     def fail(self, function: str, call: int = 1, error: int = 999) -> None:
         """The ``call``-th call of a HIP function from now on returns ``error``."""

@@ -37,8 +37,9 @@ struct Slot {
 
 std::mutex mutex;
 Slot slots[kSlots];
-u64 region = 0;                                    // address of slot 0; slots are contiguous
-std::vector<Allocation*> allocations = {nullptr};  // index 0: none; never shrinks, readers hold pointers
+u64 region = 0;  // address of slot 0; slots are contiguous
+// Index 0: none; never shrinks, readers hold pointers; never destroyed, so that what it holds is no leak at exit.
+auto& allocations = *new std::vector<Allocation*>{nullptr};
 u64 live_count = 0;
 std::set<std::pair<int, int>> peers;
 

@@ -180,7 +180,7 @@ Kernel* read_kernel(const Value& v, Module* m) {
 void check_registers(const Module& m, const Kernel& k, u64 size) {
   u32 total = ((k.rsrc1 & 63) + 1) * 8, agpr_offset = ((k.rsrc3 & 63) + 1) * 4;
   u32 vgprs = std::min({256u, total, agpr_offset}), agprs = total > agpr_offset ? total - agpr_offset : 0;
-  for (const Inst& i : m.code) {
+  for (const Inst& i : m.code->records) {
     if (i.pc < k.entry || i.pc >= k.entry + size) continue;
     for (int o = 0; o < i.ops; o++) {
       if (i.op[o].kind != Kind::kVgpr) continue;
@@ -267,7 +267,7 @@ Module* load_module(const void* image, size_t size, int device, const std::strin
     k->rsrc3 = load<u32>(d + 44), k->rsrc1 = load<u32>(d + 48), k->rsrc2 = load<u32>(d + 52);
     k->properties = load<u16>(d + 56), k->preload = load<u16>(d + 58);
   }
-  decode_module(*m, backing(m->text_base));
+  m->code = decode(arch, backing(m->text_base), m->text_size);
   for (Kernel* k : m->kernels) check_registers(*m, *k, sizes[k->name]);
   return m.release();
 }

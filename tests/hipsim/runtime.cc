@@ -54,7 +54,7 @@ void set_option(const std::string& name, const std::string& value) {
       size_t colon = item.find(':');
       int n = colon == std::string::npos ? 1 : atoi(item.c_str() + colon + 1);
       std::string arch = item.substr(0, colon);
-      if (arch != "gfx950" && arch != "gfx942" && arch != "gfx90a") {
+      if (!known_device(arch)) {
         fprintf(stderr, "hipsim: unknown device '%s'; known: gfx950, gfx942, gfx90a\n", arch.c_str());
         abort();
       }
@@ -237,6 +237,17 @@ HIPSIM_API void hipsim_fail(const char* function, long n, int error) {
   Runtime& r = runtime();
   std::lock_guard<std::recursive_mutex> lock(r.mutex);
   r.faults[function][r.calls[function] + n] = error;
+}
+
+// JSON: how often each function was called since the start or reset; failed calls count.
+HIPSIM_API const char* hipsim_calls() {
+  static thread_local std::string text;
+  Runtime& r = runtime();
+  std::lock_guard<std::recursive_mutex> lock(r.mutex);
+  std::stringstream out;
+  for (auto& item : r.calls) out << (out.tellp() ? ", " : "{") << '"' << item.first << "\": " << item.second;
+  text = r.calls.empty() ? "{}" : out.str() + "}";
+  return text.c_str();
 }
 
 HIPSIM_API void hipsim_lose_device(int device) {

@@ -92,6 +92,7 @@ struct Runtime {
 Runtime& runtime();
 void configure(const char* text);  // "devices=...;seed=..." or null: from the environment
 
+bool known_device(const std::string& arch);
 int& current_device();
 int& last_error();
 

@@ -122,9 +122,9 @@ void jump(Wave& w, const S& to) {
   u64 address = to.v;
   const Module& m = *w.wg->launch->kernel->module;
   u64 at = address - m.text_base;
-  if (at >= m.text_size || at % 4 || m.index_of[at / 4] < 0)
+  if (at >= m.text_size || at % 4 || m.code->index_of[at / 4] < 0)
     fail("jump to 0x%llx, where there is no instruction", static_cast<unsigned long long>(address));
-  w.ip = w.code + m.index_of[at / 4];
+  w.ip = w.code + m.code->index_of[at / 4];
 }
 u64 pc_after(const Wave& w, const Inst& i) { return w.wg->launch->kernel->module->text_base + i.pc + i.size; }
 

@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <cstring>
 #include <deque>
+#include <memory>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -219,14 +220,19 @@ struct Kernel {
   std::vector<KernelArg> args;
 };
 
+// The decoded text of a code object, shared by modules with the same text.
+struct Code {
+  std::vector<Inst> records;
+  std::deque<std::string> texts;
+  std::vector<i32> index_of;  // text offset / 4 -> record, or -1
+};
+
 struct Module {
   std::string arch;
   int device = 0;
   u64 image = 0, text_base = 0;  // device addresses
   u32 text_size = 0;
-  std::vector<Inst> code;
-  std::deque<std::string> texts;
-  std::vector<i32> index_of;  // text offset / 4 -> record, or -1
+  std::shared_ptr<const Code> code;
   std::vector<Kernel*> kernels;
   ~Module();
 };
@@ -250,7 +256,7 @@ Config& config();
 
 // module.cc, disasm.cc, wave.cc, opcodes.cc
 Module* load_module(const void* image, size_t size, int device, const std::string& arch);
-void decode_module(Module& m, const u8* text);
+std::shared_ptr<const Code> decode(const std::string& arch, const u8* text, u32 size);
 const OpEntry* find_op(const std::string& name);
 int op_count();
 void run_launch(Launch& launch);  // throws SimError

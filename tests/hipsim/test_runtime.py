@@ -205,6 +205,19 @@ def test_code_object_for_another_device_is_refused() -> None:
     assert caught.value.code == 200
 
 
+def test_modules_of_the_same_text_are_independent() -> None:
+    """They share the decoded instructions, and nothing that a load places or an unload frees."""
+    hip = Hip()
+    (first, _), (second, f) = hip.load(), hip.load()
+    assert hip.hipModuleUnload(first) == 0
+    o = hip.sim.to_device(np.zeros(64, np.float32))
+    assert hip.launch(f, None, o.ptr, 2.0) == 0
+    assert hip.lib.hipDeviceSynchronize() == 0
+    assert (o.numpy() == 2).all()
+    assert hip.hipModuleUnload(second) == 0
+    assert hip.sim.counters()["modules"] == 0
+
+
 def test_peer_access() -> None:
     hip = Hip(devices="gfx950:2")
     other = hip.sim.to_device(np.zeros(64, np.float32))
@@ -246,6 +259,8 @@ def test_injected_failures() -> None:
     _, f = hip.load()
     assert hip.launch(f, None, o.ptr, 1.0) == 719
     assert hip.launch(f, None, o.ptr, 1.0) == 0
+    calls = hip.sim.calls()
+    assert (calls["hipMalloc"], calls["hipModuleLaunchKernel"]) == (4, 2)  # to_device has one of the four
     hip.sim.lose_device()
     assert hip.lib.hipDeviceSynchronize() == 100
     assert hip.lib.hipMalloc(ctypes.byref(p), 16) == 100

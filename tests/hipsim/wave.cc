@@ -241,9 +241,9 @@ void start_wave(Wave& w, const Launch& launch, u32 first_thread, u32 threads) {
   for (u64& b : w.vp[0].b) b = ~active;
   w.s[kExec] = static_cast<u32>(active), w.s[kExec + 1] = static_cast<u32>(active >> 32);
   w.sp[kExec] = w.sp[kExec + 1] = 0;
-  w.code = k.module->code.data();
+  w.code = k.module->code->records.data();
   u32 entry = k.entry + (preload ? 256 : 0);  // firmware that preloads enters behind the compatibility prologue
-  w.ip = w.code + k.module->index_of[entry / 4];
+  w.ip = w.code + k.module->code->index_of[entry / 4];
 }
 
 void run_workgroup(Workgroup& g, std::mt19937_64& random) {

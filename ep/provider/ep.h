@@ -1,0 +1,72 @@
+// One session's execution provider.
+#ifndef MXORT_PROVIDER_EP_H_
+#define MXORT_PROVIDER_EP_H_
+
+#include <memory>
+#include <string>
+
+#include "device/arena.h"
+#include "device/device.h"
+#include "device/matmul_plan.h"
+#include "provider/graph.h"
+#include "provider/kernels.h"
+#include "provider/memory.h"
+#include "provider/options.h"
+#include "provider/profiler.h"
+#include "provider/runtime.h"
+
+namespace mxort::provider {
+
+// The memory of a GPU, as ONNX Runtime knows it, and what serves it outside of sessions.
+struct Gpu {
+  device::DeviceInfo info;
+  MemoryInfoPtr memory, pinned;
+};
+
+class Ep : public OrtEp {
+ public:
+  // `gpu` and `pinned` belong to the factory, which outlives its providers.
+  Ep(const Runtime& runtime, const Logger& logger, const Gpu& gpu, std::shared_ptr<device::Device> device,
+     std::shared_ptr<Memory> pinned, const Options& options, LiveCount live);
+  ~Ep() { --*live_; }
+  Ep(const Ep&) = delete;
+  Ep& operator=(const Ep&) = delete;
+
+  const Runtime& runtime() const { return runtime_; }
+  const Options& options() const { return options_; }
+  const std::shared_ptr<device::Device>& device() const { return device_; }
+  const std::shared_ptr<device::Arena>& arena() const { return memory_->arena(); }
+
+  // Around a launch: measures it while a profiler listens.
+  ProfiledLaunch Profile(void* stream, const std::string& node, const device::MatMulPlan& plan, int64_t m) const;
+
+  // Whether this run is being recorded, and memory that the recorded graph may use as long as it exists.
+  bool capturing() const { return graphs_ && graphs_->recording(); }
+  void* CaptureWorkspace(size_t bytes);
+  void RunFailed() {
+    if (graphs_) graphs_->RunFailed();
+  }
+
+ private:
+  void SetRunFunctions();
+  void SetGraphFunctions();
+  std::string WhyUnsupported(const MatMulSpec& spec, DataType type) const;
+  OrtAllocator* CreateAllocatorFor(const OrtMemoryInfo* info) const;
+  OrtSyncStreamImpl* CreateStreamFor(const OrtMemoryDevice* memory) const;
+  int GraphId(const OrtRunOptions* options) const;
+
+  const Runtime runtime_;
+  const Logger logger_;
+  const Gpu& gpu_;
+  const std::shared_ptr<device::Device> device_;
+  const std::shared_ptr<Memory> memory_, pinned_;
+  const Options options_;
+  const std::shared_ptr<LaunchLog> launches_;
+  std::unique_ptr<GraphCapture> graphs_;  // null: not asked for, or the runtime has none
+  KernelRegistryPtr registry_;
+  const LiveCount live_;
+};
+
+}  // namespace mxort::provider
+
+#endif  // MXORT_PROVIDER_EP_H_

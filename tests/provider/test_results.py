@@ -1,0 +1,88 @@
+"""Whole sessions on the provider: shapes at run time, and other operators around its nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from simulated import run
+
+import op_model
+import oracle
+
+
+def one_node(case: oracle.Case, **options: Any) -> onnx.ModelProto:
+    """The model of op_model.py without its casts."""
+    proto = op_model.model(case, **options)
+    (node,) = [n for n in proto.graph.node if n.op_type == "MatMulMXFP4"]
+    node.input[0], node.output[0] = "A", "Y"
+    del proto.graph.node[:]
+    proto.graph.node.append(node)
+    return proto
+
+
+def shapes(model: str) -> dict[str, Any]:
+    """Ranks and empty inputs: a list of [shape of A, shape of Y, largest difference to the CPU's result]."""
+    import gpu
+    import numpy as np
+
+    import mxort
+
+    found = []
+    with gpu.registered():
+        opened = gpu.session(model)
+        on_cpu = mxort.InferenceSession(model, providers=["CPUExecutionProvider"])
+        for shape in ((2, 3, 64), (1, 1, 64), (2, 0, 64), (0, 5, 64), (1, 40, 64)):
+            a = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+            (y,), (expected,) = opened.run(None, {"A": a}), on_cpu.run(None, {"A": a})
+            difference = float(np.abs(y - expected).max()) if y.size else 0.0
+            found.append([list(a.shape), list(y.shape), difference])
+        try:
+            opened.run(None, {"A": np.ones((1, 1, 32), np.float32)})
+            error = ""
+        except Exception as wrong:
+            error = gpu.message(wrong)
+        del opened
+    return {"found": found, "error": error, "live": gpu.live()}
+
+
+def test_ranks_empty_inputs_and_a_wrong_shape(tmp_path: Path) -> None:
+    case = oracle.random_case(np.random.default_rng(6), 40, 64, accuracy_level=1)
+    onnx.save(one_node(case), tmp_path / "m.onnx")
+    result: Mapping[str, Any] = run(shapes, str(tmp_path / "m.onnx"))
+    for a, y, difference in result["found"]:
+        assert y == [*a[:-1], 40]
+        assert difference < 1e-4
+    assert "32" in result["error"] and "64" in result["error"]
+    assert result["live"] == {}
+
+
+def mixed(model: str) -> dict[str, Any]:
+    """Nodes of a model on the GPU between others on the CPU."""
+    import gpu
+    import numpy as np
+
+    import mxort
+
+    with gpu.registered():
+        opened = gpu.session(model)
+        x = gpu.feeds(opened, rows=20)
+        (y,) = opened.run(None, x)
+        placement = gpu.placement(opened)
+        del opened
+    (expected,) = mxort.InferenceSession(model, providers=["CPUExecutionProvider"]).run(None, x)
+    error = float(np.sqrt(((y - expected) ** 2).sum() / (expected**2).sum()))
+    return {"placement": placement, "error": error, "live": gpu.live()}
+
+
+def test_other_operators_stay_on_the_cpu(converted: Any) -> None:
+    result = run(mixed, converted("chain", accuracy_level=1))
+    assert result["placement"] == {
+        "CPUExecutionProvider": ["Add", "Mul", "Relu"],
+        "MxortExecutionProvider": ["MatMulMXFP4"] * 3,
+    }
+    assert result["error"] < 1e-5  # three products of relative error 1e-6 on either side
+    assert result["live"] == {}

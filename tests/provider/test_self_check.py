@@ -1,0 +1,91 @@
+"""Kernels that compute something else than the CPU are found before their first use, named, and not used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from simulated import run, start
+
+from hipsim import mutate
+
+OBJECTS = Path(__file__).resolve().parents[2] / "build" / "cmake" / "hip"
+ROWS = 5
+FIRST, SECOND = "gemm_fp4_skinny", "gemm_fp4_64x64"
+"""What selection takes for ROWS rows of an mxfp4 node, and what where that is not to be had."""
+
+EVERY = ("gemm_fp4_skinny", "gemm_fp4_64x64", "gemm_fp4_128x128", "gemm_fp4_256x256")
+
+
+def broken(folder: Path, kernels: Iterable[str], kind: str) -> str:
+    """A folder for MXORT_CODE_OBJECTS in which the first possible mutation of each kernel's main loop is made."""
+    folder.mkdir()
+    image = (OBJECTS / "gemm_mx.gfx950.co").read_bytes()
+    for kernel in kernels:
+        image = next(mutate.CodeObject(image).mutations(kernel, [kind])).image
+    (folder / "gemm_mx.gfx950.co").write_bytes(image)
+    return str(folder)
+
+
+def checked(model: str, options: dict[str, Any]) -> dict[str, Any]:
+    """A session and its result, or how it failed."""
+    import gpu
+
+    try:
+        with gpu.registered():
+            opened = gpu.session(model, options={"self_check": 1} | options)
+            placement = gpu.placement(opened)
+            y = opened.run(None, gpu.feeds(opened, rows=5))[0].tolist()
+            launches = gpu.sim.counters()["launches"]
+            opened.run(None, gpu.feeds(opened, rows=5))
+            launches = gpu.sim.counters()["launches"] - launches
+            opened = None
+    except Exception as error:
+        opened = None
+        return {"error": gpu.message(error), "live": gpu.live()}
+    return {"placement": placement, "y": y, "launches": launches, "error": "", "live": gpu.live()}
+
+
+def difference(result: dict[str, Any], right: dict[str, Any]) -> float:
+    y, expected = np.array(result["y"]), np.array(right["y"])
+    return float(np.sqrt(((y - expected) ** 2).sum() / (expected**2).sum()))
+
+
+def test_a_wrong_kernel_is_named_and_replaced(converted: Callable[..., str], tmp_path: Path) -> None:
+    model = converted("single", activation_format="mxfp4")
+    right = run(checked, model, {})
+    folder = broken(tmp_path / "co", [FIRST], "opsel_a")
+    unchecked = run(checked, model, {"self_check": 0}, MXORT_CODE_OBJECTS=folder)
+    assert difference(unchecked, right) > 1e-2  # the mutation matters
+    outcome = start(checked, model, {}, MXORT_CODE_OBJECTS=folder)
+    assert outcome.code == 0, outcome.stderr
+    lines = outcome.stderr.splitlines()
+    assert len(lines) == 1, lines
+    assert "warning" in lines[0] and FIRST in lines[0]
+    assert difference(outcome.result, right) < 1e-6  # the same operands bit for bit
+    assert outcome.result["launches"] == right["launches"] == 2  # nothing is checked again
+    assert outcome.result["live"] == {}
+
+
+def test_where_no_kernel_is_right_the_cpu_computes(converted: Callable[..., str], tmp_path: Path) -> None:
+    model = converted("single", activation_format="mxfp4")
+    right = run(checked, model, {"self_check": 0})
+    outcome = start(checked, model, {}, MXORT_CODE_OBJECTS=broken(tmp_path / "co", EVERY, "opsel_a"))
+    assert outcome.code == 0, outcome.stderr
+    assert outcome.result["placement"] == {"CPUExecutionProvider": ["MatMulMXFP4"]}
+    assert difference(outcome.result, right) < 1e-6
+    assert [line for line in EVERY if line not in outcome.stderr] == []
+    assert outcome.result["live"] == {}
+
+
+def test_a_kernel_that_stops_the_device(converted: Callable[..., str], tmp_path: Path) -> None:
+    """As an illegal access on a GPU: nothing runs there any more in this process, so the CPU takes the node."""
+    model = converted("single", activation_format="mxfp4")
+    right = run(checked, model, {"self_check": 0})
+    outcome = start(checked, model, {}, MXORT_CODE_OBJECTS=broken(tmp_path / "co", [FIRST], "drop_wait"))
+    assert outcome.code == 0, outcome.stderr
+    assert outcome.result["placement"] == {"CPUExecutionProvider": ["MatMulMXFP4"]}, outcome
+    assert difference(outcome.result, right) < 1e-6
+    assert outcome.result["live"] == {}
