@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -41,15 +42,25 @@ class Stage:
     sites: tuple[Site, ...]
     dead: tuple[str, ...]
 
+    @property
+    def data_folder(self) -> str:
+        """Where onnxruntime finds the constants that :meth:`proto` leaves in their file; empty: there are none."""
+        files = (value.const_value for value in self.constants)
+        return next((str(Path(t.path).parent) for t in files if isinstance(t, ir.ExternalTensor)), "")
+
     def proto(self, model: ir.Model, dtypes: Mapping[str, np.dtype[np.generic]]) -> onnx.ModelProto:
-        """The nodes as a model of their own. ``dtypes`` has the type of every input."""
+        """The nodes as a model of their own. ``dtypes`` has the type of every input.
+
+        Constants with external data in :attr:`data_folder` stay there: an embedding table would be copied
+        several times on its way into a session.
+        """
         types = {name: onnx.helper.np_dtype_to_tensor_dtype(dtypes[name]) for name in self.inputs}
         graph = onnx.helper.make_graph(
             [ir.to_proto(node) for node in self.nodes],
             "stage",
             [onnx.helper.make_tensor_value_info(name, kind, None) for name, kind in types.items()],
             [onnx.ValueInfoProto(name=name) for name in self.outputs],
-            [_tensor_proto(value) for value in self.constants],
+            [_tensor_proto(value, self.data_folder) for value in self.constants],
         )
         opsets = [onnx.helper.make_opsetid(*item) for item in model.opset_imports.items()]
         functions = [ir.serde.serialize_function(function) for function in model.functions.values()]
@@ -207,11 +218,16 @@ def _bodies(node: ir.Node) -> Iterator[ir.Graph]:
             yield from attribute.as_graphs()
 
 
-def _tensor_proto(value: ir.Value) -> onnx.TensorProto:
+def _tensor_proto(value: ir.Value, folder: str) -> onnx.TensorProto:
     tensor = value.const_value
     assert tensor is not None
     if isinstance(tensor, ir.ExternalTensor):
-        tensor = ir.Tensor(tensor.numpy(), dtype=tensor.dtype)
+        path = Path(tensor.path)
+        if str(path.parent) == folder:
+            place = (path.name, tensor.offset, tensor.length, tensor.dtype)
+            tensor = ir.ExternalTensor(*place, shape=tensor.shape, name=tensor.name)
+        else:
+            tensor = ir.Tensor(tensor.numpy(), dtype=tensor.dtype)
     proto: onnx.TensorProto = ir.serde.serialize_tensor(tensor)
     proto.name = value.name or ""
     return proto

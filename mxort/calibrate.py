@@ -101,6 +101,8 @@ class StageNodes:
         options.enable_cpu_mem_arena = (
             False  # results are kept: an arena that they lie in would be kept whole
         )
+        if folder := stage.data_folder:
+            options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
         self._outputs = list(stage.outputs)
         try:
             self._session = runtime.InferenceSession(
@@ -121,6 +123,7 @@ class StageNodes:
 class _Run:
     def __init__(self, model: ir.Model, plan: Sequence[Stage], settings: Settings, folder: Path) -> None:
         self._model, self._plan, self._settings = model, plan, settings
+        require_onnxruntime()
         # The model as it becomes and, where that differs, as it was.
         budget = settings.memory // (2 if settings.sequential else 1)
         names = ("quantised", "float") if settings.sequential else ("float",)
@@ -134,37 +137,48 @@ class _Run:
             count += 1
         work = sum(s.K * s.N for stage in self._plan for s in stage.sites) or 1
         done = 0
+        before = _Before()
         for number, stage in enumerate(self._plan):
             what = f"calibrating, stage {number + 1} of {len(self._plan)}"
             self._settings.progress(what, done / work)
-            statistics = self._collect(stage, count)
-            results = {}
+            statistics = self._collect(before, stage, count)
+            before = _Before(dead=stage.dead)
             for site in stage.sites:
                 self._settings.progress(f"quantising {site.name}", done / work)
                 done += site.K * site.N
-                results[site.node] = quantize(site, statistics[_operand(site)])
-            self._settings.progress(what, done / work)
-            if number + 1 < len(self._plan):
-                for site in stage.sites:
-                    self._apply(site, results[site.node], count)
-            for stream in self._streams:
-                stream.drop(stage.dead)
+                result = quantize(site, statistics[_operand(site)])
+                if number + 1 < len(self._plan):
+                    before.layers.append((site, self._layers(site, result)))
             _return_free_memory()
 
-    def _collect(self, stage: Stage, count: int) -> dict[_Operand, Statistics]:
-        """Runs the stage's nodes on every sample and gathers the statistics of the sites' operands."""
+    def _layers(self, site: Site, result: Result | None) -> list[Layer]:
+        """For each stream the site's layer: with the quantised weight, and with the float one."""
+        from mxort.quantize.moments import Linear
+
+        weight = stages.float_weight(site)[:, : site.K] * np.float32(site.alpha)
+        layer: Layer = Linear(weight, stages.own_bias(site))
+        if not self._settings.sequential or result is None:
+            return [layer] * len(self._streams)
+        return [_kernel(site, result, self._settings.threads), layer]
+
+    def _collect(self, before: _Before, stage: Stage, count: int) -> dict[_Operand, Statistics]:
+        """Runs every sample through the layers before and the stage's nodes -> statistics of the sites' operands."""
         from mxort.quantize.moments import Moments
 
         groups: dict[_Operand, list[Site]] = {}
         for site in stage.sites:
             groups.setdefault(_operand(site), []).append(site)
-        session = self._session(stage) if stage.outputs else None
+        needed = {operand.name for operand in groups}
+        run = _Nodes(self._model, stage, self._settings.threads)
         for sample in range(count):
-            for stream in self._streams:
-                if session is not None:
-                    feeds = {name: stream.get(sample, name) for name in stage.inputs}
-                    for name, array in session.run(feeds, sample).items():
-                        stream.put(sample, name, array)
+            for number, stream in enumerate(self._streams):
+                for site, layers in before.layers:
+                    stream.put(
+                        sample, site.node.outputs[0].name or "", _apply(site, layers[number], stream, sample)
+                    )
+                stream.drop(sample, before.dead)
+                run(stream, sample)
+                stream.drop(sample, set(stage.dead) - needed)
         collected: dict[_Operand, Statistics] = {}
         for operand, sites in groups.items():
             operator, k = self._settings.operator(sites[0]), sites[0].K
@@ -187,24 +201,44 @@ class _Run:
             np.maximum(absmax, np.abs(x).max(axis=0, initial=0), out=absmax)
         return self._settings.smooth(sites, np.concatenate(kept), absmax)
 
-    def _session(self, stage: Stage) -> StageNodes:
-        dtypes = {name: self._streams[0].get(0, name).dtype for name in stage.inputs}
-        return StageNodes(self._model, stage, dtypes, self._settings.threads)
 
-    def _apply(self, site: Site, result: Result | None, count: int) -> None:
-        """Computes the site's output for every sample: with the quantised weight, and with the float one."""
-        from mxort.quantize.moments import Linear
+@dataclass
+class _Before:
+    """The sites of the stage before, each with its layer for every stream, and what ends with that stage.
 
-        operand, output = _operand(site), site.node.outputs[0].name or ""
-        weight = stages.float_weight(site)[:, : site.K] * np.float32(site.alpha)
-        layer: Layer = Linear(weight, stages.own_bias(site))
-        for stream in self._streams:
-            quantised = self._settings.sequential and stream is self._streams[0] and result is not None
-            product = _kernel(site, result, self._settings.threads) if quantised and result else layer
-            for sample in range(count):
-                x = stream.get(sample, operand.name)
-                a = np.ascontiguousarray(x.T if operand.transpose else x, np.float32)
-                stream.put(sample, output, product(a).astype(x.dtype, copy=False))
+    They are applied sample by sample on the way into the next stage, so that the outputs of wide layers are
+    never kept for all samples.
+    """
+
+    layers: list[tuple[Site, list[Layer]]] = field(default_factory=list)
+    dead: tuple[str, ...] = ()
+
+
+def _apply(site: Site, layer: Layer, stream: _Store, sample: int) -> NDArray[Any]:
+    """The site's output."""
+    operand = _operand(site)
+    x = stream.get(sample, operand.name)
+    a = np.ascontiguousarray(x.T if operand.transpose else x, np.float32)
+    return layer(a).astype(x.dtype, copy=False)
+
+
+class _Nodes:
+    """A stage's nodes in onnxruntime; the session is opened at the first sample, whose types it takes."""
+
+    def __init__(self, model: ir.Model, stage: Stage, threads: int) -> None:
+        self._model, self._stage, self._threads = model, stage, threads
+        self._session: StageNodes | None = None
+
+    def __call__(self, stream: _Store, sample: int) -> None:
+        """Computes the stage's outputs of one sample."""
+        if not self._stage.outputs:
+            return
+        feeds = {name: stream.get(sample, name) for name in self._stage.inputs}
+        if self._session is None:
+            dtypes = {name: array.dtype for name, array in feeds.items()}
+            self._session = StageNodes(self._model, self._stage, dtypes, self._threads)
+        for name, array in self._session.run(feeds, sample).items():
+            stream.put(sample, name, array)
 
 
 @dataclass(frozen=True)
@@ -281,11 +315,10 @@ class _Store:
             return array
         return kept
 
-    def drop(self, names: Iterable[str]) -> None:
-        for arrays in self._arrays:
-            for name in names:
-                kept = arrays.pop(name, None)
-                if isinstance(kept, Path):
-                    kept.unlink()
-                elif kept is not None:
-                    self._held -= kept.nbytes
+    def drop(self, sample: int, names: Iterable[str]) -> None:
+        for name in names:
+            kept = self._arrays[sample].pop(name, None)
+            if isinstance(kept, Path):
+                kept.unlink()
+            elif kept is not None:
+                self._held -= kept.nbytes

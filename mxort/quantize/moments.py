@@ -42,8 +42,56 @@ def round_activations(x: Tensor, fmt: ElementFormat) -> Tensor:
     return (round_elements(blocks / scale, fmt) * scale).reshape(x.shape)
 
 
+_ROWS_AT_ONCE = 4096
+"""Rows whose products are summed in float32 before they go to a float64 sum: it reads all of [K, K]."""
+
+_PANELS = 4
+"""Parts in which a symmetric product is made: a quarter of one quarter's rows and so on, 5/8 of the work."""
+
+
+class _Sum:
+    """The sum over rows of a^T b, float64 [K, K], by products in float32 of a few thousand rows."""
+
+    def __init__(self, k: int) -> None:
+        self._total = torch.zeros(k, k, dtype=torch.float64)
+        self._part = torch.zeros(k, k)
+        self._rows = 0
+
+    def add(self, a: Tensor, b: Tensor) -> None:
+        """a, b float32 [n, K]"""
+        self._part.addmm_(a.T, b)
+        self._count(len(a))
+
+    def add_symmetric(self, x: Tensor) -> None:
+        """x^T x, of which the part below the diagonal is filled in by :meth:`symmetric`."""
+        step = max(1, -(-x.shape[1] // _PANELS))
+        for stop in range(step, x.shape[1] + step, step):
+            self._part[:stop, stop - step : stop].addmm_(x[:, :stop].T, x[:, stop - step : stop])
+        self._count(len(x))
+
+    def _count(self, rows: int) -> None:
+        self._rows += rows
+        if self._rows >= _ROWS_AT_ONCE:
+            self._flush()
+
+    def _flush(self) -> None:
+        self._total += self._part
+        self._part.zero_()
+        self._rows = 0
+
+    def mean(self, count: int) -> Tensor:
+        """The sum divided by ``count``. Ends the summing."""
+        self._flush()
+        return self._total.div_(count)
+
+    def symmetric_mean(self, count: int) -> Tensor:
+        """The same where only :meth:`add_symmetric` was called."""
+        upper = self.mean(count).triu_()
+        return upper + upper.triu(1).T
+
+
 class Moments:
-    """Accumulates :class:`Statistics` of an operand: products in float32 sample by sample, sums in float64.
+    """Accumulates :class:`Statistics` of an operand: products in float32, sums in float64.
 
     With an activation format every operand is rotated and rounded first. Without one, rotating the sums at the
     end is the same and cheaper.
@@ -52,10 +100,10 @@ class Moments:
     def __init__(self, k: int, rotation: int, activation_format: str) -> None:
         self._k, self._rotation, self._format = k, rotation, ACTIVATION_FORMATS[activation_format]
         self._rows = 0
-        self._hessian = torch.zeros(k, k, dtype=torch.float64)
+        self._hessian = _Sum(k)
         self._sum = torch.zeros(k, dtype=torch.float64)
         self._absmax = torch.zeros(k)
-        self._drift: Tensor | None = None
+        self._drift: _Sum | None = None
 
     def add(self, rows: NDArray[np.float32], wanted: NDArray[np.float32] | None = None) -> None:
         """Rows [n, k] of the operand, and the same rows in the float model where they differ."""
@@ -63,30 +111,29 @@ class Moments:
             return
         plain = self._rotated(rows)
         x = plain if self._format is None else round_activations(plain, self._format)
-        self._hessian += x.T @ x
+        self._hessian.add_symmetric(x)
         self._sum += x.sum(dim=0, dtype=torch.float64)
         self._absmax = torch.maximum(self._absmax, x.abs().amax(dim=0))
         self._rows += len(x)
         if wanted is None and self._format is None:
             return
-        drift = (plain if wanted is None else self._rotated(wanted)) - x
         if self._drift is None:
-            self._drift = torch.zeros_like(self._hessian)
-        self._drift += drift.T @ x
+            self._drift = _Sum(self._k)
+        self._drift.add((plain if wanted is None else self._rotated(wanted)) - x, x)
 
     def _rotated(self, rows: NDArray[np.float32]) -> Tensor:
         padded = np.pad(rows, ((0, 0), (0, self._k - rows.shape[1]))) if rows.shape[1] < self._k else rows
         return torch.from_numpy(padded if self._format is None else hadamard_rotate(padded, self._rotation))
 
     def statistics(self) -> Statistics:
-        """The means, in the basis of the rotated operand."""
+        """The means, in the basis of the rotated operand. Ends the gathering."""
         count = max(1, self._rows)
         result = Statistics(
-            (self._hessian / count).numpy(),
+            self._hessian.symmetric_mean(count).numpy(),
             (self._sum / count).numpy(),
             self._absmax.double().numpy(),
             self._rows,
-            None if self._drift is None else (self._drift / count).numpy(),
+            None if self._drift is None else self._drift.mean(count).numpy(),
         )
         return result.rotated(self._rotation) if self._format is None else result
 

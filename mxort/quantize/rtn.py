@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -16,13 +17,12 @@ STEPS_PER_OCTAVE = 8
 
 def quantize(rows: NDArray[np.float32], settings: Settings) -> QuantizedWeight:
     """rows float32 [n, ceil(K/32)*32] -> their packed form; see :data:`mxort.quantize.base.Algorithm`."""
-    best = _round(rows, np.ones(len(rows), np.float32), settings)
     if not settings.column_multiplier:
-        return best
+        return with_multiplier(rows, 1.0, settings)
+    candidates = with_multipliers(rows, STEPS_PER_OCTAVE, settings)
+    best = next(candidates)
     best_error = squared_error(rows, best)
-    for step in range(1, STEPS_PER_OCTAVE):
-        multiplier = np.full(len(rows), 2.0 ** (step / STEPS_PER_OCTAVE), np.float32)
-        candidate = _round(rows / multiplier[:, None], multiplier, settings)
+    for candidate in candidates:
         error = squared_error(rows, candidate)
         better = error < best_error
         best_error = np.where(better, error, best_error)
@@ -30,11 +30,19 @@ def quantize(rows: NDArray[np.float32], settings: Settings) -> QuantizedWeight:
             best,
             codes=np.where(better[:, None], candidate.codes, best.codes),
             scales=np.where(better[:, None], candidate.scales, best.scales),
-            column_scale=np.where(better, multiplier, best.column_scale),
+            column_scale=np.where(better, candidate.column_scale, best.column_scale),
         )
     return best
 
 
-def _round(rows: NDArray[np.float32], multiplier: NDArray[np.float32], settings: Settings) -> QuantizedWeight:
-    codes, scales = _native.quantize_weights(rows, settings.scale_rule, settings.weight_format)
-    return QuantizedWeight(codes, scales, multiplier, weight_format=settings.weight_format)
+def with_multipliers(rows: NDArray[np.float32], count: int, settings: Settings) -> Iterator[QuantizedWeight]:
+    """The rows rounded with each of ``count`` multipliers at equal ratios within an octave."""
+    return (with_multiplier(rows, 2.0 ** (step / count), settings) for step in range(count))
+
+
+def with_multiplier(rows: NDArray[np.float32], multiplier: float, settings: Settings) -> QuantizedWeight:
+    """The rows rounded to nearest, all with the same multiplier."""
+    column_scale = np.full(len(rows), multiplier, np.float32)
+    divided = rows if multiplier == 1 else rows / column_scale[:, None]
+    codes, scales = _native.quantize_weights(divided, settings.scale_rule, settings.weight_format)
+    return QuantizedWeight(codes, scales, column_scale, weight_format=settings.weight_format)

@@ -6,6 +6,7 @@ on many rows at once, each by itself, and keeps them transposed, [K, n], so that
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -96,25 +97,29 @@ def wanted_rows(problem: Problem, rows: NDArray[np.float32]) -> NDArray[np.float
 
 
 def solve(
-    problem: Problem, rows: NDArray[np.float32], start: QuantizedWeight, sweeps: int
+    problem: Problem,
+    rows: NDArray[np.float32],
+    start: QuantizedWeight,
+    sweeps: int,
+    others: Iterable[QuantizedWeight] = (),
 ) -> QuantizedWeight:
-    """GPTQ with the scales of ``start``, then ``sweeps`` of :func:`descend`. No row ends worse than it starts."""
+    """GPTQ with the scales of ``start`` or, row by row, of the best of ``others``; then sweeps of :func:`descend`.
+
+    No row ends worse than it is in ``start``.
+    """
     wanted = torch.from_numpy(np.ascontiguousarray(rows.T))
-    exponents = torch.from_numpy(start.scales.T.astype(np.int32) - SCALE_BIAS)
-    first = Solution(_values(start), exponents, torch.from_numpy(start.column_scale), start.weight_format)
+    first = Solution.of(start)
     solution = replace(first, values=gptq(problem, wanted, first.scales, first.element))
+    least = loss(problem, wanted - solution.weights())
+    for other in map(Solution.of, others):
+        candidate = replace(other, values=gptq(problem, wanted, other.scales, other.element))
+        reached = loss(problem, wanted - candidate.weights())
+        solution.take(reached < least, candidate)
+        least = torch.minimum(least, reached)
     descend(problem, wanted, solution, sweeps)
-    worse = ~(loss(problem, wanted - solution.weights()) <= loss(problem, wanted - first.weights()))
-    solution.values = torch.where(worse, first.values, solution.values)
-    solution.multiplier = torch.where(worse, first.multiplier, solution.multiplier)
+    kept = loss(problem, wanted - solution.weights()) <= loss(problem, wanted - first.weights())
+    solution.take(~kept, first)
     return solution.pack()
-
-
-def _values(quantized: QuantizedWeight) -> Tensor:
-    """[K, n]"""
-    fmt = quantized.element
-    values: Tensor = torch.from_numpy(fmt.decode(unpack_codes(quantized.codes, fmt)).T)
-    return values.contiguous()
 
 
 @dataclass
@@ -132,6 +137,19 @@ class Solution:
     @property
     def element(self) -> ElementFormat:
         return WEIGHT_FORMATS[self.weight_format]
+
+    @staticmethod
+    def of(quantized: QuantizedWeight) -> Solution:
+        fmt = quantized.element
+        values = torch.from_numpy(fmt.decode(unpack_codes(quantized.codes, fmt)).T).contiguous()
+        exponents = torch.from_numpy(quantized.scales.T.astype(np.int32) - SCALE_BIAS)
+        multiplier = torch.from_numpy(quantized.column_scale)
+        return Solution(values, exponents, multiplier, quantized.weight_format)
+
+    def take(self, rows: Tensor, other: Solution) -> None:
+        """Replaces the rows that ``rows``, bool [n], says."""
+        for name in ("values", "exponents", "multiplier"):
+            setattr(self, name, torch.where(rows, getattr(other, name), getattr(self, name)))
 
     @property
     def block_scales(self) -> Tensor:

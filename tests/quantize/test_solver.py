@@ -141,24 +141,53 @@ def test_a_row_that_gptq_makes_worse_keeps_its_nearest():
     settings = Settings(statistics=statistics(x))
     problem = solver.prepare(settings.statistics, 0.0)
     start = rtn.quantize(w, settings)
-    greedy = solver.gptq(problem, torch.from_numpy(w.T.copy()), solver.Solution(*parts(start)).scales)
-    error = w - (greedy * solver.Solution(*parts(start)).scales).numpy().T
+    greedy = solver.gptq(problem, torch.from_numpy(w.T.copy()), solver.Solution.of(start).scales)
+    error = w - (greedy * solver.Solution.of(start).scales).numpy().T
     hessian = settings.statistics.hessian
     nearest = losses(w, start, hessian)
     assert (np.einsum("nj,jk,nk->n", error, hessian, error) > nearest).any(), "the case does not occur"
     assert (losses(w, solver.solve(problem, w, start, 0), hessian) <= nearest * (1 + 1e-5)).all()
 
 
-def parts(q):
-    exponents = torch.from_numpy(q.scales.T.astype(np.int32) - 127)
-    return solver._values(q), exponents, torch.from_numpy(q.column_scale)
+def test_effort_finds_the_multiplier_of_each_row():
+    """Rows of E2M1 numbers times 2^(i/8): one multiplier of eight makes each exact, a different one in each row."""
+    rng = np.random.default_rng(4)
+    values = rng.choice([-6, -4, -3, -1.5, 0.5, 1, 2, 6], (8, 64))
+    values[:, ::32] = 6  # every block has the largest number, so that its scale is one
+    w = (values * 2.0 ** (np.arange(8)[:, None] / 8)).astype(np.float32)
+    settings = Settings(column_multiplier=True, statistics=statistics(correlated(k=64)), effort=2)
+    problem = solver.prepare(settings.statistics, settings.damping)
+    start = rtn.with_multiplier(w, 1.0, settings)
+    alone, best = (
+        losses(w, solver.solve(problem, w, start, 0, others), settings.statistics.hessian)
+        for others in ((), rtn.with_multipliers(w, 8, settings))
+    )
+    assert (best <= 1e-9 * alone.max()).all()
+    assert (alone[1:] > 1e-4 * alone.max()).all()
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_effort_pays(seed):
+    x, w = correlated(seed=seed), weight(seed=seed + 10)
+    found = statistics(x)
+    got = [
+        losses(
+            w,
+            gptq.quantize(w, Settings(column_multiplier=True, statistics=found, effort=effort)),
+            found.hessian,
+        )
+        for effort in (1, 2, 3)
+    ]
+    nearest = losses(w, rtn.quantize(w, Settings(column_multiplier=True)), found.hessian)
+    assert all((loss <= nearest * (1 + 1e-4)).all() for loss in got)
+    assert got[0].sum() > got[1].sum() > got[2].sum()
 
 
 def test_descent_ends_where_no_single_value_can_improve():
     x, w = correlated(k=64), weight(3, 64)
     found = statistics(x)
     problem = solver.prepare(found, 0.01)
-    solution = solver.Solution(*parts(rtn.quantize(w, Settings())))
+    solution = solver.Solution.of(rtn.quantize(w, Settings()))
     wanted = torch.from_numpy(w.T.copy())
     history = []
     for _ in range(15):
@@ -179,7 +208,7 @@ def test_descent_ends_where_no_single_value_can_improve():
 def test_refit_finds_the_best_multiplier():
     x, w = correlated(), weight()
     problem, wanted = solver.prepare(statistics(x), 0.01), torch.from_numpy(w.T.copy())
-    solution = solver.Solution(*parts(rtn.quantize(w, Settings("floor"))))
+    solution = solver.Solution.of(rtn.quantize(w, Settings("floor")))
     solver.refit(problem, wanted, solution)
     best, at = solver.loss(problem, wanted - solution.weights()), solution.multiplier
     assert not torch.equal(at, torch.ones_like(at))
@@ -305,6 +334,21 @@ def test_moments_are_those_of_the_operand(activation_format):
         expected = getattr(want, name)
         np.testing.assert_allclose(getattr(got, name), expected, atol=1e-4 * np.abs(expected).max())
     assert got.rows == len(x)
+
+
+@pytest.mark.parametrize("k", [32, 96, 160])
+def test_sums_of_many_rows(k):
+    """More rows than are summed in float32 at once, in uneven pieces; 160 columns do not part evenly."""
+    x, wanted = correlated(9000, k), correlated(9000, k, seed=9)
+    moments = Moments(k, 1, "none")
+    for part in np.split(np.arange(len(x)), [1, 700, 5000, 5001, 8999]):
+        moments.add(x[part], wanted[part])
+    got, want = moments.statistics(), statistics(x, wanted)
+    np.testing.assert_array_equal(got.hessian, got.hessian.T)
+    # One product in float32 errs by less than 2**-24 sqrt(4096) of |x||x|, and the sums average that.
+    for name in ("hessian", "drift"):
+        expected = getattr(want, name)
+        np.testing.assert_allclose(getattr(got, name), expected, rtol=0, atol=4e-6 * np.abs(expected).max())
 
 
 def test_without_torch(monkeypatch):
