@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "device/matmul_plan.h"
+#include "ops/custom_op_base.h"
 #include "ops/kernel_info.h"
 #include "ops/matmul_spec.h"
 #include "provider/device_status.h"
