@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from child import run
+from machine_process import run
 
 
 def check_doctor() -> None:

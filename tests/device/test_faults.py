@@ -4,7 +4,7 @@ import os
 import subprocess
 
 import pytest
-from child import run
+from machine_process import run
 
 OUT_OF_MEMORY, LAUNCH_FAILURE, NO_DEVICE = 2, 719, 100
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from child import run
+from machine_process import run
 
 FORMATS = ("none", "mxfp8_e4m3", "mxfp6_e2m3", "mxfp6_e3m2", "mxfp4")
 

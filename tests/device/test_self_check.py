@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from child import run
+from machine_process import run
 
 
 def broken(kernels: list[str], folder: Path) -> None:
