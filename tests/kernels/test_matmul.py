@@ -316,6 +316,8 @@ CPUS = {
 @pytest.mark.parametrize("cpu", CPUS)
 def test_what_each_cpu_runs(cpu: str) -> None:
     features, level_3, level_1 = CPUS[cpu]
+    if EMULATED and level_3 == "avx_vnni":
+        pytest.skip("this build encodes AVX-VNNI as AVX-512 does and asks for that")
     select = partial(_native.select_kernel, features, "")
     assert select("none", 3, 1) == select("none", 4, 1) == select("mxfp4", 0, 1) == level_3
     assert select("none", 1, 1) == select("mxfp8_e4m3", 0, 1) == level_1
