@@ -226,9 +226,7 @@ def _operator() -> Check:
 
 def _execution_provider() -> Check:
     names = session.get_ep_names()
-    return Check(
-        "execution provider", INFO, ", ".join(names) or "built without it: operators run on the CPU"
-    )
+    return Check("execution provider", INFO, ", ".join(names) or "built without it: operators run on the CPU")
 
 
 def _hip() -> Check:
