@@ -144,7 +144,7 @@ class MiniLM:
         ),
         Row(
             "mr-gptq-8-float-3",
-            "the same with effort 3",
+            "mr-gptq, calibrated on the float model, eight times the text, effort 3",
             True,
             {"sequential": False, "effort": 3},
             times=8,
