@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import onnx_ir as ir
@@ -85,6 +85,21 @@ class Sensitivity:
             return Sensitivity(**values | {"sites": rows})
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise MxortError(f"not a sensitivity of mxort: {type(error).__name__}: {error}") from None
+
+    @staticmethod
+    def load(path: str | os.PathLike[str], model: str | os.PathLike[str]) -> Sensitivity:
+        """What ``mxort sensitivity --json`` printed of ``model``. Raises MxortError for another model's, too."""
+        try:
+            values = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise MxortError(f"{path}: cannot be read: {error}") from None
+        try:
+            known = Sensitivity.from_dict(values)
+        except MxortError as error:
+            raise MxortError(f"{path}: {error}") from None
+        if known.source_sha256 != model_io.load(model).sha256:
+            raise MxortError(f"{path}: measured on another model, {known.model}")
+        return known
 
 
 @dataclass
@@ -292,24 +307,21 @@ def _linear(site: Site, rows: NDArray[np.float32]) -> Layer:
     return linear
 
 
-class _Loss:
+class _Loss(Protocol):
     """The loss of outputs against those of the float model; ``reference`` is called once for each sample first."""
 
-    name = ""
+    name: str
 
     @property
     def count(self) -> int:
         """How many samples have a reference."""
-        raise NotImplementedError
 
-    def reference(self, outputs: Sequence[NDArray[Any]]) -> None:
-        raise NotImplementedError
+    def reference(self, outputs: Sequence[NDArray[Any]]) -> None: ...
 
-    def of(self, outputs: Sequence[NDArray[Any]], sample: int) -> float:
-        raise NotImplementedError
+    def of(self, outputs: Sequence[NDArray[Any]], sample: int) -> float: ...
 
 
-class _Divergence(_Loss):
+class _Divergence:
     """Mean KL(p || q) over the rows of logits: sum p (log p - x) + log sum exp x, x the logits of q."""
 
     name = KL
@@ -334,7 +346,7 @@ class _Divergence(_Loss):
         return max(0.0, entropy + float(cross.mean(dtype=np.float64)))
 
 
-class _Noise(_Loss):
+class _Noise:
     """Mean over the outputs of sum (y - reference)^2 / sum reference^2."""
 
     name = NOISE

@@ -262,7 +262,7 @@ def test_gemm_transposed_operands_and_sites_side_by_side(tmp_path):
         (["--budget-bits", "5"], "needs --calibration, or --sensitivity"),
         (["--sensitivity", "nowhere.json"], "of use with --budget-bits"),
         (["--budget-bits", "5", "--sensitivity", "nowhere.json"], "nowhere.json: cannot be read"),
-        (["--budget-bits", "5", "--sensitivity", "{bad}"], "not a sensitivity of mxort"),
+        (["--budget-bits", "5", "--sensitivity", "{bad}"], "bad.json: not a sensitivity of mxort"),
         (["--budget-bits", "5", "--sensitivity", "{empty}"], "not a sensitivity of mxort"),
         (["--budget-bits", "0"], "expected a number above 0"),
         (["--budget-bits", "5", "--target-kl", "1"], "not allowed with"),
