@@ -8,7 +8,7 @@ namespace {
 
 // Sizes come in classes an eighth apart, so that blocks of similar tensors serve each other; at most an eighth is lost.
 size_t ClassOf(size_t bytes) {
-  constexpr size_t kSmallest = 256;
+  constexpr size_t kSmallest = kBlockAlignment;
   if (bytes <= kSmallest) return kSmallest;
   size_t step = kSmallest;
   while (step * 16 < bytes) step *= 2;  // bytes lies in (8 step, 16 step], or below the first of these ranges

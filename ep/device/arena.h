@@ -20,6 +20,12 @@
 
 namespace mxort::device {
 
+// Of every block; parts of one begin at a multiple of it too.
+inline constexpr size_t kBlockAlignment = 256;
+inline constexpr size_t Aligned(size_t bytes) {
+  return (bytes + kBlockAlignment - 1) / kBlockAlignment * kBlockAlignment;
+}
+
 class Arena {
  public:
   enum class Kind { kDevice, kPinned };

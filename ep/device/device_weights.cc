@@ -12,9 +12,6 @@ namespace mxort::device {
 namespace {
 
 constexpr size_t kStagingBytes = size_t{8} << 20;
-constexpr size_t kAlignment = 256;
-
-size_t Aligned(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 
 }  // namespace
 

@@ -10,7 +10,6 @@
 namespace mxort::device {
 namespace {
 
-constexpr size_t kAlignment = 256;
 constexpr uintptr_t kTensorAlignment = 16;  // what the kernels' wide loads and stores need
 constexpr int64_t kRowGranule = 256;        // of the largest tile: launches of several begin at one
 constexpr int64_t kMostRows = 65536;  // of a launch: keeps the workspace in bounds, and large launches fill any GPU
@@ -18,7 +17,6 @@ constexpr int64_t kMostTiles = (int64_t{1} << 24) - 1;  // HIP: grid times 256 t
 constexpr int64_t kSmallestTile = 64;
 constexpr int64_t kMostColumns = int64_t{1} << 27;
 
-size_t Aligned(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 size_t WorkspaceOf(const hip::Plan& plan) { return Aligned(plan.activation_bytes) + plan.partial_bytes; }
 bool IsAligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % kTensorAlignment == 0; }
 
@@ -28,13 +26,15 @@ hip::Device ForSelection(const DeviceInfo& info, uint64_t disabled) {
 
 }  // namespace
 
-Status Supports(const DeviceInfo& device, const MatMulSpec& spec, DataType type) {
+Status Supports(const DeviceInfo& device, const MatMulSpec& spec, DataType type, uint64_t disabled) {
   if (!device.supported()) return {ErrorCode::kUnsupported, device.unsupported};
   if (spec.N > kMostColumns) {
     return {ErrorCode::kUnsupported,
             "N: got " + std::to_string(spec.N) + ", expected at most " + std::to_string(kMostColumns) + " on a GPU"};
   }
-  if (!hip::Select(ForSelection(device, 0), spec, type, 1).gemm) {
+  for (const int64_t m : {int64_t{1}, kMostRows}) {
+    if (hip::Select(ForSelection(device, disabled), spec, type, m).gemm) continue;
+    if (disabled) return {ErrorCode::kUnsupported, "its kernels failed their self-check"};
     return {ErrorCode::kUnsupported, "K: got " + std::to_string(spec.K) + ", which no kernel for " + device.arch +
                                          " can address with this activation_format"};
   }
@@ -160,14 +160,14 @@ Status MatMulPlan::LaunchRows(void* stream, const void* a, int64_t m, void* y, v
   return LaunchKernel("reduce", plan.reduce_grid, plan.reduce_threads, stream, &reduce);
 }
 
-Status MatMulPlan::LaunchKernel(const std::string& name, hip::Grid grid, unsigned threads, void* stream,
+Status MatMulPlan::LaunchKernel(const char* name, hip::Grid grid, unsigned threads, void* stream,
                                 void* arguments) const {
   const HipApi& hip = device()->hip();
   void* parameters[] = {arguments};
-  const int error = hip.hipModuleLaunchKernel(functions_.at(name), grid.x, grid.y, grid.z, threads, 1, 1, 0, stream,
-                                              parameters, nullptr);
+  const int error = hip.hipModuleLaunchKernel(functions_.find(name)->second, grid.x, grid.y, grid.z, threads, 1, 1, 0,
+                                              stream, parameters, nullptr);
   if (error == 0) return {};
-  return hip.Check(error, ("launch of " + name).c_str());
+  return hip.Check(error, ("launch of " + std::string(name)).c_str());
 }
 
 }  // namespace mxort::device

@@ -10,6 +10,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -26,7 +27,8 @@ namespace mxort::device {
 
 // Whether there is a kernel for this problem on such a device, without touching it: kUnsupported with the reason (what
 // to log when a node is not claimed).
-Status Supports(const DeviceInfo& device, const MatMulSpec& spec, DataType type);
+// `disabled` (hip::Device) are the kernels that failed their self-check.
+Status Supports(const DeviceInfo& device, const MatMulSpec& spec, DataType type, uint64_t disabled = 0);
 
 struct PlanOptions {
   bool self_check = true;  // before the first use of a kernel on the device in this process
@@ -65,14 +67,14 @@ class MatMulPlan {
   hip::Plan Choose(int64_t m) const;
   int64_t RowsOfLaunch() const;
   Status LaunchRows(void* stream, const void* a, int64_t m, void* y, void* workspace) const;
-  Status LaunchKernel(const std::string& name, hip::Grid grid, unsigned threads, void* stream, void* arguments) const;
+  Status LaunchKernel(const char* name, hip::Grid grid, unsigned threads, void* stream, void* arguments) const;
 
   const MatMulSpec spec_;
   const DataType type_;
   const std::shared_ptr<const DeviceWeights> weights_;
   const PlanOptions options_;
-  uint64_t disabled_ = 0;                   // hip::Device::disabled
-  std::map<std::string, void*> functions_;  // every kernel that Choose may name
+  uint64_t disabled_ = 0;                                // hip::Device::disabled
+  std::map<std::string, void*, std::less<>> functions_;  // every kernel that Choose may name
 };
 
 }  // namespace mxort::device

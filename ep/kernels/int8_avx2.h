@@ -31,15 +31,11 @@ struct Int8Avx2 {
     const __m128i two = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4E));
     return _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32(two, 0xB1)));
   }
-  MXORT_INLINE void Decode2(const uint8_t* p, Ints* weights) {
+  MXORT_INLINE void Decode(const uint8_t* p, Ints* weights) {
     const Ints table = _mm256_broadcastsi128_si256(_mm_setr_epi8(MXORT_INT8_WEIGHTS));
     const Ints codes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)), mask = _mm256_set1_epi8(15);
     weights[0] = _mm256_shuffle_epi8(table, _mm256_and_si256(codes, mask));
     weights[1] = _mm256_shuffle_epi8(table, _mm256_and_si256(_mm256_srli_epi32(codes, 4), mask));
-  }
-  MXORT_INLINE void Decode(const uint8_t* first, const uint8_t* second, Ints* weights) {
-    Decode2(first, weights);
-    Decode2(second, weights + 2);
   }
   // Four bytes at p in every lane.
   MXORT_INLINE Ints Broadcast(const uint8_t* p) {

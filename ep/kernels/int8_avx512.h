@@ -34,7 +34,7 @@ struct Int8Avx512 {
     return _mm512_reduce_add_epi32(_mm512_add_epi32(x, y));
   }
   MXORT_INLINE Ints Table() { return _mm512_broadcast_i32x4(_mm_setr_epi8(MXORT_INT8_WEIGHTS)); }
-  MXORT_INLINE void Decode2(const uint8_t* p, Ints* weights) {
+  MXORT_INLINE void Decode(const uint8_t* p, Ints* weights) {
     const Ints codes = _mm512_loadu_si512(p);
 #if defined(__AVX512VBMI__)
     // vpermb looks at the low six bits of an index, and the table repeats every 16 entries, so the upper nibble of each
@@ -46,10 +46,6 @@ struct Int8Avx512 {
     weights[0] = _mm512_shuffle_epi8(Table(), _mm512_and_si512(codes, mask));
     weights[1] = _mm512_shuffle_epi8(Table(), _mm512_and_si512(_mm512_srli_epi32(codes, 4), mask));
 #endif
-  }
-  MXORT_INLINE void Decode(const uint8_t* first, const uint8_t* second, Ints* weights) {
-    Decode2(first, weights);
-    Decode2(second, weights + 2);
   }
   // Four bytes at p in every lane.
   MXORT_INLINE Ints Broadcast(const uint8_t* p) {

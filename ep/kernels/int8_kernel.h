@@ -13,7 +13,7 @@
 //
 // S provides:  StoreBytes (32 integers, -128 to 127, as int8 in the order of a packed vector's nibbles (layout.h);
 // their sum), kLanes (output columns of a register: 16 or 8), Ints and Floats of that many lanes, kMaxRows (rows that
-// fit its registers, by terms), Decode (16 codes of each column to 4 registers of 4 weights each), Accumulate (those 4
+// fit its registers, by terms), Decode (8 codes of each column to 2 registers of 4 weights each), Accumulate (4 such
 // registers times 16 int8, onto a sum), Broadcast, Combine (256 x + y), ToFloat, Scale, MultiplyAdd, LoadScales, Store.
 #ifndef MXORT_KERNELS_INT8_KERNEL_H_
 #define MXORT_KERNELS_INT8_KERNEL_H_
@@ -128,7 +128,8 @@ MXORT_INLINE void Int8Block(const uint8_t* codes, const uint8_t* weight_scales, 
 #pragma GCC unroll 2
   for (int v = 0; v < kBlockVectors; v += 2) {
     typename S::Ints weights[4];
-    S::Decode(codes + v * kVectorBytes, codes + (v + 1) * kVectorBytes, weights);
+    S::Decode(codes + v * kVectorBytes, weights);
+    S::Decode(codes + (v + 1) * kVectorBytes, weights + 2);
 #pragma GCC unroll 16
     for (int i = 0; i < kRows * kTerms; ++i) {
       S::Accumulate(dot[i], weights, a + i * kBlockSize + v * kVectorElements);

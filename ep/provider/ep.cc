@@ -124,14 +124,7 @@ std::string Ep::WhyUnsupported(const MatMulSpec& spec, DataType type) const {
     logger_.Log(ORT_LOGGING_LEVEL_WARNING, gpu_.info.name + " cannot be used: " + status.message());
     return status.message();
   }
-  hip::Device selection;
-  selection.arch = gpu_.info.arch.c_str();
-  selection.compute_units = gpu_.info.compute_units;
-  selection.disabled = disabled;
-  for (const int64_t m : {1, 4096}) {
-    if (!hip::Select(selection, spec, type, m).gemm) return "its kernels failed their self-check";
-  }
-  return {};
+  return device::Supports(gpu_.info, spec, type, disabled).message();
 }
 
 OrtAllocator* Ep::CreateAllocatorFor(const OrtMemoryInfo* info) const {
