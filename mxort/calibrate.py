@@ -98,6 +98,7 @@ class StageNodes:
         options = runtime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 4
+        options.add_session_config_entry("session.force_spinning_stop", "1")  # torch has the cores next
         options.enable_cpu_mem_arena = (
             False  # results are kept: an arena that they lie in would be kept whole
         )
