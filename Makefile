@@ -30,8 +30,10 @@ lint: build/.dev
 	.venv/bin/mypy
 	.venv/bin/lint-imports --no-logo
 
-test: build/.demo $(OLD_ONNXRUNTIMES:%=build/ort/%)
-	$(PYTHON) -m pytest $(PYTEST_MARKS) --durations=10
+# A test file belongs to one process; several at once, but not so many that memory gets short.
+PYTEST = $(PYTHON) -m pytest -n auto --maxprocesses 4 --dist loadfile $(PYTEST_MARKS)
+test: build/.demo $(OLD_ONNXRUNTIMES:%=build/ort/%) provider-programs hipsim
+	$(PYTEST) --durations=10
 
 CMAKE = .venv/bin/cmake -S . -G Ninja -Dpybind11_DIR=$$($(PYTHON) -m pybind11 --cmakedir) \
 	-DPython_EXECUTABLE=$(abspath $(PYTHON)) -DMXORT_TESTS=ON
@@ -64,7 +66,7 @@ sanitize: build/.dev hipsim
 	$(HIPSIM) .venv/bin/ctest --test-dir build/sanitize --output-on-failure
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 MXORT_TEST_LIBRARIES=build/sanitize $(HIPSIM) \
-	  $(PYTHON) -m pytest -q -p no:cacheprovider $(PYTEST_MARKS) tests/test_formats.py tests/test_scales.py \
+	  $(PYTEST) -q -p no:cacheprovider tests/test_formats.py tests/test_scales.py \
 	  tests/kernels tests/ops tests/provider/test_unload.py tests/provider/test_faults.py tests/provider/test_copies.py
 	$(CMAKE) -B build/tsan -DCMAKE_BUILD_TYPE=RelWithDebInfo -DMXORT_SANITIZE=thread -DMXORT_HIP=OFF >/dev/null
 	.venv/bin/cmake --build build/tsan --target test_threads test_device
