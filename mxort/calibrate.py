@@ -61,7 +61,8 @@ Quantize = Callable[[Site, Statistics], Result | None]
 class Settings:
     """``operator`` tells how a site will run. ``memory`` bounds the bytes of activations held, the rest is on disk.
 
-    ``sequential``: a layer sees the already quantised layers before it, else the float ones.
+    ``sequential``: a layer sees the already quantised layers before it, else the float ones. ``device`` is where torch
+    computes (:func:`mxort.quantize.moments.find_device`).
     """
 
     operator: Callable[[Site], Operator]
@@ -70,6 +71,7 @@ class Settings:
     threads: int = 0
     progress: Progress = field(default=lambda what, fraction: None)
     smooth: Smooth | None = None
+    device: str = "auto"
 
 
 def run(
@@ -83,7 +85,7 @@ def run(
     moments = with_torch("moments")
     with (
         tempfile.TemporaryDirectory(prefix="mxort-calibrate-") as folder,
-        moments.limited_threads(settings.threads),
+        moments.computing(settings.threads, settings.device),
     ):
         _Run(model, plan, settings, Path(folder)).all(feeds, quantize)
 

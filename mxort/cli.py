@@ -192,6 +192,7 @@ def _add_sensitivity(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, help="an ONNX model")
     parser.add_argument("--data", type=Path, required=True, metavar="PATH", help=shared.DATA_HELP)
     shared.add_samples(parser)
+    shared.add_torch_device(parser)
     parser.add_argument("--threads", type=shared.natural, default=0, help="default: all cores")
     parser.add_argument("--cache", type=Path, metavar="FOLDER", help="keep finished nodes there, to resume")
     shared.add_json(parser)

@@ -41,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--threads", type=shared.natural, default=0, help="of the calibration (default: all cores)"
     )
     data.add_argument("--cache", type=Path, metavar="FOLDER", help="keep finished weights there, to resume")
+    shared.add_torch_device(data)
     mixed = parser.add_argument_group("mixed precision")
     goal = mixed.add_mutually_exclusive_group()
     goal.add_argument(
@@ -82,7 +83,11 @@ def run(arguments: argparse.Namespace) -> int:
     calibration = None
     if arguments.calibration is not None:
         calibration = packing.Calibration(
-            arguments.calibration, arguments.memory * 1_000_000, arguments.threads, arguments.cache
+            arguments.calibration,
+            arguments.memory * 1_000_000,
+            arguments.threads,
+            arguments.cache,
+            arguments.device,
         )
     with shared.progress() as progress:
         report = pipeline.convert(arguments.model, output, chosen, calibration=calibration, progress=progress)

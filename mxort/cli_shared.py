@@ -33,6 +33,15 @@ def add_samples(parser: argparse._ActionsContainer) -> None:
     )
 
 
+def add_torch_device(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--device",
+        metavar="auto|cpu|gpu|gpu:N",
+        default="auto",
+        help="where torch computes (default: a GPU that torch has, else the CPU)",
+    )
+
+
 def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json", action="store_true", help="print JSON, and nothing else, on standard output"
@@ -134,7 +143,7 @@ def probe(
 ) -> Probe:
     from mxort.sensitivity import Options, Probe
 
-    options = Options(arguments.samples, arguments.threads, arguments.cache)
+    options = Options(arguments.samples, arguments.threads, arguments.cache, device=arguments.device)
     if progress is not None:
         options.progress = progress
     return Probe(arguments.model, data, chosen, options)

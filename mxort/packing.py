@@ -45,12 +45,14 @@ class Calibration:
 
     ``memory``: bytes of activations held in memory, beyond which they go to temporary files. ``threads``: 0 all
     cores. ``cache``: a folder that keeps finished weights, for a run that is interrupted and started again.
+    ``device``: where torch computes (:func:`mxort.quantize.moments.find_device`).
     """
 
     data: calibration_data.Data
     memory: int = 512_000_000
     threads: int = 0
     cache: str | os.PathLike[str] | None = None
+    device: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -175,6 +177,7 @@ class Packer:
             calibration.threads,
             progress,
             self._smoother,
+            calibration.device,
         )
         calibration_run.run(
             source.model,

@@ -104,12 +104,16 @@ class Sensitivity:
 
 @dataclass
 class Options:
-    """``samples``: how many of the data. ``cache``: a folder that keeps finished sites. ``threads``: 0 all."""
+    """``samples``: how many of the data. ``cache``: a folder that keeps finished sites. ``threads``: 0 all.
+
+    ``device``: where torch computes (:func:`mxort.quantize.moments.find_device`).
+    """
 
     samples: int = 2
     threads: int = 0
     cache: str | os.PathLike[str] | None = None
     progress: Progress = lambda what, fraction: None
+    device: str = "auto"
 
 
 class Probe:
@@ -144,7 +148,7 @@ class Probe:
 
     def sensitivity(self) -> Sensitivity:
         """Every weight quantised alone."""
-        with with_torch("moments").limited_threads(self._options.threads):
+        with with_torch("moments").computing(self._options.threads, self._options.device):
             rows = list(self._run.alone(self._feeds, self._kept, self._options.progress))
         rows.sort(key=lambda row: row.loss[BASE], reverse=True)
         return Sensitivity(
@@ -158,7 +162,7 @@ class Probe:
 
     def loss(self, formats: Mapping[str, str]) -> float:
         """The loss with all weights quantised, in the format that ``formats`` has for the node."""
-        with with_torch("moments").limited_threads(self._options.threads):
+        with with_torch("moments").computing(self._options.threads, self._options.device):
             return self._run.together(self._feeds, formats)
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mxort.errors import MxortError
 from mxort.formats import (
     ACTIVATION_FORMATS,
     BLOCK_SIZE,
@@ -123,29 +124,50 @@ class Moments:
 
     def _rotated(self, rows: NDArray[np.float32]) -> Tensor:
         padded = np.pad(rows, ((0, 0), (0, self._k - rows.shape[1]))) if rows.shape[1] < self._k else rows
-        return torch.from_numpy(padded if self._format is None else hadamard_rotate(padded, self._rotation))
+        return torch.as_tensor(padded if self._format is None else hadamard_rotate(padded, self._rotation))
 
     def statistics(self) -> Statistics:
         """The means, in the basis of the rotated operand. Ends the gathering."""
         count = max(1, self._rows)
         result = Statistics(
-            self._hessian.symmetric_mean(count).numpy(),
-            (self._sum / count).numpy(),
-            self._absmax.double().numpy(),
+            self._hessian.symmetric_mean(count).numpy(force=True),
+            (self._sum / count).numpy(force=True),
+            self._absmax.double().numpy(force=True),
             self._rows,
-            None if self._drift is None else self._drift.mean(count).numpy(),
+            None if self._drift is None else self._drift.mean(count).numpy(force=True),
         )
         return result.rotated(self._rotation) if self._format is None else result
 
 
+def find_device(name: str) -> torch.device:
+    """The device meant by "auto" (a GPU where torch has one), "cpu", "gpu" or "gpu:1".
+
+    Raises MxortError for any other text, and for a GPU that torch does not have.
+    """
+    kind, _, ordinal = name.partition(":")
+    if name not in ("auto", "cpu", "gpu") and not (kind == "gpu" and ordinal.isdecimal()):
+        raise MxortError(f"device: got {name!r}, expected auto, cpu, gpu or gpu:N")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0  # so torch calls AMD's, too
+    if name == "cpu" or (name == "auto" and not count):
+        return torch.device("cpu")
+    if int(ordinal or 0) >= count:
+        raise MxortError(f"device {name!r}: torch has {count} GPUs")
+    return torch.device("cuda", int(ordinal or 0))
+
+
 @contextmanager
-def limited_threads(count: int) -> Iterator[None]:
-    """torch works with ``count`` threads meanwhile (0: as many as it likes)."""
+def computing(threads: int, device: str = "cpu") -> Iterator[None]:
+    """torch works with so many threads meanwhile (0: as many as it likes), and on the device of that name.
+
+    What is made from NumPy arrays lands there with ``as_tensor`` and comes back with ``numpy(force=True)``.
+    """
+    found = find_device(device)
     before = torch.get_num_threads()
-    if count:
-        torch.set_num_threads(count)
+    if threads:
+        torch.set_num_threads(threads)
     try:
-        yield
+        with nullcontext() if found.type == "cpu" else found:  # the context takes 1 us a call
+            yield
     finally:
         torch.set_num_threads(before)
 
@@ -154,9 +176,9 @@ class Linear:
     """The float layer: a [..., K] -> a . W + bias, with W^T [N, K]."""
 
     def __init__(self, weight: NDArray[np.float32], bias: NDArray[np.float32]) -> None:
-        self._weight, self._bias = torch.from_numpy(weight), torch.from_numpy(bias)
+        self._weight, self._bias = torch.as_tensor(weight), torch.as_tensor(bias)
 
     def __call__(self, a: NDArray[np.float32]) -> NDArray[np.float32]:
-        product = torch.nn.functional.linear(torch.from_numpy(a), self._weight, self._bias)
-        result: NDArray[np.float32] = product.numpy()
+        product = torch.nn.functional.linear(torch.as_tensor(a), self._weight, self._bias)
+        result: NDArray[np.float32] = product.numpy(force=True)
         return result

@@ -90,15 +90,15 @@ def choose(
 def error(x: NDArray[np.float32], scale: NDArray[np.float32], layers: Layers, settings: Settings) -> float:
     """Mean over the layers of |Q(x / s) Q(s W) - x W|^2 / |x W|^2, weights rounded to nearest."""
     torch, moments = with_torch("solver").torch, with_torch("moments")
-    smooth = torch.from_numpy(hadamard_rotate(x / scale, layers.rotation))
+    smooth = torch.as_tensor(hadamard_rotate(x / scale, layers.rotation))
     fmt = ACTIVATION_FORMATS[layers.activation_format]
     operand = smooth if fmt is None else moments.round_activations(smooth, fmt)
     total = 0.0
     for weight in layers.weights:
         rounded = rtn.quantize(hadamard_rotate(weight * scale, layers.rotation), settings)
         stored = dequantize(rounded.codes, rounded.scales) * rounded.column_scale[:, None]
-        wanted = torch.from_numpy(x) @ torch.from_numpy(weight).T
-        noise = (operand @ torch.from_numpy(stored).T - wanted).square().sum(dtype=torch.float64)
+        wanted = torch.as_tensor(x) @ torch.as_tensor(weight).T
+        noise = (operand @ torch.as_tensor(stored).T - wanted).square().sum(dtype=torch.float64)
         signal = wanted.square().sum(dtype=torch.float64)
         total += float(noise / signal) if signal > 0 else 0.0
     return total / len(layers.weights)

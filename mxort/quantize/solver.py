@@ -63,7 +63,7 @@ class Problem:
 @lru_cache(maxsize=1)
 def prepare(statistics: Statistics, damping: float) -> Problem:
     """The problem of one operand; that of the last one is kept, as weights come in chunks and share operands."""
-    hessian = torch.from_numpy(statistics.hessian).clone()
+    hessian = torch.as_tensor(statistics.hessian).clone()
     diagonal = hessian.diagonal()
     mean = float(diagonal.mean())
     diagonal[diagonal <= 0] = mean or 1.0  # an input that was always zero: its weights are rounded to nearest
@@ -71,7 +71,7 @@ def prepare(statistics: Statistics, damping: float) -> Problem:
     if statistics.drift is not None:
         factor, info = torch.linalg.cholesky_ex(_damped(hessian, DRIFT_DAMPING * mean))
         if not info:
-            correction = torch.cholesky_solve(torch.from_numpy(statistics.drift).T, factor).T.float()
+            correction = torch.cholesky_solve(torch.as_tensor(statistics.drift).T, factor).T.float()
     damped = _damped(hessian, damping * mean)
     order = torch.argsort(damped.diagonal(), descending=True, stable=True)
     upper = None
@@ -91,8 +91,8 @@ def wanted_rows(problem: Problem, rows: NDArray[np.float32]) -> NDArray[np.float
     """The rows [n, K] whose products with the operand come nearest to those of ``rows`` in the float model."""
     if problem.correction is None:
         return rows
-    weights = torch.from_numpy(rows)
-    result: NDArray[np.float32] = torch.addmm(weights, weights, problem.correction).numpy()
+    weights = torch.as_tensor(rows)
+    result: NDArray[np.float32] = torch.addmm(weights, weights, problem.correction).numpy(force=True)
     return result
 
 
@@ -107,7 +107,7 @@ def solve(
 
     No row ends worse than it is in ``start``.
     """
-    wanted = torch.from_numpy(np.ascontiguousarray(rows.T))
+    wanted = torch.as_tensor(np.ascontiguousarray(rows.T))
     first = Solution.of(start)
     solution = replace(first, values=gptq(problem, wanted, first.scales, first.element))
     least = loss(problem, wanted - solution.weights())
@@ -141,9 +141,9 @@ class Solution:
     @staticmethod
     def of(quantized: QuantizedWeight) -> Solution:
         fmt = quantized.element
-        values = torch.from_numpy(fmt.decode(unpack_codes(quantized.codes, fmt)).T).contiguous()
-        exponents = torch.from_numpy(quantized.scales.T.astype(np.int32) - SCALE_BIAS)
-        multiplier = torch.from_numpy(quantized.column_scale)
+        values = torch.as_tensor(fmt.decode(unpack_codes(quantized.codes, fmt)).T).contiguous()
+        exponents = torch.as_tensor(quantized.scales.T.astype(np.int32) - SCALE_BIAS)
+        multiplier = torch.as_tensor(quantized.column_scale)
         return Solution(values, exponents, multiplier, quantized.weight_format)
 
     def take(self, rows: Tensor, other: Solution) -> None:
@@ -166,14 +166,14 @@ class Solution:
         return self.values * self.scales
 
     def pack(self) -> QuantizedWeight:
-        values = self.values.T.contiguous().numpy()
+        values = self.values.T.contiguous().numpy(force=True)
         codes = np.searchsorted(self.element.magnitudes, np.abs(values)).astype(np.uint8)
         codes += np.where(values < 0, np.uint8(self.element.sign_bit), np.uint8(0))
-        scales = (self.exponents.T.numpy() + SCALE_BIAS).astype(np.uint8)
+        scales = (self.exponents.T.numpy(force=True) + SCALE_BIAS).astype(np.uint8)
         return QuantizedWeight(
             pack_codes(codes, self.element),
             np.ascontiguousarray(scales),
-            self.multiplier.numpy(),
+            self.multiplier.numpy(force=True),
             weight_format=self.weight_format,
         )
 
