@@ -42,6 +42,7 @@ BASE = "mxfp4"
 """The weight format whose loss is measured. That of the others follows from the noise of the weight."""
 
 _LOGITS = "logits"
+_ROWS_AT_ONCE = 64
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 
 
@@ -338,16 +339,23 @@ class _Divergence:
         return len(self._kept)
 
     def reference(self, outputs: Sequence[NDArray[Any]]) -> None:
-        x = _rows(outputs[0])
-        log_p = x - _log_sum(x)[:, None]
-        p = np.exp(log_p)
-        self._kept.append((p, float(np.einsum("nv,nv->n", p, log_p).mean(dtype=np.float64))))
+        logits = _rows(outputs[0])
+        p, entropy = np.empty(logits.shape, np.float32), 0.0
+        for part in _parts(logits):
+            x = logits[part].astype(np.float32)
+            log_p = x - _log_sum(x)[:, None]
+            np.exp(log_p, out=p[part])
+            entropy += float(np.einsum("nv,nv->n", p[part], log_p).sum(dtype=np.float64))
+        self._kept.append((p, entropy / max(1, len(logits))))
 
     def of(self, outputs: Sequence[NDArray[Any]], sample: int) -> float:
-        x = _rows(outputs[0])
+        logits = _rows(outputs[0])
         p, entropy = self._kept[sample]
-        cross = _log_sum(x) - np.einsum("nv,nv->n", p, x)
-        return max(0.0, entropy + float(cross.mean(dtype=np.float64)))
+        cross = 0.0
+        for part in _parts(logits):
+            x = logits[part].astype(np.float32)
+            cross += float((_log_sum(x) - np.einsum("nv,nv->n", p[part], x)).sum(dtype=np.float64))
+        return max(0.0, entropy + cross / max(1, len(logits)))
 
 
 class _Noise:
@@ -373,8 +381,13 @@ class _Noise:
         return sum(ratios) / len(ratios)
 
 
-def _rows(logits: NDArray[Any]) -> NDArray[np.float32]:
-    return logits.reshape(-1, logits.shape[-1]).astype(np.float32)
+def _rows(logits: NDArray[Any]) -> NDArray[Any]:
+    return logits.reshape(-1, logits.shape[-1])
+
+
+def _parts(rows: NDArray[Any]) -> Iterator[slice]:
+    """A few rows at a time: a vocabulary is large, and each step makes another array of them."""
+    return (slice(start, start + _ROWS_AT_ONCE) for start in range(0, len(rows), _ROWS_AT_ONCE))
 
 
 def _log_sum(x: NDArray[np.float32]) -> NDArray[np.float32]:
