@@ -1,6 +1,6 @@
 """Measure what each way of converting costs in accuracy, and write the tables of docs/accuracy.md.
 
-Usage: python samples/accuracy.py [--windows 32] [--rows NAME ...] [--threads 0]
+Usage: python samples/accuracy.py [--windows 128] [--rows NAME ...] [--threads 0]
 
 Finished rows are kept in build/accuracy, a file each, and not measured again; --fresh measures them again.
 """
@@ -53,7 +53,7 @@ class Row:
     label: str
     calibrated: bool
     options: Mapping[str, Any] = field(default_factory=dict)
-    times: int = 1
+    times: float = 1
     quark: str = ""  # a preset of AMD Quark, which then makes the weights
 
 
@@ -62,11 +62,14 @@ RTN_MSE = Row("rtn-mse", "rtn, scale rule mse", False, {"column_multiplier": Fal
 RTN = Row("rtn", "rtn, mse, column multiplier **(default without data)**", False)
 GPTQ = Row("gptq", "gptq", True, {"algorithm": "gptq"})
 MR_GPTQ = Row("mr-gptq", "mr-gptq **(default with data)**", True)
-MR_GPTQ_4 = Row("mr-gptq-4", "mr-gptq, four times the calibration text", True, times=4)
+MR_GPTQ_QUARTER = Row("mr-gptq-quarter", "mr-gptq, a quarter of the calibration text", True, times=0.25)
 W4A8 = Row("w4a8", "W4A8 mr-gptq", True, {"activation_format": "mxfp8_e4m3"})
 W4A6 = Row("w4a6", "W4A6 mr-gptq", True, {"activation_format": "mxfp6_e2m3"})
 W4A4 = Row("w4a4", "W4A4 mr-gptq", True, {"activation_format": "mxfp4"})
 MIXED = Row("mixed-4.75", "mr-gptq, formats by layer within 4.75 bits", True, {"budget_bits": 4.75})
+SMOOTH = Row("smooth-gptq", "smooth-gptq, a quarter of the text", True, {"algorithm": "smooth-gptq"}, 0.25)
+LM_HEAD = {"convert_lm_head": True}
+TABLES = {"convert_embedding": True, **LM_HEAD}
 
 
 def text() -> str:
@@ -83,7 +86,19 @@ class SmolLM2:
 
     name = "smollm2"
     heading = ("weights", "perplexity", "KL to fp32", "top-1", *COST)
-    rows: tuple[Row, ...] = (RTN_EVEN, RTN_MSE, RTN, GPTQ, MR_GPTQ, MR_GPTQ_4, MIXED, W4A8, W4A6, W4A4)
+    rows: tuple[Row, ...] = (
+        RTN_EVEN,
+        RTN_MSE,
+        RTN,
+        GPTQ,
+        MR_GPTQ_QUARTER,
+        SMOOTH,
+        MR_GPTQ,
+        MIXED,
+        W4A8,
+        W4A6,
+        W4A4,
+    )
 
     def __init__(self, cache: Path, windows: int) -> None:
         folder = smollm2(cache)
@@ -95,8 +110,8 @@ class SmolLM2:
         self._windows = rest[: len(rest) // WINDOW * WINDOW].reshape(-1, WINDOW)
         self._count = windows
 
-    def calibration(self, times: int) -> list[Tokens]:
-        return spread(self._windows, self._count * times)
+    def calibration(self, times: float) -> list[Tokens]:
+        return spread(self._windows, round(self._count * times))
 
     def unseen(self, cache: Path, rest: Tokens) -> Tokens:
         """What calibration windows are taken from; ``rest`` is the text after the test windows."""
@@ -118,6 +133,28 @@ class SmolLM2OnPlays(SmolLM2):
     def unseen(self, cache: Path, rest: Tokens) -> Tokens:
         files = [plays(cache) / name for name in PLAYS.members.values()]
         return _tokens(smollm2(cache), "\n\n".join(file.read_text("latin-1") for file in files))
+
+
+class SmolLM2Tables(SmolLM2):
+    """What it costs to convert the output projection, and the embedding that shares its table."""
+
+    name = "smollm2-tables"
+    heading = (*SmolLM2.heading[:4], "file, MB", *COST)
+    rows = (
+        RTN,
+        Row("rtn-lm-head", "rtn, and lm_head alone: the float table stays", False, LM_HEAD),
+        Row("rtn-tables", "rtn, and lm_head with the embedding", False, TABLES),
+        Row(
+            "mr-gptq-tables",
+            "mr-gptq, a quarter of the text, and lm_head with the embedding",
+            True,
+            TABLES,
+            times=0.25,
+        ),
+    )
+
+    def cells(self, result: Mapping[str, float]) -> tuple[str, ...]:
+        return (*super().cells(result), f"{result['file_mb']:.1f}")
 
 
 class MiniLM:
@@ -169,8 +206,8 @@ class MiniLM:
         self.test = list(windows[chosen[0::2]])
         self._few, self._many = list(windows[chosen[1::2]]), np.delete(windows, chosen[0::2], axis=0)
 
-    def calibration(self, times: int) -> list[Tokens]:
-        return self._few if times == 1 else spread(self._many, times * SENTENCES)
+    def calibration(self, times: float) -> list[Tokens]:
+        return self._few if times == 1 else spread(self._many, round(times * SENTENCES))
 
     def measure(self, converted: Path, threads: int) -> dict[str, float]:
         metrics = dict(evaluate(self.model, converted, self.test, threads=threads).metrics)
@@ -186,8 +223,19 @@ class MiniLML6(MiniLM):
     name, folder = "minilm-l6", staticmethod(minilm_l6)
 
 
+class MiniLMTables(MiniLM):
+    """What it costs to convert the embedding tables."""
+
+    name = "minilm-tables"
+    heading = (*MiniLM.heading[:4], "file, MB", *COST)
+    rows = (RTN, Row("rtn-tables", "rtn, and the embedding tables", False, {"convert_embedding": True}))
+
+    def cells(self, result: Mapping[str, float]) -> tuple[str, ...]:
+        return (*super().cells(result), f"{result['file_mb']:.1f}")
+
+
 Subject = SmolLM2 | MiniLM
-SUBJECTS: tuple[type[Subject], ...] = (MiniLM, MiniLML6, SmolLM2, SmolLM2OnPlays)
+SUBJECTS: tuple[type[Subject], ...] = (MiniLM, MiniLMTables, MiniLML6, SmolLM2, SmolLM2Tables, SmolLM2OnPlays)
 
 
 def _tokens(folder: Path, content: str) -> Tokens:
@@ -258,9 +306,12 @@ def measure(subject: Subject, row: Row, folder: Path, arguments: argparse.Namesp
     if done.returncode:
         sys.exit(done.stderr.strip())
     seconds, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
-    result = subject.measure(target, arguments.threads)
-    target.unlink()
-    target.with_name(target.name + ".data").unlink(missing_ok=True)
+    files = [file for file in (target, target.with_name(target.name + ".data")) if file.exists()]
+    result = subject.measure(target, arguments.threads) | {
+        "file_mb": sum(f.stat().st_size for f in files) / 1e6
+    }
+    for file in files:
+        file.unlink()
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     if row.quark:
         return result | {"seconds": seconds, "cpu_seconds": cpu}
@@ -313,7 +364,9 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=names, default=names)
     keys = sorted({row.key for kind in SUBJECTS for row in kind.rows})
     parser.add_argument("--rows", nargs="+", choices=keys, metavar="ROW", help="only these")
-    parser.add_argument("--windows", type=int, default=32, help="SmolLM2's calibration windows of 512 tokens")
+    parser.add_argument(
+        "--windows", type=int, default=128, help="SmolLM2's calibration windows of 512 tokens"
+    )
     parser.add_argument("--threads", type=int, default=0, help="default: all cores")
     parser.add_argument("--fresh", action="store_true", help="measure finished rows again")
     parser.add_argument(
