@@ -61,13 +61,20 @@ RTN_EVEN = Row("rtn-even", "rtn, scale rule even", False, {"scale_rule": "even",
 RTN_MSE = Row("rtn-mse", "rtn, scale rule mse", False, {"column_multiplier": False})
 RTN = Row("rtn", "rtn, mse, column multiplier **(default without data)**", False)
 GPTQ = Row("gptq", "gptq", True, {"algorithm": "gptq"})
+GPTQ_QUARTER = Row("gptq-quarter", "gptq, a quarter of the calibration text", True, GPTQ.options, 0.25)
 MR_GPTQ = Row("mr-gptq", "mr-gptq **(default with data)**", True)
 MR_GPTQ_QUARTER = Row("mr-gptq-quarter", "mr-gptq, a quarter of the calibration text", True, times=0.25)
 W4A8 = Row("w4a8", "W4A8 mr-gptq", True, {"activation_format": "mxfp8_e4m3"})
 W4A6 = Row("w4a6", "W4A6 mr-gptq", True, {"activation_format": "mxfp6_e2m3"})
 W4A4 = Row("w4a4", "W4A4 mr-gptq", True, {"activation_format": "mxfp4"})
 MIXED = Row("mixed-4.75", "mr-gptq, formats by layer within 4.75 bits", True, {"budget_bits": 4.75})
-SMOOTH = Row("smooth-gptq", "smooth-gptq, a quarter of the text", True, {"algorithm": "smooth-gptq"}, 0.25)
+SMOOTH = Row(
+    "smooth-gptq",
+    "smooth-gptq, a quarter of the calibration text",
+    True,
+    {"algorithm": "smooth-gptq"},
+    0.25,
+)
 LM_HEAD = {"convert_lm_head": True}
 TABLES = {"convert_embedding": True, **LM_HEAD}
 
@@ -90,7 +97,7 @@ class SmolLM2:
         RTN_EVEN,
         RTN_MSE,
         RTN,
-        GPTQ,
+        GPTQ_QUARTER,
         MR_GPTQ_QUARTER,
         SMOOTH,
         MR_GPTQ,
@@ -250,7 +257,7 @@ def stored_weights(converted: Path) -> dict[str, npt.NDArray[np.float32]]:
     model = model_io.load(converted).model
     weights = {output(s): stages.float_weight(s) for s in sites.find(model, SELECTION) if not s.skip}
     for node in model.graph:
-        if node.domain == "mxort":
+        if node.domain == "mxort" and node.op_type in functions.OPERATORS.values():
             codes, scales, multiplier = (node.inputs[i].const_value.numpy() for i in (1, 2, 3))
             bits = node.attributes.get_int(functions.EXPONENT_BITS, 0)
             element = WEIGHT_FORMATS[functions.weight_format_of(node.op_type, bits)]
@@ -338,7 +345,7 @@ def table(subject: Subject, results: Mapping[str, Mapping[str, float]]) -> str:
     """The finished rows as Markdown."""
     lines = ["| " + " | ".join(subject.heading) + " |", "|---" + "|---:" * (len(subject.heading) - 1) + "|"]
     if reference := next((r["perplexity_reference"] for r in results.values() if "perplexity" in r), None):
-        lines.append(f"| fp32 | {reference:.2f} | 0 | 100% |" + " |" * len(COST))
+        lines.append(f"| fp32 | {reference:.2f} | 0 | 100% |" + " |" * (len(subject.heading) - 4))
     for row in subject.rows:
         if row.key in results:
             r = results[row.key]
