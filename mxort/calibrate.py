@@ -18,7 +18,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from mxort import _native
+from mxort import _native, hardware
 from mxort.converters import stages
 from mxort.converters.sites import Site
 from mxort.converters.stages import Stage
@@ -62,7 +62,7 @@ class Settings:
     """``operator`` tells how a site will run. ``memory`` bounds the bytes of activations held, the rest is on disk.
 
     ``sequential``: a layer sees the already quantised layers before it, else the float ones. ``device`` is where torch
-    computes (:func:`mxort.quantize.moments.find_device`).
+    computes (:func:`mxort.hardware.torch_device`).
     """
 
     operator: Callable[[Site], Operator]
@@ -85,7 +85,7 @@ def run(
     moments = with_torch("moments")
     with (
         tempfile.TemporaryDirectory(prefix="mxort-calibrate-") as folder,
-        moments.computing(settings.threads, settings.device),
+        moments.computing(settings.threads, hardware.torch_device(settings.device)),
     ):
         _Run(model, plan, settings, Path(folder)).all(feeds, quantize)
 

@@ -8,9 +8,12 @@ import platform
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mxort.errors import MxortError
+
+if TYPE_CHECKING:
+    import torch
 
 CPU = "cpu"
 AUTO = "auto"
@@ -97,18 +100,42 @@ def means(device: str | None, name: str) -> bool:
     return device in (None, AUTO, name) or (device == "gpu" and name.startswith("gpu:"))
 
 
+def _ordinal(device: str) -> int | None:
+    """The N of "gpu:N"; None for "auto", "cpu" and "gpu". Raises MxortError for any other text."""
+    match = re.fullmatch(r"auto|cpu|gpu(?::(\d+))?", device)
+    if match is None:
+        raise MxortError(f"device: got {device!r}, expected auto, cpu, gpu or gpu:N")
+    return None if match[1] is None else int(match[1])
+
+
+def torch_device(device: str) -> torch.device:
+    """What :func:`choose` finds for the provider, for torch: "auto" is a GPU where torch has one.
+
+    Raises MxortError for any other text, and for a GPU that torch does not have.
+    """
+    import torch
+
+    ordinal = _ordinal(device)
+    if device == CPU:
+        return torch.device("cpu")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0  # so torch calls AMD's, too
+    if device == AUTO and not count:
+        return torch.device("cpu")
+    if (ordinal or 0) >= count:
+        raise MxortError(f"device {device!r}: torch has {count} GPUs")
+    return torch.device("cuda", ordinal or 0)
+
+
 def choose(device: str) -> Choice:
     """The device meant by "auto", "cpu", "gpu" or "gpu:1".
 
     Raises MxortError for any other text and for "gpu" and "gpu:1" where that GPU cannot be used.
     """
+    ordinal = _ordinal(device)
     if device == CPU:
         return Choice(None)
-    match = re.fullmatch(r"auto|gpu(?::(\d+))?", device)
-    if match is None:
-        raise MxortError(f"device: got {device!r}, expected auto, cpu, gpu or gpu:N")
     gpus = [found for found in devices() if found.ordinal >= 0]
-    wanted = gpus if match[1] is None else [gpu for gpu in gpus if gpu.ordinal == int(match[1])]
+    wanted = gpus if ordinal is None else [gpu for gpu in gpus if gpu.ordinal == ordinal]
     usable = [gpu for gpu in wanted if not gpu.why_not]
     if usable:
         return Choice(usable[0])

@@ -45,7 +45,7 @@ class Calibration:
 
     ``memory``: bytes of activations held in memory, beyond which they go to temporary files. ``threads``: 0 all
     cores. ``cache``: a folder that keeps finished weights, for a run that is interrupted and started again.
-    ``device``: where torch computes (:func:`mxort.quantize.moments.find_device`).
+    ``device``: where torch computes (:func:`mxort.hardware.torch_device`).
     """
 
     data: calibration_data.Data

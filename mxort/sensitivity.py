@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -20,7 +20,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from mxort import calibration_data, quantize
+from mxort import calibration_data, hardware, quantize
 from mxort.calibrate import StageNodes
 from mxort.converters import model_io, sites, stages
 from mxort.converters.sites import Site
@@ -107,7 +107,7 @@ class Sensitivity:
 class Options:
     """``samples``: how many of the data. ``cache``: a folder that keeps finished sites. ``threads``: 0 all.
 
-    ``device``: where torch computes (:func:`mxort.quantize.moments.find_device`).
+    ``device``: where torch computes (:func:`mxort.hardware.torch_device`).
     """
 
     samples: int = 2
@@ -149,7 +149,7 @@ class Probe:
 
     def sensitivity(self) -> Sensitivity:
         """Every weight quantised alone."""
-        with with_torch("moments").computing(self._options.threads, self._options.device):
+        with self._computing():
             rows = list(self._run.alone(self._feeds, self._kept, self._options.progress))
         rows.sort(key=lambda row: row.loss[BASE], reverse=True)
         return Sensitivity(
@@ -161,9 +161,16 @@ class Probe:
             self._refused,
         )
 
+    def _computing(self) -> AbstractContextManager[None]:
+        moments = with_torch("moments")
+        found: AbstractContextManager[None] = moments.computing(
+            self._options.threads, hardware.torch_device(self._options.device)
+        )
+        return found
+
     def loss(self, formats: Mapping[str, str]) -> float:
         """The loss with all weights quantised, in the format that ``formats`` has for the node."""
-        with with_torch("moments").computing(self._options.threads, self._options.device):
+        with self._computing():
             return self._run.together(self._feeds, formats)
 
 

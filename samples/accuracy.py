@@ -40,6 +40,12 @@ TEST_WINDOWS, WINDOW = 8, 512  # SmolLM2: the first 4096 tokens, as in `make dem
 SENTENCES, SENTENCE = 64, 128  # MiniLM: windows of text, alternately for calibration and test
 
 COST = ("convert, s", "CPU, s", "peak memory, MB")
+FIGURES = {  # what a column holds, and its decimals
+    "file, MB": ("file_mb", 1),
+    "convert, s": ("seconds", 0),
+    "CPU, s": ("cpu_seconds", 0),
+    "peak memory, MB": ("peak_mb", 0),
+}
 
 Tokens = npt.NDArray[np.int64]
 SELECTION = sites.Selection(min_elements=mxort.Recipe().min_elements)
@@ -160,9 +166,6 @@ class SmolLM2Tables(SmolLM2):
         ),
     )
 
-    def cells(self, result: Mapping[str, float]) -> tuple[str, ...]:
-        return (*super().cells(result), f"{result['file_mb']:.1f}")
-
 
 class MiniLM:
     """Mean over the layers of their outputs' SQNR on float operands, and the embeddings, on unseen text."""
@@ -236,9 +239,6 @@ class MiniLMTables(MiniLM):
     name = "minilm-tables"
     heading = (*MiniLM.heading[:4], "file, MB", *COST)
     rows = (RTN, Row("rtn-tables", "rtn, and the embedding tables", False, {"convert_embedding": True}))
-
-    def cells(self, result: Mapping[str, float]) -> tuple[str, ...]:
-        return (*super().cells(result), f"{result['file_mb']:.1f}")
 
 
 Subject = SmolLM2 | MiniLM
@@ -349,7 +349,8 @@ def table(subject: Subject, results: Mapping[str, Mapping[str, float]]) -> str:
     for row in subject.rows:
         if row.key in results:
             r = results[row.key]
-            cost = [f"{r[name]:.0f}" if name in r else "" for name in ("seconds", "cpu_seconds", "peak_mb")]
+            columns = [FIGURES[title] for title in subject.heading if title in FIGURES]
+            cost = [f"{r[name]:.{digits}f}" if name in r else "" for name, digits in columns]
             cells = (row.label, *subject.cells(r), *cost)
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -163,9 +163,12 @@ Status MatMulPlan::LaunchRows(void* stream, const void* a, int64_t m, void* y, v
 Status MatMulPlan::LaunchKernel(const char* name, hip::Grid grid, unsigned threads, void* stream,
                                 void* arguments) const {
   const HipApi& hip = device()->hip();
+  const auto function = functions_.find(name);
+  if (function == functions_.end())
+    return {ErrorCode::kInvalidArgument, "kernel '" + std::string(name) + "' was not loaded"};
   void* parameters[] = {arguments};
-  const int error = hip.hipModuleLaunchKernel(functions_.find(name)->second, grid.x, grid.y, grid.z, threads, 1, 1, 0,
-                                              stream, parameters, nullptr);
+  const int error = hip.hipModuleLaunchKernel(function->second, grid.x, grid.y, grid.z, threads, 1, 1, 0, stream,
+                                              parameters, nullptr);
   if (error == 0) return {};
   return hip.Check(error, ("launch of " + std::string(name)).c_str());
 }

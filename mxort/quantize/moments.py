@@ -10,7 +10,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mxort.errors import MxortError
 from mxort.formats import (
     ACTIVATION_FORMATS,
     BLOCK_SIZE,
@@ -139,34 +138,17 @@ class Moments:
         return result.rotated(self._rotation) if self._format is None else result
 
 
-def find_device(name: str) -> torch.device:
-    """The device meant by "auto" (a GPU where torch has one), "cpu", "gpu" or "gpu:1".
-
-    Raises MxortError for any other text, and for a GPU that torch does not have.
-    """
-    kind, _, ordinal = name.partition(":")
-    if name not in ("auto", "cpu", "gpu") and not (kind == "gpu" and ordinal.isdecimal()):
-        raise MxortError(f"device: got {name!r}, expected auto, cpu, gpu or gpu:N")
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0  # so torch calls AMD's, too
-    if name == "cpu" or (name == "auto" and not count):
-        return torch.device("cpu")
-    if int(ordinal or 0) >= count:
-        raise MxortError(f"device {name!r}: torch has {count} GPUs")
-    return torch.device("cuda", int(ordinal or 0))
-
-
 @contextmanager
-def computing(threads: int, device: str = "cpu") -> Iterator[None]:
-    """torch works with so many threads meanwhile (0: as many as it likes), and on the device of that name.
+def computing(threads: int, device: torch.device) -> Iterator[None]:
+    """torch works with so many threads meanwhile (0: as many as it likes), and on that device.
 
     What is made from NumPy arrays lands there with ``as_tensor`` and comes back with ``numpy(force=True)``.
     """
-    found = find_device(device)
     before = torch.get_num_threads()
     if threads:
         torch.set_num_threads(threads)
     try:
-        with nullcontext() if found.type == "cpu" else found:  # the context takes 1 us a call
+        with nullcontext() if device.type == "cpu" else device:  # the context takes 1 us a call
             yield
     finally:
         torch.set_num_threads(before)

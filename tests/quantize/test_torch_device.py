@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import mxort
-from mxort import cli
+from mxort import cli, hardware
 from mxort.errors import MxortError
 from mxort.packing import Calibration
 from mxort.recipe import Recipe
@@ -52,7 +52,7 @@ def test_sensitivity(tmp_path, monkeypatch):
 def test_what_is_forgotten_fails(monkeypatch):
     """The simulated GPU tells devices apart as torch does."""
     there = np.ones((2, 2), np.float32)
-    with torch_gpu.simulated(monkeypatch), moments.computing(0, "gpu"):
+    with torch_gpu.simulated(monkeypatch), moments.computing(0, hardware.torch_device("gpu")):
         x = torch.as_tensor(there)
         assert torch_gpu.on_gpu(x) and torch_gpu.on_gpu(x.T) and torch_gpu.on_gpu(torch.zeros(2) + 1)
         with pytest.raises(RuntimeError, match="same device"):
@@ -60,19 +60,19 @@ def test_what_is_forgotten_fails(monkeypatch):
         with pytest.raises(TypeError, match="numpy"):
             x.numpy()
         assert (x.numpy(force=True) == there).all()
-    with torch_gpu.simulated(monkeypatch), moments.computing(0, "cpu"):
+    with torch_gpu.simulated(monkeypatch), moments.computing(0, hardware.torch_device("cpu")):
         assert not torch_gpu.on_gpu(torch.as_tensor(there))
 
 
 @pytest.mark.parametrize("name", ["", "cuda", "gpu:", "gpu:x", "gpu:-1", "cpu:0"])
 def test_other_names(name):
     with pytest.raises(MxortError, match="expected auto, cpu, gpu or gpu:N"):
-        moments.find_device(name)
+        hardware.torch_device(name)
 
 
 def test_a_gpu_that_is_not_there(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert moments.find_device("auto").type == "cpu"
+    assert hardware.torch_device("auto").type == "cpu"
     model, data = gated(tmp_path / "model.onnx"), tmp_path / "data.npz"
     np.savez(data, **feeds(1)[0])
     line = [
