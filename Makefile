@@ -23,12 +23,16 @@ check-full: check
 
 PYTEST_MARKS = -m 'not slow'
 
+# Without site's .pth files: the editable installation's finder would come before build/view.
+SITE = $(shell $(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+LINT_IMPORTS = PYTHONPATH=.:$(SITE) ../../$(PYTHON) -S -c 'from importlinter.cli import lint_imports_command; lint_imports_command()'
 lint: build/.dev
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/clang-format --dry-run --Werror $(CXX_FILES)
-	.venv/bin/mypy
-	.venv/bin/lint-imports --no-logo
+	scripts/view.sh
+	cd build/view && ../../.venv/bin/mypy --config-file ../../pyproject.toml
+	cd build/view && $(LINT_IMPORTS) --config ../../pyproject.toml --no-logo
 
 # A test file belongs to one process; several at once, but not so many that memory gets short.
 PYTEST = $(PYTHON) -m pytest -n auto --maxprocesses 4 --dist loadfile $(PYTEST_MARKS)
@@ -75,7 +79,7 @@ sanitize: build/.dev hipsim
 
 bench: build/.bench
 	$(PYTHON) samples/models.py minilm smollm2
-	$(PYTHON) -m mxort.cli bench bounds --fresh --write docs/performance.md
+	$(PYTHON) -m tools.bench bounds --fresh --write docs/performance.md
 
 accuracy: build/.demo
 	$(PYTHON) samples/accuracy.py

@@ -6,36 +6,36 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mxort.comparison import compare as compare
+    from mxort.conversion.pipeline import convert as convert
+    from mxort.conversion.recipe import PRESETS as PRESETS
+    from mxort.conversion.recipe import Recipe as Recipe
+    from mxort.conversion.report import Report as Report
+    from mxort.conversion.report import SiteReport as SiteReport
     from mxort.errors import MxortError as MxortError
-    from mxort.hardware import Device as Device
-    from mxort.hardware import devices as devices
-    from mxort.pipeline import convert as convert
-    from mxort.recipe import PRESETS as PRESETS
-    from mxort.recipe import Recipe as Recipe
-    from mxort.report import Report as Report
-    from mxort.report import SiteReport as SiteReport
-    from mxort.session import InferenceSession as InferenceSession
-    from mxort.session import get_ep_name as get_ep_name
-    from mxort.session import get_ep_names as get_ep_names
-    from mxort.session import get_library_path as get_library_path
-    from mxort.session import register as register
+    from mxort.evaluation.comparison import compare as compare
+    from mxort.runtime.hardware import Device as Device
+    from mxort.runtime.hardware import devices as devices
+    from mxort.runtime.session import InferenceSession as InferenceSession
+    from mxort.runtime.session import get_ep_name as get_ep_name
+    from mxort.runtime.session import get_ep_names as get_ep_names
+    from mxort.runtime.session import get_library_path as get_library_path
+    from mxort.runtime.session import register as register
 
 _HOME = {
-    "Device": "hardware",
-    "InferenceSession": "session",
+    "Device": "runtime.hardware",
+    "InferenceSession": "runtime.session",
     "MxortError": "errors",
-    "PRESETS": "recipe",
-    "Recipe": "recipe",
-    "Report": "report",
-    "SiteReport": "report",
-    "compare": "comparison",
-    "convert": "pipeline",
-    "devices": "hardware",
-    "get_ep_name": "session",
-    "get_ep_names": "session",
-    "get_library_path": "session",
-    "register": "session",
+    "PRESETS": "conversion.recipe",
+    "Recipe": "conversion.recipe",
+    "Report": "conversion.report",
+    "SiteReport": "conversion.report",
+    "compare": "evaluation.comparison",
+    "convert": "conversion.pipeline",
+    "devices": "runtime.hardware",
+    "get_ep_name": "runtime.session",
+    "get_ep_names": "runtime.session",
+    "get_library_path": "runtime.session",
+    "register": "runtime.session",
 }
 """Public name -> its module. Imported when first used: a serving process that only registers the library
 should not pay for the converter, and onnxruntime is optional.

@@ -24,12 +24,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from models import CACHE, PLAYS, ModelError, minilm, minilm_l6, plays, smollm2
+from mxort.converters import functions, model_io, sites, stages
 from tokenizers import Tokenizer
 
 import mxort
-from mxort import calibrate, packing
-from mxort.converters import functions, model_io, sites, stages
-from mxort.evaluate import evaluate
+from mxort.calibration import calibrate
+from mxort.conversion import weights as packing
+from mxort.evaluation.evaluate import evaluate
 from mxort.formats import WEIGHT_FORMATS, hadamard_rotate
 from mxort.quantize import dequantize
 
@@ -304,7 +305,7 @@ def measure(subject: Subject, row: Row, folder: Path, arguments: argparse.Namesp
         script = Path(__file__).with_name("quark_weights.py")
         command = [arguments.quark, script, row.quark, subject.model, data, target]
     else:
-        command = [sys.executable, "-m", "mxort.cli", "convert", subject.model, "-o", target, "--json"]
+        command = [sys.executable, "-m", "mxort", "convert", subject.model, "-o", target, "--json"]
         command += flags(row)
         if row.calibrated:
             command += ["--calibration", data, "--threads", str(arguments.threads)]

@@ -29,8 +29,8 @@ from rich.table import Table
 from tokenizers import Tokenizer
 
 import mxort
-from mxort.bench import interleave, session_options
-from mxort.machine import describe_machine
+from mxort.evaluation.turns import interleave, session_options
+from mxort.runtime.machine import describe_machine
 
 SENTENCES = 96
 PERPLEXITY_TOKENS = 4096  # 8 windows of 512

@@ -32,7 +32,7 @@ def run(function: Callable[..., None], *args: Any, env: Mapping[str, str] | None
 
 
 def main(path: str, name: str, args: str) -> None:
-    sys.path[:0] = [str(TESTS), str(TESTS / "kernels_hip"), str(TESTS / "device")]
+    sys.path[:0] = [str(TESTS), str(TESTS / "support"), str(TESTS / "kernels_hip"), str(TESTS / "device")]
     spec = importlib.util.spec_from_file_location("case", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

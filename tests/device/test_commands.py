@@ -1,4 +1,4 @@
-"""What `mxort doctor` and `mxort bench ops --device gpu` say on a simulated machine."""
+"""What `mxort doctor` and `python -m tools.bench ops --device gpu` say on a simulated machine."""
 
 import json
 
@@ -9,7 +9,7 @@ from machine_process import run
 def check_doctor() -> None:
     from machine import assert_clean, new_machine
 
-    from mxort import doctor
+    from mxort.runtime import doctor
 
     sim = new_machine("gfx942,gfx90a")
     checks, kernels = doctor.check_gpus()
@@ -34,14 +34,14 @@ def test_doctor_checks_every_gpu():
 def check_bench() -> None:
     from machine import assert_clean, new_machine
 
-    from mxort.cli import main
+    from tools.bench.__main__ import main
 
     sim = new_machine("gfx942:2")
-    arguments = ["bench", "ops", "--device", "gpu:1", "--shape", "3x96x40", "--runs", "2", "--warmup", "1"]
+    arguments = ["ops", "--device", "gpu:1", "--shape", "3x96x40", "--runs", "2", "--warmup", "1"]
     assert main(arguments) == 0
     assert main([*arguments, "--json"]) == 0
     assert_clean(sim)
-    assert main(["bench", "ops", "--device", "gpu:2", "--shape", "3x96x40"]) == 2
+    assert main(["ops", "--device", "gpu:2", "--shape", "3x96x40"]) == 2
 
 
 def test_bench_on_a_gpu():
@@ -56,10 +56,10 @@ def check_bench_output() -> None:
 
     from machine import new_machine
 
-    from mxort.cli import main
+    from tools.bench.__main__ import main
 
     new_machine("gfx942")
-    arguments = ["bench", "ops", "--device", "gpu", "--shape", "3x96x40", "--runs", "2"]
+    arguments = ["ops", "--device", "gpu", "--shape", "3x96x40", "--runs", "2"]
     text = io.StringIO()
     with contextlib.redirect_stdout(text):
         main(arguments)

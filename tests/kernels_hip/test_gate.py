@@ -5,8 +5,8 @@ import re
 import pytest
 
 import device
-from mxort import kernel_report_model as model
-from mxort.kernel_report_isa import Kernel, read_code_object
+from tools.kernel_report import model
+from tools.kernel_report.isa import Kernel, read_code_object
 
 OBJECTS = [(arch, name) for arch, names in device.OBJECTS.items() for name in names]
 

@@ -5,9 +5,8 @@ import json
 import pytest
 
 from hipsim import harness
-from mxort import kernel_report
-from mxort import kernel_report_isa as isa
-from mxort import kernel_report_model as model
+from tools.kernel_report import isa, model
+from tools.kernel_report import report as kernel_report
 
 
 def code(*lines: str) -> list[isa.Instruction]:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import mxort
-from mxort import op_models
+from mxort.runtime import op_models
 from provider import scenarios
 from provider.worker import environment, worker
 from tiny_models import mlp
@@ -72,7 +72,7 @@ def test_auto_opens_on_the_cpu_where_the_gpu_has_no_room(converted: Path) -> Non
 
 @pytest.mark.parametrize(("device", "provider"), [("gpu", scenarios.EP), ("cpu", "CPUExecutionProvider")])
 def test_placement(converted: Path, device: str, provider: str) -> None:
-    command = ["-m", "mxort.cli", "inspect", converted, "--placement", "--device", device]
+    command = ["-m", "mxort", "inspect", converted, "--placement", "--device", device]
     shown = json.loads(program(*command, "--json").stdout)
     assert [n["provider"] for n in shown["nodes"] if n["op_type"] == "MatMulMXFP4"] == [provider] * 2
     assert {n["provider"] for n in shown["nodes"] if n["op_type"] == "Relu"} == {"CPUExecutionProvider"}
@@ -84,7 +84,7 @@ def test_placement(converted: Path, device: str, provider: str) -> None:
 
 
 def test_placement_on_a_gpu_that_is_not_there(converted: Path) -> None:
-    command = ["-m", "mxort.cli", "inspect", converted, "--placement", "--device", "gpu:7"]
+    command = ["-m", "mxort", "inspect", converted, "--placement", "--device", "gpu:7"]
     failed = program(*command)
     assert failed.returncode == 2
     assert failed.stderr.startswith("mxort: error: device 'gpu:7' cannot be used: ")

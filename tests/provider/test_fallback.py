@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from hipsim import harness
-from mxort import op_models
-from mxort.op_models import MatMulMXFP4
+from mxort.runtime import op_models
+from mxort.runtime.op_models import MatMulMXFP4
 from provider import scenarios
 from provider.worker import HIP_LIBRARY, environment, worker
 

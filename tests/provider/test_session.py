@@ -18,7 +18,7 @@ from onnx import TensorProto, helper
 
 import op_model
 import oracle
-from mxort import op_models
+from mxort.runtime import op_models
 from oracle import Case, random_case
 from provider import scenarios
 from provider.worker import environment, worker

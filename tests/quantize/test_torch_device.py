@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 
 import mxort
-from mxort import cli, hardware
+from gated import feeds, gated
+from mxort.calibration.sensitivity import Options, Probe
+from mxort.cli import app as cli
+from mxort.conversion.recipe import Recipe
+from mxort.conversion.weights import Calibration
 from mxort.errors import MxortError
-from mxort.packing import Calibration
-from mxort.recipe import Recipe
-from mxort.sensitivity import Options, Probe
-from test_smoothing import feeds, gated
+from mxort.runtime import hardware
 
 torch = pytest.importorskip("torch")
 import torch_gpu  # noqa: E402

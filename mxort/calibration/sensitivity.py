@@ -1,0 +1,406 @@
+"""What a model's outputs lose when one of its weights is quantised, for each of them: what mixed precision needs.
+
+The float model is run stage by stage (``converters.stages``). At each of a stage's sites the weight is quantised alone,
+and what lies behind is run with it: half of the model, on average, for each weight.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from mxort import quantize
+from mxort.calibration import data as calibration_data
+from mxort.calibration.calibrate import StageNodes
+from mxort.calibration.example_inputs import Inputs
+from mxort.conversion.recipe import Recipe
+from mxort.converters import model_io, sites, stages
+from mxort.converters.sites import Site
+from mxort.converters.stages import Stage
+from mxort.errors import MxortError
+from mxort.formats import WEIGHT_FORMATS
+from mxort.quantize import Settings
+from mxort.quantize.base import dequantize, with_torch
+from mxort.runtime import hardware
+
+Progress = Callable[[str, float], None]
+Layer = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+
+KL, NOISE = "KL", "noise"
+"""Losses: mean divergence of the distributions in an output ``logits``; else noise over signal of the outputs."""
+
+BASE = "mxfp4"
+"""The weight format whose loss is measured. That of the others follows from the noise of the weight."""
+
+_LOGITS = "logits"
+_ROWS_AT_ONCE = 64
+_FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
+
+
+@dataclass(frozen=True)
+class SiteSensitivity:
+    """A node, its weight [N, K] (nodes with the same ``weight`` share it) and what quantising it costs.
+
+    ``loss`` by weight format: measured for mxfp4; for the others that loss times the ratio of the squared errors of
+    the weight, as a loss around its minimum, which the float model is, grows with the square of a disturbance.
+    """
+
+    node: str
+    weight: str
+    K: int
+    N: int
+    loss: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """The sites by falling loss. ``loss`` is KL (in nats for each prediction) or noise (over signal)."""
+
+    model: str
+    source_sha256: str
+    loss: str
+    samples: int
+    sites: tuple[SiteSensitivity, ...]
+    skipped: Mapping[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields, as JSON types."""
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(values: Any) -> Sensitivity:
+        """Inverse of :meth:`to_dict`. Raises MxortError for anything that is no such thing."""
+        try:
+            rows = tuple(SiteSensitivity(**row) for row in values["sites"])
+            if any(set(row.loss) != set(WEIGHT_FORMATS) or row.K < 1 or row.N < 1 for row in rows):
+                raise ValueError("a site without a loss for every weight format, or without a size")
+            return Sensitivity(**values | {"sites": rows})
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise MxortError(f"not a sensitivity of mxort: {type(error).__name__}: {error}") from None
+
+    @staticmethod
+    def load(path: str | os.PathLike[str], model: str | os.PathLike[str]) -> Sensitivity:
+        """What ``mxort sensitivity --json`` printed of ``model``. Raises MxortError for another model's, too."""
+        try:
+            values = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise MxortError(f"{path}: cannot be read: {error}") from None
+        try:
+            known = Sensitivity.from_dict(values)
+        except MxortError as error:
+            raise MxortError(f"{path}: {error}") from None
+        if known.source_sha256 != model_io.load(model).sha256:
+            raise MxortError(f"{path}: measured on another model, {known.model}")
+        return known
+
+
+@dataclass
+class Options:
+    """``samples``: how many of the data. ``cache``: a folder that keeps finished sites. ``threads``: 0 all.
+
+    ``device``: where torch computes (:func:`mxort.runtime.hardware.torch_device`).
+    """
+
+    samples: int = 2
+    threads: int = 0
+    cache: str | os.PathLike[str] | None = None
+    progress: Progress = lambda what, fraction: None
+    device: str = "auto"
+
+
+class Probe:
+    """A float model with its data, to ask what quantising some of its weights costs.
+
+    The weights are those that ``recipe`` converts. They are rounded to nearest with the recipe's scale rule and column
+    multiplier, without rotation; activations are not rounded. Data: :mod:`mxort.calibration.data`. Raises MxortError
+    for a model that cannot be run or data that does not fit, and without torch. The float weights are held in memory.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str],
+        data: calibration_data.Data,
+        recipe: Recipe | None = None,
+        options: Options | None = None,
+    ) -> None:
+        self._recipe, self._options = recipe or Recipe(), options or Options()
+        self._source = model_io.load(model)
+        found = [
+            site
+            for site in sites.find(self._source.model, self._recipe.selection())
+            if not site.skip and site.weight
+        ]
+        reasons = {site.name: stages.refusal(self._source.model, site) for site in found}
+        self._refused = {name: reason for name, reason in reasons.items() if reason}
+        samples = calibration_data.samples(data, self._source.model, self._source.name)
+        self._feeds = list(islice(samples, self._options.samples))
+        self._kept = _Kept(self._options.cache, self._source.sha256, self._recipe, self._feeds)
+        measured = [site for site in found if site.name not in self._refused]
+        self._run = _Run(self._source.model, measured, self._recipe, self._options.threads)
+
+    def sensitivity(self) -> Sensitivity:
+        """Every weight quantised alone."""
+        with self._computing():
+            rows = list(self._run.alone(self._feeds, self._kept, self._options.progress))
+        rows.sort(key=lambda row: row.loss[BASE], reverse=True)
+        return Sensitivity(
+            self._source.name,
+            self._source.sha256,
+            self._run.loss.name,
+            len(self._feeds),
+            tuple(rows),
+            self._refused,
+        )
+
+    def _computing(self) -> AbstractContextManager[None]:
+        moments = with_torch("moments")
+        found: AbstractContextManager[None] = moments.computing(
+            self._options.threads, hardware.torch_device(self._options.device)
+        )
+        return found
+
+    def loss(self, formats: Mapping[str, str]) -> float:
+        """The loss with all weights quantised, in the format that ``formats`` has for the node."""
+        with self._computing():
+            return self._run.together(self._feeds, formats)
+
+
+class _Kept:
+    """Finished sites in a folder (None: nowhere), in a file named after all that they depend on."""
+
+    def __init__(
+        self, folder: str | os.PathLike[str] | None, sha256: str, recipe: Recipe, feeds: Sequence[Inputs]
+    ) -> None:
+        self.losses: dict[str, dict[str, float]] = {}
+        self._path: Path | None = None
+        if folder is None:
+            return
+        key = hashlib.sha256(f"{sha256} {recipe.scale_rule} {recipe.column_multiplier}".encode())
+        for inputs in feeds:
+            key.update(calibration_data.digest(inputs))
+        self._path = Path(folder) / f"sensitivity-{key.hexdigest()}.jsonl"
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            lines = self._path.read_text().splitlines() if self._path.exists() else []
+        except OSError as error:
+            raise MxortError(f"{folder}: cannot keep a cache there: {error.strerror or error}") from None
+        for line in lines:
+            with suppress(ValueError):  # the line that was being written when the run ended
+                self.losses |= json.loads(line)
+
+    def add(self, site: str, losses: dict[str, float]) -> None:
+        self.losses[site] = losses
+        if self._path is not None:
+            with self._path.open("a") as file:
+                file.write(json.dumps({site: losses}) + "\n")
+
+
+class _Run:
+    """The model's stages, opened once; ``state`` is the values alive between two of them, by name."""
+
+    def __init__(self, model: ir.Model, measured: Sequence[Site], recipe: Recipe, threads: int) -> None:
+        outputs = [value for value in model.graph.outputs if value.dtype in _FLOATS]  # as numpy has them
+        logits = [value for value in outputs if value.name == _LOGITS]
+        if not outputs:
+            raise MxortError("the model has no float output to compare")
+        self.loss: _Loss = _Divergence() if logits else _Noise()
+        self._outputs = [value.name or "" for value in (logits or outputs)]
+        self._model, self._recipe, self._threads = model, recipe, threads
+        self._plan = stages.plan(model, measured, logits or outputs)
+        self._nodes: dict[int, StageNodes] = {}
+        self._layers: dict[ir.Node, Layer] = {}
+        self._names: dict[Any, str] = {}
+
+    def alone(self, feeds: Sequence[Inputs], kept: _Kept, progress: Progress) -> Iterator[SiteSensitivity]:
+        """Every site, in the order of the model."""
+        progress("running the float model", 0.0)
+        self._refer(feeds)
+        states = list(feeds)
+        count, done = sum(len(stage.sites) for stage in self._plan), 0
+        for number, stage in enumerate(self._plan):
+            states = [self._before_sites(number, state, i) for i, state in enumerate(states)]
+            for site in stage.sites:
+                progress(f"measuring {site.name}", done / count)
+                done += 1
+                if site.name not in kept.losses:
+                    kept.add(site.name, self._losses(number, site, states))
+                assert site.weight is not None
+                name = self._names.setdefault(site.weight.identity, site.weight.name or site.name)
+                yield SiteSensitivity(site.name, name, site.K, site.N, kept.losses[site.name])
+            states = [self._after_sites(stage, state, {}) for state in states]
+
+    def together(self, feeds: Sequence[Inputs], formats: Mapping[str, str]) -> float:
+        """The mean loss over the samples with every site quantised."""
+        self._refer(feeds)
+        found = [site for stage in self._plan for site in stage.sites]
+        layers = {site.node: self._quantised(site, formats[site.name])[0] for site in found}
+        total = sum(self.loss.of(self._rest(0, state, i, layers), i) for i, state in enumerate(feeds))
+        return total / len(feeds)
+
+    def _refer(self, feeds: Sequence[Inputs]) -> None:
+        """Keeps the float model's outputs, once."""
+        for sample in range(self.loss.count, len(feeds)):
+            self.loss.reference(self._rest(0, feeds[sample], sample))
+
+    def _losses(self, number: int, site: Site, states: Sequence[Inputs]) -> dict[str, float]:
+        layer, noise = self._quantised(site, BASE)
+        total = 0.0
+        for sample, state in enumerate(states):
+            after = self._after_sites(self._plan[number], state, {site.node: layer})
+            total += self.loss.of(self._rest(number + 1, after, sample), sample)
+        if noise == 0:
+            return dict.fromkeys(WEIGHT_FORMATS, 0.0)
+        ratios = {name: self._quantised(site, name)[1] / noise for name in WEIGHT_FORMATS if name != BASE}
+        return {name: total / len(states) * ratio for name, ratio in ({BASE: 1.0} | ratios).items()}
+
+    def _quantised(self, site: Site, weight_format: str) -> tuple[Layer, float]:
+        """The site with its weight rounded, and the noise of the weight over its signal."""
+        recipe, rows = self._recipe, stages.float_weight(site)
+        settings = Settings(recipe.scale_rule, recipe.column_multiplier, weight_format=weight_format)
+        weight, sqnr = quantize.quantize_weight(
+            lambda start, stop: rows[start:stop],
+            site.N,
+            site.K,
+            quantize.ALGORITHMS["rtn"].quantize,
+            settings,
+            rotation=1,
+        )
+        if not weight.finite:
+            raise MxortError(f"node {site.name!r}: its weight has a NaN or an infinity")
+        restored = dequantize(weight.codes, weight.scales, weight.element) * weight.column_scale[:, None]
+        return _linear(site, restored), 10 ** (-sqnr / 10)
+
+    def _rest(
+        self, number: int, state: Inputs, sample: int, replaced: Mapping[ir.Node, Layer] | None = None
+    ) -> list[NDArray[Any]]:
+        """The outputs of the model from stage ``number`` on."""
+        for later in range(number, len(self._plan)):
+            before = self._before_sites(later, state, sample)
+            state = self._after_sites(self._plan[later], before, replaced or {})
+        return [state[name] for name in self._outputs]
+
+    def _before_sites(self, number: int, state: Inputs, sample: int) -> Inputs:
+        stage = self._plan[number]
+        if not stage.outputs:
+            return state
+        feeds = {name: state[name] for name in stage.inputs}
+        if number not in self._nodes:
+            dtypes = {name: array.dtype for name, array in feeds.items()}
+            self._nodes[number] = StageNodes(self._model, stage, dtypes, self._threads)
+        return state | self._nodes[number].run(feeds, sample)
+
+    def _after_sites(self, stage: Stage, state: Inputs, replaced: Mapping[ir.Node, Layer]) -> Inputs:
+        made: Inputs = {}
+        for site in stage.sites:
+            operand = site.node.inputs[0]
+            assert operand is not None
+            x = state[operand.name or ""]
+            if site.node not in self._layers:
+                self._layers[site.node] = _linear(site, stages.float_weight(site))
+            layer = replaced.get(site.node, self._layers[site.node])
+            a = np.ascontiguousarray(x.T if site.transpose_a else x, np.float32)
+            made[site.node.outputs[0].name or ""] = layer(a).astype(x.dtype, copy=False)
+        return {name: array for name, array in (state | made).items() if name not in stage.dead}
+
+
+def _linear(site: Site, rows: NDArray[np.float32]) -> Layer:
+    linear: Layer = with_torch("moments").Linear(
+        rows[:, : site.K] * np.float32(site.alpha), stages.own_bias(site)
+    )
+    return linear
+
+
+class _Loss(Protocol):
+    """The loss of outputs against those of the float model; ``reference`` is called once for each sample first."""
+
+    name: str
+
+    @property
+    def count(self) -> int:
+        """How many samples have a reference."""
+
+    def reference(self, outputs: Sequence[NDArray[Any]]) -> None: ...
+
+    def of(self, outputs: Sequence[NDArray[Any]], sample: int) -> float: ...
+
+
+class _Divergence:
+    """Mean KL(p || q) over the rows of logits: sum p (log p - x) + log sum exp x, x the logits of q."""
+
+    name = KL
+
+    def __init__(self) -> None:
+        self._kept: list[tuple[NDArray[np.float32], float]] = []
+
+    @property
+    def count(self) -> int:
+        return len(self._kept)
+
+    def reference(self, outputs: Sequence[NDArray[Any]]) -> None:
+        logits = _rows(outputs[0])
+        p, entropy = np.empty(logits.shape, np.float32), 0.0
+        for part in _parts(logits):
+            x = logits[part].astype(np.float32)
+            log_p = x - _log_sum(x)[:, None]
+            np.exp(log_p, out=p[part])
+            entropy += float(np.einsum("nv,nv->n", p[part], log_p).sum(dtype=np.float64))
+        self._kept.append((p, entropy / max(1, len(logits))))
+
+    def of(self, outputs: Sequence[NDArray[Any]], sample: int) -> float:
+        logits = _rows(outputs[0])
+        p, entropy = self._kept[sample]
+        cross = 0.0
+        for part in _parts(logits):
+            x = logits[part].astype(np.float32)
+            cross += float((_log_sum(x) - np.einsum("nv,nv->n", p[part], x)).sum(dtype=np.float64))
+        return max(0.0, entropy + cross / max(1, len(logits)))
+
+
+class _Noise:
+    """Mean over the outputs of sum (y - reference)^2 / sum reference^2."""
+
+    name = NOISE
+
+    def __init__(self) -> None:
+        self._kept: list[list[NDArray[np.float64]]] = []
+
+    @property
+    def count(self) -> int:
+        return len(self._kept)
+
+    def reference(self, outputs: Sequence[NDArray[Any]]) -> None:
+        self._kept.append([output.astype(np.float64) for output in outputs])
+
+    def of(self, outputs: Sequence[NDArray[Any]], sample: int) -> float:
+        ratios = [
+            float(((y.astype(np.float64) - r) ** 2).sum() / max(float((r**2).sum()), np.finfo(float).tiny))
+            for y, r in zip(outputs, self._kept[sample], strict=True)
+        ]
+        return sum(ratios) / len(ratios)
+
+
+def _rows(logits: NDArray[Any]) -> NDArray[Any]:
+    return logits.reshape(-1, logits.shape[-1])
+
+
+def _parts(rows: NDArray[Any]) -> Iterator[slice]:
+    """A few rows at a time: a vocabulary is large, and each step makes another array of them."""
+    return (slice(start, start + _ROWS_AT_ONCE) for start in range(0, len(rows), _ROWS_AT_ONCE))
+
+
+def _log_sum(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """log(sum(exp(x))) of each row; x less its largest, so that nothing overflows."""
+    top = x.max(axis=-1)
+    result: NDArray[np.float32] = top + np.log(np.exp(x - top[:, None]).sum(axis=-1))
+    return result

@@ -1,0 +1,5 @@
+import sys
+
+from mxort.cli import main
+
+sys.exit(main())

@@ -1,0 +1,128 @@
+"""``mxort convert``: parsing and printing only."""
+
+from __future__ import annotations
+
+import argparse
+import io
+from pathlib import Path
+
+from mxort.calibration.sensitivity import Sensitivity
+from mxort.cli import options, shared
+from mxort.cli.console import console
+from mxort.cli.inspect import print_inspection
+from mxort.conversion import inspection, mixed_precision, pipeline
+from mxort.conversion.recipe import Recipe
+from mxort.conversion.report import Report
+from mxort.conversion.weights import Calibration
+from mxort.errors import MxortError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", type=Path, help="the ONNX model; it is not changed")
+    parser.add_argument("-o", "--output", type=Path, help="where to write (default: MODEL with .mxfp4.onnx)")
+    parser.add_argument(
+        "--report",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="also write FILE.{txt,json,html}",
+    )
+    data = parser.add_argument_group("calibration")
+    data.add_argument("--calibration", type=Path, metavar="PATH", help=shared.DATA_HELP)
+    data.add_argument(
+        "--memory",
+        type=shared.positive,
+        default=512,
+        metavar="MB",
+        help="of activations held, the rest on disk (512)",
+    )
+    data.add_argument(
+        "--threads", type=shared.natural, default=0, help="of the calibration (default: all cores)"
+    )
+    data.add_argument("--cache", type=Path, metavar="FOLDER", help="keep finished weights there, to resume")
+    shared.add_torch_device(data)
+    mixed = parser.add_argument_group("mixed precision")
+    goal = mixed.add_mutually_exclusive_group()
+    goal.add_argument(
+        "--budget-bits",
+        type=shared.positive_float,
+        metavar="X",
+        help="choose weight formats by layer: the least loss at X bits per weight, 4.25 to 8.25",
+    )
+    goal.add_argument(
+        "--target-kl",
+        type=shared.positive_float,
+        metavar="X",
+        help="the same: the fewest bits at which rounding to nearest keeps the KL below X",
+    )
+    mixed.add_argument(
+        "--sensitivity",
+        type=Path,
+        metavar="FILE",
+        help="what `mxort sensitivity --json` printed (default: measure)",
+    )
+    shared.add_samples(mixed)
+    parser.add_argument("--dry-run", action="store_true", help="only list what would be converted")
+    shared.add_json(parser)
+    options.add_arguments(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    chosen = _mixed(arguments, options.from_arguments(arguments))
+    output = arguments.output or Path(str(arguments.model).removesuffix(".onnx") + ".mxfp4.onnx")
+    if arguments.dry_run:
+        found = inspection.inspect(arguments.model, chosen)
+        if found.converted:
+            raise MxortError(f"{arguments.model}: is converted already (by mxort)")
+        return shared.show(arguments, found.to_dict, lambda: print_inspection(found, console()))
+    for path in arguments.report:
+        shared.check_report_path(path, (arguments.model, output))
+    calibration = None
+    if arguments.calibration is not None:
+        calibration = Calibration(
+            arguments.calibration,
+            arguments.memory * 1_000_000,
+            arguments.threads,
+            arguments.cache,
+            arguments.device,
+        )
+    with shared.progress() as progress:
+        report = pipeline.convert(arguments.model, output, chosen, calibration=calibration, progress=progress)
+    for path in arguments.report:
+        _write_report(report, path)
+    return shared.show(arguments, report.to_dict, lambda: report.print(console(markup=True)))
+
+
+def _mixed(arguments: argparse.Namespace, chosen: Recipe) -> Recipe:
+    """The recipe with the formats that --budget-bits or --target-kl ask for."""
+    if arguments.budget_bits is None and arguments.target_kl is None:
+        if arguments.sensitivity is not None:
+            raise MxortError("--sensitivity: of use with --budget-bits or --target-kl only")
+        return chosen
+    known = None
+    if arguments.sensitivity is not None:
+        known = Sensitivity.load(arguments.sensitivity, arguments.model)
+    if arguments.calibration is None and known is None:
+        raise MxortError("--budget-bits: needs --calibration, or --sensitivity")
+    goal = mixed_precision.Goal(arguments.budget_bits or 0.0, arguments.target_kl or 0.0)
+    with shared.progress() as progress:
+        probe = None
+        if arguments.calibration is not None and (known is None or goal.target_kl):
+            probe = shared.probe(arguments, arguments.calibration, chosen, progress)
+        return mixed_precision.choose(chosen, goal, known, probe)
+
+
+def _write_report(report: Report, path: Path) -> None:
+    if path.suffix == ".txt":
+        text = io.StringIO()
+        report.print(console(text, markup=True), every_node=True)
+        shared.write_text(path, text.getvalue())
+    else:
+        shared.write_text(path, report.to_json() if path.suffix == ".json" else _page(report))
+
+
+def _page(report: Report) -> str:
+    from mxort.pages.report import render
+
+    return render(report)

@@ -1,0 +1,95 @@
+"""``mxort inspect``: arguments, and what is printed."""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+from rich.console import Console
+
+from mxort.cli import shared
+from mxort.cli.console import console, new_table, print_filled
+from mxort.conversion.inspection import CONVERTIBLE, Inspection, inspect
+from mxort.conversion.report import CONVERTED, SKIPPED
+from mxort.errors import MxortError
+from mxort.runtime import placement
+from mxort.runtime.placement import Placement
+from mxort.runtime.session import EP_NAME
+from mxort.text import format_bytes
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", type=Path, help="an ONNX model, converted or not")
+    parser.add_argument(
+        "--placement", action="store_true", help="instead: what will run where, asked of onnxruntime"
+    )
+    parser.add_argument(
+        "--device", metavar="auto|cpu|gpu|gpu:N", help="for --placement (default: the best present)"
+    )
+    shared.add_json(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    if arguments.placement:
+        placed = placement.place(arguments.model, arguments.device)
+        return shared.show(arguments, placed.to_dict, lambda: print_placement(placed, console()))
+    if arguments.device:
+        raise MxortError("--device is for --placement")
+    found = inspect(arguments.model)
+    return shared.show(arguments, found.to_dict, lambda: print_inspection(found, console()))
+
+
+def print_inspection(inspection: Inspection, out: Console) -> None:
+    """Facts, the converted or convertible nodes, and the skipped ones grouped by reason."""
+    for name, value in _facts(inspection):
+        out.print(f"{name:<16}{value}")
+    status = CONVERTED if inspection.converted else CONVERTIBLE
+    columns = ("K", "N", "before", "after") if status == CONVERTIBLE else ("K", "N", "bytes", "activations")
+    table = new_table(status, ("node", "op", "format"), columns, ("note",))
+    for site in (s for s in inspection.sites if s.status == status):
+        after = format_bytes(site.converted_bytes)
+        sizes = (after, site.activation_format)
+        if status == CONVERTIBLE:
+            sizes = (format_bytes(site.original_bytes), after)
+        table.add_row(
+            site.node, site.op_type, site.weight_format, str(site.K), str(site.N), *sizes, site.note
+        )
+    skipped = [s for s in inspection.sites if s.status == SKIPPED]
+    reasons = new_table("skipped", ("reason", "op"), ("nodes",), ("first node",))
+    for (reason, op_type), count in Counter((s.reason, s.op_type) for s in skipped).most_common():
+        first = next(s.node for s in skipped if (s.reason, s.op_type) == (reason, op_type))
+        reasons.add_row(reason, op_type, str(count), first)
+    print_filled(out, (table, reasons))
+
+
+def _facts(i: Inspection) -> Iterable[tuple[str, str]]:
+    yield "model", f"{i.model}, {format_bytes(i.file_bytes)}, {i.nodes} nodes"
+    yield (
+        "format",
+        f"IR version {i.ir_version}, opset {i.opset}" + (f", by {i.producer}" if i.producer else ""),
+    )
+    if i.converted:
+        yield "converted", f"by mxort {i.mxort_version or 'of unknown version'}: {i.count(CONVERTED)} nodes"
+        yield "source SHA-256", i.source_sha256 or "unknown"
+    else:
+        ratio = i.file_bytes / i.estimated_bytes if i.estimated_bytes else 1.0
+        size = f"about {format_bytes(i.estimated_bytes)} ({ratio:.2f}x smaller)"
+        yield "converted", f"no; {i.count(CONVERTIBLE)} nodes can be, which leaves {size}"
+    yield "lm_head", i.lm_head or "none found"
+    yield "recipe", ", ".join(f"{name} {value}" for name, value, _ in i.recipe.describe())
+
+
+def print_placement(placed: Placement, out: Console) -> None:
+    """Operators by provider, and by name those of ours that the GPU does not run although it is there."""
+    out.print(f"{placed.model} in onnxruntime {placed.onnxruntime}")
+    table = new_table("placement", ("provider", "operator"), ("nodes",))
+    for provider, op_type, count in placed.counts():
+        table.add_row(provider, op_type, str(count))
+    left = new_table("left to the CPU", ("node", "operator"), ())
+    if EP_NAME in placed.providers:
+        for node in placed.nodes:
+            if node.ours and node.provider != EP_NAME:
+                left.add_row(node.name, node.op_type)
+    print_filled(out, (table, left))

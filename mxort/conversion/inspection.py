@@ -1,0 +1,169 @@
+"""What a model holds: what mxort converted in it, or what it would convert."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import onnx_ir as ir
+
+from mxort import quantize
+from mxort.conversion.recipe import Recipe
+from mxort.conversion.report import CONVERTED, SKIPPED, SiteReport
+from mxort.converters import functions, lm_head, model_io, rewrite, sites
+from mxort.converters.constants import resolve
+from mxort.converters.opset import opset_of
+
+CONVERTIBLE = "convertible"
+"""Status of a node that a conversion would take, unless its weight turns out to hold a NaN."""
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """A model as mxort sees it. Byte counts are of the file with its external data.
+
+    ``recipe`` is the one in the file; for an unconverted model, the one that was asked about. ``sites``
+    are converted, convertible or skipped. ``estimated_bytes`` is about what a conversion would write; of a
+    converted model, its size. ``lm_head`` is the status of a language model's output projection, "" if it has
+    none.
+    """
+
+    model: str
+    file_bytes: int
+    estimated_bytes: int
+    converted: bool
+    mxort_version: str
+    source_sha256: str
+    recipe: Recipe
+    ir_version: int
+    opset: int
+    producer: str
+    nodes: int
+    lm_head: str
+    sites: tuple[SiteReport, ...]
+
+    def count(self, status: str) -> int:
+        """Number of sites with this status."""
+        return sum(site.status == status for site in self.sites)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as JSON types."""
+        rows = [asdict(site) for site in self.sites]
+        return {name: getattr(self, name) for name in self.__dataclass_fields__} | {
+            "recipe": self.recipe.to_dict(),
+            "sites": rows,
+        }
+
+
+def inspect(path: str | os.PathLike[str], recipe: Recipe | None = None) -> Inspection:
+    """Looks at a model without changing or running it; ``recipe`` (None: default) is for unconverted models.
+
+    Raises MxortError for a file that is missing or is no valid ONNX model.
+    """
+    source = model_io.load(path)
+    model, metadata = source.model, source.model.metadata_props
+    converted = rewrite.is_converted(model)
+    if converted and rewrite.METADATA_RECIPE in metadata:
+        recipe = Recipe.from_json(metadata[rewrite.METADATA_RECIPE])
+    recipe = recipe or Recipe()
+    found = sites.find(model, recipe.selection())
+    ours = [node for node in model.graph.all_nodes() if node.domain == functions.DOMAIN]
+    rows = _converted_rows(ours)
+    rows += [_unconverted_row(site, "left alone by the conversion" if converted else "") for site in found]
+    saved = 0 if converted else _saved_bytes(found)
+    return Inspection(
+        model=source.name,
+        file_bytes=source.nbytes,
+        estimated_bytes=source.nbytes - saved,
+        converted=converted,
+        mxort_version=metadata.get(rewrite.METADATA_VERSION, ""),
+        source_sha256=metadata.get(rewrite.METADATA_SOURCE, "") if converted else source.sha256,
+        recipe=recipe,
+        ir_version=model.ir_version,
+        opset=opset_of(model.graph),
+        producer=f"{model.producer_name or ''} {model.producer_version or ''}".strip(),
+        nodes=sum(1 for _ in model.graph.all_nodes()),
+        lm_head=_lm_head(model, found, ours),
+        sites=tuple(rows),
+    )
+
+
+def _converted_rows(nodes: list[ir.Node]) -> list[SiteReport]:
+    """One row per operator of ours; the bytes of a weight that several share are on the first."""
+    rows: list[SiteReport] = []
+    seen: set[int] = set()
+    for node in nodes:
+        tensors = [value.const_value for value in node.inputs[1:3] if value is not None]
+        new = [tensor for tensor in tensors if tensor is not None and id(tensor) not in seen]
+        seen.update(map(id, new))
+        attributes = node.attributes
+        level = attributes.get_int("accuracy_level", 0)
+        weight = node.inputs[1]
+        table = next(iter(tensors), None)
+        rows.append(
+            SiteReport(
+                node=node.name or f"{node.op_type}({node.outputs[0].name})",
+                op_type=node.op_type,
+                status=CONVERTED,
+                K=attributes.get_int("K", 0),
+                N=attributes.get_int("N", 0 if table is None else len(table.numpy())),
+                weight="" if weight is None else weight.name or "",
+                converted_bytes=sum(tensor.nbytes for tensor in new),
+                rotation=attributes.get_int("rotation", 1),
+                activation_format=attributes.get_string("activation_format", "none"),
+                weight_format=_weight_format(node),
+                note=f"accuracy level {level}" if level else "",
+            )
+        )
+    return rows
+
+
+def _weight_format(node: ir.Node) -> str:
+    """The weight format of one of our nodes; "" for an operator of a later version."""
+    try:
+        bits = node.attributes.get_int(functions.EXPONENT_BITS, 0)
+        return functions.weight_format_of(node.op_type, bits)
+    except KeyError:
+        return ""
+
+
+def _unconverted_row(site: sites.Site, reason: str) -> SiteReport:
+    """A row for a site; ``reason`` is why it was left alone although it could be converted, if it was."""
+    weight, reason = site.weight, site.skip or reason
+    return SiteReport(
+        node=site.name,
+        op_type=site.node.op_type,
+        status=SKIPPED if reason else CONVERTIBLE,
+        reason=reason,
+        K=site.K,
+        N=site.N,
+        weight=weight.name if weight else "",
+        original_bytes=weight.nbytes if weight else 0,
+        converted_bytes=quantize.packed_bytes(site.N, site.K, site.weight_format)
+        if weight and not reason
+        else 0,
+        weight_format="" if reason else site.weight_format,
+        note=site.note,
+    )
+
+
+def _saved_bytes(found: list[sites.Site]) -> int:
+    """What converting saves, a shared weight counted once; names, nodes and bias vectors are left out."""
+    weights = {s.weight.identity: (s, s.weight) for s in found if s.weight and not s.skip}
+    return sum(w.nbytes - quantize.packed_bytes(s.N, s.K, s.weight_format) for s, w in weights.values())
+
+
+def _lm_head(model: ir.Model, found: list[sites.Site], ours: list[ir.Node]) -> str:
+    """Status of the output projection; what recognises it in the original recognises it when converted."""
+    kept = [site.skip for site in found if site.skip.startswith("lm_head")]
+    if kept:
+        return f"{SKIPPED}: {kept[0]}"
+    constant = (
+        node for node in ours if node.inputs[1] is not None and node.inputs[1].const_value is not None
+    )
+    packed = [sites.Site(node, weight=resolve(node.inputs[1], model.ir_version)) for node in constant]
+    if lm_head.find(model, packed):
+        return CONVERTED
+    candidates = [site for site in found if site.weight is not None and not site.skip]
+    return CONVERTIBLE if lm_head.find(model, candidates) else ""

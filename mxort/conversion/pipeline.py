@@ -1,0 +1,249 @@
+"""The conversion, top to bottom: load, find sites, quantise, rewrite, verify, save, report."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx.checker
+import onnx_ir as ir
+
+from mxort import quantize
+from mxort.calibration.data import Data
+from mxort.conversion.recipe import Recipe
+from mxort.conversion.report import CONVERTED, SKIPPED, Report, SiteReport
+from mxort.conversion.weights import Calibration, Packed, Packer, algorithm_for
+from mxort.converters import model_io, rewrite, sites, verify
+from mxort.converters.opset import OpsetError, opset_of
+from mxort.errors import MxortError
+
+Progress = Callable[[str, float], None]
+"""(what is being done, fraction done in 0..1)."""
+
+Model = str | os.PathLike[str] | onnx.ModelProto | ir.Model
+
+
+def convert(
+    model: Model,
+    out: str | os.PathLike[str] | None = None,
+    recipe: Recipe | str = "weight-only",
+    *,
+    calibration: Calibration | Data | None = None,
+    progress: Progress | None = None,
+    **overrides: Any,
+) -> Report:
+    """Converts the MatMul weights of an ONNX model to MX formats and writes the model to ``out``.
+
+    ``model`` is a path, a ModelProto or an onnx_ir Model; it is not changed. Without ``out`` a model in
+    memory comes back, converted, as ``report.model``. ``recipe`` is a Recipe or the name of a preset;
+    ``overrides`` change single options of it (``convert(path, out, rotation=32)``). ``calibration`` is data to
+    run the model on: samples, or a file or folder of them (:mod:`mxort.calibration.data`). Where nothing can be
+    converted the model is written as it was.
+
+    Raises MxortError for bad input or options, and where the output cannot be written; nothing is then
+    written.
+    """
+    started = time.perf_counter()
+    chosen = (
+        recipe.with_overrides(**overrides)
+        if isinstance(recipe, Recipe)
+        else Recipe.from_preset(recipe, **overrides)
+    )
+    if calibration is not None and not isinstance(calibration, Calibration):
+        calibration = Calibration(calibration)
+    algorithm_for(chosen, calibration is not None)
+    report_progress = progress or (lambda what, fraction: None)
+    report_progress("reading the model", 0.0)
+    source = _load(model, out)
+    found = sites.find(source.model, chosen.selection())
+
+    if out is None:
+        pool = rewrite.TensorPool(ir.Tensor)
+        rows = _convert_sites(source, found, chosen, pool, calibration, report_progress)
+        _verify(source)
+        result = ir.to_proto(source.model) if isinstance(model, onnx.ModelProto) else source.model
+        return _report(source, "", chosen, rows, model_io.size_of(result), started, result)
+
+    with model_io.StagedOutput(out, source, external=_needs_data_file(source, found)) as output:
+        rows = _convert_sites(
+            source, found, chosen, rewrite.TensorPool(output.put), calibration, report_progress
+        )
+        _verify(source)
+        report_progress("writing", 1.0)
+        output.write(source.model)
+        nbytes = output.commit()
+    return _report(source, os.fspath(out), chosen, rows, nbytes, started, None)
+
+
+def _load(model: Model, out: str | os.PathLike[str] | None) -> model_io.Source:
+    if isinstance(model, onnx.ModelProto | ir.Model):
+        source = model_io.from_memory(model)
+    else:
+        if out is None:
+            raise MxortError(f"{os.fspath(model)}: no output path given")
+        source = model_io.load(model)
+    if rewrite.is_converted(source.model):
+        raise MxortError(f"{source.name}: is converted already (by mxort)")
+    return source
+
+
+def _verify(source: model_io.Source) -> None:
+    """The input passed the same check, so that a complaint about the result is about mxort."""
+    try:
+        verify.check(source.model)
+    except onnx.checker.ValidationError as error:
+        raise AssertionError(f"{source.name}: the converted model is not valid: {error}") from error
+
+
+def _needs_data_file(source: model_io.Source, found: Sequence[sites.Site]) -> bool:
+    """External data stays external; a large file becomes external where conversion leaves it large."""
+    saved = sum(
+        s.weight.nbytes - quantize.packed_bytes(s.N, s.K, s.weight_format)
+        for s in found
+        if s.weight and not s.skip
+    )
+    return bool(source.data_files) or source.nbytes - saved > model_io.SINGLE_FILE_BYTES
+
+
+def _convert_sites(
+    source: model_io.Source,
+    found: Sequence[sites.Site],
+    recipe: Recipe,
+    pool: rewrite.TensorPool,
+    calibration: Calibration | None,
+    progress: Progress,
+) -> tuple[SiteReport, ...]:
+    """Quantises the weight of every convertible site, rewrites the model and returns a row for every site."""
+    packer = Packer(recipe, pool, calibration is not None)
+    if calibration is not None:
+        packer.calibrate(source, found, calibration, progress)
+    replacements: list[rewrite.Replacement] = []
+    rows: list[SiteReport] = []
+    total = sum(s.K * s.N for s in found if not s.skip) or 1
+    done = 0
+    for site in found:
+        if site.skip or site.weight is None:
+            rows.append(_skipped(site, site.skip))
+            continue
+        if calibration is None:
+            progress(f"quantising {site.name}", done / total)
+        done += site.K * site.N
+        weight, first = packer.pack(site)
+        if weight is None:
+            rows.append(_not_finite(source, site, recipe))
+            continue
+        replacements.append(
+            rewrite.Replacement(
+                site,
+                weight.tensors,
+                weight.rotation,
+                recipe.activation_format,
+                recipe.accuracy_level,
+                packer.output_divisor(site),
+            )
+        )
+        rows.append(_converted(site, weight, recipe, first))
+    if replacements:
+        try:
+            rewrite.apply(source.model, replacements, pool, _metadata(source, recipe))
+        except OpsetError as error:
+            raise MxortError(f"{source.name}: {error}") from None
+    return tuple(rows)
+
+
+def _not_finite(source: model_io.Source, site: sites.Site, recipe: Recipe) -> SiteReport:
+    assert site.weight is not None
+    reason = f"weight {site.weight.name!r} has a NaN or an infinity"
+    if recipe.strict:
+        raise MxortError(f"{source.name}: node {site.name!r}: {reason}")
+    return _skipped(site, reason)
+
+
+def _skipped(site: sites.Site, reason: str) -> SiteReport:
+    weight = site.weight
+    return SiteReport(
+        site.name,
+        site.node.op_type,
+        SKIPPED,
+        reason,
+        site.K,
+        site.N,
+        weight.name if weight else "",
+        weight.nbytes if weight else 0,
+    )
+
+
+def _converted(site: sites.Site, weight: Packed, recipe: Recipe, first: bool) -> SiteReport:
+    assert site.weight is not None
+    nbytes = weight.nbytes if first else 0
+    notes = [site.note, weight.note, "" if nbytes else "weight shared"]
+    return SiteReport(
+        site.name,
+        site.node.op_type,
+        CONVERTED,
+        K=site.K,
+        N=site.N,
+        weight=site.weight.name,
+        original_bytes=site.weight.nbytes,
+        converted_bytes=nbytes,
+        sqnr_db=weight.sqnr_db,
+        rotation=weight.rotation,
+        activation_format=recipe.activation_format,
+        algorithm=weight.algorithm,
+        weight_format=site.weight_format,
+        seconds=weight.seconds if first else 0.0,
+        note=", ".join(note for note in notes if note),
+    )
+
+
+def _metadata(source: model_io.Source, recipe: Recipe) -> dict[str, str]:
+    metadata = {rewrite.METADATA_VERSION: mxort_version(), rewrite.METADATA_RECIPE: recipe.to_json()}
+    return metadata | ({rewrite.METADATA_SOURCE: source.sha256} if source.sha256 else {})
+
+
+def mxort_version() -> str:
+    """Version of the installed package; "0+unknown" in a source tree that is not installed."""
+    try:
+        return version("mxort")
+    except PackageNotFoundError:
+        return "0+unknown"
+
+
+def peak_rss_bytes() -> int:
+    """The most memory this process has held so far. (That of getrusage begins with the parent's at fork.)"""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def _report(
+    source: model_io.Source,
+    output: str,
+    recipe: Recipe,
+    rows: tuple[SiteReport, ...],
+    nbytes: int,
+    started: float,
+    result: onnx.ModelProto | ir.Model | None,
+) -> Report:
+    return Report(
+        source.name,
+        output,
+        recipe,
+        source.nbytes,
+        nbytes,
+        time.perf_counter() - started,
+        peak_rss_bytes(),
+        rows,
+        mxort_version(),
+        source.sha256,
+        opset_of(source.model.graph),
+        source.model.ir_version,
+        () if any(row.status == CONVERTED for row in rows) else ("nothing was converted",),
+        model=result,
+    )

@@ -1,0 +1,231 @@
+"""What the user chooses. Every option is declared once, as a field of ``Recipe``.
+
+Its command-line flag, its JSON key and its line in the report are made from that declaration.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import Field, dataclass, field, fields, replace
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from typing import Any
+
+from mxort.converters.functions import ROTATIONS
+from mxort.converters.sites import Selection
+from mxort.errors import MxortError
+from mxort.formats import ACTIVATION_FORMATS, WEIGHT_FORMATS
+from mxort.quantize import ALGORITHMS
+from mxort.quantize.smoothquant import ALPHAS
+from mxort.scales import SCALE_RULES
+
+ACCURACY_LEVELS = (0, 1, 3, 4)
+EFFORTS = (1, 2, 3)
+AUTO = "auto"
+CONVERTIBLE_OPS = ("MatMul", "Gemm")
+
+
+def _option(default: Any, help_text: str, choices: Iterable[Any] | None = None) -> Any:
+    """A field of the recipe. ``choices`` limits the value, or every element where the value is a tuple."""
+    metadata = {"help": help_text, "choices": None if choices is None else tuple(choices)}
+    return field(default=default, metadata=metadata)
+
+
+def _check(option: Field[Any], value: Any) -> None:
+    expected: type = type(option.default)
+    elements: tuple[Any, ...] = value if isinstance(value, tuple) else (value,)
+    if type(value) is not expected or (expected is tuple and not all(isinstance(e, str) for e in elements)):
+        raise MxortError(f"{option.name}: expected {_TYPE_NAMES[expected]}, got {value!r}")
+    choices = option.metadata["choices"]
+    if choices and (bad := [element for element in elements if element not in choices]):
+        raise MxortError(_unknown(option.name, bad[0], choices))
+    if isinstance(value, int | float) and not 0 <= value < math.inf:
+        raise MxortError(f"{option.name}: expected 0 or more, got {value}")
+
+
+_TYPE_NAMES = {
+    bool: "true or false",
+    int: "an integer",
+    float: "a number",
+    str: "a name",
+    tuple: "a list of names",
+}
+
+
+def _known(options: dict[str, Any]) -> dict[str, Any]:
+    names = [option.name for option in fields(Recipe)]
+    if unknown := next((name for name in options if name not in names), None):
+        raise MxortError(_unknown("option", unknown, names))
+    return options
+
+
+def _unknown(what: str, got: Any, expected: Iterable[Any]) -> str:
+    names = [str(name) for name in expected]
+    close = get_close_matches(str(got), names, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    return f"unknown {what}: got {str(got)!r}, expected one of {', '.join(names)}{hint}"
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return ", ".join(value) or "-" if isinstance(value, tuple) else str(value)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The options of a conversion. Raises MxortError for a value that is unknown or out of range."""
+
+    algorithm: str = _option(
+        AUTO,
+        "how weights are rounded (auto: what measured best, with calibration data or without)",
+        (AUTO, *ALGORITHMS),
+    )
+    damping: float = _option(
+        0.01, "added to the diagonal of a layer's Hessian, in units of its mean (gptq, mr-gptq)"
+    )
+    effort: int = _option(
+        1,
+        "how long to search for the best rounding: 2 tries eight multipliers of each column, 3 sixteen (gptq, mr-gptq)",
+        EFFORTS,
+    )
+    sequential: bool = _option(
+        True, "calibrate a layer on what the already converted layers before it compute"
+    )
+    smooth_alpha: str = _option(
+        AUTO,
+        "how much of an operand's unevenness smoothing moves to the weight (auto: what is best for each layer)",
+        (AUTO, *map(str, ALPHAS)),
+    )
+    scale_rule: str = _option("mse", "how the scale of a block of weights is chosen", SCALE_RULES)
+    column_multiplier: bool = _option(
+        True, "search a float32 multiplier for every output column: eight times the time, more accurate"
+    )
+    weight_format: str = _option("mxfp4", "format of converted weights", WEIGHT_FORMATS)
+    layer_formats: tuple[str, ...] = _option(
+        (), "PATTERN=FORMAT: another weight format for the nodes of that name (* ?); the first that matches"
+    )
+    activation_format: str = _option(
+        "none", "format to which the input of a converted node is rounded at run time", ACTIVATION_FORMATS
+    )
+    accuracy_level: int = _option(
+        0,
+        "accuracy of the kernels where activations are not rounded: 1 fp32, 3 bf16, 4 int8, 0 default",
+        ACCURACY_LEVELS,
+    )
+    rotation: int = _option(1, "size of the Hadamard rotation along K (1: none)", ROTATIONS)
+    include: tuple[str, ...] = _option(
+        (), "convert only nodes whose name matches one of these patterns (* ?)"
+    )
+    exclude: tuple[str, ...] = _option((), "leave alone nodes whose name matches one of these patterns (* ?)")
+    op_types: tuple[str, ...] = _option(CONVERTIBLE_OPS, "operators to convert", CONVERTIBLE_OPS)
+    min_elements: int = _option(1024, "leave alone weights with fewer elements")
+    convert_lm_head: bool = _option(
+        False, "convert the output projection of a language model too, even where it is also the embedding"
+    )
+    convert_embedding: bool = _option(
+        False, "convert embedding tables too; one that the output projection shares needs convert_lm_head"
+    )
+    strict: bool = _option(
+        False, "fail at a NaN or an infinity in a weight, instead of leaving the node alone"
+    )
+
+    def __post_init__(self) -> None:
+        for option in fields(self):
+            value = getattr(self, option.name)
+            if (
+                isinstance(option.default, tuple)
+                and not isinstance(value, str)
+                and isinstance(value, Iterable)
+            ):
+                value = tuple(value)
+                object.__setattr__(self, option.name, value)
+            elif isinstance(option.default, float) and type(value) is int:
+                value = float(value)
+                object.__setattr__(self, option.name, value)
+            _check(option, value)
+        for entry in self.layer_formats:
+            pattern, _, weight_format = entry.rpartition("=")
+            if not pattern or weight_format not in WEIGHT_FORMATS:
+                known = ", ".join(WEIGHT_FORMATS)
+                raise MxortError(
+                    f"layer_formats: got {entry!r}, expected PATTERN=FORMAT, FORMAT one of {known}"
+                )
+
+    @staticmethod
+    def from_preset(name: str, **overrides: Any) -> Recipe:
+        """The named preset with some options changed. Raises MxortError for what is unknown."""
+        if name not in PRESETS:
+            raise MxortError(_unknown("preset", name, PRESETS))
+        return replace(PRESETS[name], **_known(overrides))
+
+    def with_overrides(self, **overrides: Any) -> Recipe:
+        """This recipe with some options changed. Raises MxortError for an unknown option or value."""
+        return replace(self, **_known(overrides))
+
+    def skip_reason(self, node: str) -> str | None:
+        """Why the name patterns leave the node called ``node`` alone; None where they do not."""
+        if pattern := next((p for p in self.exclude if fnmatchcase(node, p)), None):
+            return f"excluded by pattern {pattern!r}"
+        if self.include and not any(fnmatchcase(node, p) for p in self.include):
+            return "matches no include pattern"
+        return None
+
+    def weight_format_of(self, node: str) -> str:
+        """What the weight of the node called ``node`` becomes."""
+        for entry in self.layer_formats:
+            pattern, _, weight_format = entry.rpartition("=")
+            if fnmatchcase(node, pattern):
+                return weight_format
+        return self.weight_format
+
+    def selection(self) -> Selection:
+        """Which nodes of a graph to convert, and to what."""
+        return Selection(
+            self.op_types,
+            self.min_elements,
+            self.convert_lm_head,
+            self.convert_embedding,
+            self.skip_reason,
+            self.weight_format_of,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """All options by name, as JSON types."""
+        values = {option.name: getattr(self, option.name) for option in fields(self)}
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
+
+    @staticmethod
+    def from_dict(options: dict[str, Any]) -> Recipe:
+        """Inverse of :meth:`to_dict`; options that are absent keep their default. Raises MxortError."""
+        return Recipe(**_known(options))
+
+    def to_json(self) -> str:
+        """The recipe as one line of JSON."""
+        return json.dumps(self.to_dict())
+
+    @staticmethod
+    def from_json(text: str) -> Recipe:
+        """Inverse of :meth:`to_json`. Raises MxortError for anything that is not a recipe."""
+        try:
+            options = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise MxortError(f"recipe: not JSON: {error}") from None
+        if not isinstance(options, dict):
+            raise MxortError(f"recipe: expected a JSON object, got {type(options).__name__}")
+        return Recipe.from_dict(options)
+
+    def describe(self) -> list[tuple[str, str, str]]:
+        """(option, value, help) of every option, for reports."""
+        return [(o.name, _text(getattr(self, o.name)), o.metadata["help"]) for o in fields(self)]
+
+
+PRESETS: dict[str, Recipe] = {
+    "weight-only": Recipe(),
+    "mi355x": Recipe(activation_format="mxfp6_e2m3"),
+    "w4a8": Recipe(activation_format="mxfp8_e4m3"),
+    "w4a4": Recipe(activation_format="mxfp4"),
+}
+"""Named recipes. mi355x: FP6 activations run at the full FP4 matrix rate there, FP8 at half of it."""

@@ -1,0 +1,208 @@
+"""What a conversion did: one row per candidate node, as data, JSON and text (``report_html``: as a page)."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from mxort.conversion.recipe import Recipe
+from mxort.errors import MxortError
+from mxort.text import format_bytes, format_sqnr
+
+CONVERTED = "converted"
+SKIPPED = "skipped"
+
+
+@dataclass(frozen=True)
+class SiteReport:
+    """One node that multiplies by a weight, and what became of it.
+
+    ``reason`` says why a skipped node was left alone; ``note`` adds to a converted one (bias folded, weight
+    shared, rotation reduced). K is the length of the dot product, N the number of output columns; both,
+    ``weight`` and the byte counts are absent (0, "") where the node has no constant matrix.
+    ``converted_bytes`` counts the weight's codes, scales and column multipliers; 0 where another node brings
+    the same weight. ``sqnr_db`` is 10*log10(sum(w^2) / sum((w - dequantised w)^2)): infinite for an exact
+    weight, None for a skipped node.
+    """
+
+    node: str
+    op_type: str
+    status: str
+    reason: str = ""
+    K: int = 0
+    N: int = 0
+    weight: str = ""
+    original_bytes: int = 0
+    converted_bytes: int = 0
+    sqnr_db: float | None = None
+    rotation: int = 1
+    activation_format: str = "none"
+    weight_format: str = ""
+    algorithm: str = ""
+    seconds: float = 0.0
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    """The result of :func:`mxort.convert`. Byte counts are of whole files, with external data.
+
+    ``model`` is the converted model where no output path was given (of the type that was handed in), else
+    None; it is not part of the JSON.
+    """
+
+    source: str
+    output: str
+    recipe: Recipe
+    original_bytes: int
+    converted_bytes: int
+    seconds: float
+    peak_rss_bytes: int
+    sites: tuple[SiteReport, ...]
+    mxort_version: str = ""
+    source_sha256: str = ""
+    opset: int = 0
+    ir_version: int = 0
+    warnings: tuple[str, ...] = ()
+    model: onnx.ModelProto | ir.Model | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def converted(self) -> tuple[SiteReport, ...]:
+        return tuple(site for site in self.sites if site.status == CONVERTED)
+
+    @property
+    def skipped(self) -> tuple[SiteReport, ...]:
+        return tuple(site for site in self.sites if site.status == SKIPPED)
+
+    @property
+    def bits_per_weight(self) -> float | None:
+        """Bits of codes and scales for each weight converted, one that is shared counted once; None without any."""
+        stored = [site for site in self.converted if site.converted_bytes]
+        weights = sum(site.K * site.N for site in stored)
+        return 8 * sum(site.converted_bytes for site in stored) / weights if weights else None
+
+    @property
+    def mean_sqnr_db(self) -> float | None:
+        """Mean over the converted weights that are not exact; None where there is none."""
+        values = [s.sqnr_db for s in self.converted if s.sqnr_db is not None and math.isfinite(s.sqnr_db)]
+        return sum(values) / len(values) if values else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields but ``model``, as JSON types; an infinite SQNR, which JSON lacks, is the string "inf"."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "model"}
+        rows = [asdict(site) for site in self.sites]
+        for row in rows:
+            if row["sqnr_db"] == math.inf:
+                row["sqnr_db"] = "inf"
+        return values | {"recipe": self.recipe.to_dict(), "sites": rows, "warnings": list(self.warnings)}
+
+    def to_json(self, indent: int | None = 2) -> str:
+        return json.dumps(self.to_dict(), indent=indent, allow_nan=False)
+
+    @staticmethod
+    def from_json(text: str) -> Report:
+        """Inverse of :meth:`to_json`. Raises MxortError for anything that is not a report."""
+        try:
+            values = json.loads(text)
+            rows = values.pop("sites")
+            for row in rows:
+                row["sqnr_db"] = math.inf if row["sqnr_db"] == "inf" else row["sqnr_db"]
+            return Report(
+                **values
+                | {
+                    "recipe": Recipe.from_dict(values["recipe"]),
+                    "warnings": tuple(values["warnings"]),
+                    "sites": tuple(SiteReport(**row) for row in rows),
+                }
+            )
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise MxortError(f"not a report of mxort: {type(error).__name__}: {error}") from None
+
+    def table(self) -> Table:
+        """The converted nodes as a rich table, one row each."""
+        table = Table(title="converted", title_justify="left")
+        for name in ("node", "op", "format", "K", "N", "before", "after", "SQNR dB", "note"):
+            table.add_column(
+                name, justify="right" if name in ("K", "N", "before", "after", "SQNR dB") else "left"
+            )
+        for s in self.converted:
+            sizes = format_bytes(s.original_bytes), format_bytes(s.converted_bytes)
+            table.add_row(
+                _tail(s.node),
+                s.op_type,
+                s.weight_format,
+                str(s.K),
+                str(s.N),
+                *sizes,
+                format_sqnr(s.sqnr_db),
+                s.note,
+            )
+        return table
+
+    def grouped_table(self) -> Table:
+        """The converted nodes as a rich table, those of one operator, format and shape in one row."""
+        table = Table(title="converted", title_justify="left")
+        for name in ("op", "format", "K", "N", "nodes", "before", "after", "SQNR dB"):
+            table.add_column(name, justify="left" if name in ("op", "format") else "right")
+        groups: dict[tuple[str, str, int, int], list[SiteReport]] = {}
+        for site in self.converted:
+            groups.setdefault((site.op_type, site.weight_format, site.K, site.N), []).append(site)
+        for (op_type, weight_format, k, n), group in groups.items():
+            sqnr = [site.sqnr_db for site in group if site.sqnr_db is not None]
+            low, high = format_sqnr(min(sqnr, default=None)), format_sqnr(max(sqnr, default=None))
+            before = format_bytes(sum(site.original_bytes for site in group))
+            after = format_bytes(sum(site.converted_bytes for site in group))
+            spread = low if low == high else f"{low} to {high}"
+            table.add_row(op_type, weight_format, str(k), str(n), str(len(group)), before, after, spread)
+        return table
+
+    def skipped_table(self) -> Table:
+        """The skipped nodes as a rich table, those with the same reason and operator in one row."""
+        table = Table(title="skipped", title_justify="left")
+        for name in ("reason", "op", "nodes", "first node"):
+            table.add_column(name, overflow="fold")
+        groups = Counter((s.reason, s.op_type) for s in self.skipped)
+        for (reason, op_type), count in groups.most_common():
+            first = next(s.node for s in self.skipped if (s.reason, s.op_type) == (reason, op_type))
+            table.add_row(escape(reason), op_type, str(count), _tail(first))
+        return table
+
+    def summary(self) -> str:
+        """One line: sizes, counts, mean SQNR, time and memory."""
+        ratio = self.original_bytes / self.converted_bytes if self.converted_bytes else math.nan
+        sqnr = "" if self.mean_sqnr_db is None else f", mean weight SQNR {self.mean_sqnr_db:.2f} dB"
+        before, after = format_bytes(self.original_bytes), format_bytes(self.converted_bytes)
+        bits = "" if self.bits_per_weight is None else f", {self.bits_per_weight:.2f} bits per weight"
+        return (
+            f"{before} -> {after} ({ratio:.2f}x), "
+            f"{len(self.converted)} nodes converted, {len(self.skipped)} skipped{bits}{sqnr}, "
+            f"{self.seconds:.1f} s, peak memory {format_bytes(self.peak_rss_bytes)}"
+        )
+
+    def print(self, console: Console | None = None, every_node: bool = False) -> None:
+        """Writes the tables, the warnings and the summary to ``console`` (default: standard output).
+
+        Converted nodes of one shape share a row, unless ``every_node`` asks for one row each.
+        """
+        console = console or Console()
+        converted = self.table if every_node else self.grouped_table
+        for rows, table in ((self.converted, converted), (self.skipped, self.skipped_table)):
+            if rows:
+                console.print(table())
+        for warning in self.warnings:
+            console.print(f"warning: {warning}", style="yellow", markup=False)
+        console.print(self.summary(), markup=False, highlight=False)
+
+
+def _tail(name: str, width: int = 44) -> str:
+    """The end of a long node name, where the names of a model differ."""
+    return escape(name if len(name) <= width else "…" + name[1 - width :])

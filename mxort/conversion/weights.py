@@ -1,0 +1,285 @@
+"""Turning the weights of a model's sites into stored ones: one by one, or in a run over calibration data."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from mxort import quantize
+from mxort.calibration import calibrate as calibration_run
+from mxort.calibration import data as calibration_data
+from mxort.calibration.calibrate import Operator
+from mxort.calibration.example_inputs import Inputs
+from mxort.calibration.smoothing import Smoother
+from mxort.conversion.recipe import AUTO, Recipe
+from mxort.converters import functions, rewrite, stages
+from mxort.converters.constants import padded_rows
+from mxort.converters.model_io import Source
+from mxort.converters.sites import Site
+from mxort.errors import MxortError
+from mxort.formats import BLOCK_SIZE, blocks_of
+from mxort.quantize import ALGORITHMS, QuantizedWeight, Settings, Statistics
+
+BEST_WITHOUT_DATA = "rtn"
+BEST_WITH_DATA = "mr-gptq"
+"""What ``auto`` means: the algorithms that measured best (docs/accuracy.md)."""
+
+_CACHE_VERSION = 2
+"""Raised when an algorithm changes what it makes of the same input."""
+
+Progress = Callable[[str, float], None]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The data to calibrate on (see :mod:`mxort.calibration.data`) and what the run may use.
+
+    ``memory``: bytes of activations held in memory, beyond which they go to temporary files. ``threads``: 0 all
+    cores. ``cache``: a folder that keeps finished weights, for a run that is interrupted and started again.
+    ``device``: where torch computes (:func:`mxort.runtime.hardware.torch_device`).
+    """
+
+    data: calibration_data.Data
+    memory: int = 512_000_000
+    threads: int = 0
+    cache: str | os.PathLike[str] | None = None
+    device: str = "auto"
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A quantised and stored weight. ``nbytes`` is 0 where one with the same content was there."""
+
+    tensors: rewrite.PackedTensors
+    sqnr_db: float
+    rotation: int
+    nbytes: int
+    algorithm: str
+    seconds: float
+    note: str
+
+    def quantized(self) -> QuantizedWeight:
+        return QuantizedWeight(
+            self.tensors.codes.numpy(),
+            self.tensors.scales.numpy(),
+            self.tensors.column_scale,
+            self.note,
+            self.tensors.weight_format,
+        )
+
+
+def algorithm_for(recipe: Recipe, calibrated: bool) -> str:
+    """The algorithm that the recipe means. Raises MxortError where it needs data and has none, or the reverse."""
+    name = recipe.algorithm
+    if name == AUTO:
+        return BEST_WITH_DATA if calibrated else BEST_WITHOUT_DATA
+    if ALGORITHMS[name].calibrated and not calibrated:
+        raise MxortError(f"algorithm {name}: needs calibration data, got none")
+    if calibrated and not ALGORITHMS[name].calibrated:
+        raise MxortError(f"algorithm {name}: makes nothing of calibration data, got some")
+    return name
+
+
+def wanted_rotation(recipe: Recipe, algorithm: str) -> int:
+    """The rotation that the recipe asks for, or the algorithm where the recipe does not."""
+    return recipe.rotation if recipe.rotation > 1 else ALGORITHMS[algorithm].rotation
+
+
+class _Cache:
+    """Finished weights in a folder, under a name made from all that they depend on."""
+
+    def __init__(self, folder: Path, source: Source, recipe: Recipe) -> None:
+        if not source.sha256:
+            raise MxortError(f"{source.name}: a cache needs a model file")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise MxortError(f"{folder}: cannot keep a cache there: {error.strerror or error}") from None
+        self._folder = folder
+        self._key = hashlib.sha256(f"{_CACHE_VERSION} {source.sha256} {recipe.to_json()}".encode())
+
+    def watch(self, feeds: Iterable[Inputs]) -> Iterator[Inputs]:
+        """The same feeds, which become part of the name."""
+        for inputs in feeds:
+            self._key.update(calibration_data.digest(inputs))
+            yield inputs
+
+    def get(
+        self, site: Site, make: Callable[[], tuple[QuantizedWeight, float]]
+    ) -> tuple[QuantizedWeight, float]:
+        """The weight of a site and its SQNR, from the folder or made and kept there."""
+        key = self._key.copy()
+        key.update((site.node.outputs[0].name or "").encode())
+        path = self._folder / f"{key.hexdigest()}.npz"
+        try:
+            with np.load(path, allow_pickle=False) as kept:
+                arrays = (kept["codes"], kept["scales"], kept["column_scale"])
+                weight = QuantizedWeight(*arrays, str(kept["note"]), site.weight_format)
+                return weight, float(kept["sqnr_db"])
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            pass  # not there, or half there
+        weight, sqnr = make()
+        partial = path.with_suffix(".partial.npz")
+        np.savez(
+            partial,
+            codes=weight.codes,
+            scales=weight.scales,
+            column_scale=weight.column_scale,
+            note=weight.note,
+            sqnr_db=sqnr,
+        )
+        partial.replace(path)
+        return weight, sqnr
+
+
+class Packer:
+    """Quantises weights as the recipe says, each once, and stores them in ``pool``."""
+
+    def __init__(self, recipe: Recipe, pool: rewrite.TensorPool, calibrated: bool) -> None:
+        self._recipe, self._pool = recipe, pool
+        self._algorithm = algorithm_for(recipe, calibrated)
+        self._packed: dict[Any, Packed | None] = {}
+        self._notes: dict[ir.Node, str] = {}
+        self._asked: set[Any] = set()
+        self._cache: _Cache | None = None
+        self._smoother: Smoother | None = None
+
+    def calibrate(
+        self, source: Source, found: Sequence[Site], calibration: Calibration, progress: Progress
+    ) -> None:
+        """Quantises the weights of all sites that calibration reaches, each with the operand of its first site.
+
+        Raises MxortError for data that does not fit the model and where onnxruntime cannot run it.
+        """
+        convertible = [site for site in found if not site.skip and site.weight is not None]
+        self._notes = {site.node: stages.refusal(source.model, site) for site in convertible}
+        feeds: Iterable[Inputs] = calibration_data.samples(calibration.data, source.model, source.name)
+        if calibration.cache is not None:
+            self._cache = _Cache(Path(calibration.cache), source, self._recipe)
+            feeds = self._cache.watch(feeds)
+        if ALGORITHMS[self._algorithm].smooth:
+            self._smoother = Smoother(
+                source.model, found, self._recipe, lambda site: self._operator(site, self._algorithm)
+            )
+        settings = calibration_run.Settings(
+            lambda site: self._operator(site, self._algorithm),
+            self._recipe.sequential,
+            calibration.memory,
+            calibration.threads,
+            progress,
+            self._smoother,
+            calibration.device,
+        )
+        calibration_run.run(
+            source.model,
+            [site for site in convertible if not self._notes[site.node]],
+            feeds,
+            self._calibrated,
+            settings,
+        )
+        if self._smoother is not None:
+            self._smoother.fold()
+
+    def _calibrated(self, site: Site, statistics: Statistics) -> calibration_run.Result | None:
+        assert site.weight is not None
+        key = site.weight.identity, site.weight_format
+        if key not in self._packed:
+            self._packed[key] = self._pack(site, self._algorithm, statistics)
+        packed = self._packed[key]
+        operator = self._operator(site, self._algorithm)
+        if packed is None:
+            return None
+        if self._smoother is not None:
+            self._smoother.converted(site)
+        return calibration_run.Result(packed.quantized(), operator, self._divisor(site))
+
+    def _divisor(self, site: Site) -> NDArray[np.float32] | None:
+        """What the operand of the site is divided by before it gets there, float32 [K]."""
+        return None if self._smoother is None else self._smoother.divisors.get(site.node)
+
+    def output_divisor(self, site: Site) -> NDArray[np.float32] | None:
+        """What the output columns of the site are to be divided by, float32 [N], so that the next one is smoothed."""
+        return None if self._smoother is None else self._smoother.output_divisors.get(site.node)
+
+    def pack(self, site: Site) -> tuple[Packed | None, bool]:
+        """(the site's weight, None if it has a NaN or an infinity; whether it is asked for the first time)."""
+        assert site.weight is not None
+        key = site.weight.identity, site.weight_format
+        first = key not in self._asked
+        self._asked.add(key)
+        if key not in self._packed:
+            reachable = not ALGORITHMS[self._algorithm].calibrated
+            self._packed[key] = self._pack(site, self._algorithm if reachable else BEST_WITHOUT_DATA, None)
+        return self._packed[key], first
+
+    def _operator(self, site: Site, algorithm: str) -> Operator:
+        wanted = 1 if site.table else wanted_rotation(self._recipe, algorithm)
+        rotation = quantize.fitting_rotation(site.K, wanted, functions.ROTATIONS)
+        return Operator(rotation, self._recipe.activation_format, self._recipe.accuracy_level)
+
+    def _pack(self, site: Site, algorithm: str, statistics: Statistics | None) -> Packed | None:
+        """Quantises and stores a weight, W^T [N, K]; None if it has a NaN or an infinity."""
+        weight = site.weight
+        assert weight is not None
+        started = time.perf_counter()
+        width = blocks_of(site.K) * BLOCK_SIZE
+        rotation = self._operator(site, algorithm).rotation
+        array = weight.array()
+        recipe = self._recipe
+        divisor = self._divisor(site)
+
+        def read(start: int, stop: int) -> NDArray[np.float32]:
+            rows = padded_rows(weight, array, start, stop, width)
+            if divisor is not None:
+                rows[:, : site.K] *= divisor
+            return rows
+
+        def make() -> tuple[QuantizedWeight, float]:
+            return quantize.quantize_weight(
+                read,
+                site.N,
+                site.K,
+                ALGORITHMS[algorithm].quantize,
+                Settings(
+                    recipe.scale_rule,
+                    recipe.column_multiplier,
+                    statistics,
+                    recipe.damping,
+                    site.weight_format,
+                    recipe.effort,
+                ),
+                rotation,
+            )
+
+        cached = self._cache is not None and statistics is not None
+        quantized, sqnr = self._cache.get(site, make) if cached and self._cache else make()
+        if not quantized.finite:
+            return None
+        codes, new_codes = self._pool.put(quantized.codes)
+        scales, new_scales = self._pool.put(quantized.scales)
+        nbytes = new_codes * codes.nbytes + new_scales * scales.nbytes
+        wanted = wanted_rotation(recipe, algorithm)
+        reduced = f"rotation {rotation}, as K = {site.K} does not fit {wanted}" if rotation != wanted else ""
+        if site.table:
+            reduced = ""  # GatherMXFP4 has no rotation
+        smoothed = "" if self._smoother is None else self._smoother.notes.get(site.node, "")
+        notes = [self._notes.get(site.node, ""), reduced, smoothed, quantized.note]
+        return Packed(
+            rewrite.PackedTensors(codes, scales, quantized.column_scale, site.weight_format),
+            sqnr,
+            rotation,
+            nbytes,
+            algorithm,
+            time.perf_counter() - started,
+            ", ".join(note for note in notes if note),
+        )

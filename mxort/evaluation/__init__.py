@@ -1,0 +1,1 @@
+"""How near a converted model is to its original, and how fast."""

@@ -1,0 +1,1 @@
+"""Running converted models: devices, sessions, and checks of this machine."""

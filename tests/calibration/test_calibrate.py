@@ -1,0 +1,264 @@
+"""Calibration: the stages compute what the model computes, in order, within memory; conversion uses it."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from mxort.converters import model_io, sites, stages
+from onnx import TensorProto, helper, numpy_helper
+
+import mxort
+from branching import OPERANDS, K, branching, feeds
+from mxort.calibration import calibrate
+from mxort.calibration.data import samples
+from mxort.conversion import weights as packing
+from mxort.formats import dequantize_mxfp4
+from mxort.quantize import QuantizedWeight
+
+torch = pytest.importorskip("torch")
+
+
+@pytest.fixture
+def model(tmp_path):
+    return branching(tmp_path / "model.onnx")
+
+
+def fetch(path, names, data, session=ort.InferenceSession):
+    """Values inside a model, for all samples."""
+    proto = onnx.load(path)
+    proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    running = session(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    return [dict(zip(names, running.run(list(names), feed), strict=True)) for feed in data]
+
+
+def calibrated(path, data, quantize=lambda site, statistics: None, **settings):
+    source = model_io.load(path)
+    found = [s for s in sites.find(source.model, sites.Selection()) if not s.skip]
+    reached = [s for s in found if not stages.refusal(source.model, s)]
+    plain = calibrate.Operator(1, "none", 1)
+    calibrate.run(
+        source.model, reached, data, quantize, calibrate.Settings(lambda site: plain, threads=1, **settings)
+    )
+    return found, reached
+
+
+@pytest.mark.parametrize("memory", [1 << 30, 30_000, 0])
+@pytest.mark.parametrize("sequential", [False, True])
+def test_statistics_are_those_of_the_model(model, memory, sequential):
+    """Where no weight changes, every site sees what the float model computes; on disk or in memory."""
+    data, seen = feeds(), {}
+    found, reached = calibrated(
+        model, data, lambda site, s: seen.update({site.name: s}), memory=memory, sequential=sequential
+    )
+    assert {s.name for s in found} - {s.name for s in reached} == {"inside"}
+    assert list(seen) == ["a", "b", "c", "d", "g", "last"], "every site once, in the order of the graph"
+    values = fetch(model, sorted(set(OPERANDS.values())), data)
+    for name, operand in OPERANDS.items():
+        x = np.concatenate([v[operand].T if name == "g" else v[operand] for v in values]).astype(np.float64)
+        np.testing.assert_allclose(seen[name].hessian, x.T @ x / len(x), rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(seen[name].mean, x.mean(axis=0), atol=1e-4)
+        np.testing.assert_allclose(seen[name].absmax, np.abs(x).max(axis=0), rtol=1e-4)
+        assert seen[name].rows == len(x)
+    assert seen["a"] is seen["b"], "one operand has one Hessian"
+    for s in seen.values():
+        assert (s.drift is not None) == sequential
+        if sequential:
+            assert np.abs(s.drift).max() < 1e-4
+
+
+def test_sequential_sees_the_quantised_layers_before(model, tmp_path):
+    """The operand is what the converted model computes, and the drift leads back to the float model's."""
+    data, seen = feeds(), {}
+    original = packing.Packer._calibrated
+
+    def spy(self, site, statistics):
+        seen[site.name] = statistics
+        return original(self, site, statistics)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packing.Packer, "_calibrated", spy)
+        mxort.convert(
+            model,
+            tmp_path / "out.onnx",
+            algorithm="gptq",
+            calibration=data,
+            accuracy_level=1,
+            exclude=("inside",),
+        )
+    names = sorted(set(OPERANDS.values()) - {"et"})
+    quantised = fetch(tmp_path / "out.onnx", names, data, mxort.InferenceSession)
+    plain = fetch(model, names, data)
+    for name in ("a", "d", "last"):
+        x, wanted = (np.concatenate([v[OPERANDS[name]] for v in values]) for values in (quantised, plain))
+        np.testing.assert_allclose(seen[name].hessian, x.T @ x / len(x), rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(seen[name].drift, (wanted - x).T @ x / len(x), rtol=1e-2, atol=1e-3)
+    assert np.abs(seen["a"].drift).max() < 1e-6 < 1e-3 < np.abs(seen["last"].drift).max()
+
+
+def test_memory_bounds_what_is_held(model, tmp_path, monkeypatch):
+    held = []
+    put = calibrate._Store.put
+
+    def spy(self, *arguments):
+        put(self, *arguments)
+        held.append(self._held)
+
+    monkeypatch.setattr(calibrate._Store, "put", spy)
+    calibrated(model, feeds(), memory=30_000, sequential=False)
+    assert 0 < max(held) <= 30_000
+
+
+def test_outputs_of_layers_are_kept_for_one_sample_only(model, monkeypatch):
+    most: dict[str, int] = {}
+    put = calibrate._Store.put
+
+    def spy(self, sample, name, array):
+        put(self, sample, name, array)
+        holding = sum(name in arrays for arrays in self._arrays)
+        most[name] = max(most.get(name, 0), holding)
+
+    monkeypatch.setattr(calibrate._Store, "put", spy)
+    calibrated(model, feeds(5))
+    assert most["x"] == most["scaled"] == most["ta"] == 5, "inputs and operands wait for the quantised weight"
+    assert most["a"] == most["b0"] == most["g"] == 1
+    assert most["b"] == 5, "what a later stage reads is kept all the same"
+
+
+def output_error(path, reference, data):
+    pair = [fetch(p, ["y"], data, mxort.InferenceSession) for p in (path, reference)]
+    new, old = (np.concatenate([v["y"] for v in values]) for values in pair)
+    return float(((new - old) ** 2).sum() / (old**2).sum())
+
+
+@pytest.mark.parametrize("activation_format", ["none", "mxfp8_e4m3", "mxfp4"])
+def test_calibrated_models_are_nearer_on_other_data(model, tmp_path, activation_format):
+    data, other = feeds(20), feeds(30)[20:]
+    errors = {}
+    for algorithm in ("rtn", "gptq", "mr-gptq", "auto"):
+        report = mxort.convert(
+            model,
+            tmp_path / f"{algorithm}.onnx",
+            algorithm=algorithm,
+            calibration=None if algorithm == "rtn" else data,
+            activation_format=activation_format,
+        )
+        errors[algorithm] = output_error(tmp_path / f"{algorithm}.onnx", model, other)
+        by_name = {site.node: site for site in report.converted}
+        assert by_name["inside"].algorithm == "rtn"
+        if algorithm != "rtn":
+            assert by_name["a"].algorithm == ("mr-gptq" if algorithm == "auto" else algorithm)
+            assert by_name["inside"].note == "inside a subgraph: not calibrated"
+            assert by_name["a"].rotation == (1 if algorithm == "gptq" else 32)
+    assert errors["gptq"] < errors["rtn"]
+    assert errors["mr-gptq"] < errors["rtn"]
+    assert errors["auto"] == errors["mr-gptq"]
+
+
+def test_needs_data(model, tmp_path):
+    with pytest.raises(mxort.MxortError, match=r"algorithm gptq: needs calibration data"):
+        mxort.convert(model, tmp_path / "out.onnx", algorithm="gptq")
+    with pytest.raises(mxort.MxortError, match=r"algorithm rtn: makes nothing of calibration data"):
+        mxort.convert(model, tmp_path / "out.onnx", algorithm="rtn", calibration=feeds())
+    with pytest.raises(mxort.MxortError, match=r"sample 0: .*no array for input x"):
+        mxort.convert(model, tmp_path / "out.onnx", calibration=[{}])
+    with pytest.raises(mxort.MxortError, match="calibration data: no samples"):
+        mxort.convert(model, tmp_path / "out.onnx", calibration=[])
+    assert not (tmp_path / "out.onnx").exists()
+
+
+def test_cache_resumes(model, tmp_path, monkeypatch):
+    """A second run does no algebra; other data, options or a damaged file do it again."""
+    from mxort.quantize import solver
+
+    solved = []
+    solve = solver.solve
+    monkeypatch.setattr(solver, "solve", lambda *a: solved.append(1) or solve(*a))
+
+    def convert(name, data, **options):
+        solved.clear()
+        calibration = packing.Calibration(data, threads=1, cache=tmp_path / "cache")
+        mxort.convert(model, tmp_path / name, "weight-only", calibration=calibration, **options)
+        return len(solved)
+
+    assert convert("a.onnx", feeds()) == len(OPERANDS)
+    assert convert("b.onnx", feeds()) == 0
+    assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
+    assert convert("c.onnx", feeds(4)) == len(OPERANDS)
+    assert convert("c.onnx", feeds(), damping=0.1) == len(OPERANDS)
+    files = sorted((tmp_path / "cache").iterdir())
+    for file in files:
+        file.write_bytes(file.read_bytes()[:100])
+    assert convert("b.onnx", feeds()) == len(OPERANDS)
+    assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
+
+
+def test_a_weight_used_twice_is_quantised_once(tmp_path):
+    proto = onnx.load(branching(tmp_path / "model.onnx"))
+    for node in proto.graph.node:
+        if node.name == "last":
+            node.input[1] = "w0"
+    onnx.save(proto, tmp_path / "model.onnx")
+    report = mxort.convert(tmp_path / "model.onnx", tmp_path / "out.onnx", calibration=feeds())
+    by_name = {site.node: site for site in report.converted}
+    assert "weight shared" in by_name["last"].note
+    assert by_name["a"].converted_bytes > 0 == by_name["last"].converted_bytes
+
+
+def test_float16(tmp_path):
+    """Values keep their type between the stages."""
+    weight = np.random.default_rng(3).standard_normal((K, K)).astype(np.float16) / 8
+    constants = [numpy_helper.from_array(weight, "w0"), numpy_helper.from_array(weight.T.copy(), "w1")]
+    nodes = [
+        helper.make_node("MatMul", ["x", "w0"], ["h"], name="first"),
+        helper.make_node("Relu", ["h"], ["r"]),
+        helper.make_node("MatMul", ["r", "w1"], ["y"], name="second"),
+    ]
+    value = helper.make_tensor_value_info
+    ends = [value("x", TensorProto.FLOAT16, ["n", K])], [value("y", TensorProto.FLOAT16, ["n", K])]
+    graph = helper.make_graph(nodes, "g", *ends, constants)
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(proto, tmp_path / "m.onnx")
+    data = [{"x": feed["x"].astype(np.float16)} for feed in feeds()]
+    report = mxort.convert(tmp_path / "m.onnx", tmp_path / "out.onnx", calibration=data)
+    assert [site.algorithm for site in report.converted] == ["mr-gptq", "mr-gptq"]
+
+
+def test_the_weight_of_a_result_reaches_the_next_layer(model):
+    """A layer quantised to zero leaves the next one nothing but zeros."""
+    seen = {}
+
+    def zero(site, statistics):
+        seen[site.name] = statistics
+        codes, scales = np.zeros((site.N, K // 2), np.uint8), np.zeros((site.N, K // 32), np.uint8)
+        assert not dequantize_mxfp4(codes, scales, K).any()
+        weight = QuantizedWeight(codes, scales, np.ones(site.N, np.float32))
+        return calibrate.Result(weight, calibrate.Operator(1, "none", 1))
+
+    calibrated(model, feeds(), zero)
+    assert seen["a"].hessian.any()
+    assert not seen["d"].hessian.any()
+
+
+def test_threads_of_torch_are_given_back(model):
+    before = torch.get_num_threads()
+    seen = []
+    calibrated(model, feeds(1), lambda site, s: seen.append(torch.get_num_threads()))
+    assert set(seen) == {1}
+    assert torch.get_num_threads() == before
+
+
+def test_an_empty_sample_says_nothing(model):
+    seen = {}
+    calibrated(
+        model, [*feeds(2), {"x": np.zeros((0, K), np.float32)}], lambda site, s: seen.update({site.name: s})
+    )
+    assert seen["last"].rows == 40 + 41
+    assert np.isfinite(seen["last"].hessian).all()
+
+
+def test_samples_are_read_once(model):
+    """An iterator of more samples than memory holds may be given."""
+    graph = model_io.load(model).model
+    assert len(list(samples(iter(feeds()), graph, "m"))) == 5
