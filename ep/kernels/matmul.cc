@@ -14,7 +14,8 @@ namespace {
 
 constexpr std::align_val_t kAlignment{64};
 
-// Scratch of one thread, kept between calls: an allocation of megabytes a call would cost page faults each time.
+// Scratch of one thread, kept between calls: an allocation of megabytes a call would cost page faults each time. What
+// is asked of it is bounded, by kWorkspaceBytes or by one panel or row.
 class Workspace {
  public:
   uint8_t* Get(size_t bytes) {
@@ -43,6 +44,10 @@ int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 constexpr int64_t kTaskValues = 16 * 1024;           // of A, when preparing
 constexpr int64_t kTaskMultiplies = 512 * 1024;      // when multiplying
 constexpr int64_t kPreparedCacheBytes = 256 * 1024;  // prepared panels of one task stay in L2
+// Panels prepared at once: those of more rows are prepared and multiplied a block of rows after the other. They do not
+// leave the last-level cache in between, and what a thread keeps does not grow with M. A block is many tasks of
+// multiplying, so the weights are read no more often than without.
+constexpr int64_t kWorkspaceBytes = 4 * 1024 * 1024;
 
 // Panels of equal height: 16 rows on a kernel of 12 become 8 + 8, not 12 + 4.
 int PanelRows(const MatMulCall& call, const Kernel& kernel) {
@@ -92,15 +97,18 @@ void ComputeAll(const MatMulCall& call, const Kernel& kernel, const MatMulArgs& 
   });
 }
 
-}  // namespace
+// The call for rows [begin, end) of A alone.
+MatMulCall RowsOf(const MatMulCall& call, int64_t begin, int64_t end) {
+  const size_t bytes = DataTypeBytes(call.type);
+  MatMulCall part = call;
+  part.M = end - begin;
+  part.a = static_cast<const char*>(call.a) + static_cast<size_t>(begin * call.spec->K) * bytes;
+  part.y = static_cast<char*>(call.y) + static_cast<size_t>(begin * call.spec->N) * bytes;
+  return part;
+}
 
-void MatMul(const MatMulCall& call, const ParallelFor& parallel) {
-  if (call.M == 0 || call.spec->N == 0) return;
-  thread_local Workspace workspace;
-  const Kernel& kernel = KernelFor(*call.kernels, call.M, call.packed->scales());
-  const int panel_rows = PanelRows(call, kernel);
-  const size_t stride = (kernel.panel_bytes(*call.spec, panel_rows) + 63) / 64 * 64;
-  uint8_t* prepared = workspace.Get(stride * static_cast<size_t>(CeilDiv(call.M, panel_rows)));
+void MultiplyBlock(const MatMulCall& call, const Kernel& kernel, int panel_rows, size_t stride, uint8_t* prepared,
+                   const ParallelFor& parallel) {
   const MatMulArgs args = {call.spec,           BlocksOf(call.spec->K), call.M,    panel_rows, prepared, stride,
                            call.packed->data(), call.column_scale,      call.bias, call.type,  call.y};
   const std::vector<int64_t> declined = PreparePanels(call, kernel, args, prepared, parallel);
@@ -109,6 +117,23 @@ void MatMul(const MatMulCall& call, const ParallelFor& parallel) {
     const int64_t row = declined[static_cast<size_t>(i)];
     ReferenceMatMul(*call.spec, call.type, call.a, call.weights, call.column_scale, call.bias, {row, row + 1}, call.y);
   });
+}
+
+}  // namespace
+
+void MatMul(const MatMulCall& call, const ParallelFor& parallel) {
+  if (call.M == 0 || call.spec->N == 0) return;
+  const Kernel& kernel = KernelFor(*call.kernels, call.M, call.packed->scales());
+  const int panel_rows = PanelRows(call, kernel);  // of all blocks: sums are grouped by it, so Y depends on it
+  const size_t stride = (kernel.panel_bytes(*call.spec, panel_rows) + 63) / 64 * 64;
+  const int64_t panels = std::clamp<int64_t>(kWorkspaceBytes / static_cast<int64_t>(std::max<size_t>(1, stride)), 1,
+                                             CeilDiv(call.M, panel_rows));
+  thread_local Workspace workspace;
+  uint8_t* prepared = workspace.Get(stride * static_cast<size_t>(panels));
+  for (int64_t row = 0; row < call.M; row += panels * panel_rows) {
+    MultiplyBlock(RowsOf(call, row, std::min(call.M, row + panels * panel_rows)), kernel, panel_rows, stride, prepared,
+                  parallel);
+  }
 }
 
 }  // namespace mxort

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import ml_dtypes
@@ -266,6 +267,46 @@ def test_threads_do_not_change_a_bit(kernel: Row) -> None:
     one = run(case, a, kernel)
     for threads in (2, 3, 8):
         np.testing.assert_array_equal(run(case, a, kernel, threads), one)
+
+
+@each_kernel
+@pytest.mark.parametrize(("activation_format", "level"), [("none", 1), ("none", 3), ("mxfp4", 0)])
+def test_many_rows_are_computed_as_few_are(kernel: Row, activation_format: str, level: int) -> None:
+    """More rows than are prepared at once: the same bits as of pieces that are. 120 rows are whole panels of 4, 8, 10
+    or 12 rows, and kernels with panels of other heights compute a row in the same way in each of them."""
+    if kernel.name == "reference":
+        pytest.skip("prepares nothing")
+    rng = np.random.default_rng(12)
+    case = case_for(kernel, rng, 18, 16384, activation_format, level)
+    a = rng.standard_normal((480, 16384)).astype(np.float32)
+    a[[1, 300]] *= 2.0**120  # computed apart: too large
+    a[-1, 5] = np.nan
+    y = run(case, a, kernel, threads=2)
+    pieces = [run(case, piece, kernel) for piece in np.split(a, 4)]
+    np.testing.assert_array_equal(y, np.concatenate(pieces))
+    some = [0, 1, 119, 250, 300, 478, 479]
+    oracle.assert_close(case, a[some], y[some], f"{kernel}", make(case, kernel).kernel_for(len(a)))
+
+
+RESIDENT = Path("/proc/self/statm")
+
+
+def resident_bytes() -> int:
+    return int(RESIDENT.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.skipif(not RESIDENT.exists(), reason="reads Linux's count of resident pages")
+@each_kernel
+def test_memory_of_a_large_product_is_given_back(kernel: Row) -> None:
+    """What stays is the workspace of matmul.cc, 4 MiB, and a row of float; 4 MiB more are the allocator's own."""
+    if kernel.name == "reference":
+        pytest.skip("prepares nothing")
+    case = case_for(kernel, np.random.default_rng(13), 16, 4096)
+    node = make(case, kernel)
+    node(np.zeros((1, 4096), np.float32))
+    before = resident_bytes()
+    node(np.zeros((12000, 4096), np.float32))
+    assert resident_bytes() - before < 8 << 20
 
 
 @settings(max_examples=300, deadline=None)
