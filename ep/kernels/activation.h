@@ -34,12 +34,13 @@ typedef int Int4 __attribute__((vector_size(16)));
 template <int kSize, int kStride>
 MXORT_INLINE void RotateInVectors(float* block) {
   constexpr int kFlip = static_cast<int>(~kFloatMagnitude);
-  constexpr Int4 kSwap = kStride == 1 ? Int4{1, 0, 3, 2} : Int4{2, 3, 0, 1};
   constexpr Int4 kSign = kStride == 1 ? Int4{0, kFlip, 0, kFlip} : Int4{0, 0, kFlip, kFlip};
   for (int i = 0; i < kSize; i += 4) {
     Float4* vector = reinterpret_cast<Float4*>(block + i);
     const Float4 x = *vector;
-    *vector = __builtin_shuffle(x, kSwap) + reinterpret_cast<Float4>(reinterpret_cast<Int4>(x) ^ kSign);
+    const Float4 swapped = kStride == 1 ? __builtin_shufflevector(x, x, 1, 0, 3, 2)  // GCC 12 and clang
+                                        : __builtin_shufflevector(x, x, 2, 3, 0, 1);
+    *vector = swapped + reinterpret_cast<Float4>(reinterpret_cast<Int4>(x) ^ kSign);
   }
 }
 

@@ -61,7 +61,7 @@ struct Generic {
     Pairs pairs;
     for (int i = 0; i < kParts; ++i) {
       Shorts part;
-      __builtin_memcpy(&part, p + i * sizeof part, sizeof part);
+      __builtin_memcpy(&part, p + 2 * kLanes * i, sizeof part);
       pairs.part[i] = __builtin_convertvector(part, Ints);
     }
     return pairs;

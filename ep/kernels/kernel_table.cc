@@ -1,6 +1,8 @@
 #include "kernels/kernel_table.h"
 
+#if defined(__x86_64__)
 #include <cpuid.h>
+#endif
 #include <sys/syscall.h>
 #include <unistd.h>
 
