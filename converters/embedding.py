@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
+
 from mxort.converters.constants import Constant, NotConstantError, resolve, same
 
 if TYPE_CHECKING:

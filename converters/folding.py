@@ -12,10 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
+
 from mxort.converters import rewrite
 from mxort.converters.constants import FLOAT_TYPES, Constant, NotConstantError, resolve
 from mxort.converters.sites import Site
-from numpy.typing import NDArray
 
 _NORMS: dict[tuple[str, str], tuple[int, ...]] = {
     ("", "LayerNormalization"): (1, 2),

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
+
 from mxort.converters import embedding
 from mxort.converters.constants import Constant, same
 

@@ -18,10 +18,10 @@ import numpy as np
 import onnx
 import onnx.checker
 import onnx_ir as ir
-from mxort.converters import verify
-from mxort.converters.walk import bodies, tensors
 from numpy.typing import NDArray
 
+from mxort.converters import verify
+from mxort.converters.walk import bodies, tensors
 from mxort.errors import MxortError, first_line
 
 SINGLE_FILE_BYTES = 1_500_000_000

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 import onnx_ir as ir
+
 from mxort.converters.functions import MIN_OPSET
 from mxort.converters.walk import bodies
 

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
+
 from mxort.converters import functions
 from mxort.converters.opset import opset_of, raise_versions
 from mxort.converters.sites import Site
-from numpy.typing import NDArray
 
 METADATA_VERSION = "mxort.version"
 METADATA_RECIPE = "mxort.recipe"

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
+
 from mxort.converters import embedding, lm_head
 from mxort.converters.constants import FLOAT_TYPES, Constant, NotConstantError, resolve
 from mxort.converters.functions import DOMAIN
 from mxort.converters.shapes import Ranks
-from numpy.typing import NDArray
-
 from mxort.formats import WEIGHT_FORMATS, blocks_of
 
 

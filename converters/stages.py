@@ -14,10 +14,10 @@ import numpy as np
 import onnx
 import onnx.helper
 import onnx_ir as ir
-from mxort.converters.constants import padded_rows
-from mxort.converters.sites import Site
 from numpy.typing import NDArray
 
+from mxort.converters.constants import padded_rows
+from mxort.converters.sites import Site
 from mxort.formats import BLOCK_SIZE, blocks_of
 
 _TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16)

@@ -11,6 +11,7 @@ import onnx.checker
 import onnx.defs
 import onnx.helper
 import onnx_ir as ir
+
 from mxort.converters.walk import tensors
 
 _STUBBED_BYTES = 1024

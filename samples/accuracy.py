@@ -24,12 +24,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from models import CACHE, PLAYS, ModelError, minilm, minilm_l6, plays, smollm2
-from mxort.converters import functions, model_io, sites, stages
 from tokenizers import Tokenizer
 
 import mxort
 from mxort.calibration import calibrate
 from mxort.conversion import weights as packing
+from mxort.converters import functions, model_io, sites, stages
 from mxort.evaluation.evaluate import evaluate
 from mxort.formats import WEIGHT_FORMATS, hadamard_rotate
 from mxort.quantize import dequantize

@@ -8,9 +8,9 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-from mxort.converters import functions
 
 from mxort import _native, formats
+from mxort.converters import functions
 from mxort.formats import ELEMENT_FORMATS
 
 VECTORS = Path(__file__).parent / "vectors"

@@ -6,7 +6,6 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from mxort.converters import model_io, sites, stages
 from onnx import TensorProto, helper, numpy_helper
 
 import mxort
@@ -14,6 +13,7 @@ from branching import OPERANDS, K, branching, feeds
 from mxort.calibration import calibrate
 from mxort.calibration.data import samples
 from mxort.conversion import weights as packing
+from mxort.converters import model_io, sites, stages
 from mxort.formats import dequantize_mxfp4
 from mxort.quantize import QuantizedWeight
 

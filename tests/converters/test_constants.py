@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
+
 from mxort.converters.constants import NotConstantError, padded_rows, resolve
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from mxort.converters import functions
 
 import mxort
 from mxort.conversion.inspection import inspect
+from mxort.converters import functions
 
 V, K = 160, 72
 EMBED = "(int64[b,s] ids) => (T[b,s,k] y) { y = Gather(table, ids) }"

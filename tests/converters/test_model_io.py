@@ -15,9 +15,9 @@ import onnx_ir as ir
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from mxort.converters import model_io
 
 import mxort
+from mxort.converters import model_io
 
 TEXT = "(T[b,k] x) => (T[b,n] y) { p = MatMul(x, w) q = Add(p, c) y = MatMul(q, v) }"
 

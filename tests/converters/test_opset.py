@@ -9,10 +9,10 @@ import onnx
 import onnx.defs
 import onnx.helper
 import pytest
-from mxort.converters import opset
-from mxort.converters.functions import MIN_OPSET
 
 import mxort
+from mxort.converters import opset
+from mxort.converters.functions import MIN_OPSET
 
 
 def normal(*shape):

@@ -8,10 +8,10 @@ import numpy as np
 import onnx
 import onnx.helper
 import pytest
-from mxort.converters.functions import ROTATIONS
 from onnx import numpy_helper
 
 import mxort
+from mxort.converters.functions import ROTATIONS
 
 X3 = "(T[b,s,k] x) => (T[b,s,n] y) "
 

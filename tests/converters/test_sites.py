@@ -8,10 +8,10 @@ import onnx
 import onnx.helper
 import onnx_ir as ir
 import pytest
-from mxort.converters import sites
 from onnx import numpy_helper
 
 import mxort
+from mxort.converters import sites
 
 TWO = "(T[b,k] x) => (T[b,n] y) "
 

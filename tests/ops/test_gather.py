@@ -8,10 +8,10 @@ import onnx.reference
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mxort.converters import functions
 from onnx import TensorProto, helper, numpy_helper
 
 import op_model
+from mxort.converters import functions
 from oracle import Case, random_case
 
 INDEX_TYPES = {np.int64: TensorProto.INT64, np.int32: TensorProto.INT32}

@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 import pytest
-from mxort.converters.functions import ROTATIONS
 
+from mxort.converters.functions import ROTATIONS
 from mxort.formats import dequantize_mxfp4, hadamard_rotate
 from mxort.quantize import Settings, chunks, fitting_rotation, packed_bytes, quantize_weight, rtn
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import onnx
 import onnxruntime as ort
-from mxort.converters import functions
 from onnx import TensorProto, helper, numpy_helper
 
+from mxort.converters import functions
 from mxort.runtime.session import get_library_path
 from oracle import Case
 
