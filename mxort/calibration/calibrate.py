@@ -201,6 +201,7 @@ class _Run:
         absmax, kept = np.zeros(sites[0].K, np.float32), []
         for sample in range(count):
             x = _rows(self._streams[0].get(sample, operand.name), operand, sites[0].K)
+            x = x[np.isfinite(x).all(axis=1)]
             kept.append(x[:: max(1, count * len(x) // smoothquant.SAMPLED_ROWS)].copy())
             np.maximum(absmax, np.abs(x).max(axis=0, initial=0), out=absmax)
         return self._settings.smooth(sites, np.concatenate(kept), absmax)

@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -24,6 +24,7 @@ from mxort import quantize
 from mxort.calibration import data as calibration_data
 from mxort.calibration.calibrate import StageNodes
 from mxort.calibration.example_inputs import Inputs
+from mxort.calibration.losses import Divergence, Loss, Noise
 from mxort.conversion.recipe import Recipe
 from mxort.converters import model_io, sites, stages
 from mxort.converters.sites import Site
@@ -37,14 +38,10 @@ from mxort.runtime import hardware
 Progress = Callable[[str, float], None]
 Layer = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
-KL, NOISE = "KL", "noise"
-"""Losses: mean divergence of the distributions in an output ``logits``; else noise over signal of the outputs."""
-
 BASE = "mxfp4"
 """The weight format whose loss is measured. That of the others follows from the noise of the weight."""
 
 _LOGITS = "logits"
-_ROWS_AT_ONCE = 64
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 
 
@@ -65,7 +62,11 @@ class SiteSensitivity:
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """The sites by falling loss. ``loss`` is KL (in nats for each prediction) or noise (over signal)."""
+    """The sites by falling loss. ``loss`` is KL (in nats for each prediction) or noise (over signal).
+
+    ``left_out``: rows of the float model's outputs with a NaN or an infinity, which say nothing. (-inf among logits
+    does: such a class is masked.)
+    """
 
     model: str
     source_sha256: str
@@ -73,6 +74,7 @@ class Sensitivity:
     samples: int
     sites: tuple[SiteSensitivity, ...]
     skipped: Mapping[str, str]
+    left_out: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, as JSON types."""
@@ -161,6 +163,7 @@ class Probe:
             len(self._feeds),
             tuple(rows),
             self._refused,
+            self._run.loss.left_out,
         )
 
     def _computing(self) -> AbstractContextManager[None]:
@@ -214,7 +217,7 @@ class _Run:
         logits = [value for value in outputs if value.name == _LOGITS]
         if not outputs:
             raise MxortError("the model has no float output to compare")
-        self.loss: _Loss = _Divergence() if logits else _Noise()
+        self.loss: Loss = Divergence() if logits else Noise()
         self._outputs = [value.name or "" for value in (logits or outputs)]
         self._model, self._recipe, self._threads = model, recipe, threads
         self._plan = stages.plan(model, measured, logits or outputs)
@@ -246,6 +249,10 @@ class _Run:
         found = [site for stage in self._plan for site in stage.sites]
         layers = {site.node: self._quantised(site, formats[site.name])[0] for site in found}
         total = sum(self.loss.of(self._rest(0, state, i, layers), i) for i, state in enumerate(feeds))
+        if not np.isfinite(total):
+            raise MxortError(
+                "with all weights quantised the outputs are not finite where the float model's are"
+            )
         return total / len(feeds)
 
     def _refer(self, feeds: Sequence[Inputs]) -> None:
@@ -259,6 +266,10 @@ class _Run:
         for sample, state in enumerate(states):
             after = self._after_sites(self._plan[number], state, {site.node: layer})
             total += self.loss.of(self._rest(number + 1, after, sample), sample)
+        if not np.isfinite(total):
+            raise MxortError(
+                f"node {site.name!r}: with its weight in {BASE} the outputs are not finite where the float model's are"
+            )
         if noise == 0:
             return dict.fromkeys(WEIGHT_FORMATS, 0.0)
         ratios = {name: self._quantised(site, name)[1] / noise for name in WEIGHT_FORMATS if name != BASE}
@@ -319,88 +330,3 @@ def _linear(site: Site, rows: NDArray[np.float32]) -> Layer:
         rows[:, : site.K] * np.float32(site.alpha), stages.own_bias(site)
     )
     return linear
-
-
-class _Loss(Protocol):
-    """The loss of outputs against those of the float model; ``reference`` is called once for each sample first."""
-
-    name: str
-
-    @property
-    def count(self) -> int:
-        """How many samples have a reference."""
-
-    def reference(self, outputs: Sequence[NDArray[Any]]) -> None: ...
-
-    def of(self, outputs: Sequence[NDArray[Any]], sample: int) -> float: ...
-
-
-class _Divergence:
-    """Mean KL(p || q) over the rows of logits: sum p (log p - x) + log sum exp x, x the logits of q."""
-
-    name = KL
-
-    def __init__(self) -> None:
-        self._kept: list[tuple[NDArray[np.float32], float]] = []
-
-    @property
-    def count(self) -> int:
-        return len(self._kept)
-
-    def reference(self, outputs: Sequence[NDArray[Any]]) -> None:
-        logits = _rows(outputs[0])
-        p, entropy = np.empty(logits.shape, np.float32), 0.0
-        for part in _parts(logits):
-            x = logits[part].astype(np.float32)
-            log_p = x - _log_sum(x)[:, None]
-            np.exp(log_p, out=p[part])
-            entropy += float(np.einsum("nv,nv->n", p[part], log_p).sum(dtype=np.float64))
-        self._kept.append((p, entropy / max(1, len(logits))))
-
-    def of(self, outputs: Sequence[NDArray[Any]], sample: int) -> float:
-        logits = _rows(outputs[0])
-        p, entropy = self._kept[sample]
-        cross = 0.0
-        for part in _parts(logits):
-            x = logits[part].astype(np.float32)
-            cross += float((_log_sum(x) - np.einsum("nv,nv->n", p[part], x)).sum(dtype=np.float64))
-        return max(0.0, entropy + cross / max(1, len(logits)))
-
-
-class _Noise:
-    """Mean over the outputs of sum (y - reference)^2 / sum reference^2."""
-
-    name = NOISE
-
-    def __init__(self) -> None:
-        self._kept: list[list[NDArray[np.float64]]] = []
-
-    @property
-    def count(self) -> int:
-        return len(self._kept)
-
-    def reference(self, outputs: Sequence[NDArray[Any]]) -> None:
-        self._kept.append([output.astype(np.float64) for output in outputs])
-
-    def of(self, outputs: Sequence[NDArray[Any]], sample: int) -> float:
-        ratios = [
-            float(((y.astype(np.float64) - r) ** 2).sum() / max(float((r**2).sum()), np.finfo(float).tiny))
-            for y, r in zip(outputs, self._kept[sample], strict=True)
-        ]
-        return sum(ratios) / len(ratios)
-
-
-def _rows(logits: NDArray[Any]) -> NDArray[Any]:
-    return logits.reshape(-1, logits.shape[-1])
-
-
-def _parts(rows: NDArray[Any]) -> Iterator[slice]:
-    """A few rows at a time: a vocabulary is large, and each step makes another array of them."""
-    return (slice(start, start + _ROWS_AT_ONCE) for start in range(0, len(rows), _ROWS_AT_ONCE))
-
-
-def _log_sum(x: NDArray[np.float32]) -> NDArray[np.float32]:
-    """log(sum(exp(x))) of each row; x less its largest, so that nothing overflows."""
-    top = x.max(axis=-1)
-    result: NDArray[np.float32] = top + np.log(np.exp(x - top[:, None]).sum(axis=-1))
-    return result

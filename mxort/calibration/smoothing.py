@@ -79,7 +79,10 @@ class Smoother:
             np.pad(rows, ((0, 0), (0, tail))),
             np.pad(absmax, (0, tail)),
             smoothquant.Layers(
-                [stages.float_weight(site) for site in sites], operator.rotation, operator.activation_format
+                [stages.float_weight(site) for site in sites],
+                operator.rotation,
+                operator.activation_format,
+                [site.weight_format for site in sites],
             ),
             Settings(recipe.scale_rule, recipe.column_multiplier),
             None if recipe.smooth_alpha == AUTO else float(recipe.smooth_alpha),

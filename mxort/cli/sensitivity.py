@@ -46,4 +46,6 @@ def print_sensitivity(sensitivity: Sensitivity, out: Console) -> None:
     print_filled(out, (table,))
     for node, reason in sensitivity.skipped.items():
         out.print(f"not measured: {node}: {reason}")
+    if sensitivity.left_out:
+        out.print(f"{sensitivity.left_out} rows of outputs with a NaN or an infinity left out")
     out.print(f"{sensitivity.samples} samples, sum of {sensitivity.loss} {total:.4g}")

@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from mxort.calibration.sensitivity import BASE, KL, Probe, Sensitivity, SiteSensitivity
+from mxort.calibration.losses import KL
+from mxort.calibration.sensitivity import BASE, Probe, Sensitivity, SiteSensitivity
 from mxort.conversion.recipe import Recipe
 from mxort.errors import MxortError
 from mxort.quantize import packed_bytes

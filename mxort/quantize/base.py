@@ -116,8 +116,21 @@ def squared_error(rows: NDArray[np.float32], quantized: QuantizedWeight) -> NDAr
         error = dequantize(quantized.codes[part], quantized.scales[part], quantized.element)
         error *= quantized.column_scale[part, None]
         error -= rows[part]
-        total[part] = np.einsum("nk,nk->n", error, error)
+        total[part] = sum_of_squares(error)
     return total
+
+
+def sum_of_squares(x: NDArray[np.float32]) -> NDArray[np.float64]:
+    """float64 [n]: the sum of squares of each row of x [n, K]. Nothing over- or underflows; ``x`` is overwritten.
+
+    The rows are brought near one first, by powers of two, which round nothing. (Beyond 2**126 float32 has no power
+    of two, nor is one needed: a subnormal times 2**126 has a square.)
+    """
+    largest = np.maximum(x.max(axis=1, initial=0), -x.min(axis=1, initial=0))
+    exponent = np.clip(np.frexp(largest)[1], -126, 126)
+    x *= np.ldexp(np.float32(1), -exponent)[:, None]
+    squares: NDArray[np.float64] = np.einsum("nk,nk->n", x, x).astype(np.float64)
+    return np.asarray(np.ldexp(squares, 2 * exponent))
 
 
 def with_torch(module: str) -> Any:

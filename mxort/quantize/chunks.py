@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mxort.formats import BLOCK_SIZE, WEIGHT_FORMATS, blocks_of, hadamard_rotate
-from mxort.quantize.base import QuantizedWeight, Round, Settings, squared_error
+from mxort.quantize.base import QuantizedWeight, Round, Settings, squared_error, sum_of_squares
 
 _CHUNK_BYTES = 16 << 20
 """float32 bytes of a chunk: small beside any model, large beside what a chunk costs to set up."""
@@ -42,9 +42,17 @@ def quantize_weight(
             column_scale[start:stop] = part.column_scale
             note = note or part.note
             noise += float(squared_error(rows, part).sum())
-            signal += float(np.einsum("nk,nk->n", rows, rows).sum(dtype=np.float64))
-    sqnr = math.inf if noise == 0 else 10 * math.log10(signal / noise) if signal > 0 else -math.inf
-    return QuantizedWeight(codes, scales, column_scale, note, settings.weight_format), sqnr
+            signal += float(sum_of_squares(rows.copy()).sum())
+    return QuantizedWeight(codes, scales, column_scale, note, settings.weight_format), _decibels(
+        signal, noise
+    )
+
+
+def _decibels(signal: float, noise: float) -> float:
+    if noise == 0:
+        return math.inf
+    ratio = signal / noise  # 0 where a number beyond float32 came out, as noise is infinite
+    return -math.inf if ratio == 0 else 10 * math.log10(ratio)
 
 
 def fitting_rotation(k: int, wanted: int, available: tuple[int, ...]) -> int:

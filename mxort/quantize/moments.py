@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
@@ -49,13 +50,26 @@ _PANELS = 4
 """Parts in which a symmetric product is made: a quarter of one quarter's rows and so on, 5/8 of the work."""
 
 
+_NEAR = 16
+"""Binary orders between operands that are summed in one unit: squares of float32 have no room for all there are."""
+
+
 class _Sum:
-    """The sum over rows of a^T b, float64 [K, K], by products in float32 of a few thousand rows."""
+    """The sum over rows of a^T b, float64 [K, K], by products in float32 of a few thousand rows.
+
+    a and b come divided by a power of two, 2^``unit``, so that their products neither over- nor underflow.
+    """
 
     def __init__(self, k: int) -> None:
         self._total = torch.zeros(k, k, dtype=torch.float64)
         self._part = torch.zeros(k, k)
-        self._rows = 0
+        self._rows = self._unit = 0
+
+    def measure_in(self, unit: int) -> None:
+        """What is added from now on is in units of 2^``unit``."""
+        if unit != self._unit:
+            self._flush()
+            self._unit = unit
 
     def add(self, a: Tensor, b: Tensor) -> None:
         """a, b float32 [n, K]"""
@@ -75,7 +89,7 @@ class _Sum:
             self._flush()
 
     def _flush(self) -> None:
-        self._total += self._part
+        self._total.add_(self._part, alpha=4.0**self._unit)
         self._part.zero_()
         self._rows = 0
 
@@ -99,27 +113,39 @@ class Moments:
 
     def __init__(self, k: int, rotation: int, activation_format: str) -> None:
         self._k, self._rotation, self._format = k, rotation, ACTIVATION_FORMATS[activation_format]
-        self._rows = 0
+        self._rows = self._left_out = self._unit = 0
         self._hessian = _Sum(k)
-        self._sum = torch.zeros(k, dtype=torch.float64)
-        self._absmax = torch.zeros(k)
         self._drift: _Sum | None = None
 
     def add(self, rows: NDArray[np.float32], wanted: NDArray[np.float32] | None = None) -> None:
-        """Rows [n, k] of the operand, and the same rows in the float model where they differ."""
-        if not len(rows):
-            return
+        """Rows [n, k] of the operand, and the same rows in the float model where they differ.
+
+        Rows that are not finite, as at positions of padding that nobody reads, are left out and counted.
+        """
         plain = self._rotated(rows)
+        target = plain if wanted is None else self._rotated(wanted)
+        finite = plain.isfinite().all(dim=1) & target.isfinite().all(dim=1)
+        plain, target = plain[finite], target[finite]
+        self._left_out += len(rows) - len(plain)
+        if not len(plain):
+            return
+        self._rows += len(plain)
         x = plain if self._format is None else round_activations(plain, self._format)
+        self._choose_unit(float(x.abs().max()))
+        x, target = (operand * 2.0**-self._unit for operand in (x, target))
+        self._hessian.measure_in(self._unit)
         self._hessian.add_symmetric(x)
-        self._sum += x.sum(dim=0, dtype=torch.float64)
-        self._absmax = torch.maximum(self._absmax, x.abs().amax(dim=0))
-        self._rows += len(x)
         if wanted is None and self._format is None:
             return
         if self._drift is None:
             self._drift = _Sum(self._k)
-        self._drift.add((plain if wanted is None else self._rotated(wanted)) - x, x)
+        self._drift.measure_in(self._unit)
+        self._drift.add(target - x, x)
+
+    def _choose_unit(self, largest: float) -> None:
+        exponent = math.frexp(largest)[1]
+        if largest and abs(exponent - self._unit) > _NEAR:
+            self._unit = min(max(exponent, -126), 126)  # of which float32 has the power and its inverse
 
     def _rotated(self, rows: NDArray[np.float32]) -> Tensor:
         padded = np.pad(rows, ((0, 0), (0, self._k - rows.shape[1]))) if rows.shape[1] < self._k else rows
@@ -130,10 +156,9 @@ class Moments:
         count = max(1, self._rows)
         result = Statistics(
             self._hessian.symmetric_mean(count).numpy(force=True),
-            (self._sum / count).numpy(force=True),
-            self._absmax.double().numpy(force=True),
             self._rows,
             None if self._drift is None else self._drift.mean(count).numpy(force=True),
+            self._left_out,
         )
         return result.rotated(self._rotation) if self._format is None else result
 

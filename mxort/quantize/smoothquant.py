@@ -8,7 +8,7 @@ whose rounded product is nearest to the float product on calibration data.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,11 +31,15 @@ quantize = rtn.quantize
 
 @dataclass(frozen=True)
 class Layers:
-    """The layers that share an operand: their weights W^T, float32 [N, ceil(K/32)*32] each, and how they will run."""
+    """The layers that share an operand: their weights W^T, float32 [N, ceil(K/32)*32] each, and how they will run.
+
+    ``weight_formats`` has one for each weight; empty where all have that of the settings.
+    """
 
     weights: Sequence[NDArray[np.float32]]
     rotation: int
     activation_format: str
+    weight_formats: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -94,11 +98,13 @@ def error(x: NDArray[np.float32], scale: NDArray[np.float32], layers: Layers, se
     fmt = ACTIVATION_FORMATS[layers.activation_format]
     operand = smooth if fmt is None else moments.round_activations(smooth, fmt)
     total = 0.0
-    for weight in layers.weights:
-        rounded = rtn.quantize(hadamard_rotate(weight * scale, layers.rotation), settings)
-        stored = dequantize(rounded.codes, rounded.scales) * rounded.column_scale[:, None]
+    formats = layers.weight_formats or [settings.weight_format] * len(layers.weights)
+    for weight, name in zip(layers.weights, formats, strict=True):
+        heavy = hadamard_rotate(weight * scale, layers.rotation)
+        rounded = rtn.quantize(heavy, replace(settings, weight_format=name))
+        stored = dequantize(rounded.codes, rounded.scales, rounded.element) * rounded.column_scale[:, None]
         wanted = torch.as_tensor(x) @ torch.as_tensor(weight).T
-        noise = (operand @ torch.as_tensor(stored).T - wanted).square().sum(dtype=torch.float64)
-        signal = wanted.square().sum(dtype=torch.float64)
+        noise = (operand @ torch.as_tensor(stored).T - wanted).double().square().sum()
+        signal = wanted.double().square().sum()
         total += float(noise / signal) if signal > 0 else 0.0
     return total / len(layers.weights)

@@ -6,6 +6,7 @@ on many rows at once, each by itself, and keeps them transposed, [K, n], so that
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -31,6 +32,9 @@ from mxort.quantize.statistics import Statistics
 _PANEL = 128
 """Columns after which the rest of the matrix is updated, by one matrix product."""
 
+_NOTHING = 2.0**-100
+"""Part of the mean square of all inputs below which an input's is taken for zero: in float32 it soon would be."""
+
 DRIFT_DAMPING = 0.1
 """As ``damping``, for what makes good the error of earlier layers: it is fitted to few data."""
 
@@ -47,7 +51,7 @@ def round_to(x: Tensor, fmt: ElementFormat) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """H with what the solvers need of it; ``order`` is the order of rounding.
+    """H, times a power of two, with what the solvers need of it; ``order`` is the order of rounding.
 
     ``upper`` is U, U^T U = H^-1 (both in that order, H damped); None where H has no inverse even so.
     ``correction`` [K, K]: a row w times it is what to add to w to get the products with the float model's
@@ -63,15 +67,17 @@ class Problem:
 @lru_cache(maxsize=1)
 def prepare(statistics: Statistics, damping: float) -> Problem:
     """The problem of one operand; that of the last one is kept, as weights come in chunks and share operands."""
-    hessian = torch.as_tensor(statistics.hessian).clone()
+    mean, exponent = math.frexp(float(statistics.hessian.diagonal().mean()))
+    unit = 2.0**-exponent  # float32 has no room for the squares of all its numbers
+    hessian = torch.as_tensor(statistics.hessian) * unit
     diagonal = hessian.diagonal()
-    mean = float(diagonal.mean())
-    diagonal[diagonal <= 0] = mean or 1.0  # an input that was always zero: its weights are rounded to nearest
+    # An input that was always zero, or as good as that: its weights are rounded to nearest.
+    diagonal[diagonal <= mean * _NOTHING] = mean or 1.0
     correction = None
     if statistics.drift is not None:
         factor, info = torch.linalg.cholesky_ex(_damped(hessian, DRIFT_DAMPING * mean))
         if not info:
-            correction = torch.cholesky_solve(torch.as_tensor(statistics.drift).T, factor).T.float()
+            correction = torch.cholesky_solve(torch.as_tensor(statistics.drift).T * unit, factor).T.float()
     damped = _damped(hessian, damping * mean)
     order = torch.argsort(damped.diagonal(), descending=True, stable=True)
     upper = None
@@ -105,13 +111,15 @@ def solve(
 ) -> QuantizedWeight:
     """GPTQ with the scales of ``start`` or, row by row, of the best of ``others``; then sweeps of :func:`descend`.
 
-    No row ends worse than it is in ``start``.
+    No row ends worse than it is in ``start``. Every row is worked on near one, at a power of two from where it is,
+    as losses are squares.
     """
-    wanted = torch.as_tensor(np.ascontiguousarray(rows.T))
-    first = Solution.of(start)
+    unit: NDArray[np.int32] = np.frexp(np.abs(rows).max(axis=1, initial=0))[1]
+    wanted = torch.as_tensor(np.ascontiguousarray(np.ldexp(rows, -unit[:, None]).T))
+    first = Solution.of(start, unit)
     solution = replace(first, values=gptq(problem, wanted, first.scales, first.element))
     least = loss(problem, wanted - solution.weights())
-    for other in map(Solution.of, others):
+    for other in (Solution.of(quantized, unit) for quantized in others):
         candidate = replace(other, values=gptq(problem, wanted, other.scales, other.element))
         reached = loss(problem, wanted - candidate.weights())
         solution.take(reached < least, candidate)
@@ -119,7 +127,7 @@ def solve(
     descend(problem, wanted, solution, sweeps)
     kept = loss(problem, wanted - solution.weights()) <= loss(problem, wanted - first.weights())
     solution.take(~kept, first)
-    return solution.pack()
+    return solution.pack(unit)
 
 
 @dataclass
@@ -139,10 +147,11 @@ class Solution:
         return WEIGHT_FORMATS[self.weight_format]
 
     @staticmethod
-    def of(quantized: QuantizedWeight) -> Solution:
+    def of(quantized: QuantizedWeight, unit: NDArray[np.int32] | int = 0) -> Solution:
+        """The rows divided by 2^``unit``, int [n]."""
         fmt = quantized.element
         values = torch.as_tensor(fmt.decode(unpack_codes(quantized.codes, fmt)).T).contiguous()
-        exponents = torch.as_tensor(quantized.scales.T.astype(np.int32) - SCALE_BIAS)
+        exponents = torch.as_tensor(quantized.scales.T.astype(np.int32) - SCALE_BIAS - unit)
         multiplier = torch.as_tensor(quantized.column_scale)
         return Solution(values, exponents, multiplier, quantized.weight_format)
 
@@ -165,11 +174,12 @@ class Solution:
     def weights(self) -> Tensor:
         return self.values * self.scales
 
-    def pack(self) -> QuantizedWeight:
+    def pack(self, unit: NDArray[np.int32] | int = 0) -> QuantizedWeight:
+        """The rows times 2^``unit``, int [n]."""
         values = self.values.T.contiguous().numpy(force=True)
         codes = np.searchsorted(self.element.magnitudes, np.abs(values)).astype(np.uint8)
         codes += np.where(values < 0, np.uint8(self.element.sign_bit), np.uint8(0))
-        scales = (self.exponents.T.numpy(force=True) + SCALE_BIAS).astype(np.uint8)
+        scales = (self.exponents.numpy(force=True) + SCALE_BIAS + unit).T.astype(np.uint8)
         return QuantizedWeight(
             pack_codes(codes, self.element),
             np.ascontiguousarray(scales),

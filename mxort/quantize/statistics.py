@@ -14,27 +14,23 @@ from mxort.formats import hadamard_rotate
 class Statistics:
     """Means over the calibration data; x is a row of the operator's operand, float, padded to ceil(K/32)*32.
 
-    ``hessian`` float64 [K, K] is the mean of x x^T, ``mean`` float64 [K] that of x, ``absmax`` float64 [K] the
-    largest |x|; ``rows`` counts x. Where x is what the model computes after its earlier layers were
-    quantised (or is rounded itself), ``drift`` is the mean of (x' - x) x^T, x' being x in the float model.
+    ``hessian`` float64 [K, K] is the mean of x x^T; ``rows`` counts x, without ``left_out`` more that had a NaN or an
+    infinity. Where x is what the model computes after its earlier layers were quantised (or is rounded itself),
+    ``drift`` is the mean of (x' - x) x^T, x' being x in the float model.
     """
 
     hessian: NDArray[np.float64]
-    mean: NDArray[np.float64]
-    absmax: NDArray[np.float64]
     rows: int
     drift: NDArray[np.float64] | None = None
+    left_out: int = 0
 
     def rotated(self, rotation: int) -> Statistics:
-        """The same of x . H. (absmax becomes a bound: what is known is the largest value, not its rows.)"""
+        """The same of x . H."""
         if rotation == 1:
             return self
-        bound = self.absmax.reshape(-1, rotation).sum(axis=1) / np.sqrt(rotation)
         return replace(
             self,
             hessian=_rotate_both(self.hessian, rotation),
-            mean=_rotate(self.mean, rotation),
-            absmax=np.repeat(bound, rotation),
             drift=None if self.drift is None else _rotate_both(self.drift, rotation),
         )
 

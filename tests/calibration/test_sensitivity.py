@@ -295,3 +295,60 @@ def test_no_float_output(tmp_path):
     onnx.save(proto, path)
     with pytest.raises(MxortError, match="no float output"):
         Probe(path, DATA, RECIPE, Options(samples=1, threads=1)).sensitivity()
+
+
+def product(path, weight, bias=None, output="y"):
+    """One MatMul, and an Add of ``bias``."""
+    k, n = weight.shape
+    constants = [numpy_helper.from_array(weight, "w"), numpy_helper.from_array(np.zeros(n, np.float32), "b")]
+    if bias is not None:
+        constants[1] = numpy_helper.from_array(bias, "b")
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h"], name="fc"),
+        helper.make_node("Add", ["h", "b"], [output]),
+    ]
+    ends = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", d])
+        for name, d in (("x", k), (output, n))
+    ]
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], constants)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+def test_outputs_that_overflow_are_an_error_that_names_the_node(tmp_path):
+    """3.4e38 is finite; the nearest MXFP4 number, 4 * 2^126, is 2^128, which float32 has not."""
+    weight = np.ones((32, 40), np.float32)
+    weight[3, 2] = 3.4e38
+    path, recipe = product(tmp_path / "m.onnx", weight), Recipe(column_multiplier=False)
+    probe = Probe(path, [{"x": np.full((3, 32), 1e-30, np.float32)}], recipe, Options(threads=1))
+    with pytest.raises(MxortError, match="node 'fc': with its weight in mxfp4 the outputs are not finite"):
+        probe.sensitivity()
+    with pytest.raises(MxortError, match="with all weights quantised the outputs are not finite"):
+        probe.loss({"fc": "mxfp4"})
+
+
+def test_a_masked_vocabulary(tmp_path):
+    """Classes of -inf lose nothing, and what the others lose is what is lost without them."""
+    weight = np.random.default_rng(0).standard_normal((64, 40)).astype(np.float32) / 4
+    data = [{"x": np.random.default_rng(1).standard_normal((20, 64)).astype(np.float32)}]
+    mask = np.where(np.arange(40) < 30, 0, -np.inf).astype(np.float32)
+    path = product(tmp_path / "m.onnx", weight, mask, "logits")
+    (site,) = Probe(path, data, RECIPE, Options(threads=1)).sensitivity().sites
+    restored, _ = rounded(path, "fc", "mxfp4")
+    exact = [data[0]["x"].astype(np.float64) @ w[:, :30] for w in (weight, restored)]
+    # Logits below 16 in float32, products of 64 terms and sums of 30.
+    assert site.loss["mxfp4"] == pytest.approx(divergence(*exact), abs=16 * 94 * 2.0**-24)
+    assert site.loss["mxfp4"] > 1e-3
+
+
+def test_positions_of_padding_are_left_out_and_counted(tmp_path):
+    weight = np.random.default_rng(0).standard_normal((64, 40)).astype(np.float32) / 4
+    x = np.random.default_rng(1).standard_normal((20, 64)).astype(np.float32)
+    path = product(tmp_path / "m.onnx", weight)
+    plain, padded = (
+        Probe(path, [{"x": rows}], Recipe(), Options(threads=1)).sensitivity()
+        for rows in (x, np.concatenate([np.full((2, 64), np.nan, np.float32), x]))
+    )
+    assert (plain.left_out, padded.left_out) == (0, 2)
+    assert padded.sites[0].loss["mxfp4"] == pytest.approx(plain.sites[0].loss["mxfp4"], rel=64 * 2.0**-24)

@@ -9,7 +9,15 @@ import pytest
 
 from mxort.converters.functions import ROTATIONS
 from mxort.formats import dequantize_mxfp4, hadamard_rotate
-from mxort.quantize import Settings, chunks, fitting_rotation, packed_bytes, quantize_weight, rtn
+from mxort.quantize import (
+    Settings,
+    chunks,
+    fitting_rotation,
+    packed_bytes,
+    quantize_weight,
+    rtn,
+    squared_error,
+)
 
 
 def weight(n, k, seed=1):
@@ -69,3 +77,31 @@ def test_overflow_in_the_rotation_is_not_finite():
 )
 def test_fitting_rotation(k, wanted, expected):
     assert fitting_rotation(k, wanted, ROTATIONS) == expected
+
+
+@pytest.mark.parametrize("multiplier", [False, True])
+@pytest.mark.parametrize("exponent", [-118, -80, -60, 60, 63, 80, 118])
+def test_weights_far_from_one_lose_what_they_lose_at_one(exponent, multiplier):
+    """A power of two moves the scales alone, also where float32 has no room for the squares."""
+    w, settings = weight(20, 96), Settings(column_multiplier=multiplier)
+    near, sqnr = quantize_weight(reader(w), 20, 96, rtn.quantize, settings, 32)
+    far, same = quantize_weight(reader(np.ldexp(w, exponent)), 20, 96, rtn.quantize, settings, 32)
+    assert same == pytest.approx(sqnr, abs=1e-9)
+    np.testing.assert_array_equal(far.codes, near.codes)
+    np.testing.assert_array_equal(far.scales, near.scales + np.int64(exponent))
+    np.testing.assert_array_equal(far.column_scale, near.column_scale)
+
+
+def test_rows_of_any_magnitude_in_one_weight():
+    """What is lost is what the largest row loses, in float64."""
+    w = np.ldexp(weight(3, 64), np.array([[-100], [0], [100]]))
+    q, sqnr = quantize_weight(reader(w), 3, 64, rtn.quantize, Settings(), 1)
+    exact = w.astype(np.float64)
+    error = dequantize_mxfp4(q.codes, q.scales, 64).astype(np.float64) - exact
+    assert sqnr == pytest.approx(10 * math.log10((exact**2).sum() / (error**2).sum()), abs=1e-3)
+    np.testing.assert_allclose(squared_error(w, q), (error**2).sum(axis=1), rtol=64 * 2.0**-24)
+
+
+def test_smaller_than_any_scale_is_lost_whole():
+    w = np.full((2, 32), 2.0**-140, np.float32)
+    assert quantize_weight(reader(w), 2, 32, rtn.quantize, Settings(), 1)[1] == 0.0
