@@ -13,6 +13,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from mxort.converters.normalise import SPARSE
+
 FLOAT_TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 """What the operator computes in, and so what a weight may be."""
 
@@ -144,6 +146,8 @@ def resolve(value: ir.Value | None, ir_version: int) -> Constant:
         if (value := node.inputs[0]) is None:
             raise NotConstantError("is absent")
     tensor = _tensor(value, ir_version)
+    if SPARSE in tensor.metadata_props:
+        raise NotConstantError("is stored sparse, which takes fewer bytes")
     constant = Constant(value, tensor, tuple(int(d) for d in tensor.shape.numpy()))
     for node in reversed(path):
         constant = _STEPS[node.op_type](constant, node, ir_version)

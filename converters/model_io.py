@@ -1,37 +1,25 @@
-"""Reading models without loading their weights, and writing them so that they appear whole or not at all."""
+"""Reading models without loading their weights."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from types import TracebackType
-from typing import Any, BinaryIO
 
 import google.protobuf.message  # type: ignore[import-untyped]
-import numpy as np
 import onnx
 import onnx.checker
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from mxort.converters import verify
+from mxort.converters.normalise import normalise_model, normalise_proto, sparse_again
 from mxort.converters.walk import bodies, tensors
 from mxort.errors import MxortError, first_line
 
 SINGLE_FILE_BYTES = 1_500_000_000
 """Models up to this size are written as one file: protobuf ends at 2 GiB and needs a copy in memory."""
-
-_EXTERNAL_TENSOR_BYTES = 1024
-"""Smaller tensors stay in the model file, where shape inference finds them."""
-
-_ALIGNMENT = 4096
-"""Offset of tensors in the data file, so that runtimes which map pages need not copy."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +32,20 @@ class Source:
     model: ir.Model
     name: str
     nbytes: int
-    sha256: str
     path: Path | None = None
     data_files: tuple[Path, ...] = ()
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of the model file and its data files, read when first asked for; "" for a model in memory."""
+        if self.path is None:
+            return ""
+        digest = hashlib.sha256()
+        for file in (self.path, *self.data_files):
+            with file.open("rb") as stream:
+                while chunk := stream.read(1 << 22):
+                    digest.update(chunk)
+        return digest.hexdigest()
 
 
 def load(path: str | os.PathLike[str]) -> Source:
@@ -59,26 +58,24 @@ def load(path: str | os.PathLike[str]) -> Source:
         data = file.read_bytes()
     except OSError as error:
         raise MxortError(f"{path}: cannot read: {error.strerror or error}") from None
-    digest = hashlib.sha256(data)
     proto = _parse(data, str(path))
     nbytes = len(data)
     del data
     model = _to_ir(proto, str(path))
     data_files = _attach_external_data(model, file, str(path))
     _check(model, str(path))
-    for data_file in data_files:
-        nbytes += data_file.stat().st_size
-        with data_file.open("rb") as stream:
-            while chunk := stream.read(1 << 22):
-                digest.update(chunk)
-    return Source(model, str(path), nbytes, digest.hexdigest(), file, data_files)
+    nbytes += sum(data_file.stat().st_size for data_file in data_files)
+    normalise_model(model)
+    return Source(model, str(path), nbytes, file, data_files)
 
 
 def from_memory(model: onnx.ModelProto | ir.Model) -> Source:
     """A model in memory, which is not changed. Raises MxortError if it is damaged."""
     name = "<model in memory>"
     if isinstance(model, onnx.ModelProto):
-        copy = _to_ir(model, name)
+        proto = onnx.ModelProto()
+        proto.CopyFrom(model)
+        copy = _to_ir(proto, name)
         data_files = _attach_external_data(
             copy, Path("model.onnx"), name
         )  # relative to the working directory
@@ -86,7 +83,8 @@ def from_memory(model: onnx.ModelProto | ir.Model) -> Source:
         copy = model.clone()
         data_files = _attach_external_data(copy, None, name)
     _check(copy, name)
-    return Source(copy, name, size_of(model), "", None, data_files)
+    normalise_model(copy)
+    return Source(copy, name, size_of(model), None, data_files)
 
 
 def size_of(model: onnx.ModelProto | ir.Model) -> int:
@@ -94,6 +92,13 @@ def size_of(model: onnx.ModelProto | ir.Model) -> int:
     if isinstance(model, onnx.ModelProto):
         return int(model.ByteSize())
     return sum(place.tensor.nbytes for place in tensors(model))
+
+
+def to_proto(model: ir.Model) -> onnx.ModelProto:
+    """The model as it is written."""
+    proto = ir.to_proto(model)
+    sparse_again(proto)
+    return proto
 
 
 def _parse(data: bytes, name: str) -> onnx.ModelProto:
@@ -112,8 +117,7 @@ def _parse(data: bytes, name: str) -> onnx.ModelProto:
 def _to_ir(proto: onnx.ModelProto, name: str) -> ir.Model:
     if proto.training_info:
         raise MxortError(f"{name}: models with training information are not supported")
-    if proto.graph.sparse_initializer:
-        raise MxortError(f"{name}: sparse initializers are not supported")
+    normalise_proto(proto, name)
     try:
         return ir.from_proto(proto)
     except Exception as error:  # what a damaged file raises here is open-ended
@@ -203,177 +207,3 @@ def _data_path(tensor: ir.ExternalTensor, file: Path, label: str) -> Path:
     if not any(path != root and path.is_relative_to(root) for root in allowed):
         raise MxortError(f"{label} has its external data at {path}, expected a path inside {allowed[0]}")
     return path
-
-
-class StagedOutput:
-    """A model file, with its data file if it has one: both appear at their place on :meth:`commit`, or neither.
-
-    A context manager. Everything is written into a temporary folder beside the target, which leaving the
-    block removes; :meth:`commit` synchronises the files to disk and renames them.
-    """
-
-    def __init__(self, path: str | os.PathLike[str], source: Source, external: bool) -> None:
-        self.path = Path(path)
-        self.data_path = self.path.with_name(self.path.name + ".data")
-        self._external = external
-        self._data: BinaryIO | None = None
-        self._staging: Path | None = None
-        self._refuse_bad_target(source)
-
-    def _refuse_bad_target(self, source: Source) -> None:
-        if not self.path.parent.is_dir():
-            raise MxortError(f"{self.path}: cannot write: the folder {self.path.parent} does not exist")
-        inputs = [source.path, *source.data_files] if source.path else [*source.data_files]
-        for target in (self.path, self.data_path):
-            if target.exists() and not target.is_file():
-                raise MxortError(f"{target}: cannot write: it exists and is no regular file")
-            if any(target.exists() and target.samefile(file) for file in inputs):
-                raise MxortError(f"{self.path}: the output would overwrite the input {target}")
-
-    def __enter__(self) -> StagedOutput:
-        with self._writing():
-            self._staging = Path(tempfile.mkdtemp(prefix=f".{self.path.name}.", dir=self.path.parent))
-            if self._external:
-                self._data = self._staged(self.data_path).open("wb")
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._data is not None:
-            with contextlib.suppress(OSError):  # closing flushes: a full disk complains again
-                self._data.close()
-        if self._staging is not None:
-            shutil.rmtree(self._staging, ignore_errors=True)
-
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise MxortError(f"{self.path}: cannot write: {error.strerror or error}") from None
-
-    def _staged(self, path: Path) -> Path:
-        assert self._staging is not None, "used outside of its with block"
-        return self._staging / path.name
-
-    @property
-    def staged_path(self) -> Path:
-        """Where the model file is before :meth:`commit`."""
-        return self._staged(self.path)
-
-    def put(self, array: NDArray[Any]) -> ir.TensorProtocol:
-        """Stores a packed tensor: at once in the data file if there is one, else in memory."""
-        tensor = ir.Tensor(array)
-        return self._append(tensor) if self._goes_out(tensor) else tensor
-
-    def _goes_out(self, tensor: ir.TensorProtocol) -> bool:
-        return (
-            self._data is not None
-            and tensor.dtype != ir.DataType.STRING
-            and tensor.nbytes >= _EXTERNAL_TENSOR_BYTES
-        )
-
-    def _append(self, tensor: ir.TensorProtocol) -> ir.ExternalTensor:
-        assert self._data is not None
-        with self._writing():
-            self._data.write(bytes(-self._data.tell() % _ALIGNMENT))
-            offset = self._data.tell()
-            if isinstance(tensor, ir.Tensor):
-                self._data.write(np.ascontiguousarray(tensor.numpy()).view(np.uint8).data)
-            else:
-                _copy(tensor, self._data)
-        return ir.ExternalTensor(
-            self.data_path.name,
-            offset,
-            tensor.nbytes,
-            tensor.dtype,
-            shape=ir.Shape(tensor.shape.numpy()),
-            name=tensor.name or "",
-            doc_string=tensor.doc_string,
-            metadata_props=dict(tensor.metadata_props),
-            base_dir=self._staged(self.path).parent,
-        )
-
-    def write(self, model: ir.Model) -> None:
-        """Writes the model into the staging folder. Raises MxortError if that cannot be done."""
-        if self._data is None and size_of(model) > SINGLE_FILE_BYTES:
-            with self._writing():
-                self._data = self._staged(self.data_path).open("wb")
-        moved: dict[int, ir.ExternalTensor] = {}
-        kept: list[ir.TensorProtocol] = []  # alive until the end, so that ids stay unique
-        for graph in model.graphs():
-            for value in graph.initializers.values():
-                tensor = value.const_value
-                if tensor is None or not self._goes_out(tensor) or self._is_ours(tensor):
-                    continue
-                kept.append(tensor)
-                if id(tensor) not in moved:
-                    moved[id(tensor)] = self._append(tensor)
-                value.const_value = moved[id(tensor)]
-        for place in tensors(model):
-            if isinstance(place.tensor, ir.ExternalTensor) and not self._is_ours(place.tensor):
-                place.put(_in_memory(place.tensor))
-        proto = ir.to_proto(model)
-        with self._writing():
-            self.staged_path.write_bytes(proto.SerializeToString())
-            if self._data is not None:
-                self._data.flush()
-
-    def _is_ours(self, tensor: ir.TensorProtocol) -> bool:
-        return isinstance(tensor, ir.ExternalTensor) and tensor.base_dir == self._staged(self.path).parent
-
-    def _set_aside(self, path: Path) -> Path | None:
-        """Keeps a file that is about to be replaced, under another name, until the block is left."""
-        if not os.path.lexists(path):
-            return None
-        backup = self._staged(path).with_suffix(".old")
-        try:
-            os.link(path, backup, follow_symlinks=False)
-        except OSError:  # a file system without hard links: the target is absent for a moment
-            path.rename(backup)
-        return backup
-
-    def commit(self) -> int:
-        """Puts the written files in their place and returns their bytes; on failure the old files are back."""
-        files = [self.path] if self._data is None else [self.data_path, self.path]
-        undo: list[tuple[Path, Path | None]] = []
-        with self._writing():
-            if self._data is not None:
-                self._data.close()
-            for path in files:
-                _synchronise(self._staged(path))
-            nbytes = sum(self._staged(path).stat().st_size for path in files)
-            try:
-                for path in files:
-                    undo.append((path, self._set_aside(path)))
-                    self._staged(path).replace(path)
-            except OSError:
-                for path, backup in reversed(undo):
-                    with contextlib.suppress(OSError):
-                        backup.replace(path) if backup is not None else path.unlink(missing_ok=True)
-                raise
-            _synchronise(self.path.parent)
-        return nbytes
-
-
-def _in_memory(tensor: ir.ExternalTensor) -> ir.TensorProtocol:
-    array = tensor.numpy().copy()
-    tensor.release()
-    return ir.Tensor(array, dtype=tensor.dtype, name=tensor.name, doc_string=tensor.doc_string)
-
-
-def _copy(tensor: ir.TensorProtocol, file: BinaryIO) -> None:
-    """Writes a tensor's bytes; those of external data go from file to file inside the kernel where it can."""
-    if isinstance(tensor, ir.ExternalTensor):
-        tensor.tofile(file)
-    else:
-        file.write(tensor.tobytes())
-
-
-def _synchronise(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -18,10 +18,8 @@ from mxort.converters.walk import bodies
 OLDEST = 11
 """The lowest opset that is raised; the one before changed the meaning of many operators."""
 
-IR_VERSION = 10
-"""Written unless the model has a later one: onnxruntime 1.22 opens it, and functions need 8."""
-
-_IR_WITH_CONSTANT_INITIALIZERS = 4
+IR_VERSION = 8
+"""Written unless the model has a later one: functions need it, and every onnxruntime since 1.10 opens it."""
 
 
 class OpsetError(Exception):
@@ -35,17 +33,9 @@ def opset_of(graph: ir.Graph | ir.Function) -> int:
 
 
 def raise_versions(model: ir.Model) -> None:
-    """Raises opset and IR version to what the operator's function needs, or an OpsetError.
-
-    Before IR version 4, initializers were listed as graph inputs; as inputs they would now be overridable, so
-    they are taken off the list.
-    """
+    """Raises opset and IR version to what the operator's function needs, or an OpsetError."""
     for body in bodies(model):
         _raise_opset(body)
-    if model.ir_version < _IR_WITH_CONSTANT_INITIALIZERS:
-        inputs = [value for value in model.graph.inputs if not value.is_initializer()]
-        model.graph.inputs.clear()
-        model.graph.inputs.extend(inputs)
     model.ir_version = max(model.ir_version, IR_VERSION)
 
 

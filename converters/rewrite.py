@@ -12,6 +12,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from mxort.converters import functions
+from mxort.converters.normalise import unique_node_names
 from mxort.converters.opset import opset_of, raise_versions
 from mxort.converters.sites import Site
 
@@ -80,6 +81,7 @@ def apply(
     for operator in sorted({_operator(replacement)[0] for replacement in replacements}):
         function = ir.serde.deserialize_function(functions.function(operator, opset_of(model.graph)))
         model.functions[function.identifier()] = function
+    unique_node_names(model)
     model.metadata_props.update(metadata)
 
 

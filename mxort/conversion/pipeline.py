@@ -20,6 +20,7 @@ from mxort.conversion.report import CONVERTED, SKIPPED, Report, SiteReport
 from mxort.conversion.weights import Calibration, Packed, Packer, algorithm_for
 from mxort.converters import model_io, rewrite, sites, verify
 from mxort.converters.opset import OpsetError, opset_of
+from mxort.converters.staged_output import StagedOutput
 from mxort.errors import MxortError
 
 Progress = Callable[[str, float], None]
@@ -66,10 +67,10 @@ def convert(
         pool = rewrite.TensorPool(ir.Tensor)
         rows = _convert_sites(source, found, chosen, pool, calibration, report_progress)
         _verify(source)
-        result = ir.to_proto(source.model) if isinstance(model, onnx.ModelProto) else source.model
+        result = model_io.to_proto(source.model) if isinstance(model, onnx.ModelProto) else source.model
         return _report(source, "", chosen, rows, model_io.size_of(result), started, result)
 
-    with model_io.StagedOutput(out, source, external=_needs_data_file(source, found)) as output:
+    with StagedOutput(out, source, external=_needs_data_file(source, found)) as output:
         rows = _convert_sites(
             source, found, chosen, rewrite.TensorPool(output.put), calibration, report_progress
         )
