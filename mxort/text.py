@@ -1,8 +1,12 @@
-"""Numbers for people."""
+"""Numbers for people, and JSON for programs."""
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Mapping
+from numbers import Integral, Real
+from typing import Any
 
 
 def format_bytes(count: int) -> str:
@@ -22,3 +26,20 @@ def format_sqnr(sqnr_db: float | None) -> str:
     if sqnr_db is None:
         return "-"
     return "exact" if sqnr_db == math.inf else f"{sqnr_db:.2f}"
+
+
+def to_json(values: Any, indent: int | None = 2) -> str:
+    """``values`` as JSON. What is not finite becomes null; numbers and arrays of numpy are taken too."""
+    return json.dumps(_plain(values), indent=indent, allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(element) for key, element in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(element) for element in value]
+    if hasattr(value, "tolist"):  # numpy's
+        return _plain(value.tolist())
+    if isinstance(value, Real) and not isinstance(value, Integral):
+        return float(value) if math.isfinite(value) else None
+    return value

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mxort.errors import MxortError
+from mxort.text import to_json
 
 if TYPE_CHECKING:
     from mxort.calibration.sensitivity import Probe
@@ -65,7 +65,7 @@ def add_inputs(parser: argparse.ArgumentParser) -> None:
 
 def show(arguments: argparse.Namespace, to_dict: Callable[[], Any], print_table: Callable[[], None]) -> int:
     if arguments.json:
-        print(json.dumps(to_dict(), indent=2, allow_nan=False))
+        print(to_json(to_dict()))
     else:
         print_table()
     return 0

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from mxort.conversion.recipe import Recipe
 from mxort.errors import MxortError
-from mxort.text import format_bytes, format_sqnr
+from mxort.text import format_bytes, format_sqnr, to_json
 
 CONVERTED = "converted"
 SKIPPED = "skipped"
@@ -97,7 +97,7 @@ class Report:
         return sum(values) / len(values) if values else None
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields but ``model``, as JSON types; an infinite SQNR, which JSON lacks, is the string "inf"."""
+        """All fields but ``model``, as JSON types; an infinite SQNR (exact) is the string "inf"."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "model"}
         rows = [asdict(site) for site in self.sites]
         for row in rows:
@@ -106,7 +106,7 @@ class Report:
         return values | {"recipe": self.recipe.to_dict(), "sites": rows, "warnings": list(self.warnings)}
 
     def to_json(self, indent: int | None = 2) -> str:
-        return json.dumps(self.to_dict(), indent=indent, allow_nan=False)
+        return to_json(self.to_dict(), indent)
 
     @staticmethod
     def from_json(text: str) -> Report:

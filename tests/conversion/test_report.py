@@ -71,6 +71,15 @@ def test_json_round_trip():
     assert "model" not in values
 
 
+def test_what_is_no_number_is_null_in_json():
+    rows = (replace(GOOD, sqnr_db=math.nan), replace(GOOD, sqnr_db=-math.inf))
+    text = replace(REPORT, sites=rows, seconds=math.nan).to_json()
+    values = json.loads(text, parse_constant=pytest.fail)
+    assert [row["sqnr_db"] for row in values["sites"]] == [None, None]
+    assert values["seconds"] is None
+    assert [row.sqnr_db for row in Report.from_json(text).sites] == [None, None]
+
+
 @pytest.mark.parametrize(
     "text", ["", "[]", "{}", '{"sites": [{}]}', '{"sites": 3}', '{"sites": [], "recipe": {}}', "7"]
 )
