@@ -160,6 +160,10 @@ def check_report_path(path: Path, models: Sequence[Path], suffixes: Sequence[str
         raise MxortError(f"{path}: cannot write the report there")
     if any(path.resolve() == model.resolve() for model in models):
         raise MxortError(f"{path}: the report would overwrite a model")
+    if path.suffix == ".html":
+        from mxort.pages import page
+
+        page.require()
 
 
 def write_text(path: Path, text: str) -> None:

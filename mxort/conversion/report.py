@@ -1,4 +1,4 @@
-"""What a conversion did: one row per candidate node, as data, JSON and text (``report_html``: as a page)."""
+"""What a conversion did: one row per candidate node, as data, JSON and text (``mxort.pages.report``: as a page)."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ def new_figure(width: float) -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise MxortError(f"a plot needs matplotlib ({error})") from error
+        raise MxortError(f'a plot needs matplotlib ({error}): pip install "mxort[report]"') from error
     return Figure(figsize=(width, 4.5), layout="constrained")
 
 

@@ -1,9 +1,6 @@
-"""mxort/evaluation_html.py: one dot for each conversion, to scale, labelled, and nothing loaded from elsewhere."""
+"""mxort/pages/evaluation.py: every conversion is drawn, named and listed, and nothing loaded from elsewhere."""
 
 from __future__ import annotations
-
-import itertools
-import re
 
 import pytest
 
@@ -18,68 +15,58 @@ def evaluation(name, size, **metrics):
 
 def three():
     return [
+        evaluation("c.onnx", 100_000_000, perplexity=12.0, perplexity_reference=10.0, kl=0.1),
         evaluation("a.onnx", 60_000_000, perplexity=25.0, perplexity_reference=10.0, kl=0.6),
         evaluation("b.onnx", 80_000_000, perplexity=15.0, perplexity_reference=10.0, kl=0.2),
-        evaluation("c.onnx", 100_000_000, perplexity=12.0, perplexity_reference=10.0, kl=0.1),
     ]
 
 
-def test_dots_are_to_scale():
-    """60, 80, 100 MB lie at equal distances; 25, 15, 12 and the original at 10 on one scale, more being higher."""
+def texts(page, tag):
+    return [text for where, text in page.text if where == tag]
+
+
+def test_every_conversion_is_named_in_the_picture_and_listed_by_size():
     page = Page(render(three()))
-    dots = [(float(d["cx"]), float(d["cy"])) for d in page.all("circle", "dot")]
-    (line,) = page.all("line", "mean")
-    x, y = zip(*dots, strict=True)
-    assert x[1] - x[0] == pytest.approx(x[2] - x[1], abs=0.2) and x[1] > x[0]
-    unit = (y[1] - y[0]) / 10
-    assert y[2] - y[1] == pytest.approx(3 * unit, abs=0.2) and unit > 0
-    assert float(line["y1"]) - y[2] == pytest.approx(2 * unit, abs=0.2)
+    assert {"1: a.onnx", "2: b.onnx", "3: c.onnx", "original", "perplexity"} <= {*texts(page, "text")}
+    cells = texts(page, "td")
+    assert cells[:10] == [
+        "1",
+        "a.onnx",
+        "60 MB",
+        "25.0000",
+        "0.6000",
+        "2",
+        "b.onnx",
+        "80 MB",
+        "15.0000",
+        "0.2000",
+    ]
+    assert cells[10:] == ["3", "c.onnx", "100 MB", "12.0000", "0.1000"]
+    assert "4088 predictions" in " ".join(texts(page, "figcaption"))
+    assert "Dashed: the original, 10." in " ".join(texts(page, "figcaption"))
 
 
-def test_everything_is_named():
-    page = Page(render(three()))
-    texts = {text for tag, text in page.text if tag == "text"}
-    assert {"a", "b", "c", "perplexity"} <= texts and any(t.endswith(" MB") for t in texts)
-    (picture,) = page.all("svg")
-    assert picture["role"] == "img" and picture["aria-labelledby"]
-    described = next(text for tag, text in page.text if tag == "desc")
-    assert described == "Original 10. a 25 at 60 MB; b 15 at 80 MB; c 12 at 100 MB."
-    cells = [text for tag, text in page.text if tag == "td"]
-    assert cells[:4] == ["a.onnx", "60 MB", "25.0000", "0.6000"]
-
-
-def test_names_of_alike_conversions_do_not_lie_on_one_another():
-    models = [evaluation(f"recipe-{i}.onnx", 50_000_000 + i, perplexity=10 + i / 100) for i in range(9)]
-    page = Page(render(models))
-    names = {f"recipe-{i}" for i in range(9)}
-    texts = [a for t, a in page.elements if t == "text" and "text-anchor" in a and "class" not in a]
-    places = sorted(float(a["y"]) for a in texts)
-    assert len(places) == len(names)
-    assert all(b - a >= 15.9 for a, b in itertools.pairwise(places))
-
-
-def test_equal_file_names_are_told_apart():
-    page = Page(
-        render([evaluation(f"{n}/model.onnx", 10**6 * i, perplexity=9.0) for i, n in enumerate("xy", 1)])
-    )
-    assert {"x/model.onnx", "y/model.onnx"} <= {text for tag, text in page.text if tag == "text"}
+def test_many_conversions_with_long_names_are_all_named():
+    names = [f"{'folder/' * 20}recipe-{i}.onnx" for i in range(25)]
+    page = Page(render([evaluation(n, 50_000_000 + i, perplexity=10.0) for i, n in enumerate(names)]))
+    legend = [text for text in texts(page, "text") if "recipe-" in text]
+    assert [text.rsplit("/", 1)[1] for text in legend] == [f"recipe-{i}.onnx" for i in range(25)]
+    assert [text for text in texts(page, "td") if "recipe-" in text] == names
 
 
 @pytest.mark.parametrize(("kind", "metric"), [("embedding", "cosine"), ("classifier", "top1")])
 def test_other_kinds(kind, metric):
-    """One model alone, whose agreement with itself would be complete: the line stands at one, on the dot."""
-    page = Page(render([Evaluation("r.onnx", "c.onnx", kind, 4, 4, {metric: 1.0}, 10, 5)]))
-    (dot,) = page.all("circle", "dot")
-    (line,) = page.all("line", "mean")
-    assert dot["cy"] == line["y1"]
+    """One model alone, whose agreement with itself is complete."""
+    page = Page(render([Evaluation("r.onnx", "c.onnx", kind, 4, 4, {metric: 0.5}, 10, 5)]))
+    assert metric in texts(page, "text") and "Dashed: the original, 1." in " ".join(texts(page, "figcaption"))
 
 
 def test_names_cannot_become_markup():
-    html = render([evaluation('<img src=x onerror="1">.onnx', 5, perplexity=3.0)])
-    assert not Page(html).all("img") and "&lt;img" in html
+    hostile = '<img src=x onerror="1">.onnx'
+    page = Page(render([evaluation(hostile, 5, perplexity=3.0)]))
+    assert not page.all("img")
+    assert hostile in texts(page, "td") and f"1: {hostile}" in texts(page, "text")
 
 
 def test_nothing_is_loaded_from_elsewhere():
-    html = render(three())
-    assert not re.search(r"(src|href)=|url\(|@import", html)
-    assert set(re.findall(r"https?://[^\"\s]+", html)) <= {"http://www.w3.org/2000/svg"}
+    Page(render(three())).assert_alone()
