@@ -5,6 +5,7 @@
 #include <tuple>
 
 #include "kernels/content_cache.h"
+#include "kernels/fingerprint.h"
 #include "kernels/hip/preshuffle.h"
 #include "kernels/parallel.h"
 
@@ -50,17 +51,17 @@ Status DeviceWeights::Upload(const MatMulSpec& spec, const HostWeights& host) {
 
 Status SharedDeviceWeights(const std::shared_ptr<Arena>& arena, const MatMulSpec& spec, const HostWeights& host,
                            std::shared_ptr<const DeviceWeights>* weights) {
-  using Key = std::tuple<const Device*, int64_t, int64_t, size_t, size_t, size_t, size_t>;
+  using Key = std::tuple<const Device*, int64_t, int64_t, Fingerprint, Fingerprint, Fingerprint, Fingerprint>;
   static auto& cache = *new ContentCache<Key, DeviceWeights>;
   const auto scale_bytes = static_cast<size_t>(spec.N * BlocksOf(spec.K));
   const auto vector_bytes = static_cast<size_t>(spec.N) * sizeof(float);
   const Key key{arena->device().get(),
                 spec.K,
                 spec.N,
-                HashBytes(host.weights.codes, scale_bytes * kPackedBlockBytes),
-                HashBytes(host.weights.scales, scale_bytes),
-                HashBytes(host.column_scale, vector_bytes),
-                HashBytes(host.bias, vector_bytes)};
+                FingerprintOf(host.weights.codes, scale_bytes * kPackedBlockBytes),
+                FingerprintOf(host.weights.scales, scale_bytes),
+                FingerprintOf(host.column_scale, vector_bytes),
+                FingerprintOf(host.bias, vector_bytes)};
   Status status;
   *weights = cache.Get(key, [&] {
     std::unique_ptr<DeviceWeights> made(new DeviceWeights(arena));

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "kernels/content_cache.h"
+#include "kernels/fingerprint.h"
 #include "kernels/layout.h"
 #include "kernels/weight_memory.h"
 
@@ -46,15 +47,15 @@ PackedWeights::PackedWeights(const MatMulSpec& spec, const WeightLayout& layout,
 
 std::shared_ptr<const PackedWeights> SharedPackedWeights(const MatMulSpec& spec, const WeightLayout& layout,
                                                          const Weights& weights) {
-  using Key = std::tuple<std::string_view, WeightFormat, int64_t, int64_t, size_t, size_t>;
+  using Key = std::tuple<std::string_view, WeightFormat, int64_t, int64_t, Fingerprint, Fingerprint>;
   static auto& cache = *new ContentCache<Key, PackedWeights>;
   const auto scale_bytes = static_cast<size_t>(spec.N * BlocksOf(spec.K));
   const Key key{layout.name,
                 spec.weight_format,
                 spec.K,
                 spec.N,
-                HashBytes(weights.codes, scale_bytes * static_cast<size_t>(BlockBytes(spec.weight_format))),
-                HashBytes(weights.scales, scale_bytes)};
+                FingerprintOf(weights.codes, scale_bytes * static_cast<size_t>(BlockBytes(spec.weight_format))),
+                FingerprintOf(weights.scales, scale_bytes)};
   return cache.Get(key, [&] { return std::make_unique<PackedWeights>(spec, layout, weights, ThreadedFor(0)); });
 }
 

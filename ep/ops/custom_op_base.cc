@@ -4,10 +4,9 @@
 #include <atomic>
 #include <cstdlib>
 #include <memory>
-#include <mutex>
 #include <vector>
 
-#include "kernels/matmul.h"
+#include "kernels/parallel.h"
 #include "ops/ort_status.h"
 
 namespace mxort {
@@ -65,20 +64,14 @@ void Parallel(const OrtApi& api, OrtKernelContext* context, int64_t tasks, const
   if (tasks <= 1) return SerialFor(tasks, body);
   struct State {
     const std::function<void(int64_t)>* body;
-    std::mutex mutex;
-    std::exception_ptr error;
-  } state{&body, {}, nullptr};
+    FirstError error;
+  } state{&body, {}};
   const auto run = [](void* user, size_t task) {
     State& s = *static_cast<State*>(user);
-    try {
-      (*s.body)(static_cast<int64_t>(task));
-    } catch (...) {
-      const std::lock_guard<std::mutex> lock(s.mutex);
-      if (!s.error) s.error = std::current_exception();
-    }
+    s.error.Catch([&] { (*s.body)(static_cast<int64_t>(task)); });
   };
   Check(api, api.KernelContext_ParallelFor(context, run, static_cast<size_t>(tasks), 0, &state));
-  if (state.error) std::rethrow_exception(state.error);
+  state.error.Rethrow();
 }
 
 // The C++ wrapper marks symbolic dimensions in a way that ONNX Runtime rejects, so this is the C API: value -1 and a

@@ -47,11 +47,12 @@ py::tuple Quantize(const Array<float>& w, const std::string& rule_name, const st
   const WeightFormat format = WeightFormatOf(format_name);
   const int64_t n = w.shape(0), k = w.shape(1), blocks = BlocksOf(k);
   Array<uint8_t> codes({n, blocks * BlockBytes(format)}), scales({n, blocks});
+  constexpr int64_t kMostPieces = 1024;
+  const int64_t pieces = std::min(n, kMostPieces);
   const QuantizeArgs args = {w.data(), k, format, rule, codes.mutable_data(), scales.mutable_data()};
   {
     const py::gil_scoped_release release;
-    const int workers = threads > 0 ? threads : static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
-    ThreadedFor(workers)(workers, [&](int64_t i) { QuantizeWeights(args, {n * i / workers, n * (i + 1) / workers}); });
+    ThreadedFor(threads)(pieces, [&](int64_t i) { QuantizeWeights(args, {n * i / pieces, n * (i + 1) / pieces}); });
   }
   return py::make_tuple(codes, scales);
 }

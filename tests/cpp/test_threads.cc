@@ -1,17 +1,51 @@
 // Several threads pack the same weights and multiply with them at the same time, as sessions of one process do. Built
 // with ThreadSanitizer by `make sanitize`; the results are compared here.
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <new>
 #include <random>
+#include <stdexcept>
+#include <string>
 #include <thread>
 #include <vector>
 
+#include "kernels/content_cache.h"
+#include "kernels/fingerprint.h"
 #include "kernels/kernel_table.h"
 #include "kernels/matmul.h"
+
+// Every n-th allocation of a thread that asks for it fails once.
+thread_local int allocations_left = -1;
+
+void* operator new(size_t bytes) {
+  if (allocations_left == 0) {
+    allocations_left = -1;
+    throw std::bad_alloc();
+  }
+  if (allocations_left > 0) --allocations_left;
+  void* p = std::malloc(bytes ? bytes : 1);
+  if (!p) throw std::bad_alloc();
+  return p;
+}
+void operator delete(void* p) noexcept { std::free(p); }
+void operator delete(void* p, size_t) noexcept { std::free(p); }
 
 namespace {
 
 using namespace mxort;
+
+int passed = 0, failed = 0;
+void Expect(bool ok, const char* what) {
+  ++(ok ? passed : failed);
+  if (!ok) std::fprintf(stderr, "FAILED %s\n", what);
+}
 
 constexpr int kThreads = 4, kRuns = 50;
 constexpr int64_t kM = 9, kK = 320, kN = 72;
@@ -78,10 +112,186 @@ int Wrong(const Problem& problem, const Kernel& kernel) {
   return total;
 }
 
+// ---- the cache of contents ------------------------------------------------------------------------------------------
+
+std::atomic<int> alive{0};
+struct Value {
+  explicit Value(int n) : number(n) { ++alive; }
+  ~Value() { --alive; }
+  int number;
+};
+using Cache = ContentCache<int, Value>;
+
+void Together(int threads, const std::function<void(int)>& body) {
+  std::vector<std::thread> pool;
+  for (int t = 0; t < threads; ++t) pool.emplace_back(body, t);
+  for (std::thread& thread : pool) thread.join();
+}
+
+// Each of two values can be made only while the other is being made too.
+void TestDifferentKeysAreMadeTogether() {
+  Cache cache;
+  std::mutex mutex;
+  std::condition_variable changed;
+  int making = 0;
+  std::atomic<int> met{0};
+  Together(2, [&](int t) {
+    cache.Get(t, [&] {
+      std::unique_lock<std::mutex> lock(mutex);
+      ++making;
+      changed.notify_all();
+      met += changed.wait_for(lock, std::chrono::seconds(30), [&] { return making == 2; });
+      return std::make_unique<Value>(t);
+    });
+  });
+  Expect(met == 2, "two keys are made at the same time");
+}
+
+void TestOneKeyIsMadeOnce() {
+  Cache cache;
+  std::atomic<int> made{0};
+  std::vector<std::shared_ptr<const Value>> values(8);
+  Together(8, [&](int t) {
+    values[static_cast<size_t>(t)] = cache.Get(7, [&] {
+      ++made;
+      std::this_thread::sleep_for(std::chrono::milliseconds(20));
+      return std::make_unique<Value>(7);
+    });
+  });
+  Expect(made == 1 && alive == 1, "one key is made once");
+  for (const auto& value : values) Expect(value == values[0] && value->number == 7, "all have the same value");
+  values.clear();
+  Expect(alive == 0, "the last user deletes the value");
+  Expect(cache.Get(7, [] { return std::make_unique<Value>(8); })->number == 8, "a value that is gone is made again");
+}
+
+// Of those that want a key, the first two fail, each in its own way; the third one's value serves all others.
+void TestFailuresAreNotShared() {
+  Cache cache;
+  std::atomic<int> attempts{0}, thrown{0}, nothing{0}, served{0};
+  std::vector<std::shared_ptr<const Value>> values(6);
+  Together(6, [&](int t) {
+    try {
+      auto& value = values[static_cast<size_t>(t)];
+      value = cache.Get(1, [&]() -> std::unique_ptr<Value> {
+        const int attempt = attempts++;
+        std::this_thread::sleep_for(std::chrono::milliseconds(20));
+        if (attempt == 0) throw std::runtime_error("no");
+        return attempt == 1 ? nullptr : std::make_unique<Value>(attempt);
+      });
+      ++(value ? served : nothing);
+    } catch (const std::runtime_error&) {
+      ++thrown;
+    }
+  });
+  Expect(attempts == 3 && thrown == 1 && nothing == 1 && served == 4, "the next one makes what could not be made");
+}
+
+void TestFailingAllocations() {
+  Cache cache;
+  int failures = 0;
+  for (bool done = false; !done; ++failures) {
+    try {
+      allocations_left = failures;
+      const auto value = cache.Get(3, [] { return std::make_unique<Value>(3); });
+      done = allocations_left >= 0;
+      allocations_left = -1;
+    } catch (const std::bad_alloc&) {
+      Expect(alive == 0, "what was made is deleted where it cannot be kept");
+    }
+    if (failures > 100) break;
+  }
+  // The slot, the value and its owner's count.
+  Expect(failures >= 4 && failures < 100, "each allocation of the cache fails once, and then it works");
+  Expect(alive == 0, "nothing is left");
+}
+
+void TestValuesComeAndGo() {
+  Cache cache;
+  std::atomic<int> wrong{0};
+  Together(kThreads, [&](int t) {
+    for (int i = 0; i < 2000; ++i) {
+      const int key = (i + t) % 3;
+      wrong += cache.Get(key, [&] { return std::make_unique<Value>(key); })->number != key;
+    }
+  });
+  Expect(wrong == 0 && alive == 0, "values that come and go are those of their keys");
+}
+
+// ---- fingerprints ---------------------------------------------------------------------------------------------------
+
+// The definition in fingerprint.h, a piece at a time.
+uint64_t Polynomial(uint64_t x, const std::vector<uint8_t>& content) {
+  constexpr uint64_t kPrime = 2305843009213693951u;
+  const size_t pieces = (content.size() + 27) / 28 * 4;
+  unsigned __int128 sum = 0;
+  for (size_t piece = 0; piece < pieces; ++piece) {
+    uint64_t w = 0;
+    for (size_t i = 0; i < 7; ++i) {
+      const size_t at = piece * 7 + i;
+      w |= static_cast<uint64_t>(at < content.size() ? content[at] : 0) << (8 * i);
+    }
+    sum = (sum * x + w) % kPrime;
+  }
+  return static_cast<uint64_t>((sum * x + content.size()) % kPrime);
+}
+
+void TestFingerprints() {
+  constexpr Fingerprint kPoints = {2305843009213693950u, 1234567890123456789u};
+  std::mt19937 random(2);
+  for (size_t bytes = 0; bytes < 200; ++bytes) {
+    std::vector<uint8_t> content(bytes, 0xFF);
+    if (bytes % 2) {
+      for (uint8_t& byte : content) byte = static_cast<uint8_t>(random());
+    }
+    const Fingerprint expected = {Polynomial(kPoints[0], content), Polynomial(kPoints[1], content)};
+    Expect(FingerprintAt(kPoints, content.data(), bytes) == expected, "a fingerprint is the polynomial's value");
+    for (size_t i = 0; i < bytes; ++i) {
+      std::vector<uint8_t> other = content;
+      other[i] ^= 1;
+      Expect(FingerprintOf(other.data(), bytes) != FingerprintOf(content.data(), bytes), "a bit matters");
+    }
+    content.push_back(0);
+    Expect(FingerprintOf(content.data(), bytes) != FingerprintOf(content.data(), bytes + 1),
+           "a zero at the end matters");
+  }
+}
+
+// ---- loops ----------------------------------------------------------------------------------------------------------
+
+void TestErrorsOfThreadsReachTheCaller() {
+  for (int64_t bad = 0; bad < 8; ++bad) {
+    std::atomic<int> started{0};
+    std::string caught;
+    try {
+      ThreadedFor(4)(8, [&](int64_t i) {
+        ++started;
+        if (i == bad) throw std::runtime_error("task " + std::to_string(i));
+      });
+    } catch (const std::runtime_error& error) {
+      caught = error.what();
+    }
+    Expect(caught == "task " + std::to_string(bad) && started >= 4, "an exception reaches the caller");
+  }
+  std::string refused;
+  try {
+    ThreadedFor(-1);
+  } catch (const std::invalid_argument& error) {
+    refused = error.what();
+  }
+  Expect(refused == "threads: got -1, expected 0 or more", "fewer than no threads are refused");
+}
+
 }  // namespace
 
 int main() {
-  int passed = 0, failed = 0;
+  TestDifferentKeysAreMadeTogether();
+  TestOneKeyIsMadeOnce();
+  TestFailuresAreNotShared();
+  TestFailingAllocations();
+  TestValuesComeAndGo();
+  TestFingerprints();
+  TestErrorsOfThreadsReachTheCaller();
   for (const ActivationFormat format : {ActivationFormat::kNone, ActivationFormat::kMxfp6E2M3}) {
     const Problem problem({kK, kN, 32, format, AccuracyLevel::kBf16});
     for (const Kernel* kernel : KernelTable()) {

@@ -401,6 +401,16 @@ def test_selection_is_a_pure_function_of_features() -> None:
         _native.select_kernel(features, "sse9", "none", 3)
 
 
+@pytest.mark.parametrize("threads", [-1, -(2**31)])
+def test_fewer_than_no_threads_are_refused(threads: int) -> None:
+    case = random_case(np.random.default_rng(14), 4, 32)
+    node = _native.MatMul(case.codes, case.scales, case.column_scale, case.bias, K=32)
+    with pytest.raises(ValueError, match=f"^threads: got {threads}, expected 0 or more$"):
+        node(np.zeros((2, 32), np.float32), threads)
+    with pytest.raises(ValueError, match=f"^threads: got {threads}, expected 0 or more$"):
+        _native.quantize_weights(np.zeros((4, 32), np.float32), "even", threads=threads)
+
+
 def test_override_variable() -> None:
     code = (
         "import numpy as np; from mxort import _native as n; o = np.ones(1, np.float32);"
