@@ -3,8 +3,8 @@
 #include <dlfcn.h>
 
 #include <cstdlib>
-#include <initializer_list>
 #include <utility>
+#include <vector>
 
 namespace mxort::device {
 namespace {
@@ -25,20 +25,35 @@ struct Opened {
   std::string name, problem;
 };
 
+// Files to open one after the other. ROCm in a container or from an archive is often not known to the dynamic linker.
+std::vector<std::string> Candidates() {
+  std::vector<std::string> folders = {""};
+  if (const char* rocm = std::getenv("ROCM_PATH"); rocm != nullptr && *rocm != '\0') {
+    folders.push_back(std::string(rocm) + "/lib/");
+  }
+  folders.push_back("/opt/rocm/lib/");
+  std::vector<std::string> files;
+  for (const std::string& folder : folders) {
+    for (const char* name : kLibraries) files.push_back(folder + name);
+  }
+  return files;
+}
+
 // A runtime that the process has loaded already goes first: streams of one are nothing to another.
 Opened Open() {
   if (const char* path = std::getenv("MXORT_HIP_LIBRARY"); path != nullptr && *path != '\0') {
     void* handle = dlopen(path, RTLD_NOW | RTLD_LOCAL);
     return {handle, path, handle ? "" : std::string("MXORT_HIP_LIBRARY: ") + dlerror()};
   }
-  for (const int flags : {RTLD_NOW | RTLD_LOCAL | RTLD_NOLOAD, RTLD_NOW | RTLD_LOCAL}) {
-    for (const char* name : kLibraries) {
-      if (void* handle = dlopen(name, flags)) return {handle, name, ""};
-    }
+  for (const char* name : kLibraries) {
+    if (void* handle = dlopen(name, RTLD_NOW | RTLD_LOCAL | RTLD_NOLOAD)) return {handle, name, ""};
   }
-  return {nullptr, "",
-          std::string("no HIP runtime: neither ") + kLibraries[0] + " nor " + kLibraries[1] +
-              " can be loaded (is ROCm installed?)"};
+  std::string reasons;  // each names its file, or what that file needs and what is missing
+  for (const std::string& file : Candidates()) {
+    if (void* handle = dlopen(file.c_str(), RTLD_NOW | RTLD_LOCAL)) return {handle, file, ""};
+    reasons += (reasons.empty() ? "" : "; ") + std::string(dlerror());
+  }
+  return {nullptr, "", "no HIP runtime can be loaded (is ROCm installed?): " + reasons};
 }
 
 Status Unavailable(std::string message) { return {ErrorCode::kUnavailable, std::move(message)}; }

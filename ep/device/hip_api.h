@@ -71,7 +71,8 @@ struct HipApi {
 };
 
 // Opens the runtime at the first call, in this order: MXORT_HIP_LIBRARY (a path, then nothing else is tried),
-// libamdhip64.so.7, libamdhip64.so.6. The outcome, also a failure, is kept for the process. kUnavailable: none found,
+// libamdhip64.so.7 and .so.6 where the process has loaded one, then where the dynamic linker finds them, in
+// $ROCM_PATH/lib and in /opt/rocm/lib. The outcome, also a failure, is kept for the process. kUnavailable: none found,
 // older than HIP 6.0, or a function is missing (named). Any thread.
 Status GetHip(const HipApi** api);
 
