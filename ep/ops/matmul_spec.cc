@@ -101,13 +101,13 @@ void CheckInput(const MatMulSpec& spec, Input input, const Shape& shape) {
   const int64_t blocks = BlocksOf(spec.K);
   switch (input) {
     case kB:
-      return CheckShape("B", shape, {spec.N, blocks * BlockBytes(spec.weight_format)});
+      return CheckShape(kInputNames[input], shape, {spec.N, blocks * BlockBytes(spec.weight_format)});
     case kBScale:
-      return CheckShape("B_scale", shape, {spec.N, blocks});
+      return CheckShape(kInputNames[input], shape, {spec.N, blocks});
     case kColumnScale:
-      return CheckShape("column_scale", shape, {spec.N});
+      return CheckShape(kInputNames[input], shape, {spec.N});
     case kBias:
-      return CheckShape("bias", shape, {spec.N});
+      return CheckShape(kInputNames[input], shape, {spec.N});
     case kA:
     case kInputs:
       break;

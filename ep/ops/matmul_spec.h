@@ -43,6 +43,7 @@ struct MatMulAttributes {
 MatMulSpec CheckAttributes(const MatMulAttributes& attributes);
 
 enum Input { kA, kB, kBScale, kColumnScale, kBias, kInputs };
+inline constexpr const char* kInputNames[kInputs] = {"A", "B", "B_scale", "column_scale", "bias"};
 
 // Both throw std::invalid_argument "input X: got shape Y, expected Z". CheckInput is for every input but A.
 void CheckInput(const MatMulSpec& spec, Input input, const Shape& shape);

@@ -68,11 +68,10 @@ class RocmKernel : public OperatorKernel {
  public:
   RocmKernel(const OrtApi& api, DataType type, const OrtKernelInfo* info)
       : OperatorKernel(api, Mxfp4Operator(), type, info) {
-    constexpr const char* kNames[kInputs] = {"A", "B", "B_scale", "column_scale", "bias"};
     const Inputs inputs = ReadConstants(info);
     for (size_t i = kB; i < kInputs; ++i) {
       if (inputs[i].data) continue;
-      throw std::invalid_argument(std::string("input ") + kNames[i] + " is no constant, which " + kRocmProvider +
+      throw std::invalid_argument(std::string("input ") + kInputNames[i] + " is no constant, which " + kRocmProvider +
                                   " needs");
     }
     const auto blocks = static_cast<size_t>(spec_.N * BlocksOf(spec_.K));

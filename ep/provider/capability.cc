@@ -77,12 +77,11 @@ std::string WhyLeft(const Runtime& runtime, const OrtNode* node, const WhyUnsupp
   std::array<const OrtValueInfo*, kInputs> inputs{};
   runtime.Check(runtime.api->Node_GetInputs(node, inputs.data(), inputs.size()));
   const MatMulSpec spec = CheckAttributes(ReadAttributes(runtime, node));
-  constexpr const char* kNames[kInputs] = {"A", "B", "B_scale", "column_scale", "bias"};
   for (size_t i = kB; i < kInputs; ++i) {
-    if (!inputs[i]) return std::string(kNames[i]) + " is missing";
+    if (!inputs[i]) return std::string(kInputNames[i]) + " is missing";
     bool is_constant = false;
     runtime.Check(runtime.api->ValueInfo_IsConstantInitializer(inputs[i], &is_constant));
-    if (!is_constant) return std::string(kNames[i]) + " is no constant";
+    if (!is_constant) return std::string(kInputNames[i]) + " is no constant";
     CheckInput(spec, static_cast<Input>(i), ShapeOf(runtime, inputs[i]));
   }
   return why_unsupported(spec, ElementTypeOf(runtime, inputs[kA]));

@@ -32,12 +32,6 @@ KeyValuePairsPtr MakeKeyValuePairs(const Runtime& runtime, const KeyValues& valu
   return {pairs, KeyValuePairsDeleter{runtime.api}};
 }
 
-bool Logger::Verbose() const noexcept {
-  OrtLoggingLevel level = ORT_LOGGING_LEVEL_FATAL;
-  if (OrtStatus* status = api_->Logger_GetLoggingSeverityLevel(logger_, &level)) api_->ReleaseStatus(status);
-  return level == ORT_LOGGING_LEVEL_VERBOSE;
-}
-
 void Logger::Log(OrtLoggingLevel level, const std::string& message) const noexcept {
   OrtStatus* status =
       api_->Logger_LogMessage(logger_, level, message.c_str(), ORT_TSTR(__FILE__), __LINE__, "MxortExecutionProvider");

@@ -43,7 +43,6 @@ KeyValuePairsPtr MakeKeyValuePairs(const Runtime& runtime, const KeyValues& valu
 class Logger {
  public:
   Logger(const Runtime& runtime, const OrtLogger* logger) : api_(runtime.api), logger_(logger) {}
-  bool Verbose() const noexcept;
   void Log(OrtLoggingLevel level, const std::string& message) const noexcept;
 
  private:
