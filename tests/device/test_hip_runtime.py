@@ -14,7 +14,6 @@ import pytest
 
 from mxort.runtime.session import get_library_path
 
-
 pytestmark = pytest.mark.skipif(Path("/opt/rocm/lib").exists(), reason="expects a machine without ROCm")
 
 
