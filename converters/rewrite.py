@@ -12,13 +12,10 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from mxort.converters import functions
+from mxort.converters.metadata import Conversion, conversions
 from mxort.converters.normalise import unique_node_names
 from mxort.converters.opset import opset_of, raise_versions
 from mxort.converters.sites import Site
-
-METADATA_VERSION = "mxort.version"
-METADATA_RECIPE = "mxort.recipe"
-METADATA_SOURCE = "mxort.source_sha256"
 
 Put = Callable[[NDArray[Any]], ir.TensorProtocol]
 """Stores an array where the output keeps its weights."""
@@ -65,11 +62,17 @@ class TensorPool:
 
 def is_converted(model: ir.Model) -> bool:
     """Whether mxort has been at this model."""
-    return METADATA_VERSION in model.metadata_props or functions.DOMAIN in model.opset_imports
+    return bool(conversions(model.metadata_props)) or functions.DOMAIN in model.opset_imports
+
+
+def is_unfolded(model: ir.Model) -> bool:
+    """Whether another tool has put the operators' functions in their place since: no kernel of ours runs then."""
+    ours = any(node.domain == functions.DOMAIN for node in model.graph.all_nodes())
+    return bool(conversions(model.metadata_props)) and not ours
 
 
 def apply(
-    model: ir.Model, replacements: Sequence[Replacement], pool: TensorPool, metadata: dict[str, str]
+    model: ir.Model, replacements: Sequence[Replacement], pool: TensorPool, conversion: Conversion
 ) -> None:
     """Rewrites the model in place. Raises OpsetError where its opset cannot be raised far enough."""
     raise_versions(model)
@@ -82,7 +85,7 @@ def apply(
         function = ir.serde.deserialize_function(functions.function(operator, opset_of(model.graph)))
         model.functions[function.identifier()] = function
     unique_node_names(model)
-    model.metadata_props.update(metadata)
+    conversion.write(model)
 
 
 def _is_gather(site: Site) -> bool:

@@ -13,6 +13,7 @@ from mxort.conversion.recipe import Recipe
 from mxort.conversion.report import CONVERTED, SKIPPED, SiteReport
 from mxort.converters import functions, lm_head, model_io, rewrite, sites
 from mxort.converters.constants import resolve
+from mxort.converters.metadata import Conversion, conversions
 from mxort.converters.opset import opset_of
 
 CONVERTIBLE = "convertible"
@@ -62,10 +63,11 @@ def inspect(path: str | os.PathLike[str], recipe: Recipe | None = None) -> Inspe
     Raises MxortError for a file that is missing or is no valid ONNX model.
     """
     source = model_io.load(path)
-    model, metadata = source.model, source.model.metadata_props
+    model = source.model
     converted = rewrite.is_converted(model)
-    if converted and rewrite.METADATA_RECIPE in metadata:
-        recipe = Recipe.from_json(metadata[rewrite.METADATA_RECIPE])
+    made = next(iter(conversions(model.metadata_props)), Conversion("", ""))
+    if converted and made.recipe:
+        recipe = Recipe.from_json(made.recipe)
     recipe = recipe or Recipe()
     found = sites.find(model, recipe.selection())
     ours = [node for node in model.graph.all_nodes() if node.domain == functions.DOMAIN]
@@ -77,8 +79,8 @@ def inspect(path: str | os.PathLike[str], recipe: Recipe | None = None) -> Inspe
         file_bytes=source.nbytes,
         estimated_bytes=source.nbytes - saved,
         converted=converted,
-        mxort_version=metadata.get(rewrite.METADATA_VERSION, ""),
-        source_sha256=metadata.get(rewrite.METADATA_SOURCE, "") if converted else source.sha256,
+        mxort_version=made.version,
+        source_sha256=made.source_sha256 if converted else source.sha256,
         recipe=recipe,
         ir_version=model.ir_version,
         opset=opset_of(model.graph),

@@ -19,6 +19,7 @@ from mxort.conversion.recipe import Recipe
 from mxort.conversion.report import CONVERTED, SKIPPED, Report, SiteReport
 from mxort.conversion.weights import Calibration, Packed, Packer, algorithm_for
 from mxort.converters import model_io, rewrite, sites, verify
+from mxort.converters.metadata import Conversion
 from mxort.converters.opset import OpsetError, opset_of
 from mxort.converters.staged_output import StagedOutput
 from mxort.errors import MxortError
@@ -151,7 +152,8 @@ def _convert_sites(
         rows.append(_converted(site, weight, recipe, first))
     if replacements:
         try:
-            rewrite.apply(source.model, replacements, pool, _metadata(source, recipe))
+            conversion = Conversion(mxort_version(), recipe.to_json(), source.sha256)
+            rewrite.apply(source.model, replacements, pool, conversion)
         except OpsetError as error:
             raise MxortError(f"{source.name}: {error}") from None
     return tuple(rows)
@@ -200,11 +202,6 @@ def _converted(site: sites.Site, weight: Packed, recipe: Recipe, first: bool) ->
         seconds=weight.seconds if first else 0.0,
         note=", ".join(note for note in notes if note),
     )
-
-
-def _metadata(source: model_io.Source, recipe: Recipe) -> dict[str, str]:
-    metadata = {rewrite.METADATA_VERSION: mxort_version(), rewrite.METADATA_RECIPE: recipe.to_json()}
-    return metadata | ({rewrite.METADATA_SOURCE: source.sha256} if source.sha256 else {})
 
 
 def mxort_version() -> str:

@@ -4,22 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import mxort
+from exact_models import K, N, exact, run
 from mxort.converters import model_io, normalise
-
-K, N = 64, 48
-
-
-def exact(seed=0, k=K, n=N):
-    """[k, n] that MXFP4 holds exactly: E2M1 values, and a 6 in every block, so that its scale is one."""
-    rng = np.random.default_rng(seed)
-    w = rng.choice(np.float32([0, 0.5, 1, 1.5, 2, 3, 4, 6]), (k, n)) * rng.choice(np.float32([-1, 1]), (k, n))
-    w[::32] = 6
-    return w
 
 
 def info(name, *shape):
@@ -36,16 +26,6 @@ def model(nodes, weights, *, opset=17, ir_version=8, outputs=("y",), functions=(
     )
     opsets = [helper.make_opsetid("", opset)]
     return helper.make_model(graph, opset_imports=opsets, ir_version=ir_version, functions=functions)
-
-
-def run(proto, library=False):
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    if library:
-        mxort.register(options)
-    x = np.random.default_rng(9).standard_normal((3, K), dtype=np.float32)
-    session = ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return session.run(None, {"x": x})
 
 
 def assert_same(proto, converted, reference=None):

@@ -12,6 +12,7 @@ from onnx import numpy_helper
 
 import mxort
 from mxort.converters.functions import ROTATIONS
+from mxort.converters.metadata import conversions
 
 X3 = "(T[b,s,k] x) => (T[b,s,n] y) "
 
@@ -456,10 +457,10 @@ def test_everything_else_is_kept(tools, rng):
 def test_marks(tools, rng):
     model = tools.make_model(X3 + "{ y = MatMul(x, w) }", {"w": normal(rng, 64, 64)})
     converted = mxort.convert(model, recipe="w4a8").model
-    properties = {p.key: p.value for p in converted.metadata_props}
-    assert mxort.Recipe.from_json(properties["mxort.recipe"]) == mxort.PRESETS["w4a8"]
-    assert json.loads(properties["mxort.recipe"])["activation_format"] == "mxfp8_e4m3"
-    assert properties["mxort.version"]
+    (made,) = conversions({p.key: p.value for p in converted.metadata_props})
+    assert mxort.Recipe.from_json(made.recipe) == mxort.PRESETS["w4a8"]
+    assert json.loads(made.recipe)["activation_format"] == "mxfp8_e4m3"
+    assert made.version
     assert {o.domain: o.version for o in converted.opset_import}["mxort"] == 1
     assert [(f.domain, f.name) for f in converted.functions] == [("mxort", "MatMulMXFP4")]
     with pytest.raises(mxort.MxortError, match="is converted already"):
