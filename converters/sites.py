@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -54,11 +54,21 @@ class Site:
     table: bool = False
     note: str = field(default="", compare=False)
     weight_format: str = "mxfp4"
+    number: int = field(default=1, compare=False)
 
     @property
     def name(self) -> str:
-        """The node's name; where it has none, what it computes."""
-        return self.node.name or f"{self.node.op_type}({self.node.outputs[0].name})"
+        """The node's name, for people: several nodes may have the same. Where it has none, what it computes."""
+        return self.node.name or f"{self.node.op_type}({output_name(self.node)})"
+
+    @property
+    def id(self) -> str:
+        """What no other site of the model is called: the name of the node's output, which does not change.
+
+        Bodies beside each other (an If's branches) may use one name twice: ``number`` then counts from 2 on.
+        """
+        name = output_name(self.node)
+        return name if self.number == 1 else f"{name}#{self.number}"
 
     @property
     def K(self) -> int:  # noqa: N802 (the operator's name for it)
@@ -107,6 +117,11 @@ OTHER_WEIGHT_OPS: dict[tuple[str, str], str] = {
 """(domain, operator) that may hold large weights and is left alone -> the reason given to the user."""
 
 
+def output_name(node: ir.Node) -> str:
+    """The name of the first output that the node has."""
+    return next((value.name for value in node.outputs if value.name), "")
+
+
 def find(model: ir.Model, selection: Selection) -> list[Site]:
     """All nodes of ``model`` that multiply by a weight, or look as if they might, in graph order."""
     finder = _Finder(model, selection)
@@ -120,7 +135,19 @@ def find(model: ir.Model, selection: Selection) -> list[Site]:
     for function in model.functions.values():
         if function.domain != DOMAIN:
             sites += _inside_function(function)
-    return sites
+    return _numbered(sites)
+
+
+def _numbered(sites: Sequence[Site]) -> list[Site]:
+    """The sites, each with an id of its own."""
+    result: list[Site] = []
+    taken: set[str] = set()
+    for site in sites:
+        while site.id in taken:
+            site = replace(site, number=site.number + 1)
+        taken.add(site.id)
+        result.append(site)
+    return result
 
 
 def _inside_function(function: ir.Function) -> Iterator[Site]:

@@ -146,6 +146,30 @@ def test_nameless_node_is_called_after_its_output(tools):
     assert skip_reasons(model) == {"MatMul(y)": ""}
 
 
+def test_ids_are_unique_where_names_are_not(tools):
+    text = TWO + "{ [fc] a = MatMul(x, w) [fc] b = MatMul(a, w) y = Relu(b) }"
+    found = sites.find(ir.from_proto(tools.make_model(text, {"w": normal(64, 64)})), sites.Selection())
+    assert [(s.name, s.id) for s in found] == [("fc", "a"), ("fc", "b")]
+
+
+def test_branches_that_use_a_name_twice_have_two_ids(tools):
+    text = """(bool c, T[b,k] x) => (T[b,n] y) { y = If (c) <
+        then_branch = g1 () => (T[b,n] r) { [fc] r = MatMul(x, w) },
+        else_branch = g2 () => (T[b,n] r) { [fc] r = MatMul(x, v) } > }"""
+    model = tools.make_model(text, {"w": normal(64, 64), "v": normal(64, 64)})
+    found = sites.find(ir.from_proto(model), sites.Selection())
+    assert [(s.name, s.id, s.weight.name) for s in found] == [("fc", "r", "w"), ("fc", "r#2", "v")]
+
+
+def test_the_id_of_an_operator_without_its_first_output(tools):
+    text = "(T[s,b,32] x) => (T[d,b,h] z) { none, z = LSTM<hidden_size=16>(x, w, r) }"
+    model = tools.make_model(text, {"w": normal(1, 64, 32), "r": normal(1, 64, 16)})
+    model.graph.node[0].output[0] = ""
+    model.graph.node[0].ClearField("name")
+    (site,) = sites.find(ir.from_proto(model), sites.Selection())
+    assert (site.id, site.name) == ("z", "LSTM(z)")
+
+
 @pytest.mark.parametrize("ir_version", [3, 4, 8])
 def test_initializer_that_is_a_graph_input(tools, ir_version):
     """A default that may be overridden, except before IR version 4: there all initializers were inputs."""
