@@ -6,7 +6,7 @@ Only what leads to a site is in a stage. No stage holds a site's own weight.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,8 @@ from mxort.formats import BLOCK_SIZE, blocks_of
 
 _TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 """What onnxruntime hands to Python as numpy arrays."""
+
+_WIDENED = "/float32"
 
 _RANDOM = frozenset(
     {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
@@ -48,18 +50,38 @@ class Stage:
         files = (value.const_value for value in self.constants)
         return next((str(Path(t.path).parent) for t in files if isinstance(t, ir.ExternalTensor)), "")
 
-    def proto(self, model: ir.Model, dtypes: Mapping[str, np.dtype[np.generic]]) -> onnx.ModelProto:
-        """The nodes as a model of their own. ``dtypes`` has the type of every input.
+    def proto(
+        self, model: ir.Model, types: Mapping[str, onnx.TypeProto], widened: Collection[str] = ()
+    ) -> onnx.ModelProto:
+        """The nodes as a model of their own. ``types`` has the type of every input.
+
+        Inputs and outputs in ``widened`` are float32 outside, under another name, and cast on the way.
 
         Constants with external data in :attr:`data_folder` stay there: an embedding table would be copied
         several times on its way into a session.
         """
-        types = {name: onnx.helper.np_dtype_to_tensor_dtype(dtypes[name]) for name in self.inputs}
+        floats = onnx.helper.make_tensor_type_proto(onnx.TensorProto.FLOAT, None)
+        outside = {
+            name: name + (_WIDENED if name in widened else "") for name in (*self.inputs, *self.outputs)
+        }
+        casts = [
+            onnx.helper.make_node("Cast", [outside[name]], [name], to=types[name].tensor_type.elem_type)
+            for name in self.inputs
+            if name in widened
+        ]
+        back = [
+            onnx.helper.make_node("Cast", [name], [outside[name]], to=onnx.TensorProto.FLOAT)
+            for name in self.outputs
+            if name in widened
+        ]
         graph = onnx.helper.make_graph(
-            [ir.to_proto(node) for node in self.nodes],
+            [*casts, *(ir.to_proto(node) for node in self.nodes), *back],
             "stage",
-            [onnx.helper.make_tensor_value_info(name, kind, None) for name, kind in types.items()],
-            [onnx.ValueInfoProto(name=name) for name in self.outputs],
+            [
+                onnx.helper.make_value_info(outside[name], floats if name in widened else types[name])
+                for name in self.inputs
+            ],
+            [onnx.ValueInfoProto(name=outside[name]) for name in self.outputs],
             [_tensor_proto(value, self.data_folder) for value in self.constants],
         )
         opsets = [onnx.helper.make_opsetid(*item) for item in model.opset_imports.items()]

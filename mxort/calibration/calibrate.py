@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import ctypes
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +21,15 @@ from numpy.typing import NDArray
 
 from mxort import _native
 from mxort.calibration.example_inputs import Inputs
+from mxort.calibration.executor import Executor, Layer, State, Store, drop, float_layer, operand_name
 from mxort.converters import stages
 from mxort.converters.sites import Site
 from mxort.converters.stages import Stage
-from mxort.errors import MxortError
 from mxort.formats import BLOCK_SIZE, blocks_of
 from mxort.quantize import QuantizedWeight, Statistics, smoothquant, with_torch
 from mxort.runtime import hardware
-from mxort.runtime.session import one_line, require_onnxruntime
 
 Progress = Callable[[str, float], None]
-Layer = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
@@ -91,159 +90,85 @@ def run(
         _Run(model, plan, settings, Path(folder)).all(feeds, quantize)
 
 
-class StageNodes:
-    """The nodes of a stage in onnxruntime. Raises MxortError where it cannot open or run them."""
-
-    def __init__(
-        self, model: ir.Model, stage: Stage, dtypes: Mapping[str, np.dtype[Any]], threads: int
-    ) -> None:
-        runtime = require_onnxruntime()
-        options = runtime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 4
-        options.add_session_config_entry("session.force_spinning_stop", "1")  # torch has the cores next
-        options.enable_cpu_mem_arena = (
-            False  # results are kept: an arena that they lie in would be kept whole
-        )
-        if folder := stage.data_folder:
-            options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
-        self._outputs = list(stage.outputs)
-        try:
-            self._session = runtime.InferenceSession(
-                stage.proto(model, dtypes).SerializeToString(), options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:  # onnxruntime's exception types have no common base but this
-            raise MxortError(f"calibration: onnxruntime cannot open the model: {one_line(error)}") from error
-
-    def run(self, feeds: Inputs, sample: int) -> Inputs:
-        """The stage's outputs by name."""
-        try:
-            results = self._session.run(self._outputs, feeds)
-        except Exception as error:
-            raise MxortError(f"calibration: sample {sample} fails to run: {one_line(error)}") from error
-        return dict(zip(self._outputs, results, strict=True))
-
-
 class _Run:
     def __init__(self, model: ir.Model, plan: Sequence[Stage], settings: Settings, folder: Path) -> None:
-        self._model, self._plan, self._settings = model, plan, settings
-        require_onnxruntime()
+        self._executor = Executor(model, plan, settings.threads)
+        self._plan, self._settings = plan, settings
         # The model as it becomes and, where that differs, as it was.
-        budget = settings.memory // (2 if settings.sequential else 1)
         names = ("quantised", "float") if settings.sequential else ("float",)
-        self._streams = [_Store(folder / name, budget) for name in names]
+        self._stores = [Store(folder / name, settings.memory // len(names)) for name in names]
+        self._samples: list[list[State]] = []
+        """For each sample its state in every store."""
+        self._before: dict[ir.Node, list[Layer]] = {}
+        """The layers of the stage before, for every store. They are applied sample by sample on the way into the next
+        stage, so that the outputs of wide layers are never kept for all samples."""
 
     def all(self, feeds: Iterable[Inputs], quantize: Quantize) -> None:
-        count = 0
-        for inputs in feeds:
-            for stream in self._streams:
-                stream.begin(inputs)
-            count += 1
+        self._samples = [[store.sample(inputs) for store in self._stores] for inputs in feeds]
         work = sum(s.K * s.N for stage in self._plan for s in stage.sites) or 1
         done = 0
-        before = _Before()
         for number, stage in enumerate(self._plan):
             what = f"calibrating, stage {number + 1} of {len(self._plan)}"
             self._settings.progress(what, done / work)
-            statistics = self._collect(before, stage, count)
-            before = _Before(dead=stage.dead)
+            statistics = self._collect(number)
+            self._before = {}
             for site in stage.sites:
                 self._settings.progress(f"quantising {site.name}", done / work)
                 done += site.K * site.N
                 result = quantize(site, statistics[_operand(site)])
                 if number + 1 < len(self._plan):
-                    before.layers.append((site, self._layers(site, result)))
+                    self._before[site.node] = self._layers(site, result)
             _return_free_memory()
 
     def _layers(self, site: Site, result: Result | None) -> list[Layer]:
-        """For each stream the site's layer: with the quantised weight, and with the float one."""
-        from mxort.quantize.moments import Linear
-
-        weight = stages.float_weight(site)[:, : site.K] * np.float32(site.alpha)
-        layer: Layer = Linear(weight, stages.own_bias(site))
+        """For each store the site's layer: with the quantised weight, and with the float one."""
+        layer = float_layer(site)
         if not self._settings.sequential or result is None:
-            return [layer] * len(self._streams)
+            return [layer] * len(self._stores)
         return [_kernel(site, result, self._settings.threads), layer]
 
-    def _collect(self, before: _Before, stage: Stage, count: int) -> dict[_Operand, Statistics]:
-        """Runs every sample through the layers before and the stage's nodes -> statistics of the sites' operands."""
-        from mxort.quantize.moments import Moments
+    def _layer_before(self, which: int, site: Site) -> Layer:
+        return self._before[site.node][which]
 
+    def _collect(self, number: int) -> dict[_Operand, Statistics]:
+        """Runs every sample through the layers before and the stage's nodes -> statistics of the sites' operands."""
+        stage = self._plan[number]
         groups: dict[_Operand, list[Site]] = {}
         for site in stage.sites:
             groups.setdefault(_operand(site), []).append(site)
-        needed = {operand.name for operand in groups}
-        run = _Nodes(self._model, stage, self._settings.threads)
-        for sample in range(count):
-            for number, stream in enumerate(self._streams):
-                for site, layers in before.layers:
-                    stream.put(
-                        sample, site.node.outputs[0].name or "", _apply(site, layers[number], stream, sample)
-                    )
-                stream.drop(sample, before.dead)
-                run(stream, sample)
-                stream.drop(sample, set(stage.dead) - needed)
-        collected: dict[_Operand, Statistics] = {}
-        for operand, sites in groups.items():
-            operator, k = self._settings.operator(sites[0]), sites[0].K
-            divisor = self._smooth(operand, sites, count)
-            moments = Moments(blocks_of(k) * BLOCK_SIZE, operator.rotation, operator.activation_format)
-            for sample in range(count):
-                rows = [_rows(stream.get(sample, operand.name), operand, k) for stream in self._streams]
-                moments.add(*(rows if divisor is None else [x / divisor for x in rows]))
-            collected[operand] = moments.statistics()
-        return collected
+        unneeded = set(stage.dead) - {operand.name for operand in groups}
+        for i, states in enumerate(self._samples):
+            for which, state in enumerate(states):
+                if number:
+                    self._executor.run_sites(number - 1, state, partial(self._layer_before, which))
+                self._executor.run_nodes(number, state, i)
+                drop(state, unneeded)
+        self._executor.close(number)
+        return {operand: self._statistics(operand, sites) for operand, sites in groups.items()}
 
-    def _smooth(self, operand: _Operand, sites: Sequence[Site], count: int) -> NDArray[np.float32] | None:
+    def _statistics(self, operand: _Operand, sites: Sequence[Site]) -> Statistics:
+        operator, k = self._settings.operator(sites[0]), sites[0].K
+        divisor = self._smooth(operand, sites)
+        gathered = with_torch("moments").Moments(
+            blocks_of(k) * BLOCK_SIZE, operator.rotation, operator.activation_format
+        )
+        for states in self._samples:
+            rows = [_rows(state[operand.name], operand, k) for state in states]
+            gathered.add(*(rows if divisor is None else [x / divisor for x in rows]))
+        result: Statistics = gathered.statistics()
+        return result
+
+    def _smooth(self, operand: _Operand, sites: Sequence[Site]) -> NDArray[np.float32] | None:
         """What to divide an operand by, from rows at equal distances and the largest magnitudes of all rows."""
         if self._settings.smooth is None:
             return None
         absmax, kept = np.zeros(sites[0].K, np.float32), []
-        for sample in range(count):
-            x = _rows(self._streams[0].get(sample, operand.name), operand, sites[0].K)
+        for states in self._samples:
+            x = _rows(states[0][operand.name], operand, sites[0].K)
             x = x[np.isfinite(x).all(axis=1)]
-            kept.append(x[:: max(1, count * len(x) // smoothquant.SAMPLED_ROWS)].copy())
+            kept.append(x[:: max(1, len(self._samples) * len(x) // smoothquant.SAMPLED_ROWS)].copy())
             np.maximum(absmax, np.abs(x).max(axis=0, initial=0), out=absmax)
         return self._settings.smooth(sites, np.concatenate(kept), absmax)
-
-
-@dataclass
-class _Before:
-    """The sites of the stage before, each with its layer for every stream, and what ends with that stage.
-
-    They are applied sample by sample on the way into the next stage, so that the outputs of wide layers are
-    never kept for all samples.
-    """
-
-    layers: list[tuple[Site, list[Layer]]] = field(default_factory=list)
-    dead: tuple[str, ...] = ()
-
-
-def _apply(site: Site, layer: Layer, stream: _Store, sample: int) -> NDArray[Any]:
-    """The site's output."""
-    operand = _operand(site)
-    x = stream.get(sample, operand.name)
-    a = np.ascontiguousarray(x.T if operand.transpose else x, np.float32)
-    return layer(a).astype(x.dtype, copy=False)
-
-
-class _Nodes:
-    """A stage's nodes in onnxruntime; the session is opened at the first sample, whose types it takes."""
-
-    def __init__(self, model: ir.Model, stage: Stage, threads: int) -> None:
-        self._model, self._stage, self._threads = model, stage, threads
-        self._session: StageNodes | None = None
-
-    def __call__(self, stream: _Store, sample: int) -> None:
-        """Computes the stage's outputs of one sample."""
-        if not self._stage.outputs:
-            return
-        feeds = {name: stream.get(sample, name) for name in self._stage.inputs}
-        if self._session is None:
-            dtypes = {name: array.dtype for name, array in feeds.items()}
-            self._session = StageNodes(self._model, self._stage, dtypes, self._threads)
-        for name, array in self._session.run(feeds, sample).items():
-            stream.put(sample, name, array)
 
 
 @dataclass(frozen=True)
@@ -255,9 +180,7 @@ class _Operand:
 
 
 def _operand(site: Site) -> _Operand:
-    value = site.node.inputs[0]
-    assert value is not None
-    return _Operand(value.name or "", site.transpose_a)
+    return _Operand(operand_name(site), site.transpose_a)
 
 
 def _rows(x: NDArray[Any], operand: _Operand, k: int) -> NDArray[np.float32]:
@@ -286,44 +209,3 @@ def _return_free_memory() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # not in musl
     if trim is not None:
         trim(0)
-
-
-class _Store:
-    """Named arrays of every sample: in memory up to a budget, then in files."""
-
-    def __init__(self, folder: Path, budget: int) -> None:
-        self._folder, self._budget, self._held = folder, budget, 0
-        self._arrays: list[dict[str, NDArray[Any] | Path]] = []
-        self._written = 0
-        folder.mkdir()
-
-    def begin(self, inputs: Inputs) -> None:
-        """A further sample, with the inputs of the model."""
-        self._arrays.append({})
-        for name, array in inputs.items():
-            self.put(len(self._arrays) - 1, name, array)
-
-    def put(self, sample: int, name: str, array: NDArray[Any]) -> None:
-        if self._held + array.nbytes <= self._budget:
-            self._held += array.nbytes
-            self._arrays[sample][name] = array
-            return
-        self._written += 1
-        path = self._folder / f"{self._written}.npy"
-        np.save(path, array)
-        self._arrays[sample][name] = path
-
-    def get(self, sample: int, name: str) -> NDArray[Any]:
-        kept = self._arrays[sample][name]
-        if isinstance(kept, Path):
-            array: NDArray[Any] = np.load(kept)
-            return array
-        return kept
-
-    def drop(self, sample: int, names: Iterable[str]) -> None:
-        for name in names:
-            kept = self._arrays[sample].pop(name, None)
-            if isinstance(kept, Path):
-                kept.unlink()
-            elif kept is not None:
-                self._held -= kept.nbytes

@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tempfile
+from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass
@@ -22,13 +24,12 @@ from numpy.typing import NDArray
 
 from mxort import quantize
 from mxort.calibration import data as calibration_data
-from mxort.calibration.calibrate import StageNodes
 from mxort.calibration.example_inputs import Inputs
+from mxort.calibration.executor import Executor, Layer, State, Store, float_layer
 from mxort.calibration.losses import Divergence, Loss, Noise
 from mxort.conversion.recipe import Recipe
 from mxort.converters import model_io, sites, stages
 from mxort.converters.sites import Site
-from mxort.converters.stages import Stage
 from mxort.errors import MxortError
 from mxort.formats import WEIGHT_FORMATS
 from mxort.quantize import Settings
@@ -36,13 +37,12 @@ from mxort.quantize.base import dequantize, with_torch
 from mxort.runtime import hardware
 
 Progress = Callable[[str, float], None]
-Layer = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 BASE = "mxfp4"
 """The weight format whose loss is measured. That of the others follows from the noise of the weight."""
 
 _LOGITS = "logits"
-_FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
+_FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
 @dataclass(frozen=True)
@@ -111,6 +111,7 @@ class Sensitivity:
 class Options:
     """``samples``: how many of the data. ``cache``: a folder that keeps finished sites. ``threads``: 0 all.
 
+    ``memory``: bytes of activations held, the rest is on disk.
     ``device``: where torch computes (:func:`mxort.runtime.hardware.torch_device`).
     """
 
@@ -119,6 +120,7 @@ class Options:
     cache: str | os.PathLike[str] | None = None
     progress: Progress = lambda what, fraction: None
     device: str = "auto"
+    memory: int = 512_000_000
 
 
 class Probe:
@@ -149,12 +151,12 @@ class Probe:
         self._feeds = list(islice(samples, self._options.samples))
         self._kept = _Kept(self._options.cache, self._source.sha256, self._recipe, self._feeds)
         measured = [site for site in found if site.name not in self._refused]
-        self._run = _Run(self._source.model, measured, self._recipe, self._options.threads)
+        self._run = _Run(self._source.model, measured, self._recipe, self._options)
 
     def sensitivity(self) -> Sensitivity:
         """Every weight quantised alone."""
-        with self._computing():
-            rows = list(self._run.alone(self._feeds, self._kept, self._options.progress))
+        with self._computing(), tempfile.TemporaryDirectory(prefix="mxort-sensitivity-") as folder:
+            rows = list(self._run.alone(self._feeds, self._kept, Path(folder)))
         rows.sort(key=lambda row: row.loss[BASE], reverse=True)
         return Sensitivity(
             self._source.name,
@@ -210,45 +212,51 @@ class _Kept:
 
 
 class _Run:
-    """The model's stages, opened once; ``state`` is the values alive between two of them, by name."""
+    """What is measured, on the model's stages."""
 
-    def __init__(self, model: ir.Model, measured: Sequence[Site], recipe: Recipe, threads: int) -> None:
-        outputs = [value for value in model.graph.outputs if value.dtype in _FLOATS]  # as numpy has them
+    def __init__(self, model: ir.Model, measured: Sequence[Site], recipe: Recipe, options: Options) -> None:
+        outputs = [value for value in model.graph.outputs if value.dtype in _FLOATS]
         logits = [value for value in outputs if value.name == _LOGITS]
         if not outputs:
             raise MxortError("the model has no float output to compare")
         self.loss: Loss = Divergence() if logits else Noise()
         self._outputs = [value.name or "" for value in (logits or outputs)]
-        self._model, self._recipe, self._threads = model, recipe, threads
+        self._recipe, self._options = recipe, options
         self._plan = stages.plan(model, measured, logits or outputs)
-        self._nodes: dict[int, StageNodes] = {}
+        self._executor = Executor(model, self._plan, options.threads)
         self._layers: dict[ir.Node, Layer] = {}
         self._names: dict[Any, str] = {}
 
-    def alone(self, feeds: Sequence[Inputs], kept: _Kept, progress: Progress) -> Iterator[SiteSensitivity]:
-        """Every site, in the order of the model."""
-        progress("running the float model", 0.0)
+    def alone(self, feeds: Sequence[Inputs], kept: _Kept, folder: Path) -> Iterator[SiteSensitivity]:
+        """Every site, in the order of the model. ``folder`` takes what the memory has no room for."""
+        self._options.progress("running the float model", 0.0)
         self._refer(feeds)
-        states = list(feeds)
+        store = Store(folder, self._options.memory)
+        states = [store.sample(inputs) for inputs in feeds]
         count, done = sum(len(stage.sites) for stage in self._plan), 0
         for number, stage in enumerate(self._plan):
-            states = [self._before_sites(number, state, i) for i, state in enumerate(states)]
+            for i, state in enumerate(states):
+                self._executor.run_nodes(number, state, i)
             for site in stage.sites:
-                progress(f"measuring {site.name}", done / count)
+                self._options.progress(f"measuring {site.name}", done / count)
                 done += 1
                 if site.name not in kept.losses:
                     kept.add(site.name, self._losses(number, site, states))
                 assert site.weight is not None
                 name = self._names.setdefault(site.weight.identity, site.weight.name or site.name)
                 yield SiteSensitivity(site.name, name, site.K, site.N, kept.losses[site.name])
-            states = [self._after_sites(stage, state, {}) for state in states]
+            for state in states:
+                self._executor.run_sites(number, state, self._float)
 
     def together(self, feeds: Sequence[Inputs], formats: Mapping[str, str]) -> float:
         """The mean loss over the samples with every site quantised."""
         self._refer(feeds)
         found = [site for stage in self._plan for site in stage.sites]
         layers = {site.node: self._quantised(site, formats[site.name])[0] for site in found}
-        total = sum(self.loss.of(self._rest(0, state, i, layers), i) for i, state in enumerate(feeds))
+        total = sum(
+            self.loss.of(self._from_start(inputs, i, lambda site: layers[site.node]), i)
+            for i, inputs in enumerate(feeds)
+        )
         if not np.isfinite(total):
             raise MxortError(
                 "with all weights quantised the outputs are not finite where the float model's are"
@@ -258,14 +266,17 @@ class _Run:
     def _refer(self, feeds: Sequence[Inputs]) -> None:
         """Keeps the float model's outputs, once."""
         for sample in range(self.loss.count, len(feeds)):
-            self.loss.reference(self._rest(0, feeds[sample], sample))
+            self.loss.reference(self._from_start(feeds[sample], sample, self._float))
 
-    def _losses(self, number: int, site: Site, states: Sequence[Inputs]) -> dict[str, float]:
+    def _losses(self, number: int, site: Site, states: Sequence[State]) -> dict[str, float]:
         layer, noise = self._quantised(site, BASE)
         total = 0.0
         for sample, state in enumerate(states):
-            after = self._after_sites(self._plan[number], state, {site.node: layer})
-            total += self.loss.of(self._rest(number + 1, after, sample), sample)
+            trial = ChainMap({}, state)
+            outputs = self._rest(
+                number, trial, sample, lambda other: layer if other is site else self._float(other)
+            )
+            total += self.loss.of(outputs, sample)
         if not np.isfinite(total):
             raise MxortError(
                 f"node {site.name!r}: with its weight in {BASE} the outputs are not finite where the float model's are"
@@ -289,44 +300,29 @@ class _Run:
         )
         if not weight.finite:
             raise MxortError(f"node {site.name!r}: its weight has a NaN or an infinity")
-        restored = dequantize(weight.codes, weight.scales, weight.element) * weight.column_scale[:, None]
-        return _linear(site, restored), 10 ** (-sqnr / 10)
+        with np.errstate(over="ignore"):  # the outputs tell
+            restored = dequantize(weight.codes, weight.scales, weight.element) * weight.column_scale[:, None]
+        return float_layer(site, restored), 10 ** (-sqnr / 10)
+
+    def _from_start(
+        self, inputs: Inputs, sample: int, layer_of: Callable[[Site], Layer]
+    ) -> list[NDArray[Any]]:
+        """The outputs of the model."""
+        state = dict(inputs)
+        self._executor.run_nodes(0, state, sample)
+        return self._rest(0, state, sample, layer_of)
 
     def _rest(
-        self, number: int, state: Inputs, sample: int, replaced: Mapping[ir.Node, Layer] | None = None
+        self, number: int, state: State, sample: int, layer_of: Callable[[Site], Layer]
     ) -> list[NDArray[Any]]:
-        """The outputs of the model from stage ``number`` on."""
-        for later in range(number, len(self._plan)):
-            before = self._before_sites(later, state, sample)
-            state = self._after_sites(self._plan[later], before, replaced or {})
+        """The outputs of the model from the sites of stage ``number`` on."""
+        self._executor.run_sites(number, state, layer_of)
+        for later in range(number + 1, len(self._plan)):
+            self._executor.run_nodes(later, state, sample)
+            self._executor.run_sites(later, state, layer_of)
         return [state[name] for name in self._outputs]
 
-    def _before_sites(self, number: int, state: Inputs, sample: int) -> Inputs:
-        stage = self._plan[number]
-        if not stage.outputs:
-            return state
-        feeds = {name: state[name] for name in stage.inputs}
-        if number not in self._nodes:
-            dtypes = {name: array.dtype for name, array in feeds.items()}
-            self._nodes[number] = StageNodes(self._model, stage, dtypes, self._threads)
-        return state | self._nodes[number].run(feeds, sample)
-
-    def _after_sites(self, stage: Stage, state: Inputs, replaced: Mapping[ir.Node, Layer]) -> Inputs:
-        made: Inputs = {}
-        for site in stage.sites:
-            operand = site.node.inputs[0]
-            assert operand is not None
-            x = state[operand.name or ""]
-            if site.node not in self._layers:
-                self._layers[site.node] = _linear(site, stages.float_weight(site))
-            layer = replaced.get(site.node, self._layers[site.node])
-            a = np.ascontiguousarray(x.T if site.transpose_a else x, np.float32)
-            made[site.node.outputs[0].name or ""] = layer(a).astype(x.dtype, copy=False)
-        return {name: array for name, array in (state | made).items() if name not in stage.dead}
-
-
-def _linear(site: Site, rows: NDArray[np.float32]) -> Layer:
-    linear: Layer = with_torch("moments").Linear(
-        rows[:, : site.K] * np.float32(site.alpha), stages.own_bias(site)
-    )
-    return linear
+    def _float(self, site: Site) -> Layer:
+        if site.node not in self._layers:
+            self._layers[site.node] = float_layer(site)
+        return self._layers[site.node]

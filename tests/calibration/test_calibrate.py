@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import mxort
 from branching import OPERANDS, K, branching, feeds
-from mxort.calibration import calibrate
+from mxort.calibration import calibrate, executor
 from mxort.calibration.data import samples
 from mxort.conversion import weights as packing
 from mxort.converters import model_io, sites, stages
@@ -95,29 +95,26 @@ def test_sequential_sees_the_quantised_layers_before(model, tmp_path):
     assert np.abs(seen["a"].drift).max() < 1e-6 < 1e-3 < np.abs(seen["last"].drift).max()
 
 
-def test_memory_bounds_what_is_held(model, tmp_path, monkeypatch):
-    held = []
-    put = calibrate._Store.put
-
-    def spy(self, *arguments):
-        put(self, *arguments)
-        held.append(self._held)
-
-    monkeypatch.setattr(calibrate._Store, "put", spy)
-    calibrated(model, feeds(), memory=30_000, sequential=False)
-    assert 0 < max(held) <= 30_000
-
-
 def test_outputs_of_layers_are_kept_for_one_sample_only(model, monkeypatch):
-    most: dict[str, int] = {}
-    put = calibrate._Store.put
+    stores, most = [], {}
 
-    def spy(self, sample, name, array):
-        put(self, sample, name, array)
-        holding = sum(name in arrays for arrays in self._arrays)
-        most[name] = max(most.get(name, 0), holding)
+    class Watched(executor.Store):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            self.states = []
+            stores.append(self)
 
-    monkeypatch.setattr(calibrate._Store, "put", spy)
+        def sample(self, inputs):
+            self.states.append(super().sample(inputs))
+            return self.states[-1]
+
+        def keep(self, value):
+            for store in stores:
+                names = [name for state in store.states for name in state]
+                most.update({name: max(most.get(name, 0), names.count(name)) for name in names})
+            return super().keep(value)
+
+    monkeypatch.setattr(calibrate, "Store", Watched)
     calibrated(model, feeds(5))
     assert most["x"] == most["scaled"] == most["ta"] == 5, "inputs and operands wait for the quantised weight"
     assert most["a"] == most["b0"] == most["g"] == 1

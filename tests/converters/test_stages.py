@@ -7,6 +7,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
+from onnx import TensorProto, helper
 
 from mxort.converters import sites, stages
 
@@ -58,7 +59,7 @@ def test_no_stage_holds_a_weight(model):
 
 def test_protos_run(model):
     first, _ = plan(model)
-    proto = first.proto(model, {"x": np.dtype(np.float32)})
+    proto = first.proto(model, {"x": helper.make_tensor_type_proto(TensorProto.FLOAT, None)})
     session = ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
     x = np.ones((3, 32), np.float32)
     np.testing.assert_array_equal(session.run(["a"], {"x": x})[0], x / 4)
@@ -77,7 +78,7 @@ def test_tables_stay_in_their_file(tools, rng, tmp_path):
     proto = tools.make_model(text, constants)
     onnx.save(proto, file, save_as_external_data=True, location="data.bin", size_threshold=100)
     (stage,) = plan(ir.load(file))
-    proto = stage.proto(ir.load(file), {"i": np.dtype(np.int64)})
+    proto = stage.proto(ir.load(file), {"i": helper.make_tensor_type_proto(TensorProto.INT64, None)})
     assert proto.ByteSize() < 2000
     options = ort.SessionOptions()
     options.add_session_config_entry(
