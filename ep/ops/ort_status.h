@@ -23,6 +23,16 @@ inline void Check(const OrtApi& api, OrtStatus* status) {
   throw error;
 }
 
+// A status "where: what", or only "what" where there is no memory for both.
+inline OrtStatus* MakeStatus(const OrtApi& api, OrtErrorCode code, const std::string& where,
+                             const char* what) noexcept {
+  try {
+    return api.CreateStatus(code, (where + ": " + what).c_str());
+  } catch (const std::exception&) {
+    return api.CreateStatus(code, what);
+  }
+}
+
 // Runs `body`; an exception becomes an OrtStatus whose message starts with `where`. Nothing leaves a C callback
 // otherwise.
 template <class Body>
@@ -31,11 +41,11 @@ OrtStatus* Guard(const OrtApi& api, const std::string& where, const Body& body) 
     body();
     return nullptr;
   } catch (const OrtError& e) {
-    return api.CreateStatus(e.code, (where + ": " + e.what()).c_str());
+    return MakeStatus(api, e.code, where, e.what());
   } catch (const std::invalid_argument& e) {
-    return api.CreateStatus(ORT_INVALID_ARGUMENT, (where + ": " + e.what()).c_str());
+    return MakeStatus(api, ORT_INVALID_ARGUMENT, where, e.what());
   } catch (const std::exception& e) {
-    return api.CreateStatus(ORT_FAIL, (where + ": " + e.what()).c_str());
+    return MakeStatus(api, ORT_FAIL, where, e.what());
   }
 }
 
