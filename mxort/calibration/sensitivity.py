@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import tempfile
+import warnings
 from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -145,12 +148,12 @@ class Probe:
             for site in sites.find(self._source.model, self._recipe.selection())
             if not site.skip and site.weight
         ]
-        reasons = {site.name: stages.refusal(self._source.model, site) for site in found}
-        self._refused = {name: reason for name, reason in reasons.items() if reason}
+        reasons = {site.id: stages.refusal(self._source.model, site) for site in found}
+        self._refused = {site.name: reasons[site.id] for site in found if reasons[site.id]}
         samples = calibration_data.samples(data, self._source.model, self._source.name)
         self._feeds = list(islice(samples, self._options.samples))
         self._kept = _Kept(self._options.cache, self._source.sha256, self._recipe, self._feeds)
-        measured = [site for site in found if site.name not in self._refused]
+        measured = [site for site in found if not reasons[site.id]]
         self._run = _Run(self._source.model, measured, self._recipe, self._options)
 
     def sensitivity(self) -> Sensitivity:
@@ -182,33 +185,70 @@ class Probe:
 
 
 class _Kept:
-    """Finished sites in a folder (None: nowhere), in a file named after all that they depend on."""
+    """Finished sites in a folder (None: nowhere), in a file named after all that they depend on.
+
+    A line for each, appended whole, so that several processes may share the file. It is a convenience: what cannot be
+    read is measured again, what cannot be written is a warning.
+    """
 
     def __init__(
         self, folder: str | os.PathLike[str] | None, sha256: str, recipe: Recipe, feeds: Sequence[Inputs]
     ) -> None:
         self.losses: dict[str, dict[str, float]] = {}
+        """By the site's id."""
         self._path: Path | None = None
+        self._start = b""
         if folder is None:
             return
-        key = hashlib.sha256(f"{sha256} {recipe.scale_rule} {recipe.column_multiplier}".encode())
+        key = hashlib.sha256(f"{_version()} {sha256} {recipe.scale_rule} {recipe.column_multiplier}".encode())
         for inputs in feeds:
             key.update(calibration_data.digest(inputs))
         self._path = Path(folder) / f"sensitivity-{key.hexdigest()}.jsonl"
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            lines = self._path.read_text().splitlines() if self._path.exists() else []
+            data = self._path.read_bytes() if self._path.exists() else b""
         except OSError as error:
-            raise MxortError(f"{folder}: cannot keep a cache there: {error.strerror or error}") from None
-        for line in lines:
-            with suppress(ValueError):  # the line that was being written when the run ended
-                self.losses |= json.loads(line)
+            self._give_up(error)
+            return
+        self._start = (
+            b"" if not data or data.endswith(b"\n") else b"\n"
+        )  # a run ended in the middle of a line
+        for line in data.splitlines():
+            self.losses |= _finished(line)
 
-    def add(self, site: str, losses: dict[str, float]) -> None:
-        self.losses[site] = losses
-        if self._path is not None:
-            with self._path.open("a") as file:
-                file.write(json.dumps({site: losses}) + "\n")
+    def add(self, site_id: str, losses: dict[str, float]) -> None:
+        self.losses[site_id] = losses
+        if self._path is None:
+            return
+        try:
+            with self._path.open("ab", buffering=0) as file:
+                file.write(self._start + json.dumps({site_id: losses}).encode() + b"\n")
+            self._start = b""
+        except OSError as error:
+            self._give_up(error)
+
+    def _give_up(self, error: OSError) -> None:
+        why = f"{self._path}: {error.strerror or error}: finished sites are not kept"
+        warnings.warn(why, RuntimeWarning, stacklevel=3)
+        self._path = None
+
+
+def _finished(line: bytes) -> dict[str, dict[str, float]]:
+    """What a line of the file says; nothing where it is not whole or something else."""
+    try:
+        ((site_id, losses),) = json.loads(line).items()
+        values = {name: float(loss) for name, loss in losses.items()}
+    except (ValueError, TypeError, AttributeError):
+        return {}
+    known = set(values) == set(WEIGHT_FORMATS) and all(math.isfinite(loss) for loss in values.values())
+    return {site_id: values} if known else {}
+
+
+def _version() -> str:
+    try:
+        return version("mxort")
+    except PackageNotFoundError:
+        return "0+unknown"
 
 
 class _Run:
@@ -240,11 +280,9 @@ class _Run:
             for site in stage.sites:
                 self._options.progress(f"measuring {site.name}", done / count)
                 done += 1
-                if site.name not in kept.losses:
-                    kept.add(site.name, self._losses(number, site, states))
-                assert site.weight is not None
-                name = self._names.setdefault(site.weight.identity, site.weight.name or site.name)
-                yield SiteSensitivity(site.name, name, site.K, site.N, kept.losses[site.name])
+                if site.id not in kept.losses:
+                    kept.add(site.id, self._losses(number, site, states))
+                yield SiteSensitivity(site.name, self._weight(site), site.K, site.N, kept.losses[site.id])
             for state in states:
                 self._executor.run_sites(number, state, self._float)
 
@@ -262,6 +300,14 @@ class _Run:
                 "with all weights quantised the outputs are not finite where the float model's are"
             )
         return total / len(feeds)
+
+    def _weight(self, site: Site) -> str:
+        """What the site's weight is called, which no other weight is: one constant may be read in two ways."""
+        assert site.weight is not None
+        if site.weight.identity not in self._names:
+            name = site.weight.name or site.id
+            self._names[site.weight.identity] = f"{name}, {site.id}" if name in self._names.values() else name
+        return self._names[site.weight.identity]
 
     def _refer(self, feeds: Sequence[Inputs]) -> None:
         """Keeps the float model's outputs, once."""

@@ -159,16 +159,71 @@ def test_a_cache_is_resumed(model, tmp_path, monkeypatch):
     lines = file.read_text().splitlines()
     assert len(lines) == 5
     file.write_text("\n".join(lines[:4]) + "\n" + lines[4][:20])
-    measured = []
-    from mxort.calibration import sensitivity
-
-    original = sensitivity._Run._losses
-    monkeypatch.setattr(sensitivity._Run, "_losses", lambda *a: (measured.append(a[2].name), original(*a))[1])
+    said.clear()
     again = Probe(model, DATA, RECIPE, options).sensitivity()
-    assert measured == ["head"]
     assert again == first
+    written = file.read_text().splitlines()
+    assert written[4:] == [lines[4][:20], lines[4]], "measured again, on a line of its own"
+    Probe(model, DATA, RECIPE, options).sensitivity()
+    assert file.read_text().splitlines() == written
     Probe(model, DATA[1:], RECIPE, options).sensitivity()
-    assert len(measured) == 6  # other data: nothing is known
+    assert len(list((tmp_path / "cache").iterdir())) == 2, "other data: nothing is known"
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["[1, 2]", "3", "null", '{"a": 3}', '{"a": {"mxfp4": 0.5}}', '{"a": {"mxfp4": "x"}}', "{}", "\xff\xfe"],
+)
+def test_lines_of_another_shape_are_ignored(model, tmp_path, line):
+    options = Options(1, 1, tmp_path / "cache")
+    first = Probe(model, DATA, RECIPE, options).sensitivity()
+    (file,) = (tmp_path / "cache").iterdir()
+    kept = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(b"".join([line.encode("latin-1") + b"\n", *kept[1:]]))
+    assert Probe(model, DATA, RECIPE, options).sensitivity() == first
+
+
+def test_what_is_kept_is_believed(model, tmp_path):
+    """So the tests around this one compare with something."""
+    options = Options(1, 1, tmp_path / "cache")
+    Probe(model, DATA, RECIPE, options).sensitivity()
+    (file,) = (tmp_path / "cache").iterdir()
+    other = dict.fromkeys(WEIGHT_FORMATS, 0.125)
+    file.write_text(json.dumps({"a": other}) + "\n")
+    (site,) = (s for s in Probe(model, DATA, RECIPE, options).sensitivity().sites if s.node == "a")
+    assert site.loss == other
+
+
+def test_a_cache_that_cannot_be_written_is_one_warning(model, tmp_path):
+    plain = Probe(model, DATA, RECIPE, Options(1, 1)).sensitivity()
+    (tmp_path / "file").write_text("no folder")
+    with pytest.warns(RuntimeWarning, match="finished sites are not kept") as said:
+        assert Probe(model, DATA, RECIPE, Options(1, 1, tmp_path / "file")).sensitivity() == plain
+    assert len(said) == 1
+    probe = Probe(model, DATA, RECIPE, Options(1, 1, tmp_path / "gone"))
+    (tmp_path / "gone").rmdir()
+    with pytest.warns(RuntimeWarning, match="finished sites are not kept") as said:
+        assert probe.sensitivity() == plain
+    assert len(said) == 1
+
+
+def test_nodes_of_one_name_have_losses_of_their_own(model):
+    """The second's weight is one that MXFP4 holds: it loses nothing, whatever the first of its name does."""
+    proto = onnx.load(model)
+    for node in proto.graph.node:
+        if node.name in ("a", "b"):
+            node.name = "MatMul"
+    (weight,) = (t for t in proto.graph.initializer if t.name == "w1")
+    weight.CopyFrom(numpy_helper.from_array(np.ones((D, D), np.float32) * 6, "w1"))
+    onnx.save(proto, model)
+    found = Probe(model, DATA, RECIPE, Options(1, 1)).sensitivity()
+    loss = {
+        site.weight: site.loss["mxfp4"]
+        for site in found.sites
+        if site.weight == "w1" or site.node == "MatMul"
+    }
+    assert loss["w1"] == 0 < loss["w0"]
+    assert len({site.node for site in found.sites}) == len(found.sites) == 5
 
 
 def test_what_is_not_reached_is_said(tmp_path):
