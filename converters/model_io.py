@@ -153,6 +153,8 @@ def _attach_external_data(model: ir.Model, file: Path | None, name: str) -> tupl
         if isinstance(tensor, ir.serde.TensorProtoTensor):
             _check_inline(tensor, label)
         elif isinstance(tensor, ir.ExternalTensor):
+            if tensor.dtype == ir.DataType.STRING:
+                raise MxortError(f"{label} has strings in external data, expected numbers")
             path = Path(tensor.path).resolve() if file is None else _data_path(tensor, file, label)
             if path not in files:
                 try:

@@ -101,7 +101,7 @@ def _converted_rows(nodes: list[ir.Node]) -> list[SiteReport]:
         seen.update(map(id, new))
         attributes = node.attributes
         level = attributes.get_int("accuracy_level", 0)
-        weight = node.inputs[1]
+        weight = next(iter(node.inputs[1:]), None)  # a damaged file may have none
         table = next(iter(tensors), None)
         rows.append(
             SiteReport(
@@ -162,7 +162,9 @@ def _lm_head(model: ir.Model, found: list[sites.Site], ours: list[ir.Node]) -> s
     if kept:
         return f"{SKIPPED}: {kept[0]}"
     constant = (
-        node for node in ours if node.inputs[1] is not None and node.inputs[1].const_value is not None
+        node
+        for node in ours
+        if len(node.inputs) > 1 and node.inputs[1] is not None and node.inputs[1].const_value is not None
     )
     packed = [sites.Site(node, weight=resolve(node.inputs[1], model.ir_version)) for node in constant]
     if lm_head.find(model, packed):
