@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -111,11 +112,15 @@ class _Run:
             what = f"calibrating, stage {number + 1} of {len(self._plan)}"
             self._settings.progress(what, done / work)
             statistics = self._collect(number)
+            users = Counter(map(_operand, stage.sites))
             self._before = {}
             for site in stage.sites:
                 self._settings.progress(f"quantising {site.name}", done / work)
                 done += site.K * site.N
-                result = quantize(site, statistics[_operand(site)])
+                operand = _operand(site)
+                users[operand] -= 1
+                # Large, with what a solver makes of it: gone with its last site.
+                result = quantize(site, statistics[operand] if users[operand] else statistics.pop(operand))
                 if number + 1 < len(self._plan):
                     self._before[site.node] = self._layers(site, result)
             _return_free_memory()

@@ -273,7 +273,7 @@ class Packer:
         if site.table:
             reduced = ""  # GatherMXFP4 has no rotation
         smoothed = "" if self._smoother is None else self._smoother.notes.get(site.node, "")
-        notes = [self._notes.get(site.node, ""), reduced, smoothed, quantized.note]
+        notes = [self._notes.get(site.node, ""), _left_out(statistics), reduced, smoothed, quantized.note]
         return Packed(
             rewrite.PackedTensors(codes, scales, quantized.column_scale, site.weight_format),
             sqnr,
@@ -283,3 +283,11 @@ class Packer:
             time.perf_counter() - started,
             ", ".join(note for note in notes if note),
         )
+
+
+def _left_out(statistics: Statistics | None) -> str:
+    """What to tell of positions of padding that compute NaN."""
+    if statistics is None or not statistics.left_out:
+        return ""
+    count = statistics.rows + statistics.left_out
+    return f"{statistics.left_out} of {count} rows of its input are not finite and left out"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
 import numpy as np
 import torch
@@ -64,9 +63,15 @@ class Problem:
     correction: Tensor | None
 
 
-@lru_cache(maxsize=1)
 def prepare(statistics: Statistics, damping: float) -> Problem:
-    """The problem of one operand; that of the last one is kept, as weights come in chunks and share operands."""
+    """The problem of one operand, made once: weights come in chunks and share operands."""
+    if damping not in statistics.prepared:
+        statistics.prepared[damping] = _prepare(statistics, damping)
+    problem: Problem = statistics.prepared[damping]
+    return problem
+
+
+def _prepare(statistics: Statistics, damping: float) -> Problem:
     mean, exponent = math.frexp(float(statistics.hessian.diagonal().mean()))
     unit = 2.0**-exponent  # float32 has no room for the squares of all its numbers
     hessian = torch.as_tensor(statistics.hessian) * unit

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,8 @@ class Statistics:
     rows: int
     drift: NDArray[np.float64] | None = None
     left_out: int = 0
+    prepared: dict[float, Any] = field(default_factory=dict, init=False, repr=False)
+    """What the solver made of this, by its damping; it lives as long as this does."""
 
     def rotated(self, rotation: int) -> Statistics:
         """The same of x . H."""

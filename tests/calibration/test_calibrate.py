@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import numpy as np
 import onnx
 import onnxruntime as ort
@@ -15,7 +17,7 @@ from mxort.calibration.data import samples
 from mxort.conversion import weights as packing
 from mxort.converters import model_io, sites, stages
 from mxort.formats import dequantize_mxfp4
-from mxort.quantize import QuantizedWeight
+from mxort.quantize import QuantizedWeight, Statistics
 
 torch = pytest.importorskip("torch")
 
@@ -273,3 +275,25 @@ def test_rows_that_are_not_finite_change_nothing(model, sequential):
         plain, padded = (found[name] for found in seen)
         assert (plain.left_out, padded.left_out, padded.rows) == (0, 6, plain.rows - 6)
         assert np.isfinite(padded.hessian).all()
+
+
+def test_rows_left_out_are_told(model, tmp_path):
+    """Two of 40, 41 and 42 rows, in every sample; every layer is calibrated all the same."""
+    data = feeds(3)
+    for feed in data:
+        feed["x"][:2] = np.nan
+    report = mxort.convert(model, tmp_path / "out.onnx", calibration=data, exclude=("g", "inside", "last"))
+    notes = {site.node: site.note for site in report.converted}
+    assert set(notes) == {"a", "b", "c", "d"}
+    for site in report.converted:
+        assert site.algorithm == "mr-gptq"
+        assert "6 of 123 rows of its input are not finite and left out" in site.note
+        assert "singular" not in site.note
+    plain = mxort.convert(model, tmp_path / "plain.onnx", calibration=feeds(3))
+    assert not any("left out" in site.note for site in plain.converted)
+
+
+def test_nothing_large_outlives_a_conversion(model, tmp_path):
+    mxort.convert(model, tmp_path / "out.onnx", calibration=feeds())
+    gc.collect()
+    assert not [thing for thing in gc.get_objects() if type(thing) is Statistics]

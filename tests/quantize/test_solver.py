@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from itertools import pairwise
 
 import numpy as np
@@ -414,3 +416,15 @@ def test_no_finite_row():
     np.testing.assert_array_equal(q.scales, nearest.scales)
     # Rows are compared in float32: 32 terms, each rounded twice.
     assert (losses(w, q, np.eye(32)) <= losses(w, nearest, np.eye(32)) * (1 + 64 * 2.0**-24)).all()
+
+
+def test_a_problem_is_made_once_and_ends_with_its_statistics():
+    """It is large, and may be in the memory of a GPU."""
+    found, w = statistics(correlated()), weight()
+    for _ in range(2):
+        gptq.quantize(w, Settings(statistics=found))
+    (problem,) = map(weakref.ref, found.prepared.values())
+    assert solver.prepare(found, 0.01) is problem() is not solver.prepare(found, 0.02)
+    del found
+    gc.collect()
+    assert problem() is None
