@@ -63,9 +63,9 @@ def complete(sample: Sample, model: ir.Model, name: str) -> Inputs:
     missing = declared.keys() - inputs.keys()
     if missing:
         sizes = dict(_sizes(inputs, declared))
-        for key, array in generate_inputs(model, name, dims=sizes).items():
+        for key, array in generate_inputs(model, name, dims=sizes, given=inputs).items():
             implied = array.size == 0 or any(part in key for part in _MADE_UP)
-            if key in missing and implied:
+            if implied:
                 inputs[key] = array
     check_inputs(inputs, model, name)
     return inputs

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -99,9 +99,14 @@ def check_inputs(inputs: Inputs, model: ir.Model, name: str) -> None:
 
 
 def generate_inputs(
-    model: ir.Model, name: str, *, seed: int = 0, dims: Mapping[str, int] | None = None
+    model: ir.Model,
+    name: str,
+    *,
+    seed: int = 0,
+    dims: Mapping[str, int] | None = None,
+    given: Collection[str] = (),
 ) -> Inputs:
-    """One array for each input of ``model`` (called ``name`` in errors).
+    """One array for each input of ``model`` (called ``name`` in errors) that is not ``given``.
 
     ``dims`` sets symbolic dimensions by name. Raises MxortError for a name that no input has, and for an
     input that cannot be made up (a string, a type numpy lacks, an unknown rank).
@@ -110,7 +115,7 @@ def generate_inputs(
     sizes = _DimSizes(dict(dims or {}))
     _check_dims(sizes.given, values, name)
     rng = np.random.default_rng(seed)
-    return {_name(value): _generate(value, sizes, rng, name) for value in values}
+    return {_name(value): _generate(value, sizes, rng, name) for value in values if _name(value) not in given}
 
 
 def _generate(

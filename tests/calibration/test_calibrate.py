@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 
 import mxort
@@ -18,8 +19,6 @@ from mxort.conversion import weights as packing
 from mxort.converters import model_io, sites, stages
 from mxort.formats import dequantize_mxfp4
 from mxort.quantize import QuantizedWeight, Statistics
-
-torch = pytest.importorskip("torch")
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper
 
-from mxort.calibration.data import digest, samples
+from mxort.calibration.data import complete, digest, samples
 from mxort.errors import MxortError
 
 TOKENS = [[1, 2, 3], [4, 5, 6, 7]]
@@ -107,3 +107,18 @@ def test_digest_sees_names_types_shapes_and_numbers():
     ]
     assert len({digest(x) for x in (base, *others)}) == 6
     assert digest(base) == digest({"a": np.zeros((3, 2), np.float32).T.reshape(2, 3)})
+
+
+def test_only_what_is_missing_is_made_up():
+    """A given input of a type that nothing could be made up for is no obstacle."""
+    ends = [
+        helper.make_tensor_value_info("words", TensorProto.STRING, ["n"]),
+        helper.make_tensor_value_info("attention_mask", TensorProto.INT64, ["n"]),
+    ]
+    out = helper.make_tensor_value_info("same", TensorProto.STRING, ["n"])
+    graph = helper.make_graph([helper.make_node("Identity", ["words"], ["same"])], "g", ends, [out])
+    model = ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+    words = np.array(["a", "b", "c"], object)
+    inputs = complete({"words": words}, model, "m")
+    assert inputs["words"] is words
+    np.testing.assert_array_equal(inputs["attention_mask"], [1, 1, 1])

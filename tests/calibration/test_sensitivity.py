@@ -18,8 +18,6 @@ from mxort.errors import MxortError
 from mxort.formats import WEIGHT_FORMATS
 from mxort.quantize import ALGORITHMS, Settings, dequantize
 
-pytest.importorskip("torch")
-
 D, VOCABULARY = 64, 80
 
 

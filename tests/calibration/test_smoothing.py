@@ -11,8 +11,6 @@ import mxort
 from gated import K, feeds, gated
 from mxort.quantize import smoothquant
 
-pytest.importorskip("torch")
-
 
 def outputs(path, data, session=mxort.InferenceSession):
     running = session(path, providers=["CPUExecutionProvider"])

@@ -10,7 +10,6 @@ from mxort.quantize import Settings, smoothquant
 from mxort.quantize.smoothquant import Layers
 from mxort.scales import quantize_blocks
 
-pytest.importorskip("torch")
 K, FORMATS = 64, ("none", "mxfp8_e4m3", "mxfp4")
 
 

@@ -8,6 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import torch
 
 from mxort.errors import MxortError
 from mxort.formats import (
@@ -19,12 +20,9 @@ from mxort.formats import (
     hadamard_rotate,
     to_blocks,
 )
-from mxort.quantize import ALGORITHMS, Settings, Statistics, base, gptq, rtn
+from mxort.quantize import ALGORITHMS, Settings, Statistics, base, gptq, rtn, solver
+from mxort.quantize.moments import Moments, round_activations
 from mxort.scales import quantize_blocks
-
-torch = pytest.importorskip("torch")
-from mxort.quantize import solver  # noqa: E402
-from mxort.quantize.moments import Moments, round_activations  # noqa: E402
 
 
 def statistics(x, wanted=None):

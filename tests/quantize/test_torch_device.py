@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 import mxort
+import torch_gpu
 from gated import feeds, gated
 from mxort.calibration.sensitivity import Options, Probe
 from mxort.cli import app as cli
 from mxort.conversion.recipe import Recipe
 from mxort.conversion.weights import Calibration
 from mxort.errors import MxortError
+from mxort.quantize import moments
 from mxort.runtime import hardware
-
-torch = pytest.importorskip("torch")
-import torch_gpu  # noqa: E402
-from mxort.quantize import moments  # noqa: E402
 
 
 @pytest.mark.parametrize(
