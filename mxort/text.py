@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -26,6 +26,12 @@ def format_sqnr(sqnr_db: float | None) -> str:
     if sqnr_db is None:
         return "-"
     return "exact" if sqnr_db == math.inf else f"{sqnr_db:.2f}"
+
+
+def few(names: Sequence[str], most: int = 3) -> str:
+    """The first names of a list, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def to_json(values: Any, indent: int | None = 2) -> str:

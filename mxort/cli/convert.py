@@ -10,10 +10,11 @@ from mxort.calibration.sensitivity import Sensitivity
 from mxort.cli import options, shared
 from mxort.cli.console import console
 from mxort.cli.inspect import print_inspection
-from mxort.conversion import inspection, mixed_precision, pipeline
+from mxort.conversion import inspection, mixed_precision, pipeline, selection
 from mxort.conversion.recipe import Recipe
 from mxort.conversion.report import Report
 from mxort.conversion.weights import Calibration
+from mxort.converters import model_io
 from mxort.errors import MxortError
 
 
@@ -75,6 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
         found = inspection.inspect(arguments.model, chosen)
         if found.converted:
             raise MxortError(f"{arguments.model}: is converted already (by mxort)")
+        shared.warn(found.warnings)
         return shared.show(arguments, found.to_dict, lambda: print_inspection(found, console()))
     for path in arguments.report:
         shared.check_report_path(path, (arguments.model, output))
@@ -91,7 +93,8 @@ def run(arguments: argparse.Namespace) -> int:
         report = pipeline.convert(arguments.model, output, chosen, calibration=calibration, progress=progress)
     for path in arguments.report:
         _write_report(report, path)
-    return shared.show(arguments, report.to_dict, lambda: report.print(console(markup=True)))
+    shared.warn(report.warnings)
+    return shared.show(arguments, report.to_dict, lambda: report.print(console(markup=True), warnings=False))
 
 
 def _mixed(arguments: argparse.Namespace, chosen: Recipe) -> Recipe:
@@ -105,12 +108,14 @@ def _mixed(arguments: argparse.Namespace, chosen: Recipe) -> Recipe:
         known = Sensitivity.load(arguments.sensitivity, arguments.model)
     if arguments.calibration is None and known is None:
         raise MxortError("--budget-bits: needs --calibration, or --sensitivity")
+    found, _ = selection.find(model_io.load(arguments.model).model, chosen)
+    tables = {site.name for site in found if site.table}
     goal = mixed_precision.Goal(arguments.budget_bits or 0.0, arguments.target_kl or 0.0)
     with shared.progress() as progress:
         probe = None
         if arguments.calibration is not None and (known is None or goal.target_kl):
             probe = shared.probe(arguments, arguments.calibration, chosen, progress)
-        return mixed_precision.choose(chosen, goal, known, probe)
+        return mixed_precision.choose(chosen, goal, known, probe, tables)
 
 
 def _write_report(report: Report, path: Path) -> None:

@@ -10,6 +10,7 @@ from rich.console import Console
 from mxort.calibration.sensitivity import BASE, Sensitivity
 from mxort.cli import options, shared
 from mxort.cli.console import console, new_table, print_filled
+from mxort.conversion import inspection
 from mxort.conversion.mixed_precision import FORMATS
 
 
@@ -27,10 +28,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
 
+    recipe = options.from_arguments(arguments)
+    shared.warn(inspection.inspect(arguments.model, recipe).warnings)
     with shared.progress() as progress:
-        result = shared.probe(
-            arguments, arguments.data, options.from_arguments(arguments), progress
-        ).sensitivity()
+        result = shared.probe(arguments, arguments.data, recipe, progress).sensitivity()
     return shared.show(arguments, result.to_dict, lambda: print_sensitivity(result, console()))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,6 +69,12 @@ def show(arguments: argparse.Namespace, to_dict: Callable[[], Any], print_table:
     else:
         print_table()
     return 0
+
+
+def warn(warnings: Iterable[str]) -> None:
+    """Says what the user should hear, where no program that reads the result meets it."""
+    for warning in warnings:
+        print(f"mxort: warning: {warning}", file=sys.stderr)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from typing import Any
 import onnx_ir as ir
 
 from mxort import quantize
+from mxort.conversion import selection
 from mxort.conversion.recipe import Recipe
 from mxort.conversion.report import CONVERTED, SKIPPED, SiteReport
 from mxort.converters import functions, lm_head, model_io, rewrite, sites
@@ -43,6 +44,7 @@ class Inspection:
     nodes: int
     lm_head: str
     sites: tuple[SiteReport, ...]
+    warnings: tuple[str, ...] = ()
 
     def count(self, status: str) -> int:
         """Number of sites with this status."""
@@ -69,7 +71,7 @@ def inspect(path: str | os.PathLike[str], recipe: Recipe | None = None) -> Inspe
     if converted and made.recipe:
         recipe = Recipe.from_json(made.recipe)
     recipe = recipe or Recipe()
-    found = sites.find(model, recipe.selection())
+    found, warnings = selection.find(model, recipe)
     ours = [node for node in model.graph.all_nodes() if node.domain == functions.DOMAIN]
     rows = _converted_rows(ours)
     rows += [_unconverted_row(site, "left alone by the conversion" if converted else "") for site in found]
@@ -88,6 +90,7 @@ def inspect(path: str | os.PathLike[str], recipe: Recipe | None = None) -> Inspe
         nodes=sum(1 for _ in model.graph.all_nodes()),
         lm_head=_lm_head(model, found, ours),
         sites=tuple(rows),
+        warnings=() if converted else warnings,
     )
 
 

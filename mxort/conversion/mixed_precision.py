@@ -7,7 +7,7 @@ layer's error may meet another's, which errors of weights that know nothing of e
 from __future__ import annotations
 
 import glob
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -46,8 +46,16 @@ class Goal:
     target_kl: float = 0.0
 
 
-def choose(recipe: Recipe, goal: Goal, sensitivity: Sensitivity | None, probe: Probe | None) -> Recipe:
+def choose(
+    recipe: Recipe,
+    goal: Goal,
+    sensitivity: Sensitivity | None,
+    probe: Probe | None,
+    fixed: Collection[str] = (),
+) -> Recipe:
     """``recipe`` with the formats that reach the goal. Without a sensitivity the probe measures it.
+
+    ``fixed`` are nodes whose format is not to be chosen.
 
     A KL is that of weights rounded to nearest, which algorithms that calibrate fall below. Raises MxortError where the
     goal is out of reach, and for a recipe that has formats of its own.
@@ -57,7 +65,7 @@ def choose(recipe: Recipe, goal: Goal, sensitivity: Sensitivity | None, probe: P
     if sensitivity is None:
         assert probe is not None, "something must know what the layers lose"
         sensitivity = probe.sensitivity()
-    sensitivity = _converted_by(recipe, sensitivity)
+    sensitivity = _converted_by(recipe, sensitivity, fixed)
     if goal.budget_bits:
         choice = within_bits(sensitivity, goal.budget_bits)
     else:
@@ -69,12 +77,12 @@ def choose(recipe: Recipe, goal: Goal, sensitivity: Sensitivity | None, probe: P
     return recipe.with_overrides(layer_formats=choice.layer_formats())
 
 
-def _converted_by(recipe: Recipe, sensitivity: Sensitivity) -> Sensitivity:
+def _converted_by(recipe: Recipe, sensitivity: Sensitivity, fixed: Collection[str]) -> Sensitivity:
     """Without the sites that the recipe leaves alone: what was measured once may be asked for less."""
     kept = (
         s
         for s in sensitivity.sites
-        if recipe.skip_reason(s.node) is None and recipe.min_elements <= s.K * s.N
+        if s.node not in fixed and recipe.skip_reason(s.node) is None and recipe.min_elements <= s.K * s.N
     )
     return replace(sensitivity, sites=tuple(kept))
 

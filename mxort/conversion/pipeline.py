@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from mxort import quantize
 from mxort.calibration.data import Data
+from mxort.conversion import selection
 from mxort.conversion.recipe import Recipe
 from mxort.conversion.report import CONVERTED, SKIPPED, Report, SiteReport
 from mxort.conversion.weights import Calibration, Packed, Packer, algorithm_for
@@ -62,14 +63,14 @@ def convert(
     report_progress = progress or (lambda what, fraction: None)
     report_progress("reading the model", 0.0)
     source = _load(model, out)
-    found = sites.find(source.model, chosen.selection())
+    found, warnings = selection.find(source.model, chosen)
 
     if out is None:
         pool = rewrite.TensorPool(ir.Tensor)
         rows = _convert_sites(source, found, chosen, pool, calibration, report_progress)
         _verify(source)
         result = model_io.to_proto(source.model) if isinstance(model, onnx.ModelProto) else source.model
-        return _report(source, "", chosen, rows, model_io.size_of(result), started, result)
+        return _report(source, "", chosen, rows, model_io.size_of(result), started, warnings, result)
 
     with StagedOutput(out, source, external=_needs_data_file(source, found)) as output:
         rows = _convert_sites(
@@ -79,7 +80,7 @@ def convert(
         report_progress("writing", 1.0)
         output.write(source.model)
         nbytes = output.commit()
-    return _report(source, os.fspath(out), chosen, rows, nbytes, started, None)
+    return _report(source, os.fspath(out), chosen, rows, nbytes, started, warnings, None)
 
 
 def _load(model: Model, out: str | os.PathLike[str] | None) -> model_io.Source:
@@ -227,6 +228,7 @@ def _report(
     rows: tuple[SiteReport, ...],
     nbytes: int,
     started: float,
+    warnings: tuple[str, ...],
     result: onnx.ModelProto | ir.Model | None,
 ) -> Report:
     return Report(
@@ -242,6 +244,6 @@ def _report(
         source.sha256,
         opset_of(source.model.graph),
         source.model.ir_version,
-        () if any(row.status == CONVERTED for row in rows) else ("nothing was converted",),
+        warnings if any(row.status == CONVERTED for row in rows) else (*warnings, "nothing was converted"),
         model=result,
     )

@@ -74,6 +74,11 @@ def _text(value: Any) -> str:
     return ", ".join(value) or "-" if isinstance(value, tuple) else str(value)
 
 
+def matches(name: str, pattern: str) -> bool:
+    """Whether a node's name is the pattern's. A name is its own pattern, whatever brackets it has."""
+    return name == pattern or fnmatchcase(name, pattern)
+
+
 @dataclass(frozen=True)
 class Recipe:
     """The options of a conversion. Raises MxortError for a value that is unknown or out of range."""
@@ -167,19 +172,25 @@ class Recipe:
 
     def skip_reason(self, node: str) -> str | None:
         """Why the name patterns leave the node called ``node`` alone; None where they do not."""
-        if pattern := next((p for p in self.exclude if fnmatchcase(node, p)), None):
+        if pattern := next((p for p in self.exclude if matches(node, p)), None):
             return f"excluded by pattern {pattern!r}"
-        if self.include and not any(fnmatchcase(node, p) for p in self.include):
+        if self.include and not any(matches(node, p) for p in self.include):
             return "matches no include pattern"
         return None
 
     def weight_format_of(self, node: str) -> str:
         """What the weight of the node called ``node`` becomes."""
-        for entry in self.layer_formats:
-            pattern, _, weight_format = entry.rpartition("=")
-            if fnmatchcase(node, pattern):
-                return weight_format
-        return self.weight_format
+        entry = self.layer_format_of(node)
+        return self.weight_format if entry is None else entry.rpartition("=")[2]
+
+    def layer_format_of(self, node: str) -> str | None:
+        """The first entry of ``layer_formats`` for the node called ``node``; None where there is none."""
+        return next((e for e in self.layer_formats if matches(node, e.rpartition("=")[0])), None)
+
+    def patterns(self) -> dict[str, tuple[str, ...]]:
+        """The name patterns by the option that they were given to."""
+        formats = tuple(entry.rpartition("=")[0] for entry in self.layer_formats)
+        return {"include": self.include, "exclude": self.exclude, "layer_formats": formats}
 
     def selection(self) -> Selection:
         """Which nodes of a graph to convert, and to what."""

@@ -188,17 +188,18 @@ class Report:
             f"{self.seconds:.1f} s, peak memory {format_bytes(self.peak_rss_bytes)}"
         )
 
-    def print(self, console: Console | None = None, every_node: bool = False) -> None:
+    def print(self, console: Console | None = None, every_node: bool = False, warnings: bool = True) -> None:
         """Writes the tables, the warnings and the summary to ``console`` (default: standard output).
 
         Converted nodes of one shape share a row, unless ``every_node`` asks for one row each.
+        ``warnings``: whether they are written; the command line has them on standard error.
         """
         console = console or Console()
         converted = self.table if every_node else self.grouped_table
         for rows, table in ((self.converted, converted), (self.skipped, self.skipped_table)):
             if rows:
                 console.print(table())
-        for warning in self.warnings:
+        for warning in self.warnings if warnings else ():
             console.print(f"warning: {warning}", style="yellow", markup=False)
         console.print(self.summary(), markup=False, highlight=False)
 

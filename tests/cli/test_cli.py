@@ -225,6 +225,25 @@ def test_dry_run_writes_nothing_and_knows_the_recipe(folder):
 
 
 @pytest.mark.parametrize(
+    "command",
+    [
+        ["convert", "model.onnx"],
+        ["convert", "model.onnx", "--dry-run"],
+        ["sensitivity", "model.onnx", "--data", "data.npz"],
+    ],
+    ids=["convert", "dry run", "sensitivity"],
+)
+def test_a_pattern_that_matches_nothing_is_said_on_standard_error(folder, command):
+    done = run(*command, "--json", "--exclude", "fc9", "--layer-formats", "cf1=mxfp8_e4m3", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines() == [
+        "mxort: warning: exclude: 'fc9' matches no node with a weight; close to it: fc2, fc1",
+        "mxort: warning: layer_formats: 'cf1' matches no node with a weight; close to it: fc1",
+    ]
+    assert json.loads(done.stdout)
+
+
+@pytest.mark.parametrize(
     "arguments",
     [
         ["convert", "model.onnx", "-o", "out.onnx"],

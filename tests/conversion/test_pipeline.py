@@ -66,6 +66,37 @@ def test_report(tmp_path):
     assert mxort.Report.from_json(report.to_json()) == report
 
 
+def test_patterns_that_match_nothing_are_named(tmp_path):
+    onnx.save(linear((64, 96), (96, 64)), tmp_path / "in.onnx")
+    options = {
+        "include": ("layer.*", "Layer.0"),
+        "exclude": ("layre.1",),
+        "layer_formats": ("zzz=mxfp8_e4m3", "layer.1=mxfp6_e2m3"),
+    }
+    expected = (
+        "include: 'Layer.0' matches no node with a weight; close to it: layer.0, layer.1",
+        "exclude: 'layre.1' matches no node with a weight; close to it: layer.1, layer.0",
+        "layer_formats: 'zzz' matches no node with a weight",
+    )
+    assert mxort.convert(tmp_path / "in.onnx", tmp_path / "out.onnx", **options).warnings == expected
+    assert inspect(tmp_path / "in.onnx", mxort.Recipe(**options)).warnings == expected
+    assert inspect(tmp_path / "out.onnx").warnings == ()
+    nothing = mxort.convert(tmp_path / "in.onnx", tmp_path / "out.onnx", include=("layer1",))
+    assert nothing.warnings[0].startswith(
+        "include: 'layer1' matches no node with a weight; close to it: layer.1"
+    )
+    assert nothing.warnings[1:] == ("nothing was converted",)
+
+
+def test_a_name_with_brackets_is_its_own_pattern():
+    model = linear((64, 96), (96, 64))
+    model.graph.node[0].name, model.graph.node[1].name = "/b[0]/fc", "/b[1]/fc"
+    report = mxort.convert(model, exclude=("/b[0]/fc",), layer_formats=("/b[1]/fc=mxfp8_e4m3",))
+    assert [s.weight_format for s in report.converted] == ["mxfp8_e4m3"]
+    assert [s.node for s in report.skipped] == ["/b[0]/fc"]
+    assert report.warnings == ()
+
+
 def test_recipe_may_be_an_object():
     recipe = mxort.Recipe(rotation=32, min_elements=5000)
     report = mxort.convert(linear((64, 96), (96, 10)), recipe=recipe, strict=True)

@@ -142,6 +142,11 @@ def test_lists_become_tuples():
         (("a.*",), ("*.b",), "a.b", "excluded by pattern '*.b'"),
         ((), ("A.b",), "a.b", None),
         (("x", "a.?"), (), "a.b", None),
+        ((), ("/blocks[0]/fc",), "/blocks[0]/fc", "excluded by pattern '/blocks[0]/fc'"),
+        (("/blocks[0]/fc",), (), "/blocks[0]/fc", None),
+        (("a[!b]*?",), (), "a[!b]*?", None),
+        ((), ("/blocks[[]0]/fc",), "/blocks[0]/fc", "excluded by pattern '/blocks[[]0]/fc'"),
+        ((), ("/blocks[01]/fc",), "/blocks1/fc", "excluded by pattern '/blocks[01]/fc'"),
     ],
 )
 def test_patterns(include, exclude, node, reason):

@@ -1,0 +1,54 @@
+"""What a recipe means for one model: the nodes it takes, and what the user should hear about the choice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+
+import onnx_ir as ir
+
+from mxort.conversion.recipe import Recipe, matches
+from mxort.converters import sites
+from mxort.converters.sites import Site
+from mxort.errors import MxortError
+from mxort.text import few
+
+TABLE_FORMAT = "mxfp4"
+"""Of embedding tables: there is one Gather operator."""
+
+
+def find(model: ir.Model, recipe: Recipe) -> tuple[list[Site], tuple[str, ...]]:
+    """(all sites of the model in graph order, warnings). Raises MxortError for a format that a table cannot have."""
+    found = sites.find(model, recipe.selection())
+    return found, (*unmatched(recipe, [site.name for site in found]), *_tables(recipe, found))
+
+
+def unmatched(recipe: Recipe, names: Sequence[str]) -> tuple[str, ...]:
+    """A warning for every name pattern of the recipe that is none of ``names``, with the closest of them."""
+    return tuple(
+        f"{option}: {pattern!r} matches no node with a weight{_closest(pattern, names)}"
+        for option, patterns in recipe.patterns().items()
+        for pattern in patterns
+        if not any(matches(name, pattern) for name in names)
+    )
+
+
+def _closest(pattern: str, names: Iterable[str]) -> str:
+    lower = {name.lower(): name for name in names}
+    close = get_close_matches(pattern.strip("*?").lower(), lower, n=3, cutoff=0.5)
+    return f"; close to it: {few([lower[name] for name in close])}" if close else ""
+
+
+def _tables(recipe: Recipe, found: Sequence[Site]) -> tuple[str, ...]:
+    """Embedding tables have one format. Asking for another is an error, unless the same pattern has other nodes too."""
+    warnings: list[str] = []
+    others = [site.name for site in found if not site.table and not site.skip]
+    for site in found:
+        if site.skip or not site.table or recipe.weight_format_of(site.name) == TABLE_FORMAT:
+            continue
+        entry = recipe.layer_format_of(site.name)
+        message = f"node {site.name!r}: an embedding table is {TABLE_FORMAT} only, got {entry or recipe.weight_format}"
+        if entry is None or not any(recipe.layer_format_of(name) == entry for name in others):
+            raise MxortError(message)
+        warnings.append(message)
+    return tuple(warnings)
