@@ -19,7 +19,6 @@ from pydoc_data.topics import topics
 from statistics import median
 
 import numpy as np
-import numpy.typing as npt
 import onnxruntime as ort
 from decoder import Decoder, perplexity, text_tokens
 from embed import embed
@@ -29,6 +28,7 @@ from rich.table import Table
 from tokenizers import Tokenizer
 
 import mxort
+from mxort.evaluation.evaluate import rank_agreement
 from mxort.evaluation.turns import interleave, session_options
 from mxort.runtime.machine import describe_machine
 
@@ -88,13 +88,6 @@ def sentences() -> list[str]:
     tidy = list(dict.fromkeys(" ".join(sentence.split()) for sentence in found))
     tidy = [sentence for sentence in tidy if 8 <= len(sentence.split()) <= 24]
     return tidy[:: max(1, len(tidy) // SENTENCES)][:SENTENCES]
-
-
-def rank_agreement(first: npt.NDArray[np.float32], second: npt.NDArray[np.float32]) -> float:
-    """Spearman correlation of the pairwise similarities in two sets of unit vectors, float32 [n, dim]."""
-    upper = np.triu_indices(len(first), k=1)
-    ranks = [np.argsort(np.argsort((vectors @ vectors.T)[upper])) for vectors in (first, second)]
-    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
 
 
 def demo_minilm(folder: Path) -> tuple[list[Row], Counter[str]]:
