@@ -6,7 +6,7 @@ import pytest
 
 from hipsim import harness
 from tools.kernel_report import isa, model
-from tools.kernel_report import report as kernel_report
+from tools.kernel_report.__main__ import main
 
 
 def code(*lines: str) -> list[isa.Instruction]:
@@ -123,11 +123,11 @@ def test_report_of_a_code_object(capsys):
     multiply = "v_mfma_f32_16x16x32_bf16 v[0:3], v[4:7], v[8:11], v[0:3]"
     body = f"s_mov_b32 s4, 4\nloop:\n{multiply}\ns_sub_u32 s4, s4, 1\ns_cmp_lg_u32 s4, 0\ns_cbranch_scc1 loop"
     path = str(harness.assemble(harness.kernel_asm(body, lds=1024)))
-    assert kernel_report.main([path, "--json"]) == 0
+    assert main([path, "--json"]) == 0
     (k,) = json.loads(capsys.readouterr().out)
     assert (k["name"], k["lds"], k["scratch"]) == ("k", 1024, 0)
     assert k["loop"]["matrix_instructions"] == 1 and k["loop"]["others"] == 3
     assert k["gate"] == "fail" and k["format"] == "bf16"
-    assert kernel_report.main([path]) == 0
+    assert main([path]) == 0
     text = capsys.readouterr().out
     assert "not measurements" in text and "a bound, not a" in text

@@ -10,6 +10,7 @@ import onnxruntime as ort
 
 import mxort
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 from provider.scenarios import calls
 

@@ -1,4 +1,4 @@
-"""mxort/doctor.py: healthy here, and what it says of things that are broken."""
+"""mxort/runtime/doctor.py: healthy here, and what it says of things that are broken."""
 
 from __future__ import annotations
 
@@ -58,10 +58,10 @@ def with_kernel(monkeypatch, spoil):
 
     class Spoiled:
         def __init__(self, node):
-            self.node, self.kernel = node, node.kernel
+            self.node, self.kernel, self.kernel_for = node, node.kernel, node.kernel_for
 
         def __call__(self, a, threads=1):
-            return spoil(self.kernel, self.node(a, threads=threads))
+            return spoil(self.kernel_for(len(a)), self.node(a, threads=threads))
 
     monkeypatch.setattr(MatMulMXFP4, "native", lambda self, kernel="": Spoiled(original(self, kernel)))
 
