@@ -27,11 +27,6 @@ if ! command -v clang-22 >/dev/null && ! [ -x "${ROCM_PATH:-/opt/rocm}/bin/amdcl
   apt-get update -qq
   apt-get install -y -qq clang-22 lld-22 llvm-22 >/dev/null || echo "setup: not available here; no GPU kernels" >&2
 fi
-# The headers' fetch script asks apt for its mirror, which it only knows after an update.
-if command -v apt-get >/dev/null && [ "$(id -u)" = 0 ] && ! apt-get indextargets 2>/dev/null | grep -q .; then
-  apt-get update -qq
-fi
-
 if ! .venv/bin/python -c 'import sys' 2>/dev/null; then
   echo "setup: virtual environment .venv"
   python3 -m venv --clear .venv
