@@ -146,7 +146,9 @@ def _define(bits: int) -> Any:
             op.Slice(rotated, op.Constant(value_ints=[0]), columns, op.Constant(value_ints=[1])), perm=[1, 0]
         )
         product = op.MatMul(op.Cast(A, to=onnx.TensorProto.FLOAT), weight)
-        return op.CastLike(product * column_scale + bias, A)
+        # float, or A's type where a tool has made the model float16
+        scale = op.Cast(column_scale, to=onnx.TensorProto.FLOAT)
+        return op.CastLike(product * scale + op.Cast(bias, to=onnx.TensorProto.FLOAT), A)
 
     return matmul
 
@@ -162,7 +164,7 @@ _E2M1_PAIRS = onnx.helper.make_tensor(
 @no_type_check
 @onnxscript.script(_domain, default_opset=op)
 def GatherMXFP4(indices, B, B_scale, multiplier, K: int):  # noqa: N802
-    """Y[..., K] = dequant(B)[indices] * multiplier[indices], float; only the rows asked for are decoded."""
+    """Y[..., K] = dequant(B)[indices] * multiplier[indices] in multiplier's type; only rows asked for are decoded."""
     last = op.Constant(value_ints=[-1])
     blocks = op.Concat(op.Shape(indices), op.Shape(B_scale, start=1), axis=0)  # [..., Kb]
     codes = op.Cast(op.Gather(B, indices), to=onnx.TensorProto.INT32)
@@ -175,7 +177,8 @@ def GatherMXFP4(indices, B, B_scale, multiplier, K: int):  # noqa: N802
     rows = op.Reshape(elements * op.Unsqueeze(scales, last), op.Concat(op.Shape(indices), width, axis=0))
     columns = op.Reshape(op.Constant(value_int=K), last)
     kept = op.Slice(rows, op.Constant(value_ints=[0]), columns, last)
-    return kept * op.Unsqueeze(op.Gather(multiplier, indices), last)
+    factors = op.Cast(op.Gather(multiplier, indices), to=onnx.TensorProto.FLOAT)
+    return op.CastLike(kept * op.Unsqueeze(factors, last), multiplier)
 
 
 _BITS = {name: bits for bits, name in OPERATORS.items()}

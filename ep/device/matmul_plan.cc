@@ -41,10 +41,12 @@ Status Supports(const DeviceInfo& device, const MatMulSpec& spec, DataType type,
   return {};
 }
 
-Status MatMulPlan::Create(const MatMulSpec& spec, DataType type, std::shared_ptr<const DeviceWeights> weights,
-                          const PlanOptions& options, std::unique_ptr<MatMulPlan>* plan) {
-  const std::shared_ptr<Device> device = weights->device();
+Status MatMulPlan::Create(const std::shared_ptr<Arena>& arena, const MatMulSpec& spec, DataType type,
+                          const HostWeights& host, const PlanOptions& options, std::unique_ptr<MatMulPlan>* plan) {
+  const std::shared_ptr<Device> device = arena->device();
   MXORT_RETURN_IF_ERROR(Supports(device->info(), spec, type));
+  std::shared_ptr<const DeviceWeights> weights;
+  MXORT_RETURN_IF_ERROR(SharedDeviceWeights(arena, spec, host, &weights));
   std::unique_ptr<MatMulPlan> made(new MatMulPlan(spec, type, std::move(weights), options));
   MXORT_RETURN_IF_ERROR(CheckKernels(device, spec, type, options.self_check, &made->disabled_));
   MXORT_RETURN_IF_ERROR(made->LoadKernels());

@@ -1,8 +1,8 @@
 // MatMulMXFP4 on a device: weights uploaded once, kernels checked once, then launched.
 //
-//   host weights --SharedDeviceWeights--> DeviceWeights (records, column_scale, bias; shared by content)
-//                                            |
-//   MatMulPlan::Create: kernels of this spec loaded and checked against the CPU, those that disagree left out
+//   MatMulPlan::Create(host weights) --SharedDeviceWeights--> DeviceWeights (records, column_scale, bias; shared by
+//                                            |                content)
+//                        kernels of this spec loaded and checked against the CPU, those that disagree left out
 //                                            |
 //   Launch(stream, A, M, Y, workspace):  prepare -> gemm (-> reduce), enqueued; nothing waits, nothing is allocated
 #ifndef MXORT_DEVICE_MATMUL_PLAN_H_
@@ -39,9 +39,10 @@ struct PlanOptions {
 // One MatMulMXFP4 with its weights, ready to launch. Immutable: any number of threads and streams at once.
 class MatMulPlan {
  public:
-  // kUnsupported: no kernel, or every one disagreed with the CPU. Any other error is of the device.
-  static Status Create(const MatMulSpec& spec, DataType type, std::shared_ptr<const DeviceWeights> weights,
-                       const PlanOptions& options, std::unique_ptr<MatMulPlan>* plan);
+  // On the arena's device. kUnsupported: no kernel, or every one disagreed with the CPU. Any other error is of the
+  // device.
+  static Status Create(const std::shared_ptr<Arena>& arena, const MatMulSpec& spec, DataType type,
+                       const HostWeights& host, const PlanOptions& options, std::unique_ptr<MatMulPlan>* plan);
 
   // Bytes that Launch needs for `m` rows. 0 for m = 0.
   size_t WorkspaceBytes(int64_t m) const;
@@ -57,6 +58,7 @@ class MatMulPlan {
   // Name of the kernel for `m` rows: "gemm_fp4_128x128". Empty: none (m = 0).
   std::string KernelFor(int64_t m) const;
   const std::shared_ptr<Device>& device() const { return weights_->device(); }
+  const DeviceWeights& weights() const { return *weights_; }
   const MatMulSpec& spec() const { return spec_; }
   DataType type() const { return type_; }
 

@@ -70,14 +70,12 @@ std::vector<uint8_t> InType(DataType type, const std::vector<float>& x) {
 Status Run(const std::shared_ptr<Device>& device, const CheckProblem& problem, DataType type, const char* kernel,
            std::vector<float>* y) {
   const auto arena = Arena::Create(device);
-  std::shared_ptr<const DeviceWeights> weights;
   const HostWeights host = {problem.weights(), problem.column_scale.data(), problem.bias.data()};
-  MXORT_RETURN_IF_ERROR(SharedDeviceWeights(arena, problem.spec, host, &weights));
   PlanOptions options;
   options.self_check = false;
   options.kernel = kernel;
   std::unique_ptr<MatMulPlan> plan;
-  MXORT_RETURN_IF_ERROR(MatMulPlan::Create(problem.spec, type, weights, options, &plan));
+  MXORT_RETURN_IF_ERROR(MatMulPlan::Create(arena, problem.spec, type, host, options, &plan));
   std::unique_ptr<Stream> stream;
   MXORT_RETURN_IF_ERROR(Stream::Create(device, &stream));
   const std::vector<uint8_t> a = InType(type, problem.a);

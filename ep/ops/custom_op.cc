@@ -6,12 +6,13 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 
 #include "kernels/kernel_table.h"
 #include "kernels/matmul.h"
 #include "ops/custom_op_base.h"
 #include "ops/gather_op.h"
-#include "ops/kernel_info.h"
+#include "ops/matmul_inputs.h"
 #include "ops/matmul_spec.h"
 #include "ops/operator_kernel.h"
 #include "ops/ort_status.h"
@@ -28,38 +29,38 @@ class MatMulKernel : public OperatorKernel {
   MatMulKernel(const OrtApi& api, const MatMulOperator& op, DataType type, const OrtKernelInfo* info)
       : OperatorKernel(api, op, type, info),
         kernels_(SelectKernels(spec_, DetectCpu(), KernelOverride())),
-        constants_(ReadConstants(info)) {
-    for (size_t i = kB; i < kInputs; ++i) all_constant_ &= constants_[i].data != nullptr;
+        constants_(ReadConstants(api, spec_, info)) {
+    if (AllPresent(constants_)) host_.emplace(constants_);
     if (constants_[kB].data && constants_[kBScale].data) {
       packed_ = SharedPackedWeights(spec_, *kernels_[0]->layout, WeightsOf(constants_));
     }
   }
 
   void Compute(OrtKernelContext* context) const override {
-    const Call call = Begin(context);
-    if (all_constant_) return Run(context, call, constants_);
+    const Call call = BeginCall(api_, spec_, context);
+    if (host_) return Run(context, call, host_->get());
     Inputs inputs = constants_;
     for (size_t i = kB; i < kInputs; ++i) {
-      if (!inputs[i].data) inputs[i] = ReadChecked(i, InputValue(api_, context, i));
+      if (!inputs[i].data) inputs[i] = ReadInput(api_, spec_, i, InputValue(api_, context, i));
     }
-    Run(context, call, inputs);
+    Run(context, call, HostInputs(inputs).get());
   }
 
  private:
-  void Run(OrtKernelContext* context, const Call& node, const Inputs& inputs) const {
+  void Run(OrtKernelContext* context, const Call& node, const device::HostWeights& host) const {
     if (node.rows == 0) return;
     MatMulCall call;
     call.spec = &spec_;
     call.kernels = &kernels_;
-    call.weights = WeightsOf(inputs);
+    call.weights = host.weights;
     const ParallelFor parallel = [&](int64_t tasks, const std::function<void(int64_t)>& body) {
       Parallel(api_, context, tasks, body);
     };
     const auto packed =
         packed_ ? packed_ : std::make_shared<PackedWeights>(spec_, *kernels_[0]->layout, call.weights, parallel);
     call.packed = packed.get();
-    call.column_scale = static_cast<const float*>(inputs[kColumnScale].data);
-    call.bias = static_cast<const float*>(inputs[kBias].data);
+    call.column_scale = host.column_scale;
+    call.bias = host.bias;
     call.type = type_;
     call.M = node.rows;
     call.a = node.a.data;
@@ -69,7 +70,7 @@ class MatMulKernel : public OperatorKernel {
 
   const Kernels kernels_;
   const Inputs constants_;
-  bool all_constant_ = true;
+  std::optional<HostInputs> host_;               // all of B to bias are constant
   std::shared_ptr<const PackedWeights> packed_;  // null: the weights are not constant
 };
 
@@ -90,44 +91,60 @@ constexpr Backend kRocm = {kRocmProvider, OrtMemTypeCPUInput,
                              return MakeRocmKernel(api, type, info);
                            }};
 
+// The types of an op: of A and Y, and of column_scale and bias. A tool that makes a model float16 casts every float
+// tensor of it, these too.
+struct NodeType {
+  ElementType a;
+  ONNXTensorElementDataType vectors;
+};
+
+std::vector<NodeType> NodeTypes() {
+  std::vector<NodeType> types;
+  for (const ElementType& a : kElementTypes) {
+    types.push_back({a, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT});
+    if (a.type != DataType::kFloat) types.push_back({a, a.onnx});
+  }
+  return types;
+}
+
 struct MatMulOp : OrtCustomOp {
   const OrtApi* api;
   const MatMulOperator* what;
-  ElementType element;
+  NodeType type;
   const Backend* backend;
 };
 
 const MatMulOp& Self(const OrtCustomOp* op) { return *static_cast<const MatMulOp*>(op); }
 
-MatMulOp MakeOp(const OrtApi* api, uint32_t version, const MatMulOperator& what, const ElementType& element,
+MatMulOp MakeOp(const OrtApi* api, uint32_t version, const MatMulOperator& what, const NodeType& type,
                 const Backend& backend) {
   MatMulOp op{};
   static_cast<OrtCustomOp&>(op) = BasicOp(version);
   op.api = api;
   op.what = &what;
-  op.element = element;
+  op.type = type;
   op.backend = &backend;
   op.GetName = [](const OrtCustomOp* self) { return Self(self).what->name; };
   op.GetExecutionProviderType = [](const OrtCustomOp* self) { return Self(self).backend->provider; };
   op.GetInputTypeCount = [](const OrtCustomOp*) -> size_t { return kInputs; };
   op.GetInputType = [](const OrtCustomOp* self, size_t index) {
-    if (index == kA) return Self(self).element.onnx;
-    return index == kB || index == kBScale ? ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8 : ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
+    if (index == kA) return Self(self).type.a.onnx;
+    return index == kB || index == kBScale ? ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8 : Self(self).type.vectors;
   };
   op.GetInputMemoryType = [](const OrtCustomOp* self, size_t index) {
     return index == kA ? OrtMemTypeDefault : Self(self).backend->weights_memory;
   };
-  op.GetOutputType = [](const OrtCustomOp* self, size_t) { return Self(self).element.onnx; };
+  op.GetOutputType = [](const OrtCustomOp* self, size_t) { return Self(self).type.a.onnx; };
   op.InferOutputShapeFn = [](const OrtCustomOp* self, OrtShapeInferContext* context) -> OrtStatusPtr {
     const MatMulOp& op_self = Self(self);
-    return Guard(*op_self.api, op_self.what->name, [&] { InferLastDimension(*op_self.api, context, "N", true); });
+    return Guard(*op_self.api, op_self.what->name, [&] { InferLastDimension(*op_self.api, context, "N", true, kA); });
   };
   op.CreateKernelV2 = [](const OrtCustomOp* self, const OrtApi*, const OrtKernelInfo* info,
                          void** kernel) -> OrtStatusPtr {
     const MatMulOp& op_self = Self(self);
     const std::string where = std::string(op_self.what->name) + " '" + NodeName(*op_self.api, info) + "'";
     return Guard(*op_self.api, where, [&] {
-      *kernel = op_self.backend->make(*op_self.api, *op_self.what, op_self.element.type, info).release();
+      *kernel = op_self.backend->make(*op_self.api, *op_self.what, op_self.type.a.type, info).release();
     });
   };
   op.KernelComputeV2 = [](void* kernel, OrtKernelContext* context) -> OrtStatusPtr {
@@ -170,13 +187,13 @@ OrtCustomOpDomain* CustomOpDomain(const OrtApiBase* base, const OrtApi** api) {
     if (entry.ops.empty()) {
       // The CPU's first: of ops that share a name ONNX Runtime asks the first one for shapes.
       for (const MatMulOperator& what : MatMulOperators()) {
-        for (const ElementType& element : kElementTypes) {
-          entry.ops.push_back(MakeOp(entry.api, version, what, element, kCpu));
+        for (const NodeType& type : NodeTypes()) {
+          entry.ops.push_back(MakeOp(entry.api, version, what, type, kCpu));
         }
       }
       if (HasProvider(*entry.api, kRocmProvider)) {
-        for (const ElementType& element : kElementTypes) {
-          entry.ops.push_back(MakeOp(entry.api, version, Mxfp4Operator(), element, kRocm));
+        for (const NodeType& type : NodeTypes()) {
+          entry.ops.push_back(MakeOp(entry.api, version, Mxfp4Operator(), type, kRocm));
         }
       }
       entry.gathers = GatherOps(entry.api, version);

@@ -31,13 +31,28 @@ std::string NodeName(const OrtApi& api, const OrtKernelInfo* info) {
   return name;
 }
 
-void CheckAttribute(const OrtApi& api, const char* name, bool optional, OrtStatus* status) {
-  if (!status) return;
-  const std::string message = api.GetErrorMessage(status);
-  api.ReleaseStatus(status);
-  const bool absent = message.find("No attribute with") != std::string::npos;
-  if (absent && optional) return;
-  throw std::invalid_argument(std::string("attribute ") + name + (absent ? " is missing" : ": " + message));
+// ONNX Runtime reports absence and a wrong type with the same code, hence the look at the text (the same from 1.22 to
+// 1.32; a test pins it on each of them).
+bool KernelAttributes::Found(const char* name, OrtStatus* status) const {
+  if (!status) return true;
+  const std::string message = api_.GetErrorMessage(status);
+  api_.ReleaseStatus(status);
+  if (message.find("No attribute with") != std::string::npos) return false;
+  throw std::invalid_argument(std::string("attribute ") + name + ": " + message);
+}
+
+bool KernelAttributes::Int(const char* name, int64_t* value) const {
+  return Found(name, api_.KernelInfoGetAttribute_int64(info_, name, value));
+}
+
+bool KernelAttributes::String(const char* name, std::string* value) const {
+  size_t size = 0;  // with the terminating zero; stays 0 where the attribute is absent
+  if (!Found(name, api_.KernelInfoGetAttribute_string(info_, name, nullptr, &size)) || size == 0) return false;
+  std::string text(size, '\0');
+  Found(name, api_.KernelInfoGetAttribute_string(info_, name, text.data(), &size));
+  text.resize(size - 1);
+  *value = text;
+  return true;
 }
 
 Tensor ReadTensor(const OrtApi& api, const OrtValue* value) {
@@ -47,7 +62,9 @@ Tensor ReadTensor(const OrtApi& api, const OrtValue* value) {
       info, api.ReleaseTensorTypeAndShapeInfo);
   size_t rank = 0;
   Check(api, api.GetDimensionsCount(info, &rank));
-  Tensor tensor{Shape(rank), nullptr};
+  Tensor tensor;
+  tensor.shape.resize(rank);
+  Check(api, api.GetTensorElementType(info, &tensor.type));
   Check(api, api.GetDimensions(info, tensor.shape.data(), rank));
   Check(api, api.GetTensorMutableData(const_cast<OrtValue*>(value), &tensor.data));
   return tensor;
@@ -76,7 +93,8 @@ void Parallel(const OrtApi& api, OrtKernelContext* context, int64_t tasks, const
 
 // The C++ wrapper marks symbolic dimensions in a way that ONNX Runtime rejects, so this is the C API: value -1 and a
 // name. A dimension with neither gets a fresh name, because a bare -1 would be written into the model as a value.
-void InferLastDimension(const OrtApi& api, OrtShapeInferContext* context, const char* attribute, bool replace) {
+void InferLastDimension(const OrtApi& api, OrtShapeInferContext* context, const char* attribute, bool replace,
+                        size_t type_of) {
   OrtTensorTypeAndShapeInfo* a = nullptr;
   Check(api, api.ShapeInferContext_GetInputTypeShape(context, 0, &a));
   size_t rank = 0;
@@ -107,8 +125,10 @@ void InferLastDimension(const OrtApi& api, OrtShapeInferContext* context, const 
   Check(api, api.CreateTensorTypeAndShapeInfo(&y));
   const std::unique_ptr<OrtTensorTypeAndShapeInfo, decltype(api.ReleaseTensorTypeAndShapeInfo)> owner(
       y, api.ReleaseTensorTypeAndShapeInfo);
-  ONNXTensorElementDataType type = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
-  if (replace) Check(api, api.GetTensorElementType(a, &type));
+  OrtTensorTypeAndShapeInfo* typed = nullptr;
+  ONNXTensorElementDataType type;
+  Check(api, api.ShapeInferContext_GetInputTypeShape(context, type_of, &typed));
+  Check(api, api.GetTensorElementType(typed, &type));
   Check(api, api.SetTensorElementType(y, type));
   Check(api, api.SetDimensions(y, dims.data(), rank));
   Check(api, api.SetSymbolicDimensions(y, names.data(), rank));

@@ -15,13 +15,23 @@ namespace mxort {
 // The name of the node that a kernel is made for; empty where it has none.
 std::string NodeName(const OrtApi& api, const OrtKernelInfo* info);
 
-// What reading an attribute returned. An absent optional one leaves its default alone; anything else is an error. ONNX
-// Runtime reports absence and a wrong type with the same code, hence the look at the text (the same from 1.22 to 1.31;
-// a test pins it on each of them).
-void CheckAttribute(const OrtApi& api, const char* name, bool optional, OrtStatus* status);
+// The attributes of the node that a kernel is made for.
+class KernelAttributes : public Attributes {
+ public:
+  KernelAttributes(const OrtApi& api, const OrtKernelInfo* info) : api_(api), info_(info) {}
+  bool Int(const char* name, int64_t* value) const override;
+  bool String(const char* name, std::string* value) const override;
+
+ private:
+  bool Found(const char* name, OrtStatus* status) const;
+
+  const OrtApi& api_;
+  const OrtKernelInfo* info_;
+};
 
 struct Tensor {
   Shape shape;
+  ONNXTensorElementDataType type = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
   void* data = nullptr;
 };
 
@@ -35,9 +45,10 @@ const OrtValue* InputValue(const OrtApi& api, const OrtKernelContext* context, s
 void Parallel(const OrtApi& api, OrtKernelContext* context, int64_t tasks, const std::function<void(int64_t)>& body);
 
 // Gives output 0 the dimensions of input 0, and the integer attribute for the last of them (`replace`) or one more.
-// Its type is input 0's in the first case (of ops that share a name ONNX Runtime asks only the first one), else float.
-// The shape is left open where that of input 0 is unknown.
-void InferLastDimension(const OrtApi& api, OrtShapeInferContext* context, const char* attribute, bool replace);
+// Its type is that of input `type_of`: of ops that share a name ONNX Runtime asks only the first one. The shape is left
+// open where that of input 0 is unknown.
+void InferLastDimension(const OrtApi& api, OrtShapeInferContext* context, const char* attribute, bool replace,
+                        size_t type_of);
 
 // An operator since version 1 with one output and nothing optional, on the CPU. Name, types and kernel are to be added.
 OrtCustomOp BasicOp(uint32_t version);

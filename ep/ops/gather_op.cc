@@ -4,7 +4,9 @@
 #include <algorithm>
 #include <array>
 #include <string>
+#include <vector>
 
+#include "kernels/float16.h"
 #include "kernels/kernel.h"
 #include "mx_formats.h"
 #include "ops/custom_op_base.h"
@@ -39,8 +41,11 @@ void DecodeRow(const uint8_t* codes, const uint8_t* scales, float multiplier, in
 class GatherKernel {
  public:
   GatherKernel(const GatherOp& op, const OrtKernelInfo* info)
-      : api_(*op.api), wide_(op.index_type == ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64), where_(Where(op, info)) {
-    CheckAttribute(api_, "K", false, api_.KernelInfoGetAttribute_int64(info, "K", &k_));
+      : api_(*op.api),
+        wide_(op.index_type == ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64),
+        type_(op.row_type.type),
+        where_(Where(op, info)),
+        k_(KernelAttributes(api_, info).Required("K")) {
     CheckDimension("K", k_);
   }
 
@@ -75,11 +80,14 @@ class GatherKernel {
     Check(api_, api_.GetTensorMutableData(y, &data));
     const int64_t per_task = std::max<int64_t>(1, kTaskElements / k_);
     Parallel(api_, context, (count + per_task - 1) / per_task, [&](int64_t task) {
+      std::vector<float> decoded(static_cast<size_t>(type_ == DataType::kFloat ? 0 : k_));
       for (int64_t i = task * per_task; i < std::min(count, (task + 1) * per_task); ++i) {
         const int64_t index = Index(inputs[kIndices], i), row = index < 0 ? index + rows : index;
         DecodeRow(static_cast<const uint8_t*>(inputs[kTable].data) + row * blocks * kPackedBlockBytes,
                   static_cast<const uint8_t*>(inputs[kTableScale].data) + row * blocks,
-                  static_cast<const float*>(inputs[kMultiplier].data)[row], k_, static_cast<float*>(data) + i * k_);
+                  LoadAs(type_, inputs[kMultiplier].data, row), k_,
+                  decoded.empty() ? static_cast<float*>(data) + i * k_ : decoded.data());
+        for (size_t c = 0; c < decoded.size(); ++c) StoreAs(type_, data, i * k_ + static_cast<int64_t>(c), decoded[c]);
       }
     });
   }
@@ -91,26 +99,30 @@ class GatherKernel {
 
   const OrtApi& api_;
   const bool wide_;
+  const DataType type_;
   const std::string where_;
-  int64_t k_ = 0;
+  const int64_t k_;
 };
 
 const GatherOp& Self(const OrtCustomOp* op) { return *static_cast<const GatherOp*>(op); }
 
-GatherOp MakeOp(const OrtApi* api, uint32_t version, ONNXTensorElementDataType index_type) {
+GatherOp MakeOp(const OrtApi* api, uint32_t version, ONNXTensorElementDataType index_type,
+                const ElementType& row_type) {
   GatherOp op{};
   static_cast<OrtCustomOp&>(op) = BasicOp(version);
   op.api = api;
   op.index_type = index_type;
+  op.row_type = row_type;
   op.GetName = [](const OrtCustomOp*) { return kGatherName; };
   op.GetInputTypeCount = [](const OrtCustomOp*) -> size_t { return kGatherInputs; };
   op.GetInputType = [](const OrtCustomOp* self, size_t index) {
     if (index == kIndices) return Self(self).index_type;
-    return index == kMultiplier ? ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT : ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8;
+    return index == kMultiplier ? Self(self).row_type.onnx : ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8;
   };
-  op.GetOutputType = [](const OrtCustomOp*, size_t) { return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT; };
+  op.GetOutputType = [](const OrtCustomOp* self, size_t) { return Self(self).row_type.onnx; };
   op.InferOutputShapeFn = [](const OrtCustomOp* self, OrtShapeInferContext* context) -> OrtStatusPtr {
-    return Guard(*Self(self).api, kGatherName, [&] { InferLastDimension(*Self(self).api, context, "K", false); });
+    return Guard(*Self(self).api, kGatherName,
+                 [&] { InferLastDimension(*Self(self).api, context, "K", false, kMultiplier); });
   };
   op.CreateKernelV2 = [](const OrtCustomOp* self, const OrtApi*, const OrtKernelInfo* info,
                          void** kernel) -> OrtStatusPtr {
@@ -128,8 +140,11 @@ GatherOp MakeOp(const OrtApi* api, uint32_t version, ONNXTensorElementDataType i
 }  // namespace
 
 std::vector<GatherOp> GatherOps(const OrtApi* api, uint32_t version) {
-  return {MakeOp(api, version, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64),
-          MakeOp(api, version, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32)};
+  std::vector<GatherOp> ops;
+  for (const auto index_type : {ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32}) {
+    for (const ElementType& row_type : kElementTypes) ops.push_back(MakeOp(api, version, index_type, row_type));
+  }
+  return ops;
 }
 
 }  // namespace mxort

@@ -1,4 +1,5 @@
-// GatherMXFP4, rows of an embedding table, as ONNX Runtime custom ops: one for each type of indices.
+// GatherMXFP4, rows of an embedding table, as ONNX Runtime custom ops: one for each type of indices
+// and of multiplier and rows.
 #ifndef MXORT_OPS_GATHER_OP_H_
 #define MXORT_OPS_GATHER_OP_H_
 
@@ -6,11 +7,14 @@
 
 #include <vector>
 
+#include "ops/matmul_inputs.h"
+
 namespace mxort {
 
 struct GatherOp : OrtCustomOp {
   const OrtApi* api;
   ONNXTensorElementDataType index_type;
+  ElementType row_type;
 };
 
 std::vector<GatherOp> GatherOps(const OrtApi* api, uint32_t version);

@@ -77,6 +77,19 @@ std::vector<std::string> WeightFormatNames() {
   return names;
 }
 
+MatMulAttributes ReadAttributes(const Attributes& node, const MatMulOperator& op) {
+  MatMulAttributes attributes;
+  attributes.K = node.Required("K");
+  attributes.N = node.Required("N");
+  node.Int("rotation", &attributes.rotation);
+  node.Int("accuracy_level", &attributes.accuracy_level);
+  node.String("activation_format", &attributes.activation_format);
+  int64_t exponent_bits = ExponentBits(op.formats[0]);
+  node.Int("exponent_bits", &exponent_bits);
+  attributes.weight_format = FormatOf(op, exponent_bits);
+  return attributes;
+}
+
 MatMulSpec CheckAttributes(const MatMulAttributes& attributes) {
   CheckDimension("K", attributes.K);
   CheckDimension("N", attributes.N);

@@ -39,6 +39,9 @@ struct MatMulAttributes {
   WeightFormat weight_format = WeightFormat::kMxfp4;
 };
 
+// Throws std::invalid_argument for an attribute that is missing or of a wrong type; values are for CheckAttributes.
+MatMulAttributes ReadAttributes(const Attributes& node, const MatMulOperator& op);
+
 // Throws std::invalid_argument "attribute X: got Y, expected Z".
 MatMulSpec CheckAttributes(const MatMulAttributes& attributes);
 

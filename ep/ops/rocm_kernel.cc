@@ -1,20 +1,19 @@
 #include "ops/rocm_kernel.h"
 
+#include <array>
 #include <map>
 #include <mutex>
 #include <vector>
 
 #include "device/matmul_plan.h"
-#include "mx_formats.h"
+#include "kernels/float16.h"
+#include "ops/device_status.h"
+#include "ops/matmul_inputs.h"
 
 namespace mxort {
 namespace {
 
 using namespace device;
-
-void CheckDevice(const Status& status) {
-  if (!status.ok()) throw OrtError(ORT_EP_FAIL, status.message().c_str());
-}
 
 // One arena for all nodes on a device.
 std::shared_ptr<Arena> ArenaOf(int ordinal) {
@@ -24,7 +23,7 @@ std::shared_ptr<Arena> ArenaOf(int ordinal) {
   std::shared_ptr<Arena> arena = arenas[ordinal].lock();
   if (!arena) {
     std::shared_ptr<Device> device;
-    CheckDevice(Device::Open(ordinal, &device));
+    Check(Device::Open(ordinal, &device));
     arenas[ordinal] = arena = Arena::Create(device);
   }
   return arena;
@@ -42,56 +41,53 @@ int OrdinalOf(const OrtApi& api, const OrtKernelInfo* info) {
   return ordinal;
 }
 
-// A constant input on the host. The op asks for it there; should the provider hand over device memory after all, it is
-// copied back.
-class HostInput {
+// The constant inputs on the host. The op asks for them there; should the provider hand over device memory after all,
+// it is copied back.
+class OnHost {
  public:
-  HostInput(const void* data, size_t bytes) : data_(data) {
-    int ordinal = kHost;
-    CheckDevice(DeviceOfPointer(data, &ordinal));
-    if (ordinal == kHost) return;
-    copy_.resize(bytes);
-    CheckDevice(Copy(kHost, copy_.data(), ordinal, data, bytes, nullptr));
-    data_ = copy_.data();
+  explicit OnHost(const Inputs& inputs) : inputs_(inputs) {
+    for (size_t i = kB; i < kInputs; ++i) {
+      Tensor& tensor = inputs_[i];
+      int ordinal = kHost;
+      Check(DeviceOfPointer(tensor.data, &ordinal));
+      if (ordinal == kHost) continue;
+      size_t size = i < kColumnScale ? 1 : DataTypeBytes(DataTypeOf(static_cast<Input>(i), tensor.type));
+      for (const int64_t dimension : tensor.shape) size *= static_cast<size_t>(dimension);
+      copies_[i].resize(size);
+      Check(Copy(kHost, copies_[i].data(), ordinal, tensor.data, size, nullptr));
+      tensor.data = copies_[i].data();
+    }
   }
-  template <class T>
-  const T* as() const {
-    return static_cast<const T*>(data_);
-  }
+  const Inputs& inputs() const { return inputs_; }
 
  private:
-  const void* data_;
-  std::vector<char> copy_;
+  Inputs inputs_;
+  std::array<std::vector<char>, kInputs> copies_;
 };
 
 class RocmKernel : public OperatorKernel {
  public:
   RocmKernel(const OrtApi& api, DataType type, const OrtKernelInfo* info)
       : OperatorKernel(api, Mxfp4Operator(), type, info) {
-    const Inputs inputs = ReadConstants(info);
+    const Inputs inputs = ReadConstants(api, spec_, info);
     for (size_t i = kB; i < kInputs; ++i) {
       if (inputs[i].data) continue;
       throw std::invalid_argument(std::string("input ") + kInputNames[i] + " is no constant, which " + kRocmProvider +
                                   " needs");
     }
-    const auto blocks = static_cast<size_t>(spec_.N * BlocksOf(spec_.K));
-    const size_t vector_bytes = static_cast<size_t>(spec_.N) * sizeof(float);
     arena_ = ArenaOf(OrdinalOf(api, info));
-    const HostInput b(inputs[kB].data, blocks * kPackedBlockBytes), scale(inputs[kBScale].data, blocks);
-    const HostInput column_scale(inputs[kColumnScale].data, vector_bytes), bias(inputs[kBias].data, vector_bytes);
-    std::shared_ptr<const DeviceWeights> weights;
-    CheckDevice(SharedDeviceWeights(
-        arena_, spec_, {{b.as<uint8_t>(), scale.as<uint8_t>()}, column_scale.as<float>(), bias.as<float>()}, &weights));
-    CheckDevice(MatMulPlan::Create(spec_, type_, std::move(weights), {}, &plan_));
+    const OnHost on_host(inputs);
+    const HostInputs host(on_host.inputs());
+    Check(MatMulPlan::Create(arena_, spec_, type_, host.get(), {}, &plan_));
   }
 
   void Compute(OrtKernelContext* context) const override {
-    const Call call = Begin(context);
+    const Call call = BeginCall(api_, spec_, context);
     if (call.rows == 0) return;
     void *y = nullptr, *stream = nullptr;
     Check(api_, api_.GetTensorMutableData(call.y, &y));
     Check(api_, api_.KernelContext_GetGPUComputeStream(context, &stream));
-    CheckDevice(plan_->Launch(stream, call.a.data, call.rows, y, arena_));
+    Check(plan_->Launch(stream, call.a.data, call.rows, y, arena_));
   }
 
  private:

@@ -9,6 +9,12 @@ void Fail(const std::string& what, const std::string& got, const std::string& ex
   throw std::invalid_argument(what + ": got " + got + ", expected " + expected);
 }
 
+int64_t Attributes::Required(const char* name) const {
+  int64_t value = 0;
+  if (!Int(name, &value)) throw std::invalid_argument(std::string("attribute ") + name + " is missing");
+  return value;
+}
+
 std::string Text(const Shape& shape) {
   std::string text = "[";
   for (size_t i = 0; i < shape.size(); ++i) text += (i ? "," : "") + std::to_string(shape[i]);

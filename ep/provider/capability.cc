@@ -5,7 +5,7 @@
 #include <optional>
 #include <vector>
 
-#include "ops/kernel_info.h"
+#include "ops/matmul_inputs.h"
 #include "ops/matmul_spec.h"
 
 namespace mxort::provider {
@@ -21,26 +21,31 @@ const OrtOpAttr* FindAttribute(const Runtime& runtime, const OrtNode* node, cons
   return nullptr;
 }
 
-void ReadInt(const Runtime& runtime, const OrtNode* node, const char* name, int64_t* value) {
-  const OrtOpAttr* attribute = FindAttribute(runtime, node, name);
-  size_t size = 0;
-  if (attribute) runtime.Check(runtime.api->ReadOpAttr(attribute, ORT_OP_ATTR_INT, value, sizeof *value, &size));
-}
+class NodeAttributes : public Attributes {
+ public:
+  NodeAttributes(const Runtime& runtime, const OrtNode* node) : runtime_(runtime), node_(node) {}
 
-MatMulAttributes ReadAttributes(const Runtime& runtime, const OrtNode* node) {
-  MatMulAttributes attributes;
-  ReadInt(runtime, node, "K", &attributes.K);
-  ReadInt(runtime, node, "N", &attributes.N);
-  ReadInt(runtime, node, "rotation", &attributes.rotation);
-  ReadInt(runtime, node, "accuracy_level", &attributes.accuracy_level);
-  if (const OrtOpAttr* format = FindAttribute(runtime, node, "activation_format")) {
+  bool Int(const char* name, int64_t* value) const override {
+    const OrtOpAttr* attribute = FindAttribute(runtime_, node_, name);
+    size_t size = 0;
+    if (attribute) runtime_.Check(runtime_.api->ReadOpAttr(attribute, ORT_OP_ATTR_INT, value, sizeof *value, &size));
+    return attribute;
+  }
+
+  bool String(const char* name, std::string* value) const override {
+    const OrtOpAttr* attribute = FindAttribute(runtime_, node_, name);
+    if (!attribute) return false;
     std::string text(32, '\0');  // longer names are none of ours: reading fails, and the node is left
     size_t size = 0;
-    runtime.Check(runtime.api->ReadOpAttr(format, ORT_OP_ATTR_STRING, text.data(), text.size(), &size));
-    attributes.activation_format = text.c_str();
+    runtime_.Check(runtime_.api->ReadOpAttr(attribute, ORT_OP_ATTR_STRING, text.data(), text.size(), &size));
+    *value = text.c_str();
+    return true;
   }
-  return attributes;
-}
+
+ private:
+  const Runtime& runtime_;
+  const OrtNode* node_;
+};
 
 const OrtTensorTypeAndShapeInfo* TensorInfo(const Runtime& runtime, const OrtValueInfo* value) {
   const OrtTypeInfo* type = nullptr;  // owned by the value
@@ -51,13 +56,10 @@ const OrtTensorTypeAndShapeInfo* TensorInfo(const Runtime& runtime, const OrtVal
   return tensor;
 }
 
-DataType ElementTypeOf(const Runtime& runtime, const OrtValueInfo* value) {
+DataType ElementTypeOf(const Runtime& runtime, Input input, const OrtValueInfo* value) {
   ONNXTensorElementDataType type;
   runtime.Check(runtime.api->GetTensorElementType(TensorInfo(runtime, value), &type));
-  for (const ElementType& row : kElementTypes) {
-    if (row.onnx == type) return row.type;
-  }
-  throw std::invalid_argument("input A has element type " + std::to_string(type));
+  return DataTypeOf(input, type);
 }
 
 Shape ShapeOf(const Runtime& runtime, const OrtValueInfo* value) {
@@ -76,15 +78,16 @@ std::string WhyLeft(const Runtime& runtime, const OrtNode* node, const WhyUnsupp
   if (count != kInputs) return "it has " + std::to_string(count) + " inputs";
   std::array<const OrtValueInfo*, kInputs> inputs{};
   runtime.Check(runtime.api->Node_GetInputs(node, inputs.data(), inputs.size()));
-  const MatMulSpec spec = CheckAttributes(ReadAttributes(runtime, node));
+  const MatMulSpec spec = CheckAttributes(ReadAttributes(NodeAttributes(runtime, node), Mxfp4Operator()));
   for (size_t i = kB; i < kInputs; ++i) {
     if (!inputs[i]) return std::string(kInputNames[i]) + " is missing";
     bool is_constant = false;
     runtime.Check(runtime.api->ValueInfo_IsConstantInitializer(inputs[i], &is_constant));
     if (!is_constant) return std::string(kInputNames[i]) + " is no constant";
     CheckInput(spec, static_cast<Input>(i), ShapeOf(runtime, inputs[i]));
+    if (i >= kColumnScale) ElementTypeOf(runtime, static_cast<Input>(i), inputs[i]);
   }
-  return why_unsupported(spec, ElementTypeOf(runtime, inputs[kA]));
+  return why_unsupported(spec, ElementTypeOf(runtime, kA, inputs[kA]));
 }
 
 bool IsMatMul(const Runtime& runtime, const OrtNode* node) {

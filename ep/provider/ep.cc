@@ -5,8 +5,8 @@
 #include <utility>
 
 #include "device/self_check.h"
+#include "ops/device_status.h"
 #include "provider/capability.h"
-#include "provider/device_status.h"
 #include "provider/stream.h"
 
 namespace mxort::provider {

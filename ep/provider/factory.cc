@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "ops/custom_op.h"
-#include "provider/device_status.h"
+#include "ops/device_status.h"
 #include "provider/ep.h"
 #include "provider/memory.h"
 #include "provider/options.h"

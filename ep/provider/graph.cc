@@ -3,7 +3,7 @@
 #include <string>
 #include <utility>
 
-#include "provider/device_status.h"
+#include "ops/device_status.h"
 
 namespace mxort::provider {
 namespace {

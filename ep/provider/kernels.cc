@@ -1,15 +1,14 @@
 #include "provider/kernels.h"
 
-#include <array>
 #include <mutex>
 #include <utility>
 #include <vector>
 
 #include "device/matmul_plan.h"
 #include "ops/custom_op_base.h"
-#include "ops/kernel_info.h"
+#include "ops/device_status.h"
+#include "ops/matmul_inputs.h"
 #include "ops/matmul_spec.h"
-#include "provider/device_status.h"
 #include "provider/ep.h"
 #include "provider/memory.h"
 
@@ -29,15 +28,13 @@ void* StreamOf(const Runtime& runtime, const OrtKernelContext* context) {
 // Runtime that it may free them. Constants of an outer graph (If, Loop) cannot be read at creation: they are packed in
 // the first run.
 class MatMulKernel : public OrtKernelImpl {
-  using Inputs = std::array<Tensor, kInputs>;
-
  public:
   MatMulKernel(Ep& ep, const OrtKernelInfo* info)
       : OrtKernelImpl{},
         ep_(ep),
         runtime_(ep.runtime()),
         where_(std::string(kMatMulName) + " '" + NodeName(*runtime_.api, info) + "'"),
-        spec_(CheckAttributes(ReadAttributes(*runtime_.api, info, Mxfp4Operator()))),
+        spec_(CheckAttributes(ReadAttributes(KernelAttributes(*runtime_.api, info), Mxfp4Operator()))),
         type_(TypeOf(info)) {
     ort_version_supported = runtime_.version;
     Release = [](OrtKernelImpl* self) noexcept { delete static_cast<MatMulKernel*>(self); };
@@ -52,15 +49,8 @@ class MatMulKernel : public OrtKernelImpl {
       *is_packed = input != kA && static_cast<MatMulKernel*>(self)->plan_ != nullptr;
       return nullptr;
     };
-    Inputs inputs;
-    for (size_t i = kB; i < kInputs; ++i) {
-      int is_constant = 0;
-      const OrtValue* value = nullptr;
-      runtime_.Check(runtime_.api->KernelInfoGetConstantInput_tensor(info, i, &is_constant, &value));
-      if (!is_constant) return;
-      inputs[i] = ReadChecked(i, value);
-    }
-    Pack(inputs);
+    const Inputs inputs = ReadConstants(*runtime_.api, spec_, info);
+    if (AllPresent(inputs)) Pack(inputs);
   }
 
   const std::string& where() const { return where_; }
@@ -75,29 +65,14 @@ class MatMulKernel : public OrtKernelImpl {
     ONNXTensorElementDataType element;
     runtime_.Check(runtime_.api->CastTypeInfoToTensorInfo(type, &tensor));
     runtime_.Check(runtime_.api->GetTensorElementType(tensor, &element));
-    for (const ElementType& row : kElementTypes) {
-      if (row.onnx == element) return row.type;
-    }
-    throw std::invalid_argument("input A has element type " + std::to_string(element));
-  }
-
-  Tensor ReadChecked(size_t index, const OrtValue* value) const {
-    Tensor tensor = ReadTensor(*runtime_.api, value);
-    CheckInput(spec_, static_cast<Input>(index), tensor.shape);
-    return tensor;
+    return DataTypeOf(kA, element);
   }
 
   void Pack(const Inputs& inputs) {
-    const device::HostWeights host = {
-        {static_cast<const uint8_t*>(inputs[kB].data), static_cast<const uint8_t*>(inputs[kBScale].data)},
-        static_cast<const float*>(inputs[kColumnScale].data),
-        static_cast<const float*>(inputs[kBias].data)};
-    std::shared_ptr<const device::DeviceWeights> weights;
-    Check(device::SharedDeviceWeights(ep_.arena(), spec_, host, &weights));
     device::PlanOptions options;
     options.self_check = ep_.options().self_check;
     std::unique_ptr<device::MatMulPlan> plan;
-    Check(device::MatMulPlan::Create(spec_, type_, std::move(weights), options, &plan));
+    Check(device::MatMulPlan::Create(ep_.arena(), spec_, type_, HostInputs(inputs).get(), options, &plan));
     plan_ = std::move(plan);
   }
 
@@ -105,29 +80,25 @@ class MatMulKernel : public OrtKernelImpl {
     std::call_once(packed_, [&] {
       if (plan_) return;
       Inputs inputs;
-      for (size_t i = kB; i < kInputs; ++i) inputs[i] = ReadChecked(i, InputValue(*runtime_.api, context, i));
+      for (size_t i = kB; i < kInputs; ++i)
+        inputs[i] = ReadInput(*runtime_.api, spec_, i, InputValue(*runtime_.api, context, i));
       Pack(inputs);
     });
-    const OrtValue* a_value = InputValue(*runtime_.api, context, kA);
-    const Tensor a = ReadTensor(*runtime_.api, a_value);
-    const Shape shape = OutputShape(spec_, a.shape);
-    OrtValue* y_value = nullptr;
-    runtime_.Check(runtime_.api->KernelContext_GetOutput(context, 0, shape.data(), shape.size(), &y_value));
-    int64_t m = 1;
-    for (size_t i = 0; i + 1 < shape.size(); ++i) m *= shape[i];
+    const Call call = BeginCall(*runtime_.api, spec_, context);
+    const int64_t m = call.rows;
     if (m == 0) return;
     void* y = nullptr;
-    runtime_.Check(runtime_.api->GetTensorMutableData(y_value, &y));
-    if (!a.data || !y) throw OrtError(ORT_EP_FAIL, ("no device memory: " + TakeAllocationError()).c_str());
-    CheckPlace("input A", a_value);
-    CheckPlace("output Y", y_value);
+    runtime_.Check(runtime_.api->GetTensorMutableData(call.y, &y));
+    if (!call.a.data || !y) throw OrtError(ORT_EP_FAIL, ("no device memory: " + TakeAllocationError()).c_str());
+    CheckPlace("input A", call.a_value);
+    CheckPlace("output Y", call.y);
     void* stream = StreamOf(runtime_, context);
     const ProfiledLaunch profiled = ep_.Profile(stream, where_, *plan_, m);
     if (ep_.capturing()) {
       // A captured graph uses the workspace whenever it is replayed, so it comes from what stays allocated.
-      Check(plan_->Launch(stream, a.data, m, y, ep_.CaptureWorkspace(plan_->WorkspaceBytes(m))));
+      Check(plan_->Launch(stream, call.a.data, m, y, ep_.CaptureWorkspace(plan_->WorkspaceBytes(m))));
     } else {
-      Check(plan_->Launch(stream, a.data, m, y, ep_.arena()));
+      Check(plan_->Launch(stream, call.a.data, m, y, ep_.arena()));
     }
   }
 

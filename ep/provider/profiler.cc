@@ -4,7 +4,7 @@
 #include <array>
 #include <utility>
 
-#include "provider/device_status.h"
+#include "ops/device_status.h"
 
 namespace mxort::provider {
 namespace {

@@ -2,7 +2,7 @@
 
 #include <utility>
 
-#include "provider/device_status.h"
+#include "ops/device_status.h"
 
 namespace mxort::provider {
 namespace {

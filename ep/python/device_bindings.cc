@@ -100,16 +100,13 @@ class GpuNode {
     std::shared_ptr<Device> device;
     Check(Device::Open(ordinal, &device));
     arena_ = Arena::Create(device, memory_limit);
-    std::shared_ptr<const DeviceWeights> weights;
     const HostWeights host = {inputs.weights(), inputs.column_scale.data(), inputs.bias.data()};
-    Check(SharedDeviceWeights(arena_, spec_, host, &weights));
-    address_ = weights->records();
-    Check(MatMulPlan::Create(spec_, type_, std::move(weights), options, &plan_));
+    Check(MatMulPlan::Create(arena_, spec_, type_, host, options, &plan_));
     Check(Stream::Create(device, &stream_));
   }
 
   std::string KernelFor(int64_t rows) const { return plan_->KernelFor(rows); }
-  uintptr_t weights_address() const { return reinterpret_cast<uintptr_t>(address_); }
+  uintptr_t weights_address() const { return reinterpret_cast<uintptr_t>(plan_->weights().records()); }
 
   py::array Run(const py::array& a) const {
     const Rows rows = RowsOf(a);
@@ -186,7 +183,6 @@ class GpuNode {
   std::shared_ptr<Arena> arena_;
   std::unique_ptr<MatMulPlan> plan_;
   std::unique_ptr<Stream> stream_;
-  const void* address_ = nullptr;
 };
 
 }  // namespace

@@ -50,13 +50,11 @@ std::unique_ptr<Stream> NewStream(const std::shared_ptr<Device>& device) {
 }
 
 std::unique_ptr<MatMulPlan> NewPlan(const std::shared_ptr<Arena>& arena, const CheckProblem& problem) {
-  std::shared_ptr<const DeviceWeights> weights;
-  Need(SharedDeviceWeights(arena, problem.spec, {problem.weights(), problem.column_scale.data(), problem.bias.data()},
-                           &weights));
+  const HostWeights host = {problem.weights(), problem.column_scale.data(), problem.bias.data()};
   std::unique_ptr<MatMulPlan> plan;
   PlanOptions options;
   options.self_check = false;
-  Need(MatMulPlan::Create(problem.spec, DataType::kFloat, weights, options, &plan));
+  Need(MatMulPlan::Create(arena, problem.spec, DataType::kFloat, host, options, &plan));
   return plan;
 }
 

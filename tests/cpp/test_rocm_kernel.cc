@@ -13,6 +13,7 @@
 #include "device/arena.h"
 #include "device/device.h"
 #include "kernels/check_problem.h"
+#include "kernels/float16.h"
 #include "ops/rocm_kernel.h"
 
 // What ONNX Runtime keeps behind its opaque types, as far as the op sees it.
@@ -22,6 +23,7 @@ struct OrtStatus {
 struct OrtValue {
   mxort::Shape shape;
   void* data;
+  ONNXTensorElementDataType type = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
 };
 struct OrtTensorTypeAndShapeInfo {
   const OrtValue* value;
@@ -92,6 +94,11 @@ OrtApi FakeApi() {
     std::copy_n(info->value->shape.begin(), rank, out);
     return nullptr;
   };
+  api.GetTensorElementType = [](const OrtTensorTypeAndShapeInfo* info,
+                                ONNXTensorElementDataType* out) noexcept -> OrtStatusPtr {
+    *out = info->value->type;
+    return nullptr;
+  };
   api.GetTensorMutableData = [](OrtValue* value, void** out) noexcept -> OrtStatusPtr {
     *out = value->data;
     return nullptr;
@@ -145,12 +152,17 @@ void* Pointer(const std::vector<T>& v) {
 int main() {
   setenv("HIPSIM_DEVICES", "gfx950,gfx942", 1);
   const OrtApi api = FakeApi();
-  const CheckProblem problem({kK, kN, 32, ActivationFormat::kMxfp4, AccuracyLevel::kBf16}, kM);
+  CheckProblem problem({kK, kN, 32, ActivationFormat::kMxfp4, AccuracyLevel::kBf16}, kM);
+  std::vector<uint16_t> half_bias;
+  for (float& x : problem.bias) {
+    half_bias.push_back(FloatToFloat16(x));
+    x = Float16ToFloat(half_bias.back());
+  }
   const int64_t blocks = BlocksOf(kK);
   OrtKernelInfo info{&problem,
                      {{},
-                      {{kN, blocks * kPackedBlockBytes}, Pointer(problem.codes)},
-                      {{kN, blocks}, Pointer(problem.scales)},
+                      {{kN, blocks * kPackedBlockBytes}, Pointer(problem.codes), ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8},
+                      {{kN, blocks}, Pointer(problem.scales), ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8},
                       {{kN}, Pointer(problem.column_scale)},
                       {{kN}, Pointer(problem.bias)}},
                      true};
@@ -159,8 +171,9 @@ int main() {
   const auto arena = Arena::Create(gpu);
   std::unique_ptr<Stream> stream;
   Need(Stream::Create(gpu, &stream));
-  // B on the device, should a provider not heed the memory type that the op asks for.
-  Buffer a, y, b;
+  // B, and the bias in float16, on the device, should a provider not heed the memory type that the op asks for.
+  Buffer a, y, b, half;
+  const size_t half_bytes = half_bias.size() * sizeof(uint16_t);
   std::vector<float> result(static_cast<size_t>(kM * kN)), expected(result);
   const size_t a_bytes = problem.a.size() * sizeof(float), y_bytes = result.size() * sizeof(float);
   Need(a.Allocate(arena, a_bytes, nullptr));
@@ -168,9 +181,13 @@ int main() {
   Need(b.Allocate(arena, problem.codes.size(), nullptr));
   Need(Copy(kOrdinal, a.data(), kHost, problem.a.data(), a_bytes, nullptr));
   Need(Copy(kOrdinal, b.data(), kHost, problem.codes.data(), problem.codes.size(), nullptr));
+  Need(half.Allocate(arena, half_bytes, nullptr));
+  Need(Copy(kOrdinal, half.data(), kHost, half_bias.data(), half_bytes, nullptr));
   problem.Expected({0, kM}, expected.data());
   for (const bool on_device : {false, true}) {
     info.inputs[kB].data = on_device ? b.data() : Pointer(problem.codes);
+    info.inputs[kBias].data = on_device ? half.data() : Pointer(problem.bias);
+    info.inputs[kBias].type = on_device ? ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16 : ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
     const auto kernel = MakeRocmKernel(api, DataType::kFloat, &info);
     for (void* s : {stream->handle(), static_cast<void*>(nullptr)}) {
       OrtKernelContext context{{{1, kM, kK}, a.data()}, {{}, y.data()}, s};

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 import onnx
 import onnx.reference
@@ -14,6 +15,7 @@ import op_model
 from mxort.converters import functions
 from oracle import Case, random_case
 
+HALF_TYPES = {np.float16: TensorProto.FLOAT16, ml_dtypes.bfloat16: TensorProto.BFLOAT16}
 INDEX_TYPES = {np.int64: TensorProto.INT64, np.int32: TensorProto.INT32}
 
 
@@ -95,6 +97,23 @@ def test_library_function_and_reference_agree(shape: tuple[int, ...], opset: int
     ):
         assert y.shape == (*shape, 100)
         np.testing.assert_array_equal(y, want)
+
+
+@pytest.mark.parametrize("half", HALF_TYPES)
+@pytest.mark.parametrize("numpy_type", INDEX_TYPES)
+def test_rows_have_the_type_of_the_multiplier(half: type, numpy_type: type) -> None:
+    """As tools that make models float16 leave them: products in float, rounded once more."""
+    rng = np.random.default_rng(2)
+    case = random_case(rng, 50, 100)
+    case.column_scale = case.column_scale.astype(half).astype(np.float32)
+    proto = model(case, index_type=INDEX_TYPES[numpy_type], multiplier=case.column_scale.astype(half))
+    # Python cannot be handed a bfloat16.
+    proto.graph.node.append(helper.make_node("Cast", ["Y"], ["wide"], to=TensorProto.FLOAT))
+    proto.graph.output[0].name = "wide"
+    indices = rng.integers(-50, 50, (3, 7)).astype(numpy_type)
+    want = expected(case)[indices].astype(half).astype(np.float32)
+    np.testing.assert_array_equal(run(proto, indices), want)
+    np.testing.assert_array_equal(run(proto, indices, library=False), want)
 
 
 def test_the_library_is_what_runs() -> None:

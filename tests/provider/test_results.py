@@ -24,6 +24,33 @@ def one_node(case: oracle.Case, **options: Any) -> onnx.ModelProto:
     return proto
 
 
+def half_vectors(model: str) -> dict[str, Any]:
+    import gpu
+    import numpy as np
+
+    import mxort
+
+    with gpu.registered():
+        opened = gpu.session(model)
+        a = np.random.default_rng(0).standard_normal((1, 9, 64)).astype(np.float16)
+        (y,) = opened.run(None, {"A": a})
+        placement = gpu.placement(opened)
+        del opened
+    (expected,) = mxort.InferenceSession(model, providers=["CPUExecutionProvider"]).run(None, {"A": a})
+    return {"placement": placement, "y": y.tolist(), "expected": expected.tolist()}
+
+
+def test_vectors_of_the_type_of_a(tmp_path: Path) -> None:
+    """column_scale and bias in float16, as tools leave them that make a model float16."""
+    case = oracle.random_case(np.random.default_rng(6), 40, 64, accuracy_level=1)
+    halves = {name: getattr(case, name).astype(np.float16) for name in ("column_scale", "bias")}
+    onnx.save(one_node(case, elem_type=onnx.TensorProto.FLOAT16, **halves), tmp_path / "m.onnx")
+    result = run(half_vectors, str(tmp_path / "m.onnx"))
+    assert result["placement"] == {"MxortExecutionProvider": ["MatMulMXFP4"]}
+    # Both round to float16 what they compute to 1e-6: equal but for neighbours.
+    np.testing.assert_allclose(result["y"], result["expected"], rtol=2.0**-10)
+
+
 def shapes(model: str) -> dict[str, Any]:
     """Ranks and empty inputs: a list of [shape of A, shape of Y, largest difference to the CPU's result]."""
     import gpu

@@ -1,11 +1,11 @@
 // Errors of the device layer as exceptions that ops/ort_status.h's Guard turns into OrtStatus.
-#ifndef MXORT_PROVIDER_DEVICE_STATUS_H_
-#define MXORT_PROVIDER_DEVICE_STATUS_H_
+#ifndef MXORT_OPS_DEVICE_STATUS_H_
+#define MXORT_OPS_DEVICE_STATUS_H_
 
 #include "device/status.h"
 #include "ops/ort_status.h"
 
-namespace mxort::provider {
+namespace mxort {
 
 inline OrtErrorCode OrtCodeOf(device::ErrorCode code) {
   switch (code) {
@@ -22,6 +22,6 @@ inline void Check(const device::Status& status) {
   if (!status.ok()) throw OrtError(OrtCodeOf(status.code()), status.message().c_str());
 }
 
-}  // namespace mxort::provider
+}  // namespace mxort
 
-#endif  // MXORT_PROVIDER_DEVICE_STATUS_H_
+#endif  // MXORT_OPS_DEVICE_STATUS_H_
