@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mxort.runtime.session import get_ep_name as get_ep_name
     from mxort.runtime.session import get_ep_names as get_ep_names
     from mxort.runtime.session import get_library_path as get_library_path
+    from mxort.runtime.session import load as load
     from mxort.runtime.session import register as register
 
 _HOME = {
@@ -35,6 +36,7 @@ _HOME = {
     "get_ep_name": "runtime.session",
     "get_ep_names": "runtime.session",
     "get_library_path": "runtime.session",
+    "load": "runtime.session",
     "register": "runtime.session",
 }
 """Public name -> its module. Imported when first used: a serving process that only registers the library

@@ -26,13 +26,14 @@ using Clock = std::chrono::steady_clock;
 // Seconds from the common start of `threads` threads to the end of the last.
 double TimeTogether(int threads, const std::function<void(int)>& work) {
   std::atomic<int> missing{threads};
-  std::vector<Clock::time_point> begin(threads), end(threads);
+  const auto count = static_cast<size_t>(threads);
+  std::vector<Clock::time_point> begin(count), end(count);
   std::vector<std::thread> pool;
-  for (int t = 0; t < threads; ++t) {
+  for (size_t t = 0; t < count; ++t) {
     pool.emplace_back([&, t] {
       for (missing.fetch_sub(1); missing.load() > 0;) std::this_thread::yield();
       begin[t] = Clock::now();
-      work(t);
+      work(static_cast<int>(t));
       end[t] = Clock::now();
     });
   }

@@ -54,6 +54,21 @@ def get_library_path() -> str:
     return str(path)
 
 
+def load() -> str:
+    """Loads libmxort.so into this process and returns its path.
+
+    Afterwards whatever opens a library by name (``register_custom_ops_library("libmxort.so")``, onnxruntime-genai's
+    configuration, any dlopen) finds it by its bare name, wherever it is installed. It stays loaded. Raises
+    MxortError where the library is missing or cannot be loaded.
+    """
+    path = get_library_path()
+    try:
+        ctypes.CDLL(path)
+    except OSError as error:
+        raise MxortError(f"cannot load {one_line(error)}") from error  # which names the file
+    return path
+
+
 def get_ep_names() -> list[str]:
     """Names of the plugin execution providers in the library, by onnxruntime's packaging convention for such
     libraries: register with ``onnxruntime.register_execution_provider_library(name, get_library_path())``.

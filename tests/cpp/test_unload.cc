@@ -24,7 +24,6 @@
 namespace {
 
 constexpr const char* kName = "mxort.virtual";
-constexpr uint32_t kVendor = 0x1002;
 
 template <class Function>
 Function* Find(void* library, const char* name) {

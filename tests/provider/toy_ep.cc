@@ -93,8 +93,6 @@ OrtStatus* Guard(const Body& body) noexcept {
   }
 }
 
-constexpr auto kRelease = [](auto* object) { delete object; };
-
 // ---- memory
 // ----------------------------------------------------------------------------------------------------------
 Ort::MemoryInfo MakeMemoryInfo() {
