@@ -9,7 +9,7 @@ PYTHON := .venv/bin/python
 export ORT_DISABLE_TELEMETRY := 1
 SOURCES := $(shell find ep cmake -type f 2>/dev/null) CMakeLists.txt pyproject.toml scripts/setup.sh
 CXX_FILES := $(shell find ep tests samples -name '*.cc' -o -name '*.h' -o -name '*.hip' 2>/dev/null)
-OLD_ONNXRUNTIMES := 1.22.1 1.24.4
+OTHER_ONNXRUNTIMES := 1.22.1 1.24.4 1.32.0
 
 .PHONY: demo check check-full bench accuracy clean lint test cpp-test provider-programs sanitize format hipsim
 
@@ -36,7 +36,7 @@ lint: build/.dev
 
 # A test file belongs to one process; several at once, but not so many that memory gets short.
 PYTEST = $(PYTHON) -m pytest -n auto --maxprocesses 4 --dist loadfile $(PYTEST_MARKS)
-test: build/.demo $(OLD_ONNXRUNTIMES:%=build/ort/%) provider-programs hipsim
+test: build/.demo $(OTHER_ONNXRUNTIMES:%=build/ort/%) provider-programs hipsim
 	$(PYTEST) --durations=10
 
 CMAKE = .venv/bin/cmake -S . -G Ninja -Dpybind11_DIR=$$($(PYTHON) -m pybind11 --cmakedir) \
