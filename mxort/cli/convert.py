@@ -10,7 +10,7 @@ from mxort.calibration.sensitivity import Sensitivity
 from mxort.cli import options, shared
 from mxort.cli.console import console
 from mxort.cli.inspect import print_inspection
-from mxort.conversion import inspection, mixed_precision, pipeline, selection
+from mxort.conversion import combinations, inspection, mixed_precision, pipeline, selection
 from mxort.conversion.recipe import Recipe
 from mxort.conversion.report import Report
 from mxort.conversion.weights import Calibration
@@ -67,19 +67,46 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="only list what would be converted")
     shared.add_json(parser)
     options.add_arguments(parser)
+    parser.set_defaults(**dict.fromkeys(_DEFAULTS))
+
+
+_DEFAULTS = {"memory": 512, "threads": 0, "cache": None, "device": "auto", "samples": 2}
+"""Of the flags that mean something only beside others: the parser leaves None where they are not given."""
+
+
+def _check_flags(a: argparse.Namespace) -> None:
+    """Refuses flags that would change nothing, then puts in the defaults. Raises MxortError."""
+    goal = a.budget_bits is not None or a.target_kl is not None
+    measures = goal and a.calibration is not None and (a.sensitivity is None or a.target_kl is not None)
+    for flags, useful, needed in (
+        (("memory", "threads", "cache", "device"), a.calibration is not None, "--calibration"),
+        (("sensitivity",), goal, "--budget-bits or --target-kl"),
+        (("samples",), measures, "a sensitivity that is measured (--calibration and --budget-bits)"),
+    ):
+        for flag in flags:
+            if getattr(a, flag) is not None and not useful:
+                raise MxortError(f"--{flag} {getattr(a, flag)}: would change nothing: expected {needed} too")
+    if goal and a.calibration is None and a.sensitivity is None:
+        raise MxortError("--budget-bits, --target-kl: got no data, expected --calibration, or --sensitivity")
+    for flag, default in _DEFAULTS.items():
+        if getattr(a, flag) is None:
+            setattr(a, flag, default)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    chosen = _mixed(arguments, options.from_arguments(arguments))
+    _check_flags(arguments)
+    chosen = options.from_arguments(arguments)
+    combinations.check(chosen, arguments.calibration is not None)
+    chosen = _mixed(arguments, chosen)
     output = arguments.output or Path(str(arguments.model).removesuffix(".onnx") + ".mxfp4.onnx")
+    for path in arguments.report:
+        shared.check_report_path(path, (arguments.model, output))
     if arguments.dry_run:
         found = inspection.inspect(arguments.model, chosen)
         if found.converted:
             raise MxortError(f"{arguments.model}: is converted already (by mxort)")
         shared.warn(found.warnings)
         return shared.show(arguments, found.to_dict, lambda: print_inspection(found, console()))
-    for path in arguments.report:
-        shared.check_report_path(path, (arguments.model, output))
     calibration = None
     if arguments.calibration is not None:
         calibration = Calibration(
@@ -100,14 +127,11 @@ def run(arguments: argparse.Namespace) -> int:
 def _mixed(arguments: argparse.Namespace, chosen: Recipe) -> Recipe:
     """The recipe with the formats that --budget-bits or --target-kl ask for."""
     if arguments.budget_bits is None and arguments.target_kl is None:
-        if arguments.sensitivity is not None:
-            raise MxortError("--sensitivity: of use with --budget-bits or --target-kl only")
         return chosen
+    mixed_precision.check(chosen)
     known = None
     if arguments.sensitivity is not None:
         known = Sensitivity.load(arguments.sensitivity, arguments.model)
-    if arguments.calibration is None and known is None:
-        raise MxortError("--budget-bits: needs --calibration, or --sensitivity")
     found, _ = selection.find(model_io.load(arguments.model).model, chosen)
     tables = {site.name for site in found if site.table}
     goal = mixed_precision.Goal(arguments.budget_bits or 0.0, arguments.target_kl or 0.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -11,12 +12,32 @@ from mxort.conversion.recipe import PRESETS, Recipe
 _METAVARS = {int: "N", float: "X", str: "NAME"}
 
 
+MEASURED = (
+    "scale_rule",
+    "column_multiplier",
+    "include",
+    "exclude",
+    "op_types",
+    "min_elements",
+    "convert_lm_head",
+    "convert_embedding",
+)
+"""The options that a sensitivity depends on: it is of weights rounded to nearest, in every format."""
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds --preset and one flag per option of Recipe, without defaults: an absent one keeps the preset's."""
     parser.add_argument(
         "--preset", default="weight-only", metavar="NAME", help=f"one of: {', '.join(PRESETS)}"
     )
+    add_options(parser, [option.name for option in fields(Recipe)])
+
+
+def add_options(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
+    """One flag for each of these options of Recipe, without a default."""
     for option in fields(Recipe):
+        if option.name not in names:
+            continue
         help_text, choices = option.metadata["help"], option.metadata["choices"]
         if choices:
             help_text += f" (one of: {', '.join(map(str, choices))})"
@@ -37,4 +58,4 @@ def from_arguments(arguments: argparse.Namespace) -> Recipe:
     """The recipe that the flags of :func:`add_arguments` ask for. Raises MxortError for an unknown value."""
     names = {option.name for option in fields(Recipe)}
     given = {name: value for name, value in vars(arguments).items() if name in names}
-    return Recipe.from_preset(arguments.preset, **given)
+    return Recipe.from_preset(getattr(arguments, "preset", "weight-only"), **given)

@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=shared.natural, default=0, help="default: all cores")
     parser.add_argument("--cache", type=Path, metavar="FOLDER", help="keep finished nodes there, to resume")
     shared.add_json(parser)
-    options.add_arguments(parser)
+    options.add_options(parser, options.MEASURED)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -60,8 +60,7 @@ def choose(
     A KL is that of weights rounded to nearest, which algorithms that calibrate fall below. Raises MxortError where the
     goal is out of reach, and for a recipe that has formats of its own.
     """
-    if recipe.layer_formats or recipe.weight_format != BASE:
-        raise MxortError("a budget or a target chooses the weight formats: the recipe must not")
+    check(recipe)
     if sensitivity is None:
         assert probe is not None, "something must know what the layers lose"
         sensitivity = probe.sensitivity()
@@ -75,6 +74,15 @@ def choose(
             raise MxortError(f"{sensitivity.model}: has no output 'logits', so there is no KL to reach")
         choice = within_loss(sensitivity, goal.target_kl, lambda choice: probe.loss(choice.formats))
     return recipe.with_overrides(layer_formats=choice.layer_formats())
+
+
+def check(recipe: Recipe) -> None:
+    """Raises MxortError for a recipe that has weight formats of its own, where they are to be chosen."""
+    own = [*recipe.layer_formats, *([recipe.weight_format] if recipe.weight_format != BASE else [])]
+    if own:
+        raise MxortError(
+            f"a budget or a target chooses the weight formats: the recipe must not, got {own[0]}"
+        )
 
 
 def _converted_by(recipe: Recipe, sensitivity: Sensitivity, fixed: Collection[str]) -> Sensitivity:

@@ -15,10 +15,10 @@ import onnx_ir as ir
 
 from mxort import quantize
 from mxort.calibration.data import Data
-from mxort.conversion import selection
+from mxort.conversion import combinations, selection
 from mxort.conversion.recipe import Recipe
 from mxort.conversion.report import CONVERTED, SKIPPED, Report, SiteReport
-from mxort.conversion.weights import Calibration, Packed, Packer, algorithm_for
+from mxort.conversion.weights import Calibration, Packed, Packer
 from mxort.converters import model_io, rewrite, sites, verify
 from mxort.converters.metadata import Conversion
 from mxort.converters.opset import OpsetError, opset_of
@@ -59,7 +59,7 @@ def convert(
     )
     if calibration is not None and not isinstance(calibration, Calibration):
         calibration = Calibration(calibration)
-    algorithm_for(chosen, calibration is not None)
+    combinations.check(chosen, calibration is not None)
     report_progress = progress or (lambda what, fraction: None)
     report_progress("reading the model", 0.0)
     source = _load(model, out)

@@ -89,11 +89,11 @@ class Recipe:
         (AUTO, *ALGORITHMS),
     )
     damping: float = _option(
-        0.01, "added to the diagonal of a layer's Hessian, in units of its mean (gptq, mr-gptq)"
+        0.01, "added to the diagonal of a layer's Hessian, in units of its mean (of the gptq algorithms)"
     )
     effort: int = _option(
         1,
-        "how long to search for the best rounding: 2 tries eight multipliers of each column, 3 sixteen (gptq, mr-gptq)",
+        "how long the gptq algorithms search for the best rounding: 2 tries eight multipliers a column, 3 sixteen",
         EFFORTS,
     )
     sequential: bool = _option(
@@ -120,7 +120,9 @@ class Recipe:
         "accuracy of the kernels where activations are not rounded: 1 fp32, 3 bf16, 4 int8, 0 default",
         ACCURACY_LEVELS,
     )
-    rotation: int = _option(1, "size of the Hadamard rotation along K (1: none)", ROTATIONS)
+    rotation: int = _option(
+        1, "size of the Hadamard rotation along K (1: the algorithm's own; only mr-gptq has one)", ROTATIONS
+    )
     include: tuple[str, ...] = _option(
         (), "convert only nodes whose name matches one of these patterns (* ?)"
     )

@@ -8,7 +8,7 @@ from difflib import get_close_matches
 import onnx_ir as ir
 
 from mxort.conversion.recipe import Recipe, matches
-from mxort.converters import sites
+from mxort.converters import lm_head, sites
 from mxort.converters.sites import Site
 from mxort.errors import MxortError
 from mxort.text import few
@@ -20,7 +20,13 @@ TABLE_FORMAT = "mxfp4"
 def find(model: ir.Model, recipe: Recipe) -> tuple[list[Site], tuple[str, ...]]:
     """(all sites of the model in graph order, warnings). Raises MxortError for a format that a table cannot have."""
     found = sites.find(model, recipe.selection())
-    return found, (*unmatched(recipe, [site.name for site in found]), *_tables(recipe, found))
+    warnings = (
+        *unmatched(recipe, [site.name for site in found]),
+        *_formats_of_nothing(recipe, found),
+        *_tables(recipe, found),
+        *_absent(model, recipe, found),
+    )
+    return found, warnings
 
 
 def unmatched(recipe: Recipe, names: Sequence[str]) -> tuple[str, ...]:
@@ -37,6 +43,32 @@ def _closest(pattern: str, names: Iterable[str]) -> str:
     lower = {name.lower(): name for name in names}
     close = get_close_matches(pattern.strip("*?").lower(), lower, n=3, cutoff=0.5)
     return f"; close to it: {few([lower[name] for name in close])}" if close else ""
+
+
+def _formats_of_nothing(recipe: Recipe, found: Sequence[Site]) -> Iterable[str]:
+    """A warning for every entry of layer_formats that matches nodes, none of which gets its format."""
+    taken = {recipe.layer_format_of(site.name) for site in found if not site.skip}
+    for entry in recipe.layer_formats:
+        named = [site for site in found if matches(site.name, entry.rpartition("=")[0])]
+        if not named or entry in taken:
+            continue
+        earlier = {recipe.layer_format_of(site.name) for site in named if not site.skip} - {None}
+        why = f"{few(sorted(map(repr, earlier)))} before it match first" if earlier else "all are left alone"
+        yield f"layer_formats: {entry!r} changes nothing: of its nodes {why}"
+
+
+def _absent(model: ir.Model, recipe: Recipe, found: Sequence[Site]) -> Iterable[str]:
+    """A warning for every option about a kind of node that the model, or what is converted of it, does not have."""
+    weights = [site for site in found if site.weight is not None and site.node.op_type != "Gather"]
+    if recipe.convert_lm_head and not lm_head.find(model, weights):
+        yield "convert_lm_head: the model has no output projection of a language model"
+    if recipe.convert_embedding and not any(site.table for site in found):
+        yield "convert_embedding: the model has no embedding table"
+    converted = [site for site in found if not site.skip]
+    if converted and all(site.node.op_type == "Gather" for site in converted):
+        for name in ("activation_format", "accuracy_level", "rotation"):
+            if (value := getattr(recipe, name)) != getattr(Recipe(), name):
+                yield f"{name} {value}: changes nothing: only embedding tables are converted"
 
 
 def _tables(recipe: Recipe, found: Sequence[Site]) -> tuple[str, ...]:

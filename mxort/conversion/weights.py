@@ -21,7 +21,8 @@ from mxort.calibration import data as calibration_data
 from mxort.calibration.calibrate import Operator
 from mxort.calibration.example_inputs import Inputs
 from mxort.calibration.smoothing import Smoother
-from mxort.conversion.recipe import AUTO, Recipe
+from mxort.conversion.combinations import BEST_WITHOUT_DATA, algorithm_for
+from mxort.conversion.recipe import Recipe
 from mxort.converters import functions, rewrite, stages
 from mxort.converters.constants import padded_rows
 from mxort.converters.model_io import Source
@@ -29,10 +30,6 @@ from mxort.converters.sites import Site
 from mxort.errors import MxortError
 from mxort.formats import BLOCK_SIZE, blocks_of
 from mxort.quantize import ALGORITHMS, QuantizedWeight, Settings, Statistics
-
-BEST_WITHOUT_DATA = "rtn"
-BEST_WITH_DATA = "mr-gptq"
-"""What ``auto`` means: the algorithms that measured best (docs/accuracy.md)."""
 
 _CACHE_VERSION = 2
 """Raised when an algorithm changes what it makes of the same input."""
@@ -76,18 +73,6 @@ class Packed:
             self.note,
             self.tensors.weight_format,
         )
-
-
-def algorithm_for(recipe: Recipe, calibrated: bool) -> str:
-    """The algorithm that the recipe means. Raises MxortError where it needs data and has none, or the reverse."""
-    name = recipe.algorithm
-    if name == AUTO:
-        return BEST_WITH_DATA if calibrated else BEST_WITHOUT_DATA
-    if ALGORITHMS[name].calibrated and not calibrated:
-        raise MxortError(f"algorithm {name}: needs calibration data, got none")
-    if calibrated and not ALGORITHMS[name].calibrated:
-        raise MxortError(f"algorithm {name}: makes nothing of calibration data, got some")
-    return name
 
 
 def wanted_rotation(recipe: Recipe, algorithm: str) -> int:
@@ -270,8 +255,8 @@ class Packer:
         nbytes = new_codes * codes.nbytes + new_scales * scales.nbytes
         wanted = wanted_rotation(recipe, algorithm)
         reduced = f"rotation {rotation}, as K = {site.K} does not fit {wanted}" if rotation != wanted else ""
-        if site.table:
-            reduced = ""  # GatherMXFP4 has no rotation
+        if site.table:  # GatherMXFP4 has no rotation
+            reduced = "not rotated: an embedding table" if recipe.rotation > 1 else ""
         smoothed = "" if self._smoother is None else self._smoother.notes.get(site.node, "")
         notes = [self._notes.get(site.node, ""), _left_out(statistics), reduced, smoothed, quantized.note]
         return Packed(

@@ -38,8 +38,8 @@ __all__ = [
 
 ALGORITHMS: dict[str, Algorithm] = {
     "rtn": Algorithm(rtn.quantize),
-    "gptq": Algorithm(gptq.quantize, calibrated=True),
-    "mr-gptq": Algorithm(mr_gptq.quantize, calibrated=True, rotation=mr_gptq.ROTATION),
+    "gptq": Algorithm(gptq.quantize, calibrated=True, hessian=True),
+    "mr-gptq": Algorithm(mr_gptq.quantize, calibrated=True, rotation=mr_gptq.ROTATION, hessian=True),
     "smoothquant": Algorithm(smoothquant.quantize, calibrated=True, smooth=True),
-    "smooth-gptq": Algorithm(gptq.quantize, calibrated=True, smooth=True),
+    "smooth-gptq": Algorithm(gptq.quantize, calibrated=True, smooth=True, hessian=True),
 }

@@ -77,13 +77,15 @@ Deterministic, and row n of the result depends on row n alone: a weight is hande
 class Algorithm:
     """How weights are rounded. ``calibrated``: needs statistics. ``rotation``: used where none is asked for.
 
-    ``smooth``: operands are smoothed first (:mod:`mxort.quantize.smoothquant`).
+    ``smooth``: operands are smoothed first (:mod:`mxort.quantize.smoothquant`). ``hessian``: it solves with the
+    Hessian of the operand, so that ``damping`` and ``effort`` mean something.
     """
 
     quantize: Round
     calibrated: bool = False
     rotation: int = 1
     smooth: bool = False
+    hessian: bool = False
 
 
 _CACHED_BYTES = 1 << 20

@@ -312,8 +312,8 @@ def test_gemm_transposed_operands_and_sites_side_by_side(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--budget-bits", "5"], "needs --calibration, or --sensitivity"),
-        (["--sensitivity", "nowhere.json"], "of use with --budget-bits"),
+        (["--budget-bits", "5"], "expected --calibration, or --sensitivity"),
+        (["--sensitivity", "nowhere.json"], "expected --budget-bits or --target-kl too"),
         (["--budget-bits", "5", "--sensitivity", "nowhere.json"], "nowhere.json: cannot be read"),
         (["--budget-bits", "5", "--sensitivity", "{bad}"], "bad.json: not a sensitivity of mxort"),
         (["--budget-bits", "5", "--sensitivity", "{empty}"], "not a sensitivity of mxort"),
