@@ -6,6 +6,7 @@ Those of ``PROTO_STEPS`` work on the file's message, where onnx_ir would refuse 
 
 from __future__ import annotations
 
+import functools
 import heapq
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -171,6 +172,8 @@ def _one_default_domain(proto: onnx.ModelProto, name: str) -> None:
 def _imports(proto: onnx.ModelProto, name: str) -> None:
     """Imports of domains that are used without one, as onnxruntime supplies those that it knows."""
     for holder, nodes in ((proto, proto.graph.node), *((f, f.node) for f in proto.functions)):
+        if (lowest := min((opset.version for opset in holder.opset_import), default=1)) < 1:
+            raise MxortError(f"{name}: imports an opset {lowest}, expected 1 or later")
         there = {opset.domain for opset in holder.opset_import}
         for node in _all_nodes(nodes):
             if node.domain not in there and node.domain not in _DEFAULT_DOMAINS:
@@ -256,6 +259,30 @@ def _read(node: onnx.NodeProto) -> set[str]:
     return names
 
 
+def _required_inputs(proto: onnx.ModelProto, name: str) -> None:
+    """A standard operator without an input that it requires is nothing that anybody can run, or read."""
+    for nodes, imports in [(proto.graph.node, proto), *((f.node, f) for f in proto.functions)]:
+        opset = next((entry.version for entry in imports.opset_import if entry.domain == ""), 0)
+        for node in _all_nodes(nodes):
+            given = [bool(value) for value in node.input]
+            known = node.domain == "" and isinstance(node.op_type, str)  # bytes: not UTF-8
+            required = _required(node.op_type, opset) if known else 0
+            if len(given) < required or not all(given[:required]):
+                raise MxortError(
+                    f"{name}: {node.op_type} {node.name!r} has {given.count(True)} inputs, "
+                    f"expected at least the first {required}"
+                )
+
+
+@functools.cache
+def _required(op_type: str, opset: int) -> int:
+    """How many inputs the operator must have, as far as its schema is known."""
+    try:
+        return int(onnx.defs.get_schema(op_type, opset, "").min_input)
+    except onnx.defs.SchemaError:
+        return 0
+
+
 def _inline_functions(model: ir.Model) -> None:
     """A product inside of a function of the model is a product like any other; functions without one stay."""
     wanted = {
@@ -305,6 +332,7 @@ def unique_node_names(model: ir.Model) -> None:
 PROTO_STEPS: Sequence[Callable[[onnx.ModelProto, str], None]] = (
     _one_default_domain,
     _imports,
+    _required_inputs,
     _dense_tensors,
     _constant_initializers,
     _dynamic_dimensions,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import onnx
 import pytest
@@ -9,7 +11,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 import mxort
 from exact_models import K, N, exact, run
+from mxort.conversion.inspection import inspect
 from mxort.converters import model_io, normalise
+from mxort.errors import MxortError
 
 
 def info(name, *shape):
@@ -261,3 +265,33 @@ def test_everything_at_once():
     report = mxort.convert(proto)
     assert len(report.converted) == 2
     run(report.model, library=True)
+
+
+@pytest.mark.parametrize(
+    ("op_type", "inputs", "message"),
+    [
+        ("MatMul", ["x"], "MatMul 'n' has 1 inputs, expected at least the first 2"),
+        ("MatMul", ["x", ""], "MatMul 'n' has 1 inputs, expected at least the first 2"),
+        ("Gemm", [], "Gemm 'n' has 0 inputs, expected at least the first 2"),
+        ("Gather", ["", "x"], "Gather 'n' has 1 inputs, expected at least the first 2"),
+        ("Relu", [], "Relu 'n' has 0 inputs, expected at least the first 1"),
+    ],
+)
+def test_inputs_that_are_missing(op_type, inputs, message, tmp_path):
+    broken = model([helper.make_node(op_type, inputs, ["y"], name="n")], {})
+    onnx.save(broken, tmp_path / "m.onnx")
+    for command in (mxort.convert, inspect):
+        with pytest.raises(MxortError, match=re.escape(message)):
+            command(tmp_path / "m.onnx")
+
+
+def test_optional_inputs_may_be_missing():
+    """Clip without bounds, and a Gemm of two inputs."""
+    nodes = [helper.make_node("Clip", ["x", "", ""], ["c"]), helper.make_node("Gemm", ["c", "w"], ["y"])]
+    assert_same(model(nodes, {"w": exact()}), 1)
+
+
+@pytest.mark.parametrize("opset", [0, -1])
+def test_an_opset_that_is_none(opset):
+    with pytest.raises(MxortError, match=f"imports an opset {opset}, expected 1 or later"):
+        mxort.convert(model([product("x", "w", "y")], {"w": exact()}, opset=opset))
