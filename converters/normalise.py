@@ -41,6 +41,9 @@ SPARSE = "mxort.sparse"
 
 IR_WITH_CONSTANT_INITIALIZERS = 4
 
+_NEWEST_OPSET = 2**31 - 1
+"""What onnx can be asked for: the newest that it knows."""
+
 
 def normalise_proto(proto: onnx.ModelProto, name: str) -> None:
     """Raises MxortError for what cannot be brought into order."""
@@ -278,7 +281,7 @@ def _required_inputs(proto: onnx.ModelProto, name: str) -> None:
 def _required(op_type: str, opset: int) -> int:
     """How many inputs the operator must have, as far as its schema is known."""
     try:
-        return int(onnx.defs.get_schema(op_type, opset, "").min_input)
+        return int(onnx.defs.get_schema(op_type, min(opset, _NEWEST_OPSET), "").min_input)
     except onnx.defs.SchemaError:
         return 0
 

@@ -1,7 +1,7 @@
 """Inputs made at random, in processes that may die: none may, and each input ends in one of the ways that are right.
 
-`make check` runs some of each kind; `make check-full` 16,000 operators with up to 10 inputs each, together more than 100,000,
-and 20,000 models and files.
+`make check` runs some of each kind; `make check-full` 16,000 operators with up to 10 inputs each, together more than
+100,000, and 20,000 models and files.
 """
 
 from __future__ import annotations
