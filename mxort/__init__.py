@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from mxort.evaluation.comparison import compare as compare
     from mxort.runtime.hardware import Device as Device
     from mxort.runtime.hardware import devices as devices
-    from mxort.runtime.session import InferenceSession as InferenceSession
+    from mxort.runtime.inference_session import InferenceSession as InferenceSession
     from mxort.runtime.session import get_ep_name as get_ep_name
     from mxort.runtime.session import get_ep_names as get_ep_names
     from mxort.runtime.session import get_library_path as get_library_path
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Device": "runtime.hardware",
-    "InferenceSession": "runtime.session",
+    "InferenceSession": "runtime.inference_session",
     "MxortError": "errors",
     "PRESETS": "conversion.recipe",
     "Recipe": "conversion.recipe",

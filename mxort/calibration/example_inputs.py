@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
+from typing import TypeGuard
 
 import numpy as np
 import onnx_ir as ir
@@ -126,7 +127,7 @@ def _generate(
         raise MxortError(f"{model_name}: input {name} has no type or rank; give the inputs")
     dtype = value.dtype
     shape = tuple(
-        dim if isinstance(dim, int) else _symbolic_size(value, axis, dim.value, sizes)
+        dim if _is_fixed(dim) else _symbolic_size(value, axis, _symbol(dim), sizes)
         for axis, dim in enumerate(value.shape)
     )
     if dtype in (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE):
@@ -239,9 +240,18 @@ def _name(value: ir.Value) -> str:
     return value.name or ""
 
 
+def _is_fixed(dim: int | ir.SymbolicDim) -> TypeGuard[int]:
+    """Whether a dimension is a size: some exporters write a dynamic one as -1, which onnxruntime takes."""
+    return isinstance(dim, int) and dim >= 0
+
+
+def _symbol(dim: int | ir.SymbolicDim) -> str | None:
+    return None if isinstance(dim, int) else dim.value
+
+
 def _fits(shape: tuple[int, ...], declared: ir.Shape) -> bool:
     return len(shape) == len(declared) and all(
-        not isinstance(want, int) or want == got for want, got in zip(declared, shape, strict=True)
+        not _is_fixed(want) or want == got for want, got in zip(declared, shape, strict=True)
     )
 
 
@@ -249,7 +259,7 @@ def _check_dims(given: Mapping[str, int], values: list[ir.Value], name: str) -> 
     known: set[str] = set()
     for value in values:
         for dim in value.shape or ():
-            text = None if isinstance(dim, int) else dim.value
+            text = _symbol(dim)
             known.update(term.strip() for term in (text or "").split("+") if term.strip())
             known.update([text] if text else [])
     for symbol, size in given.items():

@@ -1,4 +1,4 @@
-"""Running converted models: the library, its registration and a session helper.
+"""Running converted models: the library and its registration.
 
 onnxruntime is imported only when a function here needs it: it ships under several package names, none of
 which mxort may depend on.
@@ -7,13 +7,12 @@ which mxort may depend on.
 from __future__ import annotations
 
 import ctypes
-import functools
 import importlib
 import importlib.util
 import os
 import threading
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -130,7 +129,7 @@ def register(
     """
     runtime = require_onnxruntime()
     options = runtime.SessionOptions() if session_options is None else session_options
-    if done := _registered_device(options):
+    if done := registered_device(options):
         if not hardware.means(device, done):
             raise MxortError(
                 f"device: got {device!r}, expected {done!r}, for which these options are registered"
@@ -148,7 +147,7 @@ def register(
                 raise
             chosen = hardware.Choice(None, str(error))
     if chosen.why_cpu:
-        _warn_of_cpu(chosen.why_cpu)
+        warn_of_cpu(chosen.why_cpu)
     path = get_library_path()
     try:
         options.register_custom_ops_library(path)
@@ -158,11 +157,12 @@ def register(
     return options
 
 
-def _warn_of_cpu(why: str) -> None:
+def warn_of_cpu(why: str) -> None:
+    """A RuntimeWarning at the caller of the public function that calls this."""
     warnings.warn(f"mxort runs on the CPU: {why}", RuntimeWarning, stacklevel=3)
 
 
-def _registered_device(options: ort.SessionOptions) -> str:
+def registered_device(options: ort.SessionOptions) -> str:
     """Where :func:`register` made these options run; "" if it did not."""
     try:
         return str(options.get_session_config_entry(_REGISTERED_KEY))
@@ -218,53 +218,12 @@ def _ep_devices(runtime: Any) -> list[Any]:
     return []
 
 
-def InferenceSession(  # noqa: N802 (the drop-in for onnxruntime.InferenceSession)
-    path_or_bytes: str | os.PathLike[str] | bytes,
-    session_options: ort.SessionOptions | None = None,
-    providers: Sequence[Any] | None = None,
-    *,
-    device: str | None = None,
-    device_options: Mapping[str, object] | None = None,
-    **kwargs: Any,
-) -> ort.InferenceSession:
-    """An onnxruntime.InferenceSession that knows the mxort operators, on the best device present.
-
-    ``device`` and ``device_options`` are those of :func:`register`; without a device it is "auto", silently where
-    the machine has no AMD GPU at all. ``providers`` instead leaves the choice of execution providers to the
-    caller, as in onnxruntime. Other arguments go to onnxruntime as they are. Raises MxortError as :func:`register`
-    does; complaints about the model are those of onnxruntime.
-    """
-    if providers is not None and device is not None:
-        raise MxortError(f"got device={device!r} and providers: expected one of them")
-    if device is None and providers is None and hardware.amd_gpu_present():
-        device = hardware.AUTO
-    options = register(session_options, device=device, device_options=device_options)
-    model = path_or_bytes if isinstance(path_or_bytes, bytes) else os.fspath(path_or_bytes)
-    if providers is not None:
-        kwargs["providers"] = list(providers)
-    elif _registered_device(options) == CPU:
-        kwargs["providers"] = ["CPUExecutionProvider"]
-    else:
-        kwargs.setdefault("enable_fallback", False)  # onnxruntime would print, and run on the CPU
-    open_it = functools.partial(require_onnxruntime().InferenceSession, model, options)
-    try:
-        return open_it(**kwargs)
-    except Exception as error:
-        if device != hardware.AUTO or _registered_device(options) == CPU:
-            raise
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # onnxruntime: that providers replace those of the options
-            session = open_it(**kwargs | {"providers": ["CPUExecutionProvider"]})
-        _warn_of_cpu(one_line(error))
-        return session
-
-
 def open_session(
     model: str | os.PathLike[str] | bytes,
     session_options: ort.SessionOptions | None = None,
     device: str | None = CPU,
 ) -> ort.InferenceSession:
-    """:func:`InferenceSession` for the command line: any failure is a one-line MxortError naming the file.
+    """:class:`mxort.InferenceSession` for the command line: any failure is a one-line MxortError naming the file.
 
     On the CPU unless asked: what is measured and compared should not change with the machine.
     """
@@ -274,6 +233,8 @@ def open_session(
     session_options.log_severity_level = _LOG_FATAL  # what it logs as an error also arrives as an exception
     if not isinstance(model, bytes) and not Path(model).is_file():
         raise MxortError(f"{name}: no such file")
+    from mxort.runtime.inference_session import InferenceSession  # onnxruntime is optional until here
+
     try:
         return InferenceSession(model, session_options, device=device)
     except MxortError:

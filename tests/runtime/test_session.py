@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -73,11 +76,80 @@ def test_register_makes_options_where_there_are_none(problem):
     ort.InferenceSession(problem[0].model(), options, providers=["CPUExecutionProvider"])
 
 
-def test_arguments_are_passed_on(problem, monkeypatch):
-    seen = {}
-    monkeypatch.setattr(ort, "InferenceSession", lambda model, options, **rest: seen.update(rest))
-    mxort.InferenceSession(problem[0].model(), providers=("A", ("B", {"k": 1})), disabled_optimizers=["X"])
-    assert seen == {"providers": ["A", ("B", {"k": 1})], "disabled_optimizers": ["X"]}
+CPU_ONLY = ["CPUExecutionProvider"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((), {"sess_options": ort.SessionOptions()}),
+        ((), {"sess_options": None, "providers": CPU_ONLY, "provider_options": [{}]}),
+        ((), {"providers": [("CPUExecutionProvider", {})]}),
+        ((), {"providers": CPU_ONLY, "provider_options": [{}]}),
+        ((), {"provider_options": [{}]}),  # onnxruntime does not look at them without providers
+        ((None, CPU_ONLY, [{}]), {}),
+        ((ort.SessionOptions(), CPU_ONLY), {"provider_options": None}),
+        ((), {"enable_fallback": 0, "disabled_optimizers": ["ConstantFolding"]}),
+        ((), {"device": "cpu", "device_options": {}}),
+    ],
+)
+def test_it_takes_what_onnxruntimes_takes(problem, arguments, words):
+    node, a = problem
+    opened = mxort.InferenceSession(node.model(), *arguments, **words)
+    assert relative_rms(opened.run(None, {"A": a})[0], node.expected(a)) < node.error_bound
+
+
+def test_the_signature_is_onnxruntimes_and_two_keywords():
+    def own(cls):
+        return [(p.name, p.kind, p.default) for p in inspect.signature(cls).parameters.values()]
+
+    added = [row for row in own(mxort.InferenceSession) if row not in own(ort.InferenceSession)]
+    assert [(name, kind) for name, kind, _ in added] == [
+        ("device", inspect.Parameter.KEYWORD_ONLY),
+        ("device_options", inspect.Parameter.KEYWORD_ONLY),
+    ]
+    assert [row for row in own(mxort.InferenceSession) if row not in added] == own(ort.InferenceSession)
+
+
+def test_it_is_a_class_to_inherit_from(problem):
+    class Doubling(mxort.InferenceSession):
+        def run(self, *arguments, **words):
+            return [2 * y for y in super().run(*arguments, **words)]
+
+    node, a = problem
+    assert issubclass(mxort.InferenceSession, ort.InferenceSession)
+    opened = Doubling(node.model())
+    assert isinstance(opened, mxort.InferenceSession)
+    assert relative_rms(opened.run(None, {"A": a})[0], 2 * node.expected(a)) < node.error_bound
+    opened.set_providers(CPU_ONLY)  # opens the model anew, with the options it was given
+    assert relative_rms(opened.run(None, {"A": a})[0], 2 * node.expected(a)) < node.error_bound
+
+
+def test_options_serve_two_sessions(problem):
+    node, a = problem
+    options = ort.SessionOptions()
+    for _ in range(2):
+        opened = mxort.InferenceSession(node.model(), sess_options=options)
+        assert relative_rms(opened.run(None, {"A": a})[0], node.expected(a)) < node.error_bound
+
+
+def test_complaints_are_onnxruntimes():
+    for bad in (b"nonsense", "/absent.onnx", 7):
+        with pytest.raises(Exception) as wanted:
+            ort.InferenceSession(bad, providers=CPU_ONLY)
+        with pytest.raises(type(wanted.value)):
+            mxort.InferenceSession(bad)
+
+
+def test_onnxruntime_is_imported_when_the_class_is_asked_for():
+    code = (
+        "import sys, mxort, mxort.runtime.session; assert 'onnxruntime' not in sys.modules\n"
+        "sys.modules['onnxruntime'] = None\n"
+        "try: mxort.InferenceSession\n"
+        "except mxort.MxortError as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("onnxruntime cannot be imported")
 
 
 def test_onnxruntime_missing(monkeypatch):
