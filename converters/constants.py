@@ -1,27 +1,27 @@
-"""Constant operands: where a value's numbers come from, and reading them without holding a second copy.
+"""Constant arrays: numbers that stand in the file, and what a model makes of them before it meets its inputs.
 
-A constant is an initializer (of the graph or of an outer scope) or a ``Constant`` node, seen through
-``Identity``, ``Transpose``, ``Reshape`` and float-to-float ``Cast`` nodes.
+Nothing is read before :meth:`Constant.array` is called, and what is a view of the file then stays one.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from mxort.converters.normalise import SPARSE
-
 FLOAT_TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 """What the operator computes in, and so what a weight may be."""
 
 _CACHE_LINE_BYTES = 64
 _COMPARED_ROWS = 4096
-_CONSTANT_INPUTS_BEFORE_IR = 4
-"""Before IR version 4 every initializer was listed as a graph input too, and constant all the same."""
+
+Step = tuple[str, tuple[Any, ...]]
+"""A view of an array: ("T", permutation), ("R", shape) or ("S", a (start, stop, step) for each axis)."""
 
 
 class NotConstantError(Exception):
@@ -36,44 +36,26 @@ class NotConstantError(Exception):
 
 
 @dataclass(frozen=True)
-class Constant:
-    """A constant array: ``tensor`` after ``steps`` ("T" permutation, "R" shape), cast to each of ``casts``.
-
-    ``root`` is the initializer or the output of the Constant node that holds ``tensor``.
-    """
+class Stored:
+    """An array of the file. ``holder`` is what has it in the model, and so what makes it the same array."""
 
     root: ir.Value
     tensor: ir.TensorProtocol
-    shape: tuple[int, ...]
-    steps: tuple[tuple[str, tuple[int, ...]], ...] = ()
-    casts: tuple[ir.DataType, ...] = ()
+    holder: object = field(repr=False)
 
     @property
     def dtype(self) -> ir.DataType:
-        return self.casts[-1] if self.casts else self.tensor.dtype
-
-    @property
-    def nbytes(self) -> int:
-        return self.tensor.nbytes
-
-    @property
-    def name(self) -> str:
-        return self.root.name or ""
+        return self.tensor.dtype
 
     @property
     def identity(self) -> tuple[Any, ...]:
-        """Equal for constants that are one array for certain; equal numbers elsewhere are not noticed."""
-        return (id(self.tensor), self.steps, self.casts)
+        return (id(self.holder),)
 
-    def transposed(self) -> Constant:
-        """The 2-D constant seen as its transpose."""
-        return replace(self, shape=self.shape[::-1], steps=_add(self.steps, ("T", (1, 0))))
-
-    def reshaped(self, shape: tuple[int, ...]) -> Constant:
-        return replace(self, shape=shape, steps=_add(self.steps, ("R", shape)))
+    @property
+    def roots(self) -> tuple[Stored, ...]:
+        return (self,)
 
     def array(self) -> NDArray[Any]:
-        """The array before its casts. External data is a view of the file, mapped while the view lives."""
         tensor = self.tensor
         if isinstance(tensor, ir.ExternalTensor):  # a fresh one: the original would keep its mapping for ever
             tensor = ir.ExternalTensor(
@@ -85,9 +67,99 @@ class Constant:
                 name=tensor.name,
                 base_dir=tensor.base_dir,
             )
-        array = tensor.numpy()
+        return tensor.numpy()
+
+
+@dataclass(frozen=True)
+class Computed:
+    """An array that ``operator`` computes from others, whenever it is read."""
+
+    operator: str
+    operands: tuple[Constant, ...]
+    parameters: tuple[int, ...]
+    dtype: ir.DataType
+    run: Callable[..., NDArray[Any]] = field(repr=False, compare=False)
+
+    @property
+    def identity(self) -> tuple[Any, ...]:
+        return (self.operator, self.parameters, *(operand.identity for operand in self.operands))
+
+    @property
+    def roots(self) -> tuple[Stored, ...]:
+        return tuple(root for operand in self.operands for root in operand.source.roots)
+
+    def array(self) -> NDArray[Any]:
+        with np.errstate(all="ignore"):
+            return self.run(*(operand.numpy() for operand in self.operands))
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A constant array: ``source`` after ``steps``, cast to each of ``casts``.
+
+    ``name`` is the initializer's or, where a node picks a part of one or computes with it, that of the result:
+    different numbers have different names.
+    """
+
+    source: Stored | Computed
+    shape: tuple[int, ...]
+    name: str
+    steps: tuple[Step, ...] = ()
+    casts: tuple[ir.DataType, ...] = ()
+
+    @property
+    def dtype(self) -> ir.DataType:
+        return self.casts[-1] if self.casts else self.source.dtype
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """What the array takes in the type that it is stored in; bytes of the file, where it is no computed one."""
+        return math.ceil(self.size * self.source.dtype.itemsize)
+
+    @property
+    def identity(self) -> tuple[Any, ...]:
+        """Equal for constants that are one array for certain; equal numbers elsewhere are not noticed."""
+        return (self.source.identity, self.steps, self.casts)
+
+    def transposed(self) -> Constant:
+        """The 2-D constant seen as its transpose."""
+        return self.permuted((1, 0))
+
+    def permuted(self, axes: tuple[int, ...]) -> Constant:
+        """Its axes in another order. Two transpositions that undo each other vanish: equal arrays have equal steps."""
+        shape = tuple(self.shape[axis] for axis in axes)
+        undone = bool(self.steps) and ("T", axes) == self.steps[-1] == ("T", (1, 0))
+        return replace(self, shape=shape, steps=self.steps[:-1] if undone else (*self.steps, ("T", axes)))
+
+    def reshaped(self, shape: tuple[int, ...]) -> Constant:
+        if shape == self.shape:
+            return self
+        return replace(self, shape=shape, steps=(*self.steps, ("R", shape)))
+
+    def sliced(self, ranges: tuple[range, ...], name: str) -> Constant:
+        """The elements at ``ranges``, one of each axis; ``name`` is the part's, where it is less than all."""
+        shape = tuple(len(r) for r in ranges)
+        if all(r == range(d) for r, d in zip(ranges, self.shape, strict=True)):
+            return self
+        # Beyond the first element on the way down there is no index: None.
+        bounds = tuple((r.start, r.stop if r.stop >= 0 else None, r.step) for r in ranges)
+        return replace(self, shape=shape, name=name, steps=(*self.steps, ("S", bounds)))
+
+    def array(self) -> NDArray[Any]:
+        """The array before its casts. External data is a view of the file, mapped while the view lives."""
+        array = self.source.array()
         for step, numbers in self.steps:
-            array = array.transpose(numbers) if step == "T" else array.reshape(numbers)
+            if step == "T":
+                array = array.transpose(numbers)
+            elif step == "R":
+                array = array.reshape(numbers)
+            else:
+                array = array[tuple(slice(*bounds) for bounds in numbers)]
         return array
 
     def convert(self, part: NDArray[Any]) -> NDArray[Any]:
@@ -131,128 +203,3 @@ def padded_rows(
     for k in range(0, columns, max(tile, 1)):
         rows[:, k : k + tile][:, : columns - k] = constant.convert(part[:, k : k + tile])
     return rows
-
-
-def resolve(value: ir.Value | None, ir_version: int) -> Constant:
-    """The constant behind ``value``. Raises NotConstantError.
-
-    ``ir_version`` is the model's: it decides whether an initializer that is a graph input can be overridden.
-    """
-    if value is None:
-        raise NotConstantError("is absent")
-    path: list[ir.Node] = []
-    while (node := value.producer()) is not None and node.domain == "" and node.op_type in _STEPS:
-        path.append(node)
-        if (value := node.inputs[0]) is None:
-            raise NotConstantError("is absent")
-    tensor = _tensor(value, ir_version)
-    if SPARSE in tensor.metadata_props:
-        raise NotConstantError("is stored sparse, which takes fewer bytes")
-    constant = Constant(value, tensor, tuple(int(d) for d in tensor.shape.numpy()))
-    for node in reversed(path):
-        constant = _STEPS[node.op_type](constant, node, ir_version)
-    return constant
-
-
-def _tensor(value: ir.Value, ir_version: int) -> ir.TensorProtocol:
-    node = value.producer()
-    if node is None:
-        return _initializer(value, ir_version)
-    if node.domain == "" and node.op_type == "Constant":
-        return _constant_node(node)
-    if node.op_type in ("DequantizeLinear", "QuantizeLinear"):
-        raise NotConstantError(f"is quantised already ({node.op_type})")
-    if _depends_on_input(value, ir_version):
-        raise NotConstantError(f"is computed by {node.op_type}", computed=True)
-    raise NotConstantError(f"is computed from constants by {node.op_type} (fold them first)")
-
-
-def _initializer(value: ir.Value, ir_version: int) -> ir.TensorProtocol:
-    if not value.is_initializer() or value.const_value is None:
-        raise NotConstantError("is not constant", computed=True)
-    if value.is_graph_input() and ir_version >= _CONSTANT_INPUTS_BEFORE_IR:
-        raise NotConstantError("is the default of a graph input, which a caller may override")
-    return value.const_value
-
-
-def _constant_node(node: ir.Node) -> ir.TensorProtocol:
-    attribute = next(iter(node.attributes.values()), None)
-    if attribute is None:
-        raise NotConstantError("is a Constant without a value")
-    if attribute.is_ref():
-        raise NotConstantError("is an attribute of a function")
-    if attribute.type == ir.AttributeType.TENSOR:
-        tensor: ir.TensorProtocol = attribute.value
-        return tensor
-    if attribute.type in (ir.AttributeType.FLOAT, ir.AttributeType.FLOATS):
-        return ir.tensor(np.asarray(attribute.value, np.float32))
-    if attribute.type in (ir.AttributeType.INT, ir.AttributeType.INTS):
-        return ir.tensor(np.asarray(attribute.value, np.int64))
-    raise NotConstantError(f"is a Constant of type {attribute.type.name.lower()}")
-
-
-def _depends_on_input(value: ir.Value, ir_version: int) -> bool:
-    """Whether anything but constants goes into ``value``; nodes with subgraphs count as such."""
-    pending, seen = [value], {value}
-    while pending:
-        current = pending.pop()
-        node = current.producer()
-        if node is None:
-            overridable = current.is_graph_input() and ir_version >= _CONSTANT_INPUTS_BEFORE_IR
-            if not current.is_initializer() or overridable:
-                return True
-            continue
-        if any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values()):
-            return True
-        for source in node.inputs:
-            if source is not None and source not in seen:
-                seen.add(source)
-                pending.append(source)
-    return False
-
-
-def _identity(constant: Constant, node: ir.Node, ir_version: int) -> Constant:
-    return constant
-
-
-def _transpose(constant: Constant, node: ir.Node, ir_version: int) -> Constant:
-    rank = len(constant.shape)
-    attribute = node.attributes.get("perm")
-    perm = tuple(attribute.as_ints()) if attribute is not None else tuple(reversed(range(rank)))
-    if sorted(perm) != list(range(rank)):
-        raise NotConstantError(f"is transposed by {list(perm)}, which is no permutation of {rank} axes")
-    shape = tuple(constant.shape[axis] for axis in perm)
-    return replace(constant, shape=shape, steps=_add(constant.steps, ("T", perm)))
-
-
-def _reshape(constant: Constant, node: ir.Node, ir_version: int) -> Constant:
-    target = resolve(node.inputs[1], ir_version).numpy().reshape(-1).tolist()
-    allow_zero = "allowzero" in node.attributes and node.attributes["allowzero"].as_int() != 0
-    if not allow_zero:
-        target = [
-            constant.shape[i] if d == 0 and i < len(constant.shape) else d for i, d in enumerate(target)
-        ]
-    size = int(np.prod(constant.shape, dtype=np.int64))
-    known = int(np.prod([d for d in target if d != -1], dtype=np.int64))
-    shape = tuple(int(size // known if d == -1 and known else d) for d in target)
-    if min(shape, default=0) < 0 or int(np.prod(shape, dtype=np.int64)) != size:
-        raise NotConstantError(f"is reshaped from {list(constant.shape)} to {target}, which does not fit")
-    return constant.reshaped(shape)
-
-
-def _cast(constant: Constant, node: ir.Node, ir_version: int) -> Constant:
-    target = ir.DataType(node.attributes["to"].as_int())
-    if constant.dtype not in FLOAT_TYPES or target not in FLOAT_TYPES:
-        raise NotConstantError(f"is cast from {constant.dtype.name} to {target.name}")
-    return replace(constant, casts=(*constant.casts, target))
-
-
-def _add(
-    steps: tuple[tuple[str, tuple[int, ...]], ...], step: tuple[str, tuple[int, ...]]
-) -> tuple[tuple[str, tuple[int, ...]], ...]:
-    """Appends a step; transpositions that undo each other vanish: equal arrays have equal steps."""
-    undone = steps and step == ("T", (1, 0)) == steps[-1]
-    return steps[:-1] if undone else (*steps, step)
-
-
-_STEPS = {"Identity": _identity, "Transpose": _transpose, "Reshape": _reshape, "Cast": _cast}

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from mxort.converters.constants import Constant, NotConstantError, resolve, same
+from mxort.converters.constants import Constant, NotConstantError, same
+from mxort.converters.resolving import resolve
 
 if TYPE_CHECKING:
     from mxort.converters.sites import Site

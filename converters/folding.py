@@ -15,7 +15,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from mxort.converters import rewrite
-from mxort.converters.constants import FLOAT_TYPES, Constant, NotConstantError, resolve
+from mxort.converters.constants import FLOAT_TYPES, Constant, NotConstantError
+from mxort.converters.resolving import resolve
 from mxort.converters.sites import Site
 
 _NORMS: dict[tuple[str, str], tuple[int, ...]] = {

@@ -15,6 +15,7 @@ from mxort.converters import functions
 from mxort.converters.metadata import Conversion, conversions
 from mxort.converters.normalise import unique_node_names
 from mxort.converters.opset import opset_of, raise_versions
+from mxort.converters.resolving import is_step
 from mxort.converters.sites import Site
 
 Put = Callable[[NDArray[Any]], ir.TensorProtocol]
@@ -238,20 +239,20 @@ def _put(site: Site, new: list[ir.Node]) -> None:
 
 def drop_dead(values: Iterable[ir.Value]) -> None:
     """Removes the constants that nothing uses any more, with the nodes that led from them."""
-    for value in values:
+    pending = list(values)
+    while pending:
+        value = pending.pop()
+        node, graph = value.producer(), value.graph
         if value.uses() or value.is_graph_output():
             continue
-        node, graph = value.producer(), value.graph
         if node is None:
-            if (
-                value.is_initializer()
-                and not value.is_graph_input()
-                and value.name
-                and isinstance(graph, ir.Graph)
-            ):
-                del graph.initializers[value.name]
-        elif node.op_type in ("Constant", "Identity", "Transpose", "Reshape", "Cast") and node.domain == "":
-            inputs = [v for v in node.inputs if v is not None]
-            if node.graph is not None:
-                node.graph.remove(node, safe=True)
-                drop_dead(inputs)
+            named = value.name if value.is_initializer() and not value.is_graph_input() else None
+            if named and isinstance(graph, ir.Graph) and named in graph.initializers:
+                del graph.initializers[named]
+        elif (
+            (is_step(node) or (node.op_type == "Constant" and node.domain == ""))
+            and node.graph is not None
+            and not any(output.uses() or output.is_graph_output() for output in node.outputs)
+        ):
+            pending += [v for v in node.inputs if v is not None]
+            node.graph.remove(node, safe=True)

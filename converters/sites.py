@@ -10,8 +10,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from mxort.converters import embedding, lm_head
-from mxort.converters.constants import FLOAT_TYPES, Constant, NotConstantError, resolve
+from mxort.converters.constants import FLOAT_TYPES, Constant, NotConstantError
 from mxort.converters.functions import DOMAIN
+from mxort.converters.resolving import resolve
 from mxort.converters.shapes import Ranks
 from mxort.formats import WEIGHT_FORMATS, blocks_of
 

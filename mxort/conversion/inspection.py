@@ -13,9 +13,9 @@ from mxort.conversion import selection
 from mxort.conversion.recipe import Recipe
 from mxort.conversion.report import CONVERTED, SKIPPED, SiteReport
 from mxort.converters import functions, lm_head, model_io, rewrite, sites
-from mxort.converters.constants import resolve
 from mxort.converters.metadata import Conversion, conversions
 from mxort.converters.opset import opset_of
+from mxort.converters.resolving import resolve
 
 CONVERTIBLE = "convertible"
 """Status of a node that a conversion would take, unless its weight turns out to hold a NaN."""

@@ -83,11 +83,10 @@ def test_rotation_falls_back_to_what_fits(tools, rng):
 @pytest.mark.parametrize("recipe", ["mi355x", "w4a8", "w4a4"])
 def test_attributes_of_presets(tools, rng, recipe):
     model = tools.make_model(X3 + "{ y = MatMul(x, w) }", {"w": normal(rng, 64, 64)})
-    converted = mxort.convert(model, recipe=recipe, accuracy_level=4).model
+    converted = mxort.convert(model, recipe=recipe).model
     (node,) = [n for n in tools.nodes(converted) if n.domain == "mxort"]
     values = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
     assert values["activation_format"].decode() == mxort.PRESETS[recipe].activation_format != "none"
-    assert values["accuracy_level"] == 4
 
 
 @pytest.mark.parametrize(
@@ -120,6 +119,58 @@ def test_weight_behind_reshape(check, tools, rng):
 
     model = check(build, {"w": normal(rng, 40, 32)}, {"x": normal(rng, 3, 40)})
     assert [n.op_type for n in model.graph.node] == ["MatMulMXFP4"], "dead constants stay"
+    assert "v" not in {i.name for i in model.graph.initializer}
+
+
+BEHIND_STEPS = {
+    "squeeze": (lambda w: {"v": w[None]}, "a = Constant<value_ints=[0]>() w = Squeeze(v, a)"),
+    "unsqueeze and squeeze": (
+        lambda w: {"v": w},
+        "a = Constant<value_ints=[1]>() u = Unsqueeze(v, a) w = Squeeze(u, a)",
+    ),
+    "flatten": (lambda w: {"v": w.reshape(40, 4, 8)}, "w = Flatten(v)"),
+    "slice": (
+        lambda w: {"v": np.concatenate([w, w + 1])},
+        "b = Constant<value_ints=[0]>() e = Constant<value_ints=[40]>() w = Slice(v, b, e, b)",
+    ),
+    "split": (lambda w: {"v": np.concatenate([w + 1, w], axis=1)}, "p, w = Split<axis=1>(v)"),
+    "gather": (lambda w: {"v": np.stack([w + 1, w])}, "i = Constant<value_int=1>() w = Gather(v, i)"),
+    "concat": (lambda w: {"v": w[:, :20], "u": w[:, 20:]}, "w = Concat<axis=1>(v, u)"),
+    "scaled": (lambda w: {"v": w / 2, "u": np.full(32, 2, w.dtype)}, "w = Mul(v, u)"),
+    "expand": (lambda w: {"v": w}, "e = Constant<value_ints=[1, 32]>() w = Expand(v, e)"),
+    "a chain": (
+        lambda w: {"v": np.stack([w.T / 4, w.T]), "u": np.full((1, 1), 4, w.dtype)},
+        "p, q = Split<axis=0>(v) a = Constant<value_ints=[0]>() s = Squeeze(p, a) m = Mul(s, u) w = Transpose(m)",
+    ),
+}
+
+
+@pytest.mark.parametrize(("stored", "steps"), BEHIND_STEPS.values(), ids=BEHIND_STEPS)
+def test_weight_behind_constant_steps(check, tools, rng, stored, steps):
+    """The same numbers as of a weight that is stored as it is used; nothing of the way there stays."""
+
+    def build(weights, dtype):
+        body = f"(T[b,k] x) => (T[b,n] y) {{ {steps} y = MatMul(x, w) }}"
+        return tools.make_model(body, stored(weights["w"]), dtype=dtype)
+
+    model = check(build, {"w": normal(rng, 40, 32)}, {"x": normal(rng, 3, 40)})
+    assert [n.op_type for n in model.graph.node] == ["MatMulMXFP4"]
+    assert not {"u", "v"} & {i.name for i in model.graph.initializer}
+
+
+def test_parts_of_one_tensor_are_converted_each(check, tools, rng):
+    """q, k and v in one tensor: three products, and the tensor goes with the last of them."""
+
+    def build(weights, dtype):
+        parts = {"v": np.concatenate([weights["w"], weights["u"]], axis=1)}
+        body = (
+            "(T[b,k] x) => (T[b,n] y, T[b,m] z) { w, u = Split<axis=1>(v) y = MatMul(x, w) z = MatMul(x, u) }"
+        )
+        return tools.make_model(body, parts, dtype=dtype)
+
+    weights = {"w": normal(rng, 40, 32), "u": normal(rng, 40, 32)}
+    model = check(build, weights, {"x": normal(rng, 3, 40)}, converted=2)
+    assert [n.op_type for n in model.graph.node] == ["MatMulMXFP4"] * 2
     assert "v" not in {i.name for i in model.graph.initializer}
 
 

@@ -85,7 +85,7 @@ REASONS = {
     "constant subgraph": (
         TWO + "{ f = Cast<to=1>(q) w = Mul(f, s) y = MatMul(x, w) }",
         {"q": np.ones((64, 32), np.int8), "s": normal(32)},
-        "weight is computed from constants by Mul (fold them first)",
+        "weight is cast from INT8 to FLOAT",
     ),
     "sum with an input": (
         TWO + "{ w = Add(v, x) y = MatMul(x, w) }",
