@@ -77,7 +77,12 @@ class Builder:
         return str(getattr(self, name)(w))
 
     def _plain(self, w: Array) -> str:
-        return self.constant(w)
+        if self.rng.random() < 0.9:
+            return self.constant(w)
+        name = self.name()  # a default that a caller may replace: no constant, so it stays
+        self.initializers.append(numpy_helper.from_array(w, name))
+        self.inputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, w.shape))
+        return name
 
     def _transpose(self, w: Array) -> str:
         return self.node("Transpose", self.constant(np.ascontiguousarray(w.T)), perm=[1, 0])
