@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 FLOAT_TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 """What the operator computes in, and so what a weight may be."""
 
+SPARSE = "mxort.sparse"
+"""Metadata key of tensors that are sparse in the file, while the model is in memory."""
+
 _CACHE_LINE_BYTES = 64
 _COMPARED_ROWS = 4096
 

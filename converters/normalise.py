@@ -19,7 +19,8 @@ import onnx.numpy_helper
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
-from mxort.converters import functions
+from mxort.converters import functions, loop_constants
+from mxort.converters.constants import SPARSE
 from mxort.converters.walk import bodies
 from mxort.errors import MxortError
 from mxort.formats import BLOCK_SIZE, WEIGHT_FORMATS
@@ -35,9 +36,6 @@ _DENSE_BYTES = 1 << 31
 
 _MXFP4_BITS = WEIGHT_FORMATS["mxfp4"].bits + 8 / BLOCK_SIZE
 """Bits of an element and its part of a scale: a sparse tensor that is smaller than that stays sparse."""
-
-SPARSE = "mxort.sparse"
-"""Metadata key of tensors that are sparse in the file, while the model is in memory."""
 
 IR_WITH_CONSTANT_INITIALIZERS = 4
 
@@ -342,4 +340,9 @@ PROTO_STEPS: Sequence[Callable[[onnx.ModelProto, str], None]] = (
     _sorted_nodes,
 )
 
-MODEL_STEPS: Sequence[Callable[[ir.Model], None]] = (_inline_functions, _drop_dead_nodes, unique_node_names)
+MODEL_STEPS: Sequence[Callable[[ir.Model], None]] = (
+    _inline_functions,
+    loop_constants.read_from_outside,
+    _drop_dead_nodes,
+    unique_node_names,
+)

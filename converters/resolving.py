@@ -12,8 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from mxort.converters.constant_steps import STEPS
-from mxort.converters.constants import Constant, NotConstantError, Stored
-from mxort.converters.normalise import SPARSE
+from mxort.converters.constants import SPARSE, Constant, NotConstantError, Stored
 
 _CONSTANT_INPUTS_BEFORE_IR = 4
 """Before IR version 4 every initializer was listed as a graph input too, and constant all the same."""

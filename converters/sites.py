@@ -14,7 +14,7 @@ from mxort.converters.constants import FLOAT_TYPES, Constant, NotConstantError
 from mxort.converters.functions import DOMAIN
 from mxort.converters.resolving import resolve
 from mxort.converters.shapes import Ranks
-from mxort.formats import WEIGHT_FORMATS, blocks_of
+from mxort.formats import packed_bytes
 
 
 @dataclass(frozen=True)
@@ -306,8 +306,7 @@ class _Finder:
             raise _Skip(
                 f"weight has {elements} elements, fewer than min_elements = {self.selection.min_elements}"
             )
-        packed = site.N * blocks_of(site.K) * (WEIGHT_FORMATS[site.weight_format].block_bytes + 1)
-        if packed >= elements * dtype.itemsize:
+        if packed_bytes(site.N, site.K, site.weight_format) >= elements * dtype.itemsize:
             raise _Skip(f"weight of shape [{site.K}, {site.N}] would not become smaller")
 
 

@@ -48,9 +48,9 @@ __all__ = sorted(_HOME)
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        from importlib.metadata import version
+        from mxort.version import mxort_version
 
-        return version("mxort")
+        return mxort_version()
     if name not in _HOME:
         raise AttributeError(f"module 'mxort' has no attribute {name!r}")
     value = getattr(import_module(f"mxort.{_HOME[name]}"), name)

@@ -137,6 +137,11 @@ def blocks_of(k: int) -> int:
     return -(-k // BLOCK_SIZE)
 
 
+def packed_bytes(n: int, k: int, weight_format: str = "mxfp4") -> int:
+    """Bytes of the codes and scales of a weight with ``n`` output columns of ``k`` elements."""
+    return n * blocks_of(k) * (WEIGHT_FORMATS[weight_format].block_bytes + 1)
+
+
 def to_blocks(x: NDArray[np.float32]) -> NDArray[np.float32]:
     """float32 [..., K] -> [..., ceil(K/32), 32], the tail padded with zeros."""
     k = x.shape[-1]

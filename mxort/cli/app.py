@@ -1,7 +1,8 @@
 """The command line: ``mxort convert | inspect | compare | eval | sensitivity | ...``. Parsing and printing only.
 
 Exit status: 0 done, 1 something is broken (or below --min-sqnr), 2 bad input (one line on stderr, nothing
-written), 130 interrupted. Each command imports what it needs, so that ``mxort --help`` is instant.
+written), 3 nothing in the model was converted (it is written as it was), 130 interrupted. Each command imports what it
+needs, so that ``mxort --help`` is instant.
 """
 
 from __future__ import annotations

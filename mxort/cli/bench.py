@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from mxort.cli import shared
-from mxort.cli.console import console, new_table
+from mxort.console import console, new_table
 from mxort.evaluation.model_bench import ModelBench, bench_models
 from mxort.text import format_bytes
 

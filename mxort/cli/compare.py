@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from mxort.cli import shared
-from mxort.cli.console import PIPE_WIDTH, console, new_table, print_filled
+from mxort.console import PIPE_WIDTH, console, new_table, print_filled
 from mxort.evaluation.comparison import Comparison, TensorComparison, compare
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from mxort.calibration.sensitivity import Sensitivity
 from mxort.cli import options, shared
-from mxort.cli.console import console
 from mxort.cli.inspect import print_inspection
+from mxort.console import console
 from mxort.conversion import combinations, inspection, mixed_precision, pipeline, selection
 from mxort.conversion.recipe import Recipe
 from mxort.conversion.report import Report
@@ -121,7 +121,8 @@ def run(arguments: argparse.Namespace) -> int:
     for path in arguments.report:
         _write_report(report, path)
     shared.warn(report.warnings)
-    return shared.show(arguments, report.to_dict, lambda: report.print(console(markup=True), warnings=False))
+    shared.show(arguments, report.to_dict, lambda: report.print(console(markup=True), warnings=False))
+    return 0 if report.converted else shared.NOTHING_CONVERTED
 
 
 def _mixed(arguments: argparse.Namespace, chosen: Recipe) -> Recipe:

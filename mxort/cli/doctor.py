@@ -8,7 +8,7 @@ from importlib import import_module
 from rich.console import Console
 
 from mxort.cli import shared
-from mxort.cli.console import console, new_table, print_filled
+from mxort.console import console, new_table, print_filled
 from mxort.errors import MxortError
 from mxort.runtime import doctor
 from mxort.runtime.doctor import FAILED, INFO, OK, WARNING, Diagnosis

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from mxort.cli import shared
-from mxort.cli.console import console
+from mxort.console import console
 from mxort.evaluation.evaluate import Evaluation, evaluate
 from mxort.text import format_bytes
 

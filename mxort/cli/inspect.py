@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
 from rich.console import Console
 
 from mxort.cli import shared
-from mxort.cli.console import console, new_table, print_filled
+from mxort.console import console, new_table, print_filled
+from mxort.conversion import tables
 from mxort.conversion.inspection import CONVERTIBLE, Inspection, inspect
 from mxort.conversion.report import CONVERTED, SKIPPED
 from mxort.errors import MxortError
@@ -38,6 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.device:
         raise MxortError("--device is for --placement")
     found = inspect(arguments.model)
+    shared.warn(found.warnings)
     return shared.show(arguments, found.to_dict, lambda: print_inspection(found, console()))
 
 
@@ -56,12 +57,10 @@ def print_inspection(inspection: Inspection, out: Console) -> None:
         table.add_row(
             site.node, site.op_type, site.weight_format, str(site.K), str(site.N), *sizes, site.note
         )
-    skipped = [s for s in inspection.sites if s.status == SKIPPED]
-    reasons = new_table("skipped", ("reason", "op"), ("nodes",), ("first node",))
-    for (reason, op_type), count in Counter((s.reason, s.op_type) for s in skipped).most_common():
-        first = next(s.node for s in skipped if (s.reason, s.op_type) == (reason, op_type))
-        reasons.add_row(reason, op_type, str(count), first)
-    print_filled(out, (table, reasons))
+    left = [*(s for s in inspection.sites if s.status == SKIPPED), *inspection.kept]
+    print_filled(out, (table, tables.left_alone(left, inspection.estimated_bytes)))
+    for line in tables.options(inspection.gains, inspection.estimated_bytes):
+        out.print(line)
 
 
 def _facts(i: Inspection) -> Iterable[tuple[str, str]]:

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from mxort.calibration.sensitivity import BASE, Sensitivity
 from mxort.cli import options, shared
-from mxort.cli.console import console, new_table, print_filled
+from mxort.console import console, new_table, print_filled
 from mxort.conversion import inspection
 from mxort.conversion.mixed_precision import FORMATS
 

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import onnx_ir as ir
 
-from mxort import quantize
-from mxort.conversion import selection
+from mxort.conversion import gains, rows, selection
+from mxort.conversion.gains import Gain
 from mxort.conversion.recipe import Recipe
 from mxort.conversion.report import CONVERTED, SKIPPED, SiteReport
-from mxort.converters import functions, lm_head, model_io, rewrite, sites
+from mxort.converters import functions, lm_head, model_io, rewrite, sites, storage
 from mxort.converters.metadata import Conversion, conversions
 from mxort.converters.opset import opset_of
 from mxort.converters.resolving import resolve
+from mxort.converters.storage import Storage
+from mxort.formats import packed_bytes
+
+_LEFT = "left alone by the conversion"
+_UNFOLDED = (
+    "another tool has put standard operators in the place of mxort's: no kernel of mxort runs, and the weights become "
+    "float when a session loads them (optimise before converting)"
+)
 
 CONVERTIBLE = "convertible"
 """Status of a node that a conversion would take, unless its weight turns out to hold a NaN."""
@@ -28,7 +36,8 @@ class Inspection:
     ``recipe`` is the one in the file; for an unconverted model, the one that was asked about. ``sites``
     are converted, convertible or skipped. ``estimated_bytes`` is about what a conversion would write; of a
     converted model, its size. ``lm_head`` is the status of a language model's output projection, "" if it has
-    none.
+    none. ``kept``: nodes that are no sites and hold much of the file, and what of it is no constant. ``gains``: what
+    options would make of its size.
     """
 
     model: str
@@ -44,6 +53,8 @@ class Inspection:
     nodes: int
     lm_head: str
     sites: tuple[SiteReport, ...]
+    kept: tuple[SiteReport, ...] = ()
+    gains: tuple[Gain, ...] = ()
     warnings: tuple[str, ...] = ()
 
     def count(self, status: str) -> int:
@@ -52,10 +63,11 @@ class Inspection:
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as JSON types."""
-        rows = [asdict(site) for site in self.sites]
         return {name: getattr(self, name) for name in self.__dataclass_fields__} | {
             "recipe": self.recipe.to_dict(),
-            "sites": rows,
+            "sites": [asdict(site) for site in self.sites],
+            "kept": [asdict(row) for row in self.kept],
+            "gains": [asdict(gain) for gain in self.gains],
         }
 
 
@@ -73,13 +85,15 @@ def inspect(path: str | os.PathLike[str], recipe: Recipe | None = None) -> Inspe
     recipe = recipe or Recipe()
     found, warnings = selection.find(model, recipe)
     ours = [node for node in model.graph.all_nodes() if node.domain == functions.DOMAIN]
-    rows = _converted_rows(ours)
-    rows += [_unconverted_row(site, "left alone by the conversion" if converted else "") for site in found]
-    saved = 0 if converted else _saved_bytes(found)
+    if converted:
+        found = [replace(site, skip=site.skip or _LEFT) for site in found]
+        warnings = (_UNFOLDED,) if rewrite.is_unfolded(model) else ()
+    stored = storage.after(model, found)
+    size = stored.size(source.nbytes)
     return Inspection(
         model=source.name,
         file_bytes=source.nbytes,
-        estimated_bytes=source.nbytes - saved,
+        estimated_bytes=size,
         converted=converted,
         mxort_version=made.version,
         source_sha256=made.source_sha256 if converted else source.sha256,
@@ -89,8 +103,10 @@ def inspect(path: str | os.PathLike[str], recipe: Recipe | None = None) -> Inspe
         producer=f"{model.producer_name or ''} {model.producer_version or ''}".strip(),
         nodes=sum(1 for _ in model.graph.all_nodes()),
         lm_head=_lm_head(model, found, ours),
-        sites=tuple(rows),
-        warnings=() if converted else warnings,
+        sites=(*_converted_rows(ours), *(_unconverted_row(site, stored) for site in found)),
+        kept=rows.kept(stored, {*ours, *(site.node for site in found)}, source.nbytes),
+        gains=() if converted else gains.find(model, recipe, source.nbytes, size),
+        warnings=warnings,
     )
 
 
@@ -133,9 +149,8 @@ def _weight_format(node: ir.Node) -> str:
         return ""
 
 
-def _unconverted_row(site: sites.Site, reason: str) -> SiteReport:
-    """A row for a site; ``reason`` is why it was left alone although it could be converted, if it was."""
-    weight, reason = site.weight, site.skip or reason
+def _unconverted_row(site: sites.Site, stored: Storage) -> SiteReport:
+    weight, reason = site.weight, site.skip
     return SiteReport(
         node=site.name,
         op_type=site.node.op_type,
@@ -144,19 +159,11 @@ def _unconverted_row(site: sites.Site, reason: str) -> SiteReport:
         K=site.K,
         N=site.N,
         weight=weight.name if weight else "",
-        original_bytes=weight.nbytes if weight else 0,
-        converted_bytes=quantize.packed_bytes(site.N, site.K, site.weight_format)
-        if weight and not reason
-        else 0,
+        original_bytes=weight.nbytes if weight and not reason else stored.read_by.get(site.node, 0),
+        converted_bytes=packed_bytes(site.N, site.K, site.weight_format) if weight and not reason else 0,
         weight_format="" if reason else site.weight_format,
-        note=site.note,
+        note=", ".join(note for note in (site.note, rows.float_too(stored, site)) if note),
     )
-
-
-def _saved_bytes(found: list[sites.Site]) -> int:
-    """What converting saves, a shared weight counted once; names, nodes and bias vectors are left out."""
-    weights = {s.weight.identity: (s, s.weight) for s in found if s.weight and not s.skip}
-    return sum(w.nbytes - quantize.packed_bytes(s.N, s.K, s.weight_format) for s, w in weights.values())
 
 
 def _lm_head(model: ir.Model, found: list[sites.Site], ours: list[ir.Node]) -> str:

@@ -15,7 +15,7 @@ from mxort.calibration.losses import KL
 from mxort.calibration.sensitivity import BASE, Probe, Sensitivity, SiteSensitivity
 from mxort.conversion.recipe import Recipe
 from mxort.errors import MxortError
-from mxort.quantize import packed_bytes
+from mxort.formats import packed_bytes
 
 FORMATS = (BASE, "mxfp6_e2m3", "mxfp8_e4m3")
 """What layers are chosen from. (E3M2 costs what E2M3 does and loses more: a block's scale has the range.)"""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +13,43 @@ import onnx
 import onnx.checker
 import onnx_ir as ir
 
-from mxort import quantize
 from mxort.calibration.data import Data
-from mxort.conversion import combinations, selection
+from mxort.conversion import combinations, gains, selection
+from mxort.conversion import rows as report_rows
+from mxort.conversion.gains import Gain
 from mxort.conversion.recipe import Recipe
 from mxort.conversion.report import CONVERTED, SKIPPED, Report, SiteReport
 from mxort.conversion.weights import Calibration, Packed, Packer
-from mxort.converters import model_io, rewrite, sites, verify
+from mxort.converters import model_io, rewrite, sites, storage, verify
 from mxort.converters.metadata import Conversion
 from mxort.converters.opset import OpsetError, opset_of
 from mxort.converters.staged_output import StagedOutput
+from mxort.converters.storage import Storage
 from mxort.errors import MxortError
+from mxort.text import format_bytes
+from mxort.version import mxort_version
 
 Progress = Callable[[str, float], None]
 """(what is being done, fraction done in 0..1)."""
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is going to be done with a model: its sites, and what that leaves in the file."""
+
+    source: model_io.Source
+    recipe: Recipe
+    sites: Sequence[sites.Site]
+    warnings: tuple[str, ...]
+    stored: Storage
+    kept: tuple[SiteReport, ...]
+    gains: tuple[Gain, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """About what will be written."""
+        return self.stored.size(self.source.nbytes)
+
 
 Model = str | os.PathLike[str] | onnx.ModelProto | ir.Model
 
@@ -63,24 +86,23 @@ def convert(
     report_progress = progress or (lambda what, fraction: None)
     report_progress("reading the model", 0.0)
     source = _load(model, out)
-    found, warnings = selection.find(source.model, chosen)
+    plan = _plan(source, chosen)
 
     if out is None:
         pool = rewrite.TensorPool(ir.Tensor)
-        rows = _convert_sites(source, found, chosen, pool, calibration, report_progress)
+        plan, rows = _convert_sites(plan, pool, calibration, report_progress)
         _verify(source)
         result = model_io.to_proto(source.model) if isinstance(model, onnx.ModelProto) else source.model
-        return _report(source, "", chosen, rows, model_io.size_of(result), started, warnings, result)
+        return _report(plan, "", rows, model_io.size_of(result), started, result)
 
-    with StagedOutput(out, source, external=_needs_data_file(source, found)) as output:
-        rows = _convert_sites(
-            source, found, chosen, rewrite.TensorPool(output.put), calibration, report_progress
-        )
+    with StagedOutput(out, source, external=_needs_data_file(plan)) as output:
+        pool = rewrite.TensorPool(output.put)
+        plan, rows = _convert_sites(plan, pool, calibration, report_progress)
         _verify(source)
         report_progress("writing", 1.0)
         output.write(source.model)
         nbytes = output.commit()
-    return _report(source, os.fspath(out), chosen, rows, nbytes, started, warnings, None)
+    return _report(plan, os.fspath(out), rows, nbytes, started, None)
 
 
 def _load(model: Model, out: str | os.PathLike[str] | None) -> model_io.Source:
@@ -95,6 +117,14 @@ def _load(model: Model, out: str | os.PathLike[str] | None) -> model_io.Source:
     return source
 
 
+def _plan(source: model_io.Source, recipe: Recipe) -> _Plan:
+    found, warnings = selection.find(source.model, recipe)
+    stored = storage.after(source.model, found)
+    kept = report_rows.kept(stored, {site.node for site in found}, source.nbytes)
+    possible = gains.find(source.model, recipe, source.nbytes, stored.size(source.nbytes))
+    return _Plan(source, recipe, found, warnings, stored, kept, possible)
+
+
 def _verify(source: model_io.Source) -> None:
     """The input passed the same check, so that a complaint about the result is about mxort."""
     try:
@@ -103,25 +133,16 @@ def _verify(source: model_io.Source) -> None:
         raise AssertionError(f"{source.name}: the converted model is not valid: {error}") from error
 
 
-def _needs_data_file(source: model_io.Source, found: Sequence[sites.Site]) -> bool:
+def _needs_data_file(plan: _Plan) -> bool:
     """External data stays external; a large file becomes external where conversion leaves it large."""
-    saved = sum(
-        s.weight.nbytes - quantize.packed_bytes(s.N, s.K, s.weight_format)
-        for s in found
-        if s.weight and not s.skip
-    )
-    return bool(source.data_files) or source.nbytes - saved > model_io.SINGLE_FILE_BYTES
+    return bool(plan.source.data_files) or plan.nbytes > model_io.SINGLE_FILE_BYTES
 
 
 def _convert_sites(
-    source: model_io.Source,
-    found: Sequence[sites.Site],
-    recipe: Recipe,
-    pool: rewrite.TensorPool,
-    calibration: Calibration | None,
-    progress: Progress,
-) -> tuple[SiteReport, ...]:
-    """Quantises the weight of every convertible site, rewrites the model and returns a row for every site."""
+    plan: _Plan, pool: rewrite.TensorPool, calibration: Calibration | None, progress: Progress
+) -> tuple[_Plan, tuple[SiteReport, ...]]:
+    """Quantises the weight of every convertible site and rewrites the model -> (plan with new warnings, rows)."""
+    source, found, recipe = plan.source, plan.sites, plan.recipe
     packer = Packer(recipe, pool, calibration is not None)
     if calibration is not None:
         packer.calibrate(source, found, calibration, progress)
@@ -131,7 +152,7 @@ def _convert_sites(
     done = 0
     for site in found:
         if site.skip or site.weight is None:
-            rows.append(_skipped(site, site.skip))
+            rows.append(_skipped(site, site.skip, plan.stored.read_by.get(site.node, 0)))
             continue
         if calibration is None:
             progress(f"quantising {site.name}", done / total)
@@ -150,14 +171,14 @@ def _convert_sites(
                 packer.output_divisor(site),
             )
         )
-        rows.append(_converted(site, weight, recipe, first))
+        rows.append(_converted(site, weight, plan, first))
     if replacements:
         try:
             conversion = Conversion(mxort_version(), recipe.to_json(), source.sha256)
             rewrite.apply(source.model, replacements, pool, conversion)
         except OpsetError as error:
             raise MxortError(f"{source.name}: {error}") from None
-    return tuple(rows)
+    return replace(plan, warnings=(*plan.warnings, *packer.warnings)), tuple(rows)
 
 
 def _not_finite(source: model_io.Source, site: sites.Site, recipe: Recipe) -> SiteReport:
@@ -165,10 +186,10 @@ def _not_finite(source: model_io.Source, site: sites.Site, recipe: Recipe) -> Si
     reason = f"weight {site.weight.name!r} has a NaN or an infinity"
     if recipe.strict:
         raise MxortError(f"{source.name}: node {site.name!r}: {reason}")
-    return _skipped(site, reason)
+    return _skipped(site, reason, site.weight.nbytes)
 
 
-def _skipped(site: sites.Site, reason: str) -> SiteReport:
+def _skipped(site: sites.Site, reason: str, nbytes: int) -> SiteReport:
     weight = site.weight
     return SiteReport(
         site.name,
@@ -178,14 +199,15 @@ def _skipped(site: sites.Site, reason: str) -> SiteReport:
         site.K,
         site.N,
         weight.name if weight else "",
-        weight.nbytes if weight else 0,
+        nbytes,
     )
 
 
-def _converted(site: sites.Site, weight: Packed, recipe: Recipe, first: bool) -> SiteReport:
+def _converted(site: sites.Site, weight: Packed, plan: _Plan, first: bool) -> SiteReport:
     assert site.weight is not None
     nbytes = weight.nbytes if first else 0
-    notes = [site.note, weight.note, "" if nbytes else "weight shared"]
+    shared = "" if nbytes else "weight shared"
+    notes = [site.note, weight.note, shared, report_rows.float_too(plan.stored, site)]
     return SiteReport(
         site.name,
         site.node.op_type,
@@ -197,20 +219,13 @@ def _converted(site: sites.Site, weight: Packed, recipe: Recipe, first: bool) ->
         converted_bytes=nbytes,
         sqnr_db=weight.sqnr_db,
         rotation=weight.rotation,
-        activation_format=recipe.activation_format,
+        activation_format=plan.recipe.activation_format,
         algorithm=weight.algorithm,
         weight_format=site.weight_format,
         seconds=weight.seconds if first else 0.0,
         note=", ".join(note for note in notes if note),
+        gain_db=weight.gain_db,
     )
-
-
-def mxort_version() -> str:
-    """Version of the installed package; "0+unknown" in a source tree that is not installed."""
-    try:
-        return version("mxort")
-    except PackageNotFoundError:
-        return "0+unknown"
 
 
 def peak_rss_bytes() -> int:
@@ -222,19 +237,23 @@ def peak_rss_bytes() -> int:
 
 
 def _report(
-    source: model_io.Source,
+    plan: _Plan,
     output: str,
-    recipe: Recipe,
     rows: tuple[SiteReport, ...],
     nbytes: int,
     started: float,
-    warnings: tuple[str, ...],
     result: onnx.ModelProto | ir.Model | None,
 ) -> Report:
+    source, warnings = plan.source, plan.warnings
+    if not any(row.status == CONVERTED for row in rows):
+        warnings = (*warnings, "nothing was converted")
+    elif nbytes > source.nbytes and plan.stored.float_too:
+        grown = format_bytes(nbytes - source.nbytes)
+        warnings = (*warnings, f"the file has grown by {grown}: other nodes read weights in float too")
     return Report(
         source.name,
         output,
-        recipe,
+        plan.recipe,
         source.nbytes,
         nbytes,
         time.perf_counter() - started,
@@ -244,6 +263,8 @@ def _report(
         source.sha256,
         opset_of(source.model.graph),
         source.model.ir_version,
-        warnings if any(row.status == CONVERTED for row in rows) else (*warnings, "nothing was converted"),
+        warnings,
+        plan.kept,
+        plan.gains,
         model=result,
     )

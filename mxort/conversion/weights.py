@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
+import math
 import os
 import time
-import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,18 +20,15 @@ from mxort.calibration import data as calibration_data
 from mxort.calibration.calibrate import Operator
 from mxort.calibration.example_inputs import Inputs
 from mxort.calibration.smoothing import Smoother
+from mxort.conversion.cache import Made, WeightCache
 from mxort.conversion.combinations import BEST_WITHOUT_DATA, algorithm_for
 from mxort.conversion.recipe import Recipe
 from mxort.converters import functions, rewrite, stages
 from mxort.converters.constants import padded_rows
 from mxort.converters.model_io import Source
 from mxort.converters.sites import Site
-from mxort.errors import MxortError
 from mxort.formats import BLOCK_SIZE, blocks_of
 from mxort.quantize import ALGORITHMS, QuantizedWeight, Settings, Statistics
-
-_CACHE_VERSION = 2
-"""Raised when an algorithm changes what it makes of the same input."""
 
 Progress = Callable[[str, float], None]
 
@@ -55,7 +51,10 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Packed:
-    """A quantised and stored weight. ``nbytes`` is 0 where one with the same content was there."""
+    """A quantised and stored weight. ``nbytes`` is 0 where one with the same content was there.
+
+    ``gain_db``: see :class:`mxort.conversion.report.SiteReport`.
+    """
 
     tensors: rewrite.PackedTensors
     sqnr_db: float
@@ -64,6 +63,7 @@ class Packed:
     algorithm: str
     seconds: float
     note: str
+    gain_db: float | None = None
 
     def quantized(self) -> QuantizedWeight:
         return QuantizedWeight(
@@ -80,53 +80,6 @@ def wanted_rotation(recipe: Recipe, algorithm: str) -> int:
     return recipe.rotation if recipe.rotation > 1 else ALGORITHMS[algorithm].rotation
 
 
-class _Cache:
-    """Finished weights in a folder, under a name made from all that they depend on."""
-
-    def __init__(self, folder: Path, source: Source, recipe: Recipe) -> None:
-        if not source.sha256:
-            raise MxortError(f"{source.name}: a cache needs a model file")
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise MxortError(f"{folder}: cannot keep a cache there: {error.strerror or error}") from None
-        self._folder = folder
-        self._key = hashlib.sha256(f"{_CACHE_VERSION} {source.sha256} {recipe.to_json()}".encode())
-
-    def watch(self, feeds: Iterable[Inputs]) -> Iterator[Inputs]:
-        """The same feeds, which become part of the name."""
-        for inputs in feeds:
-            self._key.update(calibration_data.digest(inputs))
-            yield inputs
-
-    def get(
-        self, site: Site, make: Callable[[], tuple[QuantizedWeight, float]]
-    ) -> tuple[QuantizedWeight, float]:
-        """The weight of a site and its SQNR, from the folder or made and kept there."""
-        key = self._key.copy()
-        key.update((site.node.outputs[0].name or "").encode())
-        path = self._folder / f"{key.hexdigest()}.npz"
-        try:
-            with np.load(path, allow_pickle=False) as kept:
-                arrays = (kept["codes"], kept["scales"], kept["column_scale"])
-                weight = QuantizedWeight(*arrays, str(kept["note"]), site.weight_format)
-                return weight, float(kept["sqnr_db"])
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-            pass  # not there, or half there
-        weight, sqnr = make()
-        partial = path.with_suffix(".partial.npz")
-        np.savez(
-            partial,
-            codes=weight.codes,
-            scales=weight.scales,
-            column_scale=weight.column_scale,
-            note=weight.note,
-            sqnr_db=sqnr,
-        )
-        partial.replace(path)
-        return weight, sqnr
-
-
 class Packer:
     """Quantises weights as the recipe says, each once, and stores them in ``pool``."""
 
@@ -136,7 +89,7 @@ class Packer:
         self._packed: dict[Any, Packed | None] = {}
         self._notes: dict[ir.Node, str] = {}
         self._asked: set[Any] = set()
-        self._cache: _Cache | None = None
+        self._cache: WeightCache | None = None
         self._smoother: Smoother | None = None
 
     def calibrate(
@@ -150,7 +103,7 @@ class Packer:
         self._notes = {site.node: stages.refusal(source.model, site) for site in convertible}
         feeds: Iterable[Inputs] = calibration_data.samples(calibration.data, source.model, source.name)
         if calibration.cache is not None:
-            self._cache = _Cache(Path(calibration.cache), source, self._recipe)
+            self._cache = WeightCache(Path(calibration.cache), source, self._recipe)
             feeds = self._cache.watch(feeds)
         if ALGORITHMS[self._algorithm].smooth:
             self._smoother = Smoother(
@@ -207,6 +160,11 @@ class Packer:
             self._packed[key] = self._pack(site, self._algorithm if reachable else BEST_WITHOUT_DATA, None)
         return self._packed[key], first
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the user should hear about the run."""
+        return (self._cache.warning,) if self._cache is not None and self._cache.warning else ()
+
     def _operator(self, site: Site, algorithm: str) -> Operator:
         wanted = 1 if site.table else wanted_rotation(self._recipe, algorithm)
         rotation = quantize.fitting_rotation(site.K, wanted, functions.ROTATIONS)
@@ -229,7 +187,7 @@ class Packer:
                 rows[:, : site.K] *= divisor
             return rows
 
-        def make() -> tuple[QuantizedWeight, float]:
+        def make() -> Made:
             return quantize.quantize_weight(
                 read,
                 site.N,
@@ -267,7 +225,15 @@ class Packer:
             algorithm,
             time.perf_counter() - started,
             ", ".join(note for note in notes if note),
+            _gain_db(quantized),
         )
+
+
+def _gain_db(weight: QuantizedWeight) -> float | None:
+    """10 log10 of the loss of plain rounding over the one reached; None where nothing was solved or lost."""
+    plain, reached = weight.losses or (0.0, 0.0)
+    finite = 0 < reached < math.inf and 0 < plain < math.inf
+    return 10 * math.log10(plain / reached) if finite else None
 
 
 def _left_out(statistics: Statistics | None) -> str:

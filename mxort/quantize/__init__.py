@@ -12,7 +12,6 @@ from mxort.quantize.base import (
     Round,
     Settings,
     dequantize,
-    packed_bytes,
     squared_error,
     with_torch,
 )
@@ -29,7 +28,6 @@ __all__ = [
     "Statistics",
     "dequantize",
     "fitting_rotation",
-    "packed_bytes",
     "quantize_weight",
     "smoothquant",
     "squared_error",

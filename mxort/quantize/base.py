@@ -17,7 +17,6 @@ from mxort.formats import (
     SCALE_NAN,
     WEIGHT_FORMATS,
     ElementFormat,
-    blocks_of,
     scale_value,
     unpack_codes,
     unpack_nibbles,
@@ -30,7 +29,8 @@ class QuantizedWeight:
     """Rows in a weight format: row n of W^T is about the dequantised row n times column_scale[n].
 
     codes uint8 [N, ceil(K/32)*block_bytes], scales uint8 [N, ceil(K/32)], column_scale float32 [N]. ``note`` tells the
-    user what did not go as asked; ``weight_format`` is a name in :data:`mxort.formats.WEIGHT_FORMATS`.
+    user what did not go as asked; ``weight_format`` is a name in :data:`mxort.formats.WEIGHT_FORMATS`. ``losses`` of
+    an algorithm that minimises one: the sums that plain rounding and it leave, in the same unit.
     """
 
     codes: NDArray[np.uint8]
@@ -38,6 +38,7 @@ class QuantizedWeight:
     column_scale: NDArray[np.float32]
     note: str = ""
     weight_format: str = "mxfp4"
+    losses: tuple[float, float] | None = None
 
     @property
     def element(self) -> ElementFormat:
@@ -141,8 +142,3 @@ def with_torch(module: str) -> Any:
         return import_module(f"mxort.quantize.{module}")
     except ImportError as error:
         raise MxortError(f"calibration needs torch ({error}): pip install 'mxort[calibrate]'") from None
-
-
-def packed_bytes(n: int, k: int, weight_format: str = "mxfp4") -> int:
-    """Bytes of the codes and scales of a weight with ``n`` output columns of ``k`` elements."""
-    return n * blocks_of(k) * (WEIGHT_FORMATS[weight_format].block_bytes + 1)

@@ -32,6 +32,7 @@ def quantize_weight(
     column_scale = np.empty(n, np.float32)
     signal = noise = 0.0
     note = ""
+    losses: list[tuple[float, float]] = []
     step = max(1, _CHUNK_BYTES // (4 * width))
     with np.errstate(invalid="ignore", over="ignore"):  # NaN and infinity end up in the scales
         for start in range(0, n, step):
@@ -41,11 +42,12 @@ def quantize_weight(
             codes[start:stop], scales[start:stop] = part.codes, part.scales
             column_scale[start:stop] = part.column_scale
             note = note or part.note
+            losses += [] if part.losses is None else [part.losses]
             noise += float(squared_error(rows, part).sum())
             signal += float(sum_of_squares(rows.copy()).sum())
-    return QuantizedWeight(codes, scales, column_scale, note, settings.weight_format), _decibels(
-        signal, noise
-    )
+    sums = (sum(loss[0] for loss in losses), sum(loss[1] for loss in losses)) if losses else None
+    weight = QuantizedWeight(codes, scales, column_scale, note, settings.weight_format, sums)
+    return weight, _decibels(signal, noise)
 
 
 def _decibels(signal: float, noise: float) -> float:

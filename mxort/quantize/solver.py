@@ -130,9 +130,11 @@ def solve(
         solution.take(reached < least, candidate)
         least = torch.minimum(least, reached)
     descend(problem, wanted, solution, sweeps)
-    kept = loss(problem, wanted - solution.weights()) <= loss(problem, wanted - first.weights())
-    solution.take(~kept, first)
-    return solution.pack(unit)
+    reached, plain = (loss(problem, wanted - s.weights()) for s in (solution, first))
+    solution.take(~(reached <= plain), first)
+    squared = np.ldexp(1.0, 2 * unit)
+    losses = [float(squared @ sums.numpy(force=True)) for sums in (plain, torch.fmin(reached, plain))]
+    return replace(solution.pack(unit), losses=(losses[0], losses[1]))
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 
 import numpy as np
 import onnx
@@ -296,3 +297,86 @@ def test_nothing_large_outlives_a_conversion(model, tmp_path):
     mxort.convert(model, tmp_path / "out.onnx", calibration=feeds())
     gc.collect()
     assert not [thing for thing in gc.get_objects() if type(thing) is Statistics]
+
+
+class TestCache:
+    """What the folder does and holds never changes the result."""
+
+    def convert(self, model, tmp_path, folder):
+        calibration = packing.Calibration(feeds(), threads=1, cache=folder)
+        return mxort.convert(model, tmp_path / "out.onnx", calibration=calibration)
+
+    def test_that_cannot_be_written_is_one_warning(self, model, tmp_path):
+        (tmp_path / "file").write_text("in the way")
+        report = self.convert(model, tmp_path, tmp_path / "file" / "cache")
+        (warning,) = report.warnings
+        assert "finished weights cannot be kept there" in warning
+        assert len(report.converted) == len(OPERANDS) + 1
+
+    @pytest.mark.parametrize(
+        ("name", "change"),
+        [
+            ("codes", lambda a: a[:-1]),
+            ("codes", lambda a: a.astype(np.int8)),
+            ("scales", lambda a: a[:, :-1]),
+            ("column_scale", lambda a: a.astype(np.float64)),
+            ("losses", lambda a: a[:1]),
+        ],
+    )
+    def test_that_holds_another_shape_or_type_is_made_again(self, model, tmp_path, name, change):
+        self.convert(model, tmp_path, tmp_path / "cache")
+        right = (tmp_path / "out.onnx").read_bytes()
+        for file in (tmp_path / "cache").iterdir():
+            with np.load(file) as kept:
+                arrays = dict(kept)
+            np.savez(file, **arrays | {name: change(arrays[name])})
+        self.convert(model, tmp_path, tmp_path / "cache")
+        assert (tmp_path / "out.onnx").read_bytes() == right
+
+    def test_of_another_version_is_not_read(self, model, tmp_path, monkeypatch):
+        self.convert(model, tmp_path, tmp_path / "cache")
+        monkeypatch.setattr("mxort.conversion.cache.mxort_version", lambda: "0.0.1")
+        self.convert(model, tmp_path, tmp_path / "cache")
+        assert len(list((tmp_path / "cache").iterdir())) == 2 * len(OPERANDS)
+
+    def test_shared_by_two_that_write_at_once(self, model, tmp_path):
+        """Both make every weight, each over the other's files, and both are right."""
+        outs = [tmp_path / "one.onnx", tmp_path / "two.onnx"]
+
+        def run(out):
+            calibration = packing.Calibration(feeds(), threads=1, cache=tmp_path / "cache")
+            mxort.convert(model, out, calibration=calibration)
+
+        threads = [threading.Thread(target=run, args=(out,)) for out in outs]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert outs[0].read_bytes() == outs[1].read_bytes()
+        assert len(list((tmp_path / "cache").iterdir())) == len(OPERANDS)
+
+
+def test_the_gain_is_what_the_outputs_gain(tmp_path):
+    """One product, so that its operand is the data: the error of its outputs, measured outside of mxort."""
+    rng = np.random.default_rng(3)
+    w = rng.standard_normal((64, 48), dtype=np.float32)
+    x = rng.standard_normal((400, 64), dtype=np.float32) @ rng.standard_normal((64, 64), dtype=np.float32)
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"], name="p")],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["b", 64])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["b", 48])],
+        [numpy_helper.from_array(w, "w")],
+    )
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+    def error(**options):
+        report = mxort.convert(proto, min_elements=1, rotation=1, accuracy_level=1, **options)
+        session = mxort.InferenceSession(report.model.SerializeToString(), device="cpu")
+        return report.converted[0], float(((session.run(None, {"x": x})[0] - x @ w) ** 2).sum())
+
+    plain, plain_error = error()
+    solved, solved_error = error(algorithm="gptq", calibration=[{"x": x}])
+    assert plain.gain_db is None
+    assert solved.gain_db == pytest.approx(10 * np.log10(plain_error / solved_error), abs=0.02)
+    assert solved.gain_db > 3

@@ -65,9 +65,7 @@ def test_the_estimate_is_what_conversion_writes(tmp_path):
     mxort.convert(path, out)
     saved = path.stat().st_size - out.stat().st_size
     estimated = path.stat().st_size - inspect(path).estimated_bytes
-    weights = 4 * (WIDTHS[0] * WIDTHS[1] + WIDTHS[1] * WIDTHS[2])
-    assert estimated == weights - weights // 4 * 17 // 32  # 4 bits and a 32nd of a byte instead of 4 bytes
-    assert 0 <= estimated - saved < 30_000  # the function, the metadata and the bias vectors
+    assert 0 <= estimated - saved < 3_000  # names, attributes and metadata
 
 
 def test_a_converted_model_says_how_it_was_made(tmp_path):

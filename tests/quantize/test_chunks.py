@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 
 from mxort.converters.functions import ROTATIONS
-from mxort.formats import dequantize_mxfp4, hadamard_rotate
+from mxort.formats import dequantize_mxfp4, hadamard_rotate, packed_bytes
 from mxort.quantize import (
     Settings,
     chunks,
     fitting_rotation,
-    packed_bytes,
     quantize_weight,
     rtn,
     squared_error,

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from mxort.cli import shared
 from mxort.cli.bench import add_plot, add_timing
-from mxort.cli.console import console, new_table, print_filled
+from mxort.console import console, new_table, print_filled
 from mxort.errors import MxortError
 from tools.bench import cases, gpu, ops, peers, plot, report
 from tools.bench.gpu import GpuBench

@@ -1,4 +1,4 @@
-"""Consoles and tables of the commands: what is printed is text as it is, wide enough to keep names readable."""
+"""Consoles and tables: what is printed is text as it is, wide enough to keep names whole."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import TextIO
 from rich.console import Console
 from rich.table import Table
 
-PIPE_WIDTH = 160
-"""Where the output is no terminal, nobody knows the width of the reader."""
+PIPE_WIDTH = 1000
+"""Where the output is no terminal, nobody knows the width of the reader, and names are searched for: no folding."""
 
 
 def console(file: TextIO | None = None, *, markup: bool = False) -> Console:

@@ -1,0 +1,42 @@
+"""What options that the recipe does not take would make of a model's size, where that is much."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from mxort.conversion.recipe import Recipe
+from mxort.converters import sites, storage
+
+_OPTIONS = (("convert_lm_head",), ("convert_embedding",), ("convert_lm_head", "convert_embedding"))
+"""Each is worth a mention where it leaves a smaller file than all before it."""
+
+_WORTH_IT = 0.95
+"""Of the size without it."""
+
+
+@dataclass(frozen=True)
+class Gain:
+    """``options`` of a Recipe, set to True, and about how many bytes the file would then have."""
+
+    options: tuple[str, ...]
+    nbytes: int
+
+    def flags(self) -> str:
+        """As on the command line."""
+        return " ".join("--" + option.replace("_", "-") for option in self.options)
+
+
+def find(model: ir.Model, recipe: Recipe, nbytes: int, size: int) -> tuple[Gain, ...]:
+    """The gains over the ``size`` that ``recipe`` leaves of a model of ``nbytes``; the model is not changed."""
+    gains: list[Gain] = []
+    for options in _OPTIONS:
+        missing = tuple(option for option in options if not getattr(recipe, option))
+        if not missing or any(gain.options == missing for gain in gains):
+            continue
+        more = recipe.with_overrides(**dict.fromkeys(missing, True))
+        leaves = storage.after(model, sites.find(model, more.selection())).size(nbytes)
+        if leaves < _WORTH_IT * min([size, *(gain.nbytes for gain in gains)]):
+            gains.append(Gain(missing, leaves))
+    return tuple(gains)
