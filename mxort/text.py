@@ -36,16 +36,17 @@ def few(names: Sequence[str], most: int = 3) -> str:
 
 def to_json(values: Any, indent: int | None = 2) -> str:
     """``values`` as JSON. What is not finite becomes null; numbers and arrays of numpy are taken too."""
-    return json.dumps(_plain(values), indent=indent, allow_nan=False)
+    return json.dumps(plain(values), indent=indent, allow_nan=False)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """``value`` made of JSON's types: what is not finite is None; numbers and arrays of numpy are taken too."""
     if isinstance(value, Mapping):
-        return {key: _plain(element) for key, element in value.items()}
+        return {key: plain(element) for key, element in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(element) for element in value]
+        return [plain(element) for element in value]
     if hasattr(value, "tolist"):  # numpy's
-        return _plain(value.tolist())
+        return plain(value.tolist())
     if isinstance(value, Real) and not isinstance(value, Integral):
         return float(value) if math.isfinite(value) else None
     return value

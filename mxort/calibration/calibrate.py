@@ -11,7 +11,7 @@ import ctypes
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,10 +27,9 @@ from mxort.converters import stages
 from mxort.converters.sites import Site
 from mxort.converters.stages import Stage
 from mxort.formats import BLOCK_SIZE, blocks_of
+from mxort.progress import Progress, silent
 from mxort.quantize import QuantizedWeight, Statistics, smoothquant, with_torch
 from mxort.runtime import hardware
-
-Progress = Callable[[str, float], None]
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ class Settings:
     sequential: bool = True
     memory: int = 512_000_000
     threads: int = 0
-    progress: Progress = field(default=lambda what, fraction: None)
+    progress: Progress = silent
     smooth: Smooth | None = None
     device: str = "auto"
 

@@ -13,7 +13,13 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from mxort.calibration.example_inputs import Inputs, check_inputs, generate_inputs, load_inputs
+from mxort.calibration.example_inputs import (
+    Inputs,
+    check_inputs,
+    generate_inputs,
+    load_inputs,
+    sliding_caches,
+)
 from mxort.errors import MxortError, first_line
 
 Sample = Mapping[str, NDArray[Any]] | NDArray[Any]
@@ -33,7 +39,8 @@ def samples(data: Data, model: ir.Model, name: str) -> Iterator[Inputs]:
     """The samples, each with all inputs of ``model`` (called ``name`` in errors).
 
     Inputs whose content is implied may be left out: masks (ones), positions, token types (zeros) and an empty
-    KV cache. Raises MxortError for data that cannot be read or does not fit, or where there is none.
+    KV cache (one over which a window slides has its size, and nothing in it that is read). Raises MxortError for data
+    that cannot be read or does not fit, or where there is none.
     """
     found = False
     for label, sample in _read(data):
@@ -63,8 +70,9 @@ def complete(sample: Sample, model: ir.Model, name: str) -> Inputs:
     missing = declared.keys() - inputs.keys()
     if missing:
         sizes = dict(_sizes(inputs, declared))
+        sliding = sliding_caches(model)
         for key, array in generate_inputs(model, name, dims=sizes, given=inputs).items():
-            implied = array.size == 0 or any(part in key for part in _MADE_UP)
+            implied = array.size == 0 or key in sliding or any(part in key for part in _MADE_UP)
             if implied:
                 inputs[key] = array
     check_inputs(inputs, model, name)

@@ -39,6 +39,9 @@ _DIM_SIZES = (
 
 _UNKNOWN_SIZES = (1, 16)  # a first axis is most often a batch
 
+_CACHE_OPERANDS, _CACHE_AXIS = (3, 4), 2
+"""Operands past_key and past_value of GroupQueryAttention [batch, heads, positions, head size]; their positions."""
+
 _TABLE_OPERAND = {
     ("Gather", 1): 0,
     ("GatherBlockQuantized", 1): 0,
@@ -46,6 +49,8 @@ _TABLE_OPERAND = {
     ("EmbedLayerNormalization", 1): 4,
 }
 """(op type, input that holds indices) -> input that holds the table."""
+
+_MADE_UP = "its inputs were made up: --inputs FILE.npz gives others, --dim NAME=SIZE other sizes"
 
 _SHAPE_OPS = {"Cast", "Identity", "Unsqueeze", "Squeeze", "Reshape", "Flatten", "Transpose", "Expand"}
 """Operators whose first output holds the values of their first input."""
@@ -68,6 +73,11 @@ def inputs_for(
     inputs = load_inputs(source)
     check_inputs(inputs, model, name)
     return inputs
+
+
+def hint(source: InputSource | None) -> str:
+    """What to add to a complaint about inputs from ``source``: where there is none, that they were made up."""
+    return "" if source is not None else f" ({_MADE_UP})"
 
 
 def load_inputs(source: InputSource) -> Inputs:
@@ -126,10 +136,12 @@ def _generate(
     if value.dtype is None or value.shape is None:
         raise MxortError(f"{model_name}: input {name} has no type or rank; give the inputs")
     dtype = value.dtype
-    shape = tuple(
+    shape = [
         dim if _is_fixed(dim) else _symbolic_size(value, axis, _symbol(dim), sizes)
         for axis, dim in enumerate(value.shape)
-    )
+    ]
+    if window := cache_window(value):
+        shape[_CACHE_AXIS] = max(window, shape[_CACHE_AXIS])
     if dtype in (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE):
         return rng.standard_normal(shape).astype(dtype.numpy())
     if dtype == ir.DataType.BOOL:
@@ -190,11 +202,44 @@ def _symbolic_size(value: ir.Value, axis: int, symbol: str | None, sizes: _DimSi
 def _attention_head_size(value: ir.Value) -> int | None:
     """Last axis of a KV-cache input, which some exporters leave symbolic: read from the rotary table."""
     for node, index in _uses(value):
-        if node.op_type == "GroupQueryAttention" and index in (3, 4) and len(node.inputs) > 7:
+        if node.op_type == "GroupQueryAttention" and index in _CACHE_OPERANDS and len(node.inputs) > 7:
             cosines = node.inputs[7]  # cos_cache [max_position, head_size / 2]
             if cosines is not None and cosines.const_value is not None:
                 return 2 * cosines.const_value.shape.numpy()[1]
     return None
+
+
+def cache_window(value: ir.Value) -> int:
+    """Positions that a KV-cache input must have room for: the window of an attention that slides over it; 0 for others.
+
+    Such a cache (sliding_window_cache of GroupQueryAttention) keeps its size, whatever of it is filled.
+    """
+    if value.shape is None or len(value.shape) <= _CACHE_AXIS:
+        return 0
+    return max(
+        (
+            node.attributes.get_int("local_window_size", 0)
+            for source in _copies(value)
+            for node, index in _uses(source)
+            if node.op_type == "GroupQueryAttention"
+            and index in _CACHE_OPERANDS
+            and node.attributes.get_int("sliding_window_cache", 0) != 0
+        ),
+        default=0,
+    )
+
+
+def sliding_caches(model: ir.Model) -> frozenset[str]:
+    """Names of the inputs that are such caches."""
+    return frozenset(_name(value) for value in _inputs(model) if cache_window(value))
+
+
+def _copies(value: ir.Value) -> Iterator[ir.Value]:
+    """The value, and what it is cast to."""
+    yield value
+    for node, _ in _uses(value):
+        if node.op_type in ("Cast", "Identity"):
+            yield from _copies(node.outputs[0])
 
 
 def _table_rows(value: ir.Value) -> int | None:

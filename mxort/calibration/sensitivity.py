@@ -35,11 +35,10 @@ from mxort.converters import model_io, sites, stages
 from mxort.converters.sites import Site
 from mxort.errors import MxortError
 from mxort.formats import WEIGHT_FORMATS
+from mxort.progress import Progress, silent
 from mxort.quantize import Settings
 from mxort.quantize.base import dequantize, with_torch
 from mxort.runtime import hardware
-
-Progress = Callable[[str, float], None]
 
 BASE = "mxfp4"
 """The weight format whose loss is measured. That of the others follows from the noise of the weight."""
@@ -121,7 +120,7 @@ class Options:
     samples: int = 2
     threads: int = 0
     cache: str | os.PathLike[str] | None = None
-    progress: Progress = lambda what, fraction: None
+    progress: Progress = silent
     device: str = "auto"
     memory: int = 512_000_000
 

@@ -44,9 +44,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def print_comparison(comparison: Comparison, out: Console) -> None:
-    """Inputs, one row per output, one row per layer, and what could not be compared."""
+    """Inputs, and whether they were made up, one row per output, one row per layer, and what could not be compared."""
     inputs = ", ".join(f"{name} {what}" for name, what in comparison.inputs.items())
-    out.print(f"inputs: {inputs if len(inputs) < PIPE_WIDTH else f'{len(comparison.inputs)} arrays'}")
+    made_up = "inputs, made up (--inputs gives others)" if comparison.made_up else "inputs"
+    out.print(f"{made_up}: {inputs if len(inputs) < PIPE_WIDTH else f'{len(comparison.inputs)} arrays'}")
     for title, rows in (("outputs", comparison.outputs), ("converted layers", comparison.layers)):
         table = new_table(title, ("name",), ("shape", "SQNR dB", "cosine", "max |error|", "same argmax"))
         for row in rows:
@@ -54,6 +55,8 @@ def print_comparison(comparison: Comparison, out: Console) -> None:
         print_filled(out, (table,))
     for name, reason in comparison.unmatched.items():
         out.print(f"not compared: {name}: {reason}")
+    if comparison.note:
+        out.print(f"note: {comparison.note}")
     out.print(f"lowest SQNR of an output: {comparison.worst_sqnr_db:.2f} dB")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import sys
 from pathlib import Path
 
 from rich.console import Console
@@ -32,28 +32,26 @@ def run(arguments: argparse.Namespace) -> int:
     reference, converted, page = arguments.reference, arguments.converted, arguments.report
     if page is not None:
         shared.check_report_path(page, (reference, *converted), (".html",))
-    with shared.progress() as progress:
-        results = [
-            evaluate(reference, model, arguments.data, threads=arguments.threads, progress=progress)
-            for model in converted
-        ]
+    results: list[Evaluation] = []
+    for model in converted:
+        with shared.progress() as progress:
+            result = evaluate(reference, model, arguments.data, threads=arguments.threads, progress=progress)
+        results.append(result)
+        if not arguments.json:  # each as soon as it is there
+            print_evaluation(result, console(), named=len(converted) > 1)
+            sys.stdout.flush()
     if page is not None:
         from mxort.pages import evaluation as evaluation_page
 
         shared.write_text(page, evaluation_page.render(results))
     dicts = [result.to_dict() for result in results]
-    return shared.show(
-        arguments,
-        lambda: dicts if len(dicts) > 1 else dicts[0],
-        lambda: print_evaluations(results, console()),
-    )
+    return shared.show(arguments, lambda: dicts if len(dicts) > 1 else dicts[0], lambda: None)
 
 
-def print_evaluations(evaluations: Sequence[Evaluation], out: Console) -> None:
-    """What was run and, for each model, its size and one line for each metric."""
-    for evaluation in evaluations:
-        what = f"{evaluation.kind}, {evaluation.samples} samples, {evaluation.predictions} predictions"
-        out.print(f"{evaluation.converted}: {what}" if len(evaluations) > 1 else what)
-        out.print(f"{'size':<22}{format_bytes(evaluation.converted_bytes)}")
-        for name, value in evaluation.metrics.items():
-            out.print(f"{name:<22}{value:.4f}")
+def print_evaluation(evaluation: Evaluation, out: Console, named: bool) -> None:
+    """What was run, the size, and one line for each metric; ``named`` says of which model."""
+    what = f"{evaluation.kind}, {evaluation.samples} samples, {evaluation.predictions} predictions"
+    out.print(f"{evaluation.converted}: {what}" if named else what)
+    out.print(f"{'size':<22}{format_bytes(evaluation.converted_bytes)}")
+    for name, value in evaluation.metrics.items():
+        out.print(f"{name:<22}{value:.4f}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,11 +26,9 @@ from mxort.converters.opset import OpsetError, opset_of
 from mxort.converters.staged_output import StagedOutput
 from mxort.converters.storage import Storage
 from mxort.errors import MxortError
+from mxort.progress import Progress, silent
 from mxort.text import format_bytes
 from mxort.version import mxort_version
-
-Progress = Callable[[str, float], None]
-"""(what is being done, fraction done in 0..1)."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +81,7 @@ def convert(
     if calibration is not None and not isinstance(calibration, Calibration):
         calibration = Calibration(calibration)
     combinations.check(chosen, calibration is not None)
-    report_progress = progress or (lambda what, fraction: None)
+    report_progress = progress or silent
     report_progress("reading the model", 0.0)
     source = _load(model, out)
     plan = _plan(source, chosen)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,8 @@ from mxort.converters.constants import padded_rows
 from mxort.converters.model_io import Source
 from mxort.converters.sites import Site
 from mxort.formats import BLOCK_SIZE, blocks_of
+from mxort.progress import Progress
 from mxort.quantize import ALGORITHMS, QuantizedWeight, Settings, Statistics
-
-Progress = Callable[[str, float], None]
 
 
 @dataclass(frozen=True)

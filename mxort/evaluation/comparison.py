@@ -11,20 +11,22 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from mxort.calibration.example_inputs import Inputs, InputSource, check_inputs, inputs_for
+from mxort.calibration.example_inputs import Inputs, InputSource, check_inputs, hint, inputs_for
 from mxort.converters import model_io
 from mxort.errors import MxortError
+from mxort.progress import Progress, silent
 from mxort.runtime.session import one_line, open_session, require_onnxruntime
+from mxort.text import plain
 
-if TYPE_CHECKING:
-    from mxort.conversion.pipeline import Progress
+_TOO_GOOD_DB = 60
+"""MXFP8 weights leave some 30 dB, and MXFP4 ones 19; below this is what accuracy_level costs exact weights."""
 
 LAYERS_PER_RUN = 64
 """Layer outputs fetched in one run: each stays in memory until the run ends, so this bounds memory."""
@@ -59,6 +61,8 @@ class Comparison:
     layers: tuple[TensorComparison, ...] = ()
     unmatched: dict[str, str] = field(default_factory=dict)
     """Tensor name -> why it was not compared."""
+    made_up: bool = False
+    """Whether the inputs were generated."""
 
     @property
     def worst_sqnr_db(self) -> float:
@@ -66,13 +70,22 @@ class Comparison:
         values = [output.sqnr_db for output in self.outputs]
         return math.nan if any(map(math.isnan, values)) else min(values)
 
+    @property
+    def note(self) -> str:
+        """What to think of the figures: those of made-up inputs may be better than rounded weights can be; else ""."""
+        if not self.made_up or not self.worst_sqnr_db > _TOO_GOOD_DB:
+            return ""
+        return (
+            f"an SQNR above {_TOO_GOOD_DB} dB is more than rounded weights leave: the inputs, which were made up, "
+            "may not reach what was converted (--inputs gives others, --dim other sizes)"
+        )
+
     def to_dict(self) -> dict[str, Any]:
-        """All fields as JSON types. Infinity and NaN, which JSON lacks, become strings."""
-        fields = asdict(self) | {"worst_sqnr_db": self.worst_sqnr_db}
-        for rows in (fields["outputs"], fields["layers"]):
-            for row in rows:
-                row.update({key: _json_number(value) for key, value in row.items()})
-        return {key: _json_number(value) for key, value in fields.items()}
+        """All fields as JSON types; what is not finite is None (of equal tensors max_abs_error is 0)."""
+        values: dict[str, Any] = plain(
+            asdict(self) | {"worst_sqnr_db": self.worst_sqnr_db, "note": self.note}
+        )
+        return values
 
 
 def compare(
@@ -92,7 +105,7 @@ def compare(
     cannot be opened or run, inputs that do not fit, and models without a common output.
     """
     reference, converted = Path(reference), Path(converted)
-    report = progress or (lambda what, fraction: None)
+    report = progress or silent
     report("reading", 0.0)
     graph = read_graph(reference)
     feeds = inputs_for(graph, str(reference), inputs, seed=seed, dims=dims)
@@ -104,14 +117,24 @@ def compare(
     unmatched = dict(plan.unmatched)
     for index, fetches in enumerate(runs):
         report("layers" if fetches else "outputs", index / len(runs))
-        compared, missing = _compare_run(reference, converted, feeds, fetches)
+        try:
+            compared, missing = _compare_run(reference, converted, feeds, fetches)
+        except MxortError as error:
+            raise MxortError(f"{error}{hint(inputs)}") from error
         rows.append([replace(row, node=plan.nodes.get(row.name, "")) for row in compared])
         unmatched.update(missing)
     if not rows[0]:
         raise MxortError(f"{converted}: no output that can be compared with those of {reference}")
     described = {name: f"{array.dtype}{list(array.shape)}" for name, array in feeds.items()}
-    in_layers = tuple(row for batch in rows[1:] for row in batch)
-    return Comparison(str(reference), str(converted), described, tuple(rows[0]), in_layers, unmatched)
+    return Comparison(
+        str(reference),
+        str(converted),
+        described,
+        outputs=tuple(rows[0]),
+        layers=tuple(row for batch in rows[1:] for row in batch),
+        unmatched=unmatched,
+        made_up=inputs is None,
+    )
 
 
 def compare_tensors(name: str, reference: NDArray[Any], new: NDArray[Any]) -> TensorComparison:
@@ -239,7 +262,3 @@ def _cosine(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
     if norms == 0:
         return 1.0 if not x.any() and not y.any() else 0.0
     return float(np.dot(x, y)) / norms if math.isfinite(norms) else math.nan
-
-
-def _json_number(value: Any) -> Any:
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,15 +16,14 @@ from mxort.calibration.example_inputs import Inputs
 from mxort.converters import model_io
 from mxort.errors import MxortError
 from mxort.evaluation.comparison import read_graph
+from mxort.progress import Progress, silent
 from mxort.runtime.session import one_line, open_session, require_onnxruntime
-
-Progress = Callable[[str, float], None]
 
 _LOGITS = "logits"
 _TOKENS = "input_ids"
 _FLOATS = ("tensor(float)", "tensor(float16)", "tensor(double)")
-_ROWS_AT_ONCE = 128
-"""Rows of logits worked on in float64 at a time: a vocabulary is wide."""
+_LOGITS_AT_ONCE = 1 << 21
+"""Logits worked on in float64 at a time: a vocabulary may have a quarter of a million."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +32,10 @@ class Evaluation:
 
     decoder: ``perplexity`` of the data, in nats to the power of e, over ``predictions``; ``kl`` the mean
     divergence of the converted model's distributions from the reference's; ``top1`` how often both prefer
-    the same token. classifier: ``kl`` and ``top1``. embedding: mean ``cosine`` of the vectors of one sample, and
-    ``rank_agreement``, Spearman's correlation of the similarities of all pairs of samples. Bytes are of whole files,
-    with external data.
+    the same token. Positions where the reference's logits are NaN or all -inf are left out, and ``left_out`` counts
+    them; where only the converted model's are, ``kl`` and ``perplexity`` are infinite. classifier: ``kl`` and ``top1``.
+    embedding: mean ``cosine`` of the vectors of one sample, and ``rank_agreement``, Spearman's correlation of the
+    similarities of all pairs of samples. Bytes are of whole files, with external data.
     """
 
     reference: str
@@ -66,13 +66,12 @@ def evaluate(
     model, whose first float output is averaged over the tokens that attention_mask has. Raises MxortError for models
     that cannot be run, and data that does not fit.
     """
-    report = progress or (lambda what, fraction: None)
+    report = progress or silent
     reference, converted = Path(reference), Path(converted)
     models = [_Model(path, threads) for path in (reference, converted)]
     gathered: _Distributions | _Embeddings | None = None
     count = 0
     for inputs in samples(data, read_graph(reference), str(reference)):
-        report(f"sample {count + 1}", 0.0)
         output = models[0].output
         pair = [model.run(inputs, output) for model in models]
         if pair[0].shape != pair[1].shape:
@@ -80,7 +79,10 @@ def evaluate(
         if gathered is None:
             gathered = _Distributions(pair[0].ndim) if output == _LOGITS else _Embeddings()
         gathered.add(pair[0], pair[1], inputs)
+        del pair  # before the next one is there: logits are large
         count += 1
+        so_far = ", ".join(f"{name} {value:.4f}" for name, value in gathered.running().items())
+        report(f"{count} samples: {so_far}", 0.0)
     assert gathered is not None, "samples() raises where there are none"
     return Evaluation(
         str(reference),
@@ -120,7 +122,7 @@ class _Distributions:
     def __init__(self, rank: int) -> None:
         self.kind = "decoder" if rank == 3 else "classifier"
         self.predictions = 0
-        self._rows = self._same = 0
+        self._rows = self._same = self._left_out = 0
         self._kl = 0.0
         self._loss = np.zeros(2)
 
@@ -136,13 +138,19 @@ class _Distributions:
                 mask: NDArray[Any] = np.asarray(inputs["attention_mask"])
                 real = mask[:, -real.shape[1] :] != 0
                 following[:, :-1][~real[:, 1:]] = -1
+            if following.max(initial=-1) >= classes:
+                raise MxortError(f"a token is {following.max()}, expected at most {classes - 1}")
         rows = np.flatnonzero(real.reshape(-1))
         chosen = following.reshape(-1)
         pair = [array.reshape(-1, classes) for array in (reference, converted)]
-        for start in range(0, len(rows), _ROWS_AT_ONCE):
-            part = rows[start : start + _ROWS_AT_ONCE]
+        step = max(1, _LOGITS_AT_ONCE // classes)
+        for start in range(0, len(rows), step):
+            part = rows[start : start + step]
+            usable = np.isfinite(pair[0][part].max(axis=-1))
+            self._left_out += len(part) - int(usable.sum())
+            part = part[usable]
             p, q = (_log_softmax(array[part]) for array in pair)
-            self._kl += float((np.exp(p) * (p - q)).sum())
+            self._kl += _divergence(p, q)
             self._same += int((p.argmax(-1) == q.argmax(-1)).sum())
             self._rows += len(part)
             if self.kind == "classifier":
@@ -153,9 +161,14 @@ class _Distributions:
             self.predictions += len(tokens)
             self._loss -= [float(x[counted, tokens].sum()) for x in (p, q)]
 
+    def running(self) -> dict[str, float]:
+        return self.metrics()
+
     def metrics(self) -> dict[str, float]:
         rows = max(1, self._rows)
         metrics = {"kl": self._kl / rows, "top1": self._same / rows}
+        if self._left_out:
+            metrics["left_out"] = self._left_out
         if self.kind == "classifier":
             return metrics
         perplexities = np.exp(self._loss / max(1, self.predictions))
@@ -172,18 +185,25 @@ class _Embeddings:
 
     def __init__(self) -> None:
         self._vectors: tuple[list[NDArray[np.float64]], list[NDArray[np.float64]]] = ([], [])
+        self._cosines = 0.0
 
     @property
     def predictions(self) -> int:
         return len(self._vectors[0])
 
     def add(self, reference: NDArray[Any], converted: NDArray[Any], inputs: Inputs) -> None:
-        for vectors, output in zip(self._vectors, (reference, converted), strict=True):
-            vectors.extend(_pooled(output.astype(np.float64), inputs.get("attention_mask")))
+        mask = inputs.get("attention_mask")
+        pair = [list(_pooled(output.astype(np.float64), mask)) for output in (reference, converted)]
+        self._cosines += sum(float(first @ second) for first, second in zip(*pair, strict=True))
+        for vectors, new in zip(self._vectors, pair, strict=True):
+            vectors.extend(new)
+
+    def running(self) -> dict[str, float]:
+        return {"cosine": self._cosines / max(1, self.predictions)}
 
     def metrics(self) -> dict[str, float]:
         first, second = (np.stack(vectors) for vectors in self._vectors)
-        metrics = {"cosine": float((first * second).sum(axis=1).mean())}
+        metrics = self.running()
         if len(first) >= 3:  # two vectors have one similarity, and nothing to rank
             metrics["rank_agreement"] = rank_agreement(first, second)
         return metrics
@@ -205,7 +225,16 @@ def _pooled(output: NDArray[np.float64], mask: NDArray[Any] | None) -> Iterator[
 
 
 def _log_softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
+    """-inf everywhere for a row without a number to start from."""
     x = logits.astype(np.float64)
-    x -= x.max(axis=-1, keepdims=True)
-    x -= np.log(np.exp(x).sum(axis=-1, keepdims=True))
+    largest = x.max(axis=-1, keepdims=True)
+    x -= np.where(np.isfinite(largest), largest, 0)
+    x -= np.log(np.exp(x).sum(axis=-1, keepdims=True), where=np.isfinite(largest), out=np.zeros_like(largest))
+    x[~np.isfinite(largest[..., 0])] = -np.inf
     return x
+
+
+def _divergence(p: NDArray[np.float64], q: NDArray[np.float64]) -> float:
+    """Sum of KL(p || q) over rows of log-probabilities; a class that p excludes adds nothing, whatever q says of it."""
+    difference = np.subtract(p, q, where=p > -np.inf, out=np.zeros_like(p))
+    return float((np.exp(p) * difference).sum())

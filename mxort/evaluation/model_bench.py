@@ -12,20 +12,25 @@ from dataclasses import asdict, dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import onnx_ir as ir
 
-from mxort.calibration.example_inputs import Inputs, InputSource, check_inputs, inputs_for
+from mxort.calibration.example_inputs import (
+    Inputs,
+    InputSource,
+    check_inputs,
+    hint,
+    inputs_for,
+    sliding_caches,
+)
 from mxort.converters import model_io
 from mxort.errors import MxortError
 from mxort.evaluation.model_runs import is_decoder, make_runner, node_shares
 from mxort.evaluation.turns import Timing, interleave, pin, session_options, summarize
+from mxort.progress import Progress, silent
 from mxort.runtime.machine import Machine, describe_machine, status_bytes
 from mxort.runtime.session import one_line, open_session, require_onnxruntime
-
-if TYPE_CHECKING:
-    from mxort.conversion.pipeline import Progress
 
 
 @dataclass(frozen=True)
@@ -90,7 +95,7 @@ def bench_models(
     MxortError for models that cannot be opened or run and for inputs that do not fit every model.
     """
     paths = [Path(model) for model in models]
-    report = progress or (lambda what, fraction: None)
+    report = progress or silent
     report("reading", 0.0)
     sources = [model_io.load(path) for path in paths]
     dims = {**_prompt_dims(sources[0].model, prompt), **(dims or {})}
@@ -98,9 +103,10 @@ def bench_models(
     for source in sources[1:]:
         check_inputs(feeds, source.model, source.name)
     file_bytes = [source.nbytes for source in sources]
+    job = _Job(feeds, threads, generate, sliding_caches(sources[0].model), hint(inputs))
     del sources
     kinds = ("run", "decode") if is_decoder(feeds) and generate else ("run",)
-    with _workers(paths, _Job(feeds, threads, generate)) as workers:
+    with _workers(paths, job) as workers:
         loaded = [worker.receive() for worker in workers]
         times = interleave(
             [lambda w=worker, k=kind: w.seconds(k) for kind in kinds for worker in workers],  # type: ignore[misc]
@@ -151,11 +157,13 @@ def _prompt_dims(model: ir.Model, prompt: int) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class _Job:
-    """What a worker is to run."""
+    """What a worker is to run. ``sliding``: :func:`sliding_caches`; ``hint`` is added to what onnxruntime complains."""
 
     feeds: Inputs
     threads: int
     generate: int
+    sliding: frozenset[str] = frozenset()
+    hint: str = ""
 
 
 @dataclass
@@ -228,7 +236,7 @@ def _serve(connection: Connection, model: str, job: _Job) -> None:
         except (EOFError, ConnectionError):
             raise
         except Exception as error:  # onnxruntime's exception types have no common base but this
-            connection.send(("error", f"{model}: fails to run: {one_line(error)}"))
+            connection.send(("error", f"{model}: fails to run: {one_line(error)}{job.hint}"))
 
 
 def _answer(connection: Connection, model: str, job: _Job) -> None:
@@ -240,13 +248,13 @@ def _answer(connection: Connection, model: str, job: _Job) -> None:
     session = open_session(model, options)
     loaded = {"seconds": time.perf_counter() - start, "base": base}
     connection.send(("ok", loaded | {"anonymous": status_bytes("RssAnon") - anonymous}))
-    runner = make_runner(session, job.feeds, job.generate)
+    runner = make_runner(session, job.feeds, job.generate, job.sliding)
     while True:
         request = connection.recv()
         if request == "memory":
             answer: Any = status_bytes("VmHWM")
         elif request == "profile":
-            answer = node_shares(model, job.feeds, job.generate, job.threads)
+            answer = node_shares(model, job.feeds, job.generate, job.threads, job.sliding)
         else:
             answer = runner[request]()
         connection.send(("ok", answer))

@@ -6,7 +6,7 @@ import json
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -25,25 +25,29 @@ def is_decoder(feeds: Inputs) -> bool:
     return "input_ids" in feeds and any(name.startswith(_PAST) for name in feeds)
 
 
-def make_runner(session: Any, feeds: Inputs, generate: int) -> dict[str, Callable[[], float]]:
+def make_runner(
+    session: Any, feeds: Inputs, generate: int, sliding: Collection[str] = ()
+) -> dict[str, Callable[[], float]]:
     """What takes turns: "run" is one run of ``feeds``; for decoders "decode" is ``generate`` tokens, one by one from an
-    empty cache. Each returns seconds, of a run or of the median token."""
+    empty cache. Each returns seconds, of a run or of the median token. ``sliding``: see :func:`sliding_caches`."""
 
     def run() -> float:
         start = time.perf_counter()
         session.run(None, feeds)
         return time.perf_counter() - start
 
-    return {"run": run, "decode": lambda: _decode(session, feeds, generate)}
+    return {"run": run, "decode": lambda: _decode(session, feeds, generate, sliding)}
 
 
-def _decode(session: Any, feeds: Inputs, generate: int) -> float:
+def _decode(session: Any, feeds: Inputs, generate: int, sliding: Collection[str]) -> float:
     """Median seconds of a token. The cache stays in onnxruntime's memory; what a token costs includes that the graph
     returns a grown copy of it, which is small for so few tokens."""
     value = require_onnxruntime().OrtValue.ortvalue_from_numpy
     outputs = [output.name for output in session.get_outputs()]
     past = {
-        name: value(np.asarray(array)[:, :, :0]) for name, array in feeds.items() if name.startswith(_PAST)
+        name: value(np.asarray(array) if name in sliding else np.asarray(array)[:, :, :0])
+        for name, array in feeds.items()
+        if name.startswith(_PAST)
     }
     tokens = np.asarray(feeds["input_ids"])[:1]
     times = []
@@ -62,7 +66,9 @@ def _decode(session: Any, feeds: Inputs, generate: int) -> float:
     return float(np.median(times))
 
 
-def node_shares(model: str, feeds: Inputs, generate: int, threads: int) -> dict[str, dict[str, float]]:
+def node_shares(
+    model: str, feeds: Inputs, generate: int, threads: int, sliding: Collection[str] = ()
+) -> dict[str, dict[str, float]]:
     """Parts of the nodes' time by operator, for each kind of turn, from onnxruntime's profiler; the largest first."""
     shares = {}
     for kind in ("run", "decode") if is_decoder(feeds) and generate else ("run",):
@@ -71,7 +77,7 @@ def node_shares(model: str, feeds: Inputs, generate: int, threads: int) -> dict[
             options.enable_profiling = True
             options.profile_file_prefix = str(Path(folder, "profile"))
             session = open_session(model, options)
-            run = make_runner(session, feeds, generate)[kind]
+            run = make_runner(session, feeds, generate, sliding)[kind]
             for _ in range(_PROFILED_RUNS):
                 run()
             events = json.loads(Path(session.end_profiling()).read_text())

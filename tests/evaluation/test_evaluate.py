@@ -124,3 +124,74 @@ def test_models_that_do_not_match(tmp_path, data):
     lookup(tmp_path / "c.onnx", 1, "other")
     with pytest.raises(mxort.MxortError, match=r"c.onnx: fails to run"):
         evaluate(tmp_path / "a.onnx", tmp_path / "c.onnx", data)
+
+
+def logits_model(path, table):
+    """input_ids -> the row of the table for each token."""
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [helper.make_node("Gather", ["table", "input_ids"], ["logits"])],
+        "g",
+        [value("input_ids", TensorProto.INT64, ["b", "s"])],
+        [value("logits", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(np.float32(table), "table")],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+def test_masked_vocabulary(tmp_path):
+    """-inf in both: as if the classes were not there. Where only the reference excludes one, q's part of it is lost."""
+    p = np.array([[1.0, 2.0, -np.inf, 0.0], [0.0, 1.0, -np.inf, 3.0]])
+    q = np.array([[1.5, 2.0, -np.inf, 0.5], [0.0, 1.0, 2.0, 3.0]])
+    a, b = logits_model(tmp_path / "a.onnx", p), logits_model(tmp_path / "b.onnx", q)
+    result = evaluate(a, b, [np.array([0, 1, 0, 1])])
+    pairs = [(softmax(first), softmax(second)) for first, second in zip(p, q, strict=True)]
+    kl = [sum(x * np.log(x / y) for x, y in zip(*pair, strict=True) if x > 0) for pair in pairs]
+    tokens = [0, 1, 0, 1]
+    loss = -np.mean([np.log(softmax(q[tokens[i]])[tokens[i + 1]]) for i in range(3)])
+    assert result.metrics["kl"] == pytest.approx(np.mean([kl[t] for t in tokens]), rel=1e-6)
+    assert result.metrics["perplexity"] == pytest.approx(np.exp(loss), rel=1e-6)
+    assert "left_out" not in result.metrics
+
+
+def test_rows_that_are_no_distribution(tmp_path):
+    """The reference's are left out and counted; the converted model's alone make the figures infinite."""
+    fine = np.array([[1.0, 2.0, 3.0], [3.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
+    bad = fine.copy()
+    bad[1, 1], bad[2] = np.nan, -np.inf
+    a, b = logits_model(tmp_path / "a.onnx", fine), logits_model(tmp_path / "b.onnx", bad)
+    data = [np.array([0, 1, 2, 0, 1])]
+    metrics = evaluate(b, a, data).metrics
+    assert metrics["left_out"] == 3
+    assert metrics["kl"] == 0
+    assert metrics["perplexity"] == pytest.approx(metrics["perplexity_reference"])
+    broken = evaluate(a, b, data)
+    assert broken.metrics["kl"] == broken.metrics["perplexity"] == np.inf
+    assert "left_out" not in broken.metrics
+
+
+def test_a_token_beyond_the_vocabulary(tmp_path):
+    a = logits_model(tmp_path / "a.onnx", np.zeros((9, 7)))
+    with pytest.raises(MxortError, match="a token is 8, expected at most 6"):
+        evaluate(a, a, [np.array([0, 8])])
+
+
+@pytest.mark.parametrize("classes", [VOCABULARY, 5000])
+def test_logits_in_small_pieces(tmp_path, data, monkeypatch, classes):
+    tables = [np.random.default_rng(i).standard_normal((VOCABULARY, classes)) for i in range(2)]
+    a, b = (logits_model(tmp_path / f"{i}.onnx", table) for i, table in enumerate(tables))
+    whole = evaluate(a, b, data)
+    monkeypatch.setattr("mxort.evaluation.evaluate._LOGITS_AT_ONCE", 10)
+    assert evaluate(a, b, data).metrics == pytest.approx(whole.metrics, rel=1e-12)
+
+
+def test_it_says_how_far_it_is(tmp_path, data):
+    said = []
+    for name, noise in (("a", 0.0), ("b", 0.5)):
+        lookup(tmp_path / f"{name}.onnx", 1, noise=noise)
+    result = evaluate(
+        tmp_path / "a.onnx", tmp_path / "b.onnx", data, progress=lambda what, _: said.append(what)
+    )
+    assert len(said) == 3
+    assert said[-1] == "3 samples: " + ", ".join(f"{k} {v:.4f}" for k, v in result.metrics.items())

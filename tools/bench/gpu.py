@@ -15,7 +15,7 @@ from mxort.formats import ACTIVATION_FORMATS
 from mxort.runtime.op_models import MatMulMXFP4, random_mxfp4, relative_rms
 
 if TYPE_CHECKING:
-    from mxort.conversion.pipeline import Progress
+    from mxort.progress import Progress
 
 CHECKED_ROWS = 16
 """Rows of A computed in float64 too."""

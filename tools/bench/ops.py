@@ -21,7 +21,7 @@ from mxort.runtime.session import one_line, require_onnxruntime
 from tools.bench.peers import Activation, Bind, Bound, Peer, Weights, choose_peers
 
 if TYPE_CHECKING:
-    from mxort.conversion.pipeline import Progress
+    from mxort.progress import Progress
 
 DEFAULT_SHAPES = (
     *((m, 4096, 4096) for m in (1, 4, 16, 64, 256)),

@@ -15,7 +15,7 @@ from tools.bench.bounds import ERROR, VALUE, Verdict, judge_all, label, machine_
 from tools.bench.cases import CASES, Measured, Place, Row, Size, measure
 
 if TYPE_CHECKING:
-    from mxort.conversion.pipeline import Progress
+    from mxort.progress import Progress
 
 RESULTS = "bounds.json"
 _FAILED = "failed"

@@ -1,0 +1,82 @@
+"""Every command that runs a model takes decoders whose KV cache is a window: it must hold at least that much."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import mxort
+from mxort.calibration.data import complete
+from mxort.calibration.example_inputs import generate_inputs
+from mxort.converters import model_io
+from mxort.evaluation.evaluate import evaluate
+from mxort.evaluation.model_bench import bench_models
+from sliding_window import HEAD, HEADS, VOCABULARY, WINDOW, sliding_window
+
+LONG = 3 * WINDOW
+
+
+@pytest.fixture
+def pair(tmp_path):
+    source = sliding_window(tmp_path / "a.onnx")
+    mxort.convert(source, tmp_path / "b.onnx", min_elements=1)
+    return source, tmp_path / "b.onnx"
+
+
+@pytest.mark.parametrize(
+    ("dims", "window"),
+    [({}, WINDOW), ({"window": 40}, 40), ({"window": 3}, WINDOW)],
+    ids=["made up", "wide", "narrow"],
+)
+def test_what_is_made_up(tmp_path, dims, window):
+    model = model_io.load(sliding_window(tmp_path / "a.onnx")).model
+    made = generate_inputs(model, "m", dims=dims)
+    assert made["past_key_values.0.key"].shape == (1, HEADS, 0, HEAD)
+    assert made["past_key_values.1.value"].shape == (1, HEADS, window, HEAD)
+    sample = complete(np.arange(LONG), model, "m")
+    assert sample["past_key_values.1.key"].shape == (1, HEADS, WINDOW, HEAD)
+
+
+def test_compare(pair):
+    result = mxort.compare(*pair)
+    assert 5 < result.outputs[0].sqnr_db < 40
+
+
+def test_eval_reads_nothing_of_the_made_up_cache(pair):
+    """The perplexity does not depend on what stands in the cache, which holds no token yet."""
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(0, VOCABULARY, LONG)
+    found = evaluate(*pair, [tokens]).metrics
+    cache = {
+        f"past_key_values.{i}.{what}": np.zeros((1, HEADS, WINDOW if i else 0, HEAD), np.float32)
+        for i in range(2)
+        for what in ("key", "value")
+    }
+    given = {"input_ids": tokens[None], "attention_mask": np.ones((1, LONG), np.int64)} | cache
+    assert evaluate(*pair, [given]).metrics == found
+
+
+def test_calibration(pair, tmp_path):
+    rng = np.random.default_rng(0)
+    data = [rng.integers(0, VOCABULARY, LONG) for _ in range(4)]
+    report = mxort.convert(pair[0], tmp_path / "c.onnx", calibration=data, min_elements=1)
+    assert {site.algorithm for site in report.converted} == {"mr-gptq"}
+    assert all(site.gain_db > 0 for site in report.converted)
+
+
+def test_bench_decodes_beyond_the_window(pair):
+    result = bench_models(pair, runs=3, warmup=0, threads=1, generate=WINDOW + 4, prompt=LONG)
+    assert all(model.decode is not None for model in result.models)
+
+
+def test_what_does_not_run_names_the_made_up_inputs(pair):
+    with pytest.raises(mxort.MxortError, match=r"fails to run: .*made up: --inputs FILE.npz .*--dim"):
+        mxort.compare(*pair, dims={"total_sequence_length": 7})
+
+
+def test_figures_that_are_too_good_are_doubted(pair, tmp_path):
+    same = mxort.compare(pair[0], pair[0])
+    assert same.made_up and "made up" in same.note
+    assert mxort.compare(*pair).note == ""
+    np.savez(tmp_path / "in.npz", **generate_inputs(model_io.load(pair[0]).model, "m"))
+    assert mxort.compare(pair[0], pair[0], tmp_path / "in.npz").note == ""
