@@ -46,11 +46,8 @@ ROWS_OF_KERNELS = [
 KERNELS = list({row.name: row for row in ROWS_OF_KERNELS}.values())
 """Each kernel with one weight format, for sweeps over what does not depend on the format."""
 
-EMULATED = (
-    any(k["available"] for k in _native.describe()["kernels"] if k["name"] == "avx512_amx")
-    and not _native.describe()["cpu"]["amx_bf16"]
-)
-"""A build with MXORT_EMULATE."""
+EMULATED = _native.select_kernel(["avx2_fma", "avx512"], "", "none", 3, 1000) == "avx512_amx"
+"""A build with MXORT_EMULATE: its AMX kernel needs no AMX."""
 DTYPES = [np.float32, np.float16, ml_dtypes.bfloat16]
 ROWS = [0, 1, 2, 3, 5, 16, 17, 64, 129]
 # (K, N, rotation): one block, tails in K and N, less than one strip, more than one group of blocks, each rotation
