@@ -1,6 +1,7 @@
 # make demo        convert and run two real models (a few minutes; does all set-up itself)
 # make check       everything that must hold: format, lint, types, tests, sanitizers
 # make check-full  the same with the exhaustive sweeps
+# make wheel       dist/mxort-*.whl, for any Linux of glibc 2.28 and later
 # make bench       measure operators and models beside other libraries' and write docs/performance.md (ten minutes)
 # make accuracy    measure the conversions on two models and write docs/accuracy.md's tables (hours; resumes)
 # make clean       remove what the above made
@@ -11,12 +12,12 @@ SOURCES := $(shell find ep cmake -type f 2>/dev/null) CMakeLists.txt pyproject.t
 CXX_FILES := $(shell find ep tests samples -name '*.cc' -o -name '*.h' -o -name '*.hip' 2>/dev/null)
 OTHER_ONNXRUNTIMES := 1.22.1 1.24.4 1.32.0
 
-.PHONY: demo check check-full bench accuracy clean lint test cpp-test provider-programs sanitize format hipsim
+.PHONY: demo check check-full wheel wheel-test bench accuracy clean lint test cpp-test provider-programs sanitize format hipsim
 
 demo: build/.demo
 	$(PYTHON) samples/demo.py
 
-check: lint cpp-test test sanitize
+check: lint cpp-test test wheel-test sanitize
 
 check-full: PYTEST_MARKS :=
 check-full: check
@@ -47,17 +48,16 @@ HIPSIM = MXORT_HIP_LIBRARY=$(abspath build/hipsim/libamdhip64.so.7) MXORT_CODE_O
 hipsim: build/.dev
 	cd tests && ../$(PYTHON) -c 'from hipsim import harness; harness.library_path()'
 
+# In the folder of the editable build: what is compiled there is not compiled again.
 cpp-test: build/.dev hipsim
-	$(CMAKE) -B build/tests -DCMAKE_BUILD_TYPE=Release >/dev/null
-	.venv/bin/cmake --build build/tests
-	$(HIPSIM) .venv/bin/ctest --test-dir build/tests --output-on-failure
+	$(CMAKE) -B build/cmake >/dev/null
+	.venv/bin/cmake --build build/cmake
+	$(HIPSIM) .venv/bin/ctest --test-dir build/cmake --output-on-failure
 
 # What tests/provider run, which build it themselves where cpp-test did not.
-provider-programs: build/tests/CMakeCache.txt
-	@.venv/bin/cmake --build build/tests --target toy_ep test_unload
-
-build/tests/CMakeCache.txt:
-	$(CMAKE) -B build/tests -DCMAKE_BUILD_TYPE=Release >/dev/null
+provider-programs: build/.dev
+	@$(CMAKE) -B build/cmake >/dev/null
+	@.venv/bin/cmake --build build/cmake --target toy_ep test_unload
 
 # The kernel, operator and execution provider tests once more with AddressSanitizer and UndefinedBehaviorSanitizer (here
 # the kernels of AMX and AVX-VNNI run too: MXORT_EMULATE), and the threads' tests with ThreadSanitizer. Python itself is
@@ -76,6 +76,18 @@ sanitize: build/.dev hipsim
 	.venv/bin/cmake --build build/tsan --target test_threads test_device
 	build/tsan/test_threads
 	HIPSIM_ADDRESSES=0x400000000 $(HIPSIM) build/tsan/test_device
+
+# WHEEL_PYTHONS="python3.12 python3.13" builds and tests for those instead of the environment's own.
+wheel: dist/.built
+dist/.built: build/.wheel $(SOURCES) $(shell find mxort converters -name '*.py' -o -name '*.jinja') scripts/wheel.sh
+	MXORT_HIP_OBJECTS="$(HIP_OBJECTS)" scripts/wheel.sh $(WHEEL_PYTHONS)
+	@touch $@
+
+# What build/.dev compiled for the GPUs, where it had a compiler for that.
+HIP_OBJECTS = $(if $(wildcard build/cmake/hip/*.co),$(abspath build/cmake/hip))
+
+wheel-test: dist/.built $(OTHER_ONNXRUNTIMES:%=build/ort/%)
+	scripts/wheel_test.sh $(WHEEL_PYTHONS)
 
 bench: build/.bench
 	$(PYTHON) samples/models.py minilm smollm2
@@ -99,11 +111,17 @@ build/.demo: build/.dev
 
 # The libraries beside which `make bench` measures, one by one: one that cannot be installed here is a row less.
 # llama-cpp-python is compiled (ten minutes, once).
-BENCH_PEERS = $(shell sed -n '/^bench = \[/,/^\]/s/^  "\(.*\)",$$/\1/p' pyproject.toml)
 build/.bench: build/.demo
-	for peer in $(BENCH_PEERS); do \
+	for peer in $(call extra,bench); do \
 	  $(PYTHON) -m pip --disable-pip-version-check -q install "$$peer" || echo "bench: without $$peer" >&2; done
 	@touch $@
+
+build/.wheel: build/.dev
+	$(PYTHON) -m pip --disable-pip-version-check -q install $(call extra,wheel)
+	@touch $@
+
+# The requirements of an extra of pyproject.toml.
+extra = $(shell sed -n '/^$(1) = \[/,/^\]/s/^  "\(.*\)",$$/\1/p' pyproject.toml)
 
 # Other releases of onnxruntime beside the one of the environment; tests run them with PYTHONPATH.
 build/ort/%: | build/.dev
@@ -111,4 +129,4 @@ build/ort/%: | build/.dev
 	mv $@.tmp $@
 
 clean:
-	rm -rf build .venv
+	rm -rf build dist .venv

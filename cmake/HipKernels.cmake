@@ -6,9 +6,12 @@
 set(MXORT_HIP AUTO CACHE STRING "GPU kernels: AUTO, ON or OFF")
 set_property(CACHE MXORT_HIP PROPERTY STRINGS AUTO ON OFF)
 set(MXORT_HIP_ARCHITECTURES gfx950 gfx942 CACHE STRING "GPU architectures to compile for")
+set(MXORT_HIP_OBJECTS "" CACHE PATH "Folder of <source>.<arch>.co that another build compiled, to embed as they are")
 
 set(MXORT_HAVE_HIP OFF)
-if(NOT MXORT_HIP STREQUAL OFF)
+if(MXORT_HIP_OBJECTS)
+  set(MXORT_HAVE_HIP ON)
+elseif(NOT MXORT_HIP STREQUAL OFF)
   set(rocm "$ENV{ROCM_PATH}")
   if(NOT rocm)
     set(rocm /opt/rocm)
@@ -52,14 +55,21 @@ if(MXORT_HAVE_HIP)
       list(PREPEND names gemm_mx)
     endif()
     foreach(name IN LISTS names)
-      set(object "${CMAKE_CURRENT_BINARY_DIR}/hip/${name}.${arch}.co")
-      add_custom_command(
-        OUTPUT "${object}"
-        COMMAND ${CMAKE_COMMAND} -E make_directory "${CMAKE_CURRENT_BINARY_DIR}/hip"
-        COMMAND "${MXORT_HIP_COMPILER}" ${device_flags} --offload-arch=${arch} "${device_dir}/${name}.hip" -o "${object}"
-        DEPENDS "${device_dir}/${name}.hip" ${device_headers}
-        COMMENT "GPU kernels: ${name} for ${arch}"
-        VERBATIM)
+      if(MXORT_HIP_OBJECTS)
+        set(object "${MXORT_HIP_OBJECTS}/${name}.${arch}.co")
+        if(NOT EXISTS "${object}")
+          message(FATAL_ERROR "MXORT_HIP_OBJECTS: ${object}: no such file")
+        endif()
+      else()
+        set(object "${CMAKE_CURRENT_BINARY_DIR}/hip/${name}.${arch}.co")
+        add_custom_command(
+          OUTPUT "${object}"
+          COMMAND ${CMAKE_COMMAND} -E make_directory "${CMAKE_CURRENT_BINARY_DIR}/hip"
+          COMMAND "${MXORT_HIP_COMPILER}" ${device_flags} --offload-arch=${arch} "${device_dir}/${name}.hip" -o "${object}"
+          DEPENDS "${device_dir}/${name}.hip" ${device_headers}
+          COMMENT "GPU kernels: ${name} for ${arch}"
+          VERBATIM)
+      endif()
       set(symbol "mxort_co_${name}_${arch}")
       set(stub "${CMAKE_CURRENT_BINARY_DIR}/hip/${name}.${arch}.S")
       file(CONFIGURE OUTPUT "${stub}" CONTENT
@@ -81,7 +91,7 @@ if(MXORT_HAVE_HIP)
     endforeach()
   endforeach()
   target_sources(mxort_hip_kernels PRIVATE ${assembly})
-  message(STATUS "GPU kernels: ${MXORT_HIP_ARCHITECTURES} with ${MXORT_HIP_COMPILER}")
+  message(STATUS "GPU kernels: ${MXORT_HIP_ARCHITECTURES} from ${MXORT_HIP_COMPILER}${MXORT_HIP_OBJECTS}")
 endif()
 file(CONFIGURE OUTPUT "${CMAKE_CURRENT_BINARY_DIR}/hip/code_objects.inc" CONTENT "${rows}" @ONLY)
 target_include_directories(mxort_hip_kernels PRIVATE "${CMAKE_CURRENT_BINARY_DIR}/hip")

@@ -361,6 +361,21 @@ def test_what_each_cpu_runs(cpu: str) -> None:
     assert select("none", 1, 1) == select("mxfp8_e4m3", 0, 1) == level_1
 
 
+@pytest.mark.skipif(EMULATED, reason="this build asks for less")
+def test_what_this_cpu_has() -> None:
+    """As the kernel of the operating system, which reads the same bits, lists it."""
+    flags = set(Path("/proc/cpuinfo").read_text().split())
+    needs = {
+        "avx2_fma": {"avx2", "fma", "f16c"},
+        "avx_vnni": {"avx2", "avx_vnni"},
+        "avx512": {"avx512f", "avx512bw", "avx512dq", "avx512vl"},
+        "avx512_vnni": {"avx512f", "avx512_vnni"},
+        "avx512_vnni_vbmi": {"avx512_vnni", "avx512vbmi"},
+        "amx_bf16": {"amx_tile", "amx_bf16"},
+    }
+    assert _native.describe()["cpu"] == {name: need <= flags for name, need in needs.items()}
+
+
 def test_selection_is_a_pure_function_of_features() -> None:
     """A kernel that the CPU lacks is never chosen, whatever is asked for."""
     order = [k["name"] for k in _native.describe()["kernels"]]

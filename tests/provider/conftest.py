@@ -28,10 +28,10 @@ def _needs_the_compiler_of_gpu_kernels() -> None:
 
 @pytest.fixture(scope="session")
 def programs() -> dict[str, str]:
-    """Paths of what CMake builds for these tests, made in build/tests unless another build is tested."""
+    """Paths of what CMake builds for these tests, made in build/cmake unless another build is tested."""
     if not TESTED:
         subprocess.run(["make", "-s", "provider-programs"], cwd=ROOT, check=True, capture_output=True)
-    folder = Path(TESTED).resolve() if TESTED else ROOT / "build" / "tests"
+    folder = Path(TESTED).resolve() if TESTED else ROOT / "build" / "cmake"
     return {name: str(folder / name) for name in ("test_unload", "libtoy_ep.so")}
 
 
