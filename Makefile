@@ -94,7 +94,7 @@ bench: build/.bench
 	$(PYTHON) -m tools.bench bounds --fresh --write docs/performance.md
 
 accuracy: build/.demo
-	$(PYTHON) samples/accuracy.py
+	$(PYTHON) -m tools.accuracy
 
 format: build/.dev
 	.venv/bin/ruff check --fix .

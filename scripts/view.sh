@@ -5,6 +5,7 @@ cd "$(dirname "$0")/.."
 rm -rf build/view
 mkdir -p build/view/mxort
 ln -s ../../tools build/view/tools
+ln -s ../../samples build/view/samples
 for entry in mxort/*; do
   [ "$(basename "$entry")" = __pycache__ ] || ln -s "../../../$entry" "build/view/$entry"
 done

@@ -1,7 +1,7 @@
 """What AMD Quark makes of a model's weights, for docs/accuracy.md. Runs in an environment of its own, with
 amd-quark==0.13, onnxruntime and torch, for they need other versions than this project.
 
-Usage: python samples/quark_weights.py CONFIG model.onnx calibration/ out.onnx
+Usage: python tools/accuracy/quark_weights.py CONFIG model.onnx calibration/ out.onnx
 
 CONFIG is one of Quark's presets, as MXFP4E2M1. out.onnx is the float model with every weight as Quark's own operator
 rounds it: Quark's files keep float weights and round them at every run. Activations are not rounded.
