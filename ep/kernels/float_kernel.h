@@ -60,7 +60,8 @@ struct ByteWeights {
 // instructions, and a tile of few blocks takes no longer than its store would otherwise.
 MXORT_INLINE void StoreColumns(const MatMulArgs& args, int64_t row, int64_t n, int64_t columns, const float* total) {
   float values[kStripColumns];
-  for (int64_t i = 0; i < columns; ++i) values[i] = total[i] * args.column_scale[n + i] + args.bias[n + i];
+  const float *scale = args.column_scale + n, *bias = args.bias + n;
+  for (int64_t i = 0; i < columns; ++i) values[i] = total[i] * scale[i] + bias[i];
   char* y = static_cast<char*>(args.y) + static_cast<size_t>(row * args.spec->N + n) * DataTypeBytes(args.type);
   switch (args.type) {
     case DataType::kFloat:
@@ -110,12 +111,13 @@ MXORT_INLINE void FloatTile(const MatMulArgs& args, int64_t panel, int64_t strip
       }
       for (int i = 0; i < kVectors; ++i) {
         const typename W::Codes codes = W::Load(p + i * W::kBytes);
+        const float* x0 = Opaque(a + i * W::kElements);
 #pragma GCC unroll 8
         for (int e = 0; e < W::kElements; ++e) {
           const Vector weight = W::Decode(codes, e);
 #pragma GCC unroll 16
           for (int r = 0; r < kRows; ++r) {
-            const Vector x = S::Broadcast(a + r * kBlockSize + i * W::kElements + e);
+            const Vector x = S::Broadcast(x0 + r * kBlockSize + e);
             part[r][e % kParts] = S::MultiplyAdd(weight, x, part[r][e % kParts]);
           }
         }

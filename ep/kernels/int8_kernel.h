@@ -122,6 +122,7 @@ MXORT_INLINE bool PrepareInt8Row(const MatMulSpec& spec, DataType type, const vo
 template <class S, int kRows, int kTerms>
 MXORT_INLINE void Int8Block(const uint8_t* codes, const uint8_t* weight_scales, const uint8_t* a,
                             typename S::Floats* total) {
+  a = Opaque(a);
   typename S::Ints dot[kRows * kTerms];
 #pragma GCC unroll 16
   for (int i = 0; i < kRows * kTerms; ++i) dot[i] = S::Broadcast(a + StartOffset(kRows, kTerms) + 4 * i);

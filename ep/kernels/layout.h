@@ -71,6 +71,14 @@ MXORT_INLINE void Prefetch(const uint8_t* p) {
   for (int i = 0; i < kBytes; i += kLine) __builtin_prefetch(p + kAhead + i);
 }
 
+// The same pointer, of which the compiler forgets where it came from. Clang otherwise addresses the operands of an
+// inner loop by a base and an index, and Intel's cores split an instruction with such an operand in two.
+template <class T>
+MXORT_INLINE const T* Opaque(const T* p) {
+  asm("" : "+r"(p));
+  return p;
+}
+
 extern const WeightLayout kStrip16, kStrip16Byte;
 
 }  // namespace mxort
