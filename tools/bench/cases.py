@@ -263,7 +263,7 @@ def _write_chain(path: Path, k: int) -> int:
 _VARIANTS: dict[str, Callable[[Path, Path], None]] = {
     "mxort": lambda source, target: _convert(source, target, 0),
     "mxort-int8": lambda source, target: _convert(source, target, 4),
-    "ort-int4-a8": lambda source, target: _quantize_nbits(source, target),
+    "ort-int4-a8": lambda source, target: quantize_nbits(source, target),
 }
 """What stands beside the fp32 model, by the names of the operator's candidates: how it is made."""
 
@@ -272,7 +272,7 @@ def _convert(source: Path, target: Path, accuracy_level: int) -> None:
     convert(source, target, convert_lm_head=True, accuracy_level=accuracy_level)
 
 
-def _quantize_nbits(source: Path, target: Path) -> None:
+def quantize_nbits(source: Path, target: Path) -> None:
     """onnxruntime's own int4: MatMulNBits, blocks of 32, symmetric, accuracy level 4."""
     import logging
 
