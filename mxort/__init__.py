@@ -6,13 +6,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mxort.conversion.inspection import inspect as inspect
     from mxort.conversion.pipeline import convert as convert
     from mxort.conversion.recipe import PRESETS as PRESETS
     from mxort.conversion.recipe import Recipe as Recipe
     from mxort.conversion.report import Report as Report
     from mxort.conversion.report import SiteReport as SiteReport
+    from mxort.conversion.weights import Calibration as Calibration
     from mxort.errors import MxortError as MxortError
     from mxort.evaluation.comparison import compare as compare
+    from mxort.evaluation.evaluate import evaluate as evaluate
     from mxort.runtime.hardware import Device as Device
     from mxort.runtime.hardware import devices as devices
     from mxort.runtime.inference_session import InferenceSession as InferenceSession
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
     from mxort.runtime.session import register as register
 
 _HOME = {
+    "Calibration": "conversion.weights",
     "Device": "runtime.hardware",
     "InferenceSession": "runtime.inference_session",
     "MxortError": "errors",
@@ -33,9 +37,11 @@ _HOME = {
     "compare": "evaluation.comparison",
     "convert": "conversion.pipeline",
     "devices": "runtime.hardware",
+    "evaluate": "evaluation.evaluate",
     "get_ep_name": "runtime.session",
     "get_ep_names": "runtime.session",
     "get_library_path": "runtime.session",
+    "inspect": "conversion.inspection",
     "load": "runtime.session",
     "register": "runtime.session",
 }

@@ -84,6 +84,11 @@ class ElementFormat:
         """Codes (uint8, same shape) of finite ``x``: round to nearest, ties to the even code, saturating.
 
         Raises ValueError for NaN or infinity: in an MX block those are said by the scale, not by the element.
+
+        >>> from mxort.formats import E2M1
+        >>> codes = E2M1.encode([0.24, 0.25, 0.75, -2.5, 5.0, 100.0])
+        >>> [float(value) for value in E2M1.decode(codes)]
+        [0.0, 0.0, 1.0, -2.0, 4.0, 6.0]
         """
         value = np.asarray(x, dtype=np.float64)
         if not np.isfinite(value).all():

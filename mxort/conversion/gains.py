@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import onnx_ir as ir
 
-from mxort.conversion.recipe import Recipe
+from mxort.conversion.recipe import Recipe, RecipeOptions
 from mxort.converters import sites, storage
 
 _OPTIONS = (("convert_lm_head",), ("convert_embedding",), ("convert_lm_head", "convert_embedding"))
@@ -35,7 +36,7 @@ def find(model: ir.Model, recipe: Recipe, nbytes: int, size: int) -> tuple[Gain,
         missing = tuple(option for option in options if not getattr(recipe, option))
         if not missing or any(gain.options == missing for gain in gains):
             continue
-        more = recipe.with_overrides(**dict.fromkeys(missing, True))
+        more = recipe.with_overrides(**cast(RecipeOptions, dict.fromkeys(missing, True)))
         leaves = storage.after(model, sites.find(model, more.selection())).size(nbytes)
         if leaves < _WORTH_IT * min([size, *(gain.nbytes for gain in gains)]):
             gains.append(Gain(missing, leaves))

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 import onnx
 import onnx.checker
@@ -17,7 +17,7 @@ from mxort.calibration.data import Data
 from mxort.conversion import combinations, gains, selection
 from mxort.conversion import rows as report_rows
 from mxort.conversion.gains import Gain
-from mxort.conversion.recipe import Recipe
+from mxort.conversion.recipe import Recipe, RecipeOptions
 from mxort.conversion.report import CONVERTED, SKIPPED, Report, SiteReport
 from mxort.conversion.weights import Calibration, Packed, Packer
 from mxort.converters import model_io, rewrite, sites, storage, verify
@@ -59,7 +59,7 @@ def convert(
     *,
     calibration: Calibration | Data | None = None,
     progress: Progress | None = None,
-    **overrides: Any,
+    **overrides: Unpack[RecipeOptions],
 ) -> Report:
     """Converts the MatMul weights of an ONNX model to MX formats and writes the model to ``out``.
 
@@ -71,6 +71,17 @@ def convert(
 
     Raises MxortError for bad input or options, and where the output cannot be written; nothing is then
     written.
+
+    >>> import numpy as np, onnx, mxort
+    >>> from onnx import helper, numpy_helper
+    >>> weight = numpy_helper.from_array(np.ones((64, 32), np.float32), "w")
+    >>> x = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["rows", 64])
+    >>> y = helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["rows", 32])
+    >>> graph = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["y"])], "g", [x], [y], [weight])
+    >>> model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    >>> report = mxort.convert(model)
+    >>> [(site.op_type, site.weight_format, site.original_bytes, site.converted_bytes) for site in report.converted]
+    [('MatMul', 'mxfp4', 8192, 1088)]
     """
     started = time.perf_counter()
     chosen = (

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields, replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from mxort.converters.functions import ROTATIONS
 from mxort.converters.sites import Selection
@@ -54,7 +54,8 @@ _TYPE_NAMES = {
 }
 
 
-def _known(options: dict[str, Any]) -> dict[str, Any]:
+def _known(given: Mapping[str, Any]) -> dict[str, Any]:
+    options = dict(given)
     names = [option.name for option in fields(Recipe)]
     if unknown := next((name for name in options if name not in names), None):
         raise MxortError(_unknown("option", unknown, names))
@@ -79,9 +80,43 @@ def matches(name: str, pattern: str) -> bool:
     return name == pattern or fnmatchcase(name, pattern)
 
 
+class RecipeOptions(TypedDict, total=False):
+    """The fields of :class:`Recipe` as keyword arguments, for type checkers; sequences stand for tuples."""
+
+    algorithm: str
+    damping: float
+    effort: int
+    sequential: bool
+    smooth_alpha: str
+    scale_rule: str
+    column_multiplier: bool
+    weight_format: str
+    layer_formats: Sequence[str]
+    activation_format: str
+    accuracy_level: int
+    rotation: int
+    include: Sequence[str]
+    exclude: Sequence[str]
+    op_types: Sequence[str]
+    min_elements: int
+    convert_lm_head: bool
+    convert_embedding: bool
+    strict: bool
+
+
 @dataclass(frozen=True)
 class Recipe:
-    """The options of a conversion. Raises MxortError for a value that is unknown or out of range."""
+    """The options of a conversion. Raises MxortError for a value that is unknown or out of range.
+
+    >>> from mxort import Recipe
+    >>> recipe = Recipe.from_preset("w4a8", exclude=["*attention*"])
+    >>> recipe.activation_format, recipe.exclude
+    ('mxfp8_e4m3', ('*attention*',))
+    >>> Recipe(weight_format="mxfp5")
+    Traceback (most recent call last):
+    mxort.errors.MxortError: unknown weight_format: got 'mxfp5', expected one of mxfp4, mxfp6_e2m3, mxfp6_e3m2, \
+mxfp8_e4m3; did you mean 'mxfp4'?
+    """
 
     algorithm: str = _option(
         AUTO,
@@ -162,13 +197,13 @@ class Recipe:
                 )
 
     @staticmethod
-    def from_preset(name: str, **overrides: Any) -> Recipe:
+    def from_preset(name: str, **overrides: Unpack[RecipeOptions]) -> Recipe:
         """The named preset with some options changed. Raises MxortError for what is unknown."""
         if name not in PRESETS:
             raise MxortError(_unknown("preset", name, PRESETS))
         return replace(PRESETS[name], **_known(overrides))
 
-    def with_overrides(self, **overrides: Any) -> Recipe:
+    def with_overrides(self, **overrides: Unpack[RecipeOptions]) -> Recipe:
         """This recipe with some options changed. Raises MxortError for an unknown option or value."""
         return replace(self, **_known(overrides))
 

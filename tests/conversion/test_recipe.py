@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from dataclasses import fields
+from typing import get_type_hints
 
 import pytest
 
 from mxort.cli.options import add_arguments, from_arguments
-from mxort.conversion.recipe import PRESETS, Recipe
+from mxort.conversion.recipe import PRESETS, Recipe, RecipeOptions
 from mxort.errors import MxortError
 from mxort.formats import ACTIVATION_FORMATS
 from mxort.quantize import ALGORITHMS
@@ -151,3 +153,12 @@ def test_lists_become_tuples():
 )
 def test_patterns(include, exclude, node, reason):
     assert Recipe(include=include, exclude=exclude).skip_reason(node) == reason
+
+
+def test_typed_options_are_the_fields():
+    """What type checkers are told of keyword arguments is what Recipe declares, sequences for tuples."""
+    declared = get_type_hints(RecipeOptions)
+    assert list(declared) == [f.name for f in fields(Recipe)]
+    for f in fields(Recipe):
+        expected = Sequence[str] if isinstance(f.default, tuple) else type(f.default)
+        assert declared[f.name] == expected, f.name
