@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mxort.conversion import tables
 from mxort.conversion.report import Report, SiteReport
 from mxort.pages import page
 
@@ -27,6 +28,8 @@ def render(report: Report) -> str:
         weights=_converted_weight_bytes(report),
         dots=dots,
         lowest=min(dots, key=lambda dot: dot[1], default=None),
+        options=list(tables.options(report.gains, report.converted_bytes)),
+        calibrated=any(site.gain_db is not None for site in report.converted),
         exact=sum(site.sqnr_db == math.inf for site in report.converted),
         picture=page.picture(lambda figure: _draw(figure, report), 5.0 if dots else 1.8),
     )

@@ -9,6 +9,7 @@ import pytest
 
 import mxort
 from html_page import Page
+from mxort.conversion.gains import Gain
 from mxort.conversion.recipe import Recipe
 from mxort.conversion.report import CONVERTED, SKIPPED, Report, SiteReport
 from mxort.pages import report as report_html
@@ -78,8 +79,19 @@ def test_every_site_is_a_row_with_its_numbers():
     assert "exact" in cells
     assert "no operand is constant" in cells
     assert cells.count("exact") == 2  # a name and an SQNR
-    assert len(page.all("td", "number")) == 15
+    assert len(page.all("td", "number")) == 18
+    assert cells.count("5.4%") == 2  # of 40 kB
     assert "Exact, and not drawn: 1." in render(report(*rows))
+
+
+def test_what_stays_and_what_options_would_gain():
+    kept = (SiteReport("rope", "Slice", SKIPPED, "reads a constant", original_bytes=10_000),)
+    gains = (Gain(("convert_lm_head",), 25_000),)
+    page = Page(render(report(site("a", gain_db=4.5), kept=kept, gains=gains)))
+    cells = [data for tag, data in page.text if tag == "td"]
+    assert {"rope", "25.0%", "4.50"} <= set(cells)
+    caption = " ".join(" ".join(data for tag, data in page.text if tag == "figcaption").split())
+    assert "With --convert-lm-head: about 25 kB instead of 40 kB." in caption
 
 
 def test_the_caption_has_the_sizes_and_the_lowest():
