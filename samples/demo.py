@@ -35,7 +35,6 @@ from mxort.runtime.machine import describe_machine
 SENTENCES = 96
 PERPLEXITY_TOKENS = 4096  # 8 windows of 512
 PREFILL_TOKENS = 256
-TITLES = ("paraphrase-MiniLM-L3-v2, sentence encoder", "SmolLM2-135M-Instruct, language model")
 
 
 @dataclass(frozen=True)
@@ -134,6 +133,21 @@ def demo_smollm2(folder: Path) -> tuple[list[Row], Counter[str]]:
     return rows, skipped
 
 
+@dataclass(frozen=True)
+class Demo:
+    """A model: what it is called, and how it is got and shown."""
+
+    title: str
+    obtain: Callable[[Path], Path]
+    run: Callable[[Path], tuple[list[Row], Counter[str]]]
+
+
+DEMOS = {
+    "minilm": Demo("paraphrase-MiniLM-L3-v2, sentence encoder", minilm, demo_minilm),
+    "smollm2": Demo("SmolLM2-135M-Instruct, language model", smollm2, demo_smollm2),
+}
+
+
 def show(console: Console, title: str, rows: Sequence[Row], skipped: Counter[str]) -> None:
     """Print one model's table and why layers were skipped."""
 
@@ -154,21 +168,22 @@ def show(console: Console, title: str, rows: Sequence[Row], skipped: Counter[str
 
 
 def main() -> None:
-    """Obtain, convert, measure and print both models."""
+    """Obtain, convert, measure and print the models."""
     parser = argparse.ArgumentParser(description="Size, accuracy and latency of fp32 next to MXFP4.")
     parser.add_argument("--cache", type=Path, default=CACHE, help="where models are kept (build/models)")
+    parser.add_argument("--models", nargs="+", choices=DEMOS, default=list(DEMOS), help="only these")
     parser.add_argument("--json", type=Path, help="also write the numbers to this file")
     arguments = parser.parse_args()
 
-    folders = [minilm(arguments.cache), smollm2(arguments.cache)]
+    folders = {name: DEMOS[name].obtain(arguments.cache) for name in arguments.models}
     machine = describe_machine()
     console = Console()
     console.print(machine.line(), f"onnxruntime {ort.__version__}", sep=", ", highlight=False)
     models = {}
-    for title, demo, folder in zip(TITLES, (demo_minilm, demo_smollm2), folders, strict=True):
-        rows, skipped = demo(folder)
-        show(console, title, rows, skipped)
-        models[folder.name] = {row.key: {"fp32": row.fp32, "mxfp4": row.mxfp4} for row in rows}
+    for name, folder in folders.items():
+        rows, skipped = DEMOS[name].run(folder)
+        show(console, DEMOS[name].title, rows, skipped)
+        models[name] = {row.key: {"fp32": row.fp32, "mxfp4": row.mxfp4} for row in rows}
     if arguments.json:
         numbers = {"machine": asdict(machine), "onnxruntime": ort.__version__, "models": models}
         arguments.json.write_text(json.dumps(numbers, indent=2) + "\n")
