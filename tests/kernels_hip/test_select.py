@@ -4,6 +4,7 @@ import pytest
 
 import device
 from device import Spec
+from tools.kernel_report.report import report_built
 
 SHAPES = [
     (m, k, n)
@@ -70,3 +71,20 @@ def test_small_problems_split_k_to_fill_the_device():
     p = device.plan(Spec(1, 4096, 4096, "bfloat16", "mxfp4"))
     assert p["splits"] > 1 and p["tiles_n"] * p["splits"] >= 128
     assert device.plan(Spec(4096, 4096, 4096, "bfloat16", "mxfp4"))["splits"] == 1
+
+
+def test_the_clocks_are_those_of_the_compiled_loops():
+    """A tile-step's bound, from the instructions of the main loop: its matrix clocks or its loads, whichever is longer.
+
+    The skinny kernels are chosen by M alone: their clocks only rank them.
+    """
+    modelled = {
+        kernel["name"]: kernel["loop"]["clocks"]
+        for kernel in report_built("gemm")
+        if kernel["arch"] == "gfx950"
+    }
+    rows = [row for row in device.gemm_rows() if not row["skinny"]]
+    assert len(rows) == 13
+    for row in rows:
+        clocks = modelled[row["name"]]
+        assert row["clocks"] == round(max(clocks["matrix"], clocks["loads"]) / row["steps"]), row["name"]
