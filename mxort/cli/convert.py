@@ -6,7 +6,7 @@ import argparse
 import io
 from pathlib import Path
 
-from mxort.calibration.sensitivity import Sensitivity
+from mxort.calibration.site_losses import Sensitivity
 from mxort.cli import options, shared
 from mxort.cli.inspect import print_inspection
 from mxort.console import console

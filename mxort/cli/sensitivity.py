@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from mxort.calibration.sensitivity import BASE, Sensitivity
+from mxort.calibration.site_losses import BASE, Sensitivity
 from mxort.cli import options, shared
 from mxort.console import console, new_table, print_filled
 from mxort.conversion import inspection

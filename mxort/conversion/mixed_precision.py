@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from mxort.calibration.losses import KL
-from mxort.calibration.sensitivity import BASE, Probe, Sensitivity, SiteSensitivity
+from mxort.calibration.sensitivity import Probe
+from mxort.calibration.site_losses import BASE, Sensitivity, SiteSensitivity
 from mxort.conversion.recipe import Recipe
 from mxort.errors import MxortError
 from mxort.formats import packed_bytes

@@ -11,7 +11,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from branching import OPERANDS, K, branching, feeds
-from mxort.calibration.sensitivity import Options, Probe, Sensitivity
+from mxort.calibration.sensitivity import Options, Probe
+from mxort.calibration.site_losses import Sensitivity
 from mxort.cli import app as cli
 from mxort.conversion.recipe import Recipe
 from mxort.errors import MxortError

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mxort.calibration.losses import KL
-from mxort.calibration.sensitivity import Sensitivity, SiteSensitivity
+from mxort.calibration.site_losses import Sensitivity, SiteSensitivity
 from mxort.conversion import mixed_precision
 from mxort.conversion.mixed_precision import FORMATS, Goal, choices, choose, within_bits, within_loss
 from mxort.conversion.recipe import Recipe
