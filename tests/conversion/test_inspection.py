@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import onnx
+import onnx.inliner
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -127,3 +128,12 @@ def test_bad_files(tmp_path):
     for name in ("bad.onnx", "absent.onnx"):
         with pytest.raises(MxortError, match=name):
             inspect(tmp_path / name)
+
+
+def test_operators_that_another_tool_has_unfolded(tmp_path):
+    """onnx's inliner puts the bodies of the functions in the place of the operators: right, but no kernel of ours."""
+    mxort.convert(mlp(tmp_path / "m.onnx"), tmp_path / "out.onnx")
+    assert inspect(tmp_path / "out.onnx").warnings == ()
+    onnx.save(onnx.inliner.inline_local_functions(onnx.load(tmp_path / "out.onnx")), tmp_path / "flat.onnx")
+    (warning,) = inspect(tmp_path / "flat.onnx").warnings
+    assert "no kernel of mxort runs" in warning and "before converting" in warning
