@@ -27,7 +27,8 @@ PYTEST_MARKS = -m 'not slow'
 # Without site's .pth files: the editable installation's finder would come before build/view.
 SITE = $(shell $(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 LINT_IMPORTS = PYTHONPATH=.:$(SITE) ../../$(PYTHON) -S -c 'from importlinter.cli import lint_imports_command; lint_imports_command()'
-lint: build/.dev
+# With the samples' libraries, whose types mypy asks for in tools/accuracy.
+lint: build/.demo
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/clang-format --dry-run --Werror $(CXX_FILES)
