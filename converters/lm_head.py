@@ -29,28 +29,34 @@ def find(model: ir.Model, sites: Sequence[Site]) -> dict[ir.Node, str]:
     """The sites that are output projections, with the reason to keep them. Sites must have a weight."""
     tables = list(_embedding_tables(model)) if sites else []
     heads = {}
+    vocabulary = max((table.shape[0] for table, _ in tables), default=0)
     for site in sites:
         assert site.weight is not None
-        if (output := _logits_after(site.node)) is not None:
-            heads[site.node] = f"lm_head: feeds the output {output!r} (convert_lm_head)"
+        outputs = list(_outputs_after(site.node))
+        logits = next((name for name in outputs if _LOGITS in name.lower()), None)
+        if logits is not None:
+            heads[site.node] = f"lm_head: feeds the output {logits!r} (convert_lm_head)"
         elif (gather := _tied(site.weight, tables)) is not None:
             heads[site.node] = f"lm_head: shares its table with the embedding {gather!r} (convert_lm_head)"
+        elif outputs and vocabulary == site.N:
+            heads[site.node] = (
+                f"lm_head: from the embedding's size to the output {outputs[0]!r} (convert_lm_head)"
+            )
     return heads
 
 
-def _logits_after(node: ir.Node) -> str | None:
-    """Name of the graph output called logits that is computed from this node by elementwise steps only."""
+def _outputs_after(node: ir.Node) -> Iterator[str]:
+    """Names of the graph outputs that are computed from this node by elementwise steps only."""
     pending = [node]
     seen = set(pending)
     while pending:
         for value in pending.pop().outputs:
-            if value.is_graph_output() and _LOGITS in (value.name or "").lower():
-                return value.name
+            if value.is_graph_output() and value.name:
+                yield value.name
             for user, _ in value.uses():
                 if user.domain == "" and user.op_type in _AFTER_THE_HEAD and user not in seen:
                     seen.add(user)
                     pending.append(user)
-    return None
 
 
 def _embedding_tables(model: ir.Model) -> Iterator[tuple[Constant, str]]:

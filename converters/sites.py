@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from mxort.converters import embedding, lm_head
+from mxort.converters import embedding, lm_head, router
 from mxort.converters.constants import FLOAT_TYPES, Constant, NotConstantError
 from mxort.converters.functions import DOMAIN
 from mxort.converters.resolving import resolve
@@ -132,7 +132,8 @@ def find(model: ir.Model, selection: Selection) -> list[Site]:
     if not selection.convert_lm_head:
         heads = lm_head.find(model, [s for s in sites if not s.skip and s.weight is not None and not s.table])
         sites = [replace(s, skip=heads[s.node]) if s.node in heads else s for s in sites]
-    sites = embedding.tie(sites)
+    routers = router.find([s for s in sites if not s.skip and not s.table])
+    sites = embedding.tie([replace(s, skip=routers[s.node]) if s.node in routers else s for s in sites])
     for function in model.functions.values():
         if function.domain != DOMAIN:
             sites += _inside_function(function)

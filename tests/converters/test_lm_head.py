@@ -72,10 +72,30 @@ def test_head_that_feeds_logits_is_kept(tools, tail):
     assert head.reason == "lm_head: feeds the output 'logits' (convert_lm_head)"
 
 
-def test_untied_projection_to_another_output_is_converted(tools):
+def test_untied_projection_to_the_vocabulary_is_kept_whatever_its_output_is_called(tools):
+    """As torch's exporter names it: linear_14."""
     weights = {"head": np.ascontiguousarray(TABLE.T) * np.float32(1.0001)}
+    report = mxort.convert(build(tools, "{out} = MatMul(h, head) }}", weights, out="linear_14"))
+    assert [s.weight for s in report.converted] == ["layer"]
+    (head,) = [s for s in report.skipped if s.weight == "head"]
+    assert head.reason == "lm_head: from the embedding's size to the output 'linear_14' (convert_lm_head)"
+
+
+def test_projection_to_something_else_is_converted(tools):
+    weights = {"head": np.ascontiguousarray(TABLE[:-32].T) * np.float32(1.0001)}
     report = mxort.convert(build(tools, "{out} = MatMul(h, head) }}", weights))
     assert [s.weight for s in report.converted] == ["layer", "head"]
+
+
+def test_a_small_table_is_no_vocabulary(tools):
+    """A model has tables of positions and of token types too: what counts is the largest."""
+    text = (
+        "(int64[b,s] ids, int64[b,s] positions) => (T[b,s,v] out) "
+        "{ e = Gather(table, ids) p = Gather(small, positions) x = Add(e, p) out = MatMul(x, square) }"
+    )
+    weights = {"table": TABLE, "small": TABLE[:HIDDEN], "square": LAYER}
+    report = mxort.convert(tools.make_model(text, weights))
+    assert [s.weight for s in report.converted] == ["square"]
 
 
 def test_layer_before_a_nonlinearity_is_no_head(tools):
