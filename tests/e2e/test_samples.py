@@ -96,6 +96,7 @@ def test_generate_answers_in_both_precisions(tmp_path: Path) -> None:
         assert re.fullmatch(r"prefill \d+ tokens in \d+ ms, then [1-9]\d* tokens at \d+\.\d tokens/s", timing)
 
 
+@pytest.mark.slow
 def test_generate_stops_at_the_limit(tmp_path: Path) -> None:
     printed = python("generate.py", "Count to ten.", "--tokens", "5", "--out", tmp_path / "model.onnx")
     assert "then 4 tokens at" in printed  # the first of the five comes out of the prefill
