@@ -1,6 +1,6 @@
 """Inputs made at random, in processes that may die: none may, and each input ends in one of the ways that are right.
 
-`make check` runs some of each kind; `make check-full` 16,000 operators with up to 10 inputs each, together more than
+`make check` runs some of each kind; `make check-full` 20,000 operators with up to 10 inputs each, together more than
 100,000, and 20,000 models and files.
 """
 
@@ -17,7 +17,7 @@ import pytest
 TESTS = Path(__file__).parents[1]
 QUICK = [("operators", 0, 60), ("models", 0, 60), ("hostile", 0, 120)]
 FULL = [
-    *(("operators", 1000 * i, 1000) for i in range(1, 17)),
+    *(("operators", 1000 * i, 1000) for i in range(1, 21)),
     *(("models", 500 * i, 500) for i in range(1, 21)),
     *(("hostile", 500 * i, 500) for i in range(1, 21)),
 ]
