@@ -176,7 +176,7 @@ def _convert_sites(
                 weight.tensors,
                 weight.rotation,
                 recipe.activation_format,
-                recipe.accuracy_level,
+                recipe.resolved_accuracy_level,
                 packer.output_divisor(site),
             )
         )

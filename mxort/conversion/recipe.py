@@ -22,6 +22,9 @@ from mxort.quantize.smoothquant import ALPHAS
 from mxort.scales import SCALE_RULES
 
 ACCURACY_LEVELS = (0, 1, 3, 4)
+DEFAULT_ACCURACY_LEVEL = 4
+"""int8 products, as every 4-bit peer's: beside weights of four bits their error does not show (docs/accuracy.md)."""
+
 EFFORTS = (1, 2, 3)
 AUTO = "auto"
 CONVERTIBLE_OPS = ("MatMul", "Gemm")
@@ -152,7 +155,7 @@ mxfp8_e4m3; did you mean 'mxfp4'?
     )
     accuracy_level: int = _option(
         0,
-        "accuracy of the kernels where activations are not rounded: 1 fp32, 3 bf16, 4 int8, 0 default",
+        "accuracy of the kernels where activations are not rounded: 1 fp32, 3 bf16, 4 int8, 0 default (4)",
         ACCURACY_LEVELS,
     )
     rotation: int = _option(
@@ -206,6 +209,13 @@ mxfp8_e4m3; did you mean 'mxfp4'?
     def with_overrides(self, **overrides: Unpack[RecipeOptions]) -> Recipe:
         """This recipe with some options changed. Raises MxortError for an unknown option or value."""
         return replace(self, **_known(overrides))
+
+    @property
+    def resolved_accuracy_level(self) -> int:
+        """The level that is written into the file: where activations are rounded to a format, none is asked for."""
+        if self.activation_format != "none":
+            return 0
+        return self.accuracy_level or DEFAULT_ACCURACY_LEVEL
 
     def skip_reason(self, node: str) -> str | None:
         """Why the name patterns leave the node called ``node`` alone; None where they do not."""

@@ -167,7 +167,7 @@ class Packer:
     def _operator(self, site: Site, algorithm: str) -> Operator:
         wanted = 1 if site.table else wanted_rotation(self._recipe, algorithm)
         rotation = quantize.fitting_rotation(site.K, wanted, functions.ROTATIONS)
-        return Operator(rotation, self._recipe.activation_format, self._recipe.accuracy_level)
+        return Operator(rotation, self._recipe.activation_format, self._recipe.resolved_accuracy_level)
 
     def _pack(self, site: Site, algorithm: str, statistics: Statistics | None) -> Packed | None:
         """Quantises and stores a weight, W^T [N, K]; None if it has a NaN or an infinity."""

@@ -63,7 +63,7 @@ def test_rotation(check, tools, rng, rotation):
         "N": 24,
         "rotation": rotation,
         "activation_format": b"none",
-        "accuracy_level": 0,
+        "accuracy_level": 4,
     }
 
 
@@ -523,3 +523,20 @@ def test_names_stay_unique(tools, rng):
     model = mxort.convert(tools.make_model(text, {"w": normal(rng, 64, 64)})).model
     onnx.checker.check_model(model, full_check=True)
     assert {t.name for t in model.graph.initializer} >= {"w_mxfp4_2", "w_mxfp4_scale"}
+
+
+@pytest.mark.parametrize(
+    ("options", "level"),
+    [
+        ({}, 4),
+        ({"accuracy_level": 3}, 3),
+        ({"accuracy_level": 1}, 1),
+        ({"activation_format": "mxfp8_e4m3"}, 0),
+    ],
+    ids=["default", "3", "1", "activations in a format"],
+)
+def test_the_accuracy_level_is_written_as_it_was_resolved(tools, rng, options, level):
+    model = tools.make_model(X3 + "{ y = MatMul(x, w) }", {"w": normal(rng, 64, 64)})
+    (node,) = [n for n in tools.nodes(mxort.convert(model, **options).model) if n.domain == "mxort"]
+    values = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+    assert values["accuracy_level"] == level

@@ -49,7 +49,7 @@ KERNELS = list({row.name: row for row in ROWS_OF_KERNELS}.values())
 EMULATED = _native.select_kernel(["avx2_fma", "avx512"], "", "none", 3, 1000) == "avx512_amx"
 """A build with MXORT_EMULATE: its AMX kernel needs no AMX."""
 DTYPES = [np.float32, np.float16, ml_dtypes.bfloat16]
-ROWS = [0, 1, 2, 3, 5, 16, 17, 64, 129]
+ROWS = [0, 1, 2, 3, 5, 16, 17, 25, 64, 129]
 # (K, N, rotation): one block, tails in K and N, less than one strip, more than one group of blocks, each rotation
 SHAPES = [
     (1, 1, 1),
@@ -400,8 +400,10 @@ def test_selection_is_a_pure_function_of_features() -> None:
         for (activation_format, level), rows in itertools.product(FORMATS_AND_LEVELS, (1, 16, 1000)):
             chosen = _native.select_kernel(list(has), "", activation_format, level, rows)
             assert needs[chosen] <= set(has), chosen
-    assert _native.select_kernel(features, "", "none", 3, 16) == "avx512_amx"
-    assert _native.select_kernel(features, "", "none", 3, 15) == "avx512_vnni"
+    assert _native.select_kernel(features, "", "none", 3, 24) == "avx512_amx"
+    assert _native.select_kernel(features, "", "none", 3, 23) == "avx512_vnni"
+    for activation_format, level in (("none", 4), ("mxfp4", 0), ("mxfp6_e2m3", 0)):  # one int8 term
+        assert _native.select_kernel(features, "", activation_format, level, 1000) == "avx512_vnni"
     assert _native.select_kernel(features, "avx2", "none", 3, 1000) == "avx2"
     for count, name in enumerate(["portable", "avx2", "avx512"]):
         for weight_format in ("mxfp6_e2m3", "mxfp6_e3m2", "mxfp8_e4m3"):

@@ -261,7 +261,7 @@ def _write_chain(path: Path, k: int) -> int:
 # whole models
 
 _VARIANTS: dict[str, Callable[[Path, Path], None]] = {
-    "mxort": lambda source, target: _convert(source, target, 0),
+    "mxort": lambda source, target: _convert(source, target, 3),
     "mxort-int8": lambda source, target: _convert(source, target, 4),
     "ort-int4-a8": lambda source, target: quantize_nbits(source, target),
 }
