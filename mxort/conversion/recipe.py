@@ -22,8 +22,8 @@ from mxort.quantize.smoothquant import ALPHAS
 from mxort.scales import SCALE_RULES
 
 ACCURACY_LEVELS = (0, 1, 3, 4)
-DEFAULT_ACCURACY_LEVEL = 4
-"""int8 products, as every 4-bit peer's: beside weights of four bits their error does not show (docs/accuracy.md)."""
+DEFAULT_ACCURACY_LEVEL = 3
+"""What level 0 is to the operator too: weights that MXFP4 holds exactly then compute what the model did."""
 
 EFFORTS = (1, 2, 3)
 AUTO = "auto"
@@ -155,7 +155,7 @@ mxfp8_e4m3; did you mean 'mxfp4'?
     )
     accuracy_level: int = _option(
         0,
-        "accuracy of the kernels where activations are not rounded: 1 fp32, 3 bf16, 4 int8, 0 default (4)",
+        "accuracy of the kernels where activations are not rounded: 1 fp32, 3 bf16, 4 int8, 0 default (3)",
         ACCURACY_LEVELS,
     )
     rotation: int = _option(

@@ -223,7 +223,7 @@ def test_every_weight_format(tmp_path: Path, weight_format: str) -> None:
     name = proto.graph.input[0].name
     expected = onnx.reference.ReferenceEvaluator(proto).run(None, {name: a})[0]
     for session in (mxort.InferenceSession(out), ort.InferenceSession(out)):
-        assert relative_rms(session.run(None, {name: a})[0], expected) < 2e-2  # two layers of level 4
+        assert relative_rms(session.run(None, {name: a})[0], expected) < 6e-3  # two layers of level 3
     float_y = ort.InferenceSession(source).run(None, {name: a})[0]
     sqnr = 10 * np.log10((float_y**2).sum() / ((float_y - expected) ** 2).sum())
     assert sqnr > {4: 15, 6: 21, 8: 27}[WEIGHT_FORMATS[weight_format].bits]

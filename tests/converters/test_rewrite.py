@@ -63,7 +63,7 @@ def test_rotation(check, tools, rng, rotation):
         "N": 24,
         "rotation": rotation,
         "activation_format": b"none",
-        "accuracy_level": 4,
+        "accuracy_level": 3,
     }
 
 
@@ -528,12 +528,12 @@ def test_names_stay_unique(tools, rng):
 @pytest.mark.parametrize(
     ("options", "level"),
     [
-        ({}, 4),
-        ({"accuracy_level": 3}, 3),
+        ({}, 3),
+        ({"accuracy_level": 4}, 4),
         ({"accuracy_level": 1}, 1),
         ({"activation_format": "mxfp8_e4m3"}, 0),
     ],
-    ids=["default", "3", "1", "activations in a format"],
+    ids=["default", "4", "1", "activations in a format"],
 )
 def test_the_accuracy_level_is_written_as_it_was_resolved(tools, rng, options, level):
     model = tools.make_model(X3 + "{ y = MatMul(x, w) }", {"w": normal(rng, 64, 64)})
