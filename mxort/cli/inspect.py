@@ -57,7 +57,7 @@ def print_inspection(inspection: Inspection, out: Console) -> None:
         table.add_row(
             site.node, site.op_type, site.weight_format, str(site.K), str(site.N), *sizes, site.note
         )
-    left = [*(s for s in inspection.sites if s.status == SKIPPED), *inspection.kept]
+    left = [site for site in inspection.sites if site.status == SKIPPED]
     print_filled(out, (table, tables.left_alone(left, inspection.estimated_bytes)))
     for line in tables.options(inspection.gains, inspection.estimated_bytes):
         out.print(line)

@@ -36,7 +36,7 @@ class Inspection:
     ``recipe`` is the one in the file; for an unconverted model, the one that was asked about. ``sites``
     are converted, convertible or skipped. ``estimated_bytes`` is about what a conversion would write; of a
     converted model, its size. ``lm_head`` is the status of a language model's output projection, "" if it has
-    none. ``kept``: nodes that are no sites and hold much of the file, and what of it is no constant. ``gains``: what
+    none. ``sites`` ends with other nodes that hold much of the file, and what of it is no constant. ``gains``: what
     options would make of its size.
     """
 
@@ -53,7 +53,6 @@ class Inspection:
     nodes: int
     lm_head: str
     sites: tuple[SiteReport, ...]
-    kept: tuple[SiteReport, ...] = ()
     gains: tuple[Gain, ...] = ()
     warnings: tuple[str, ...] = ()
 
@@ -66,7 +65,6 @@ class Inspection:
         return {name: getattr(self, name) for name in self.__dataclass_fields__} | {
             "recipe": self.recipe.to_dict(),
             "sites": [asdict(site) for site in self.sites],
-            "kept": [asdict(row) for row in self.kept],
             "gains": [asdict(gain) for gain in self.gains],
         }
 
@@ -103,8 +101,11 @@ def inspect(path: str | os.PathLike[str], recipe: Recipe | None = None) -> Inspe
         producer=f"{model.producer_name or ''} {model.producer_version or ''}".strip(),
         nodes=sum(1 for _ in model.graph.all_nodes()),
         lm_head=_lm_head(model, found, ours),
-        sites=(*_converted_rows(ours), *(_unconverted_row(site, stored) for site in found)),
-        kept=rows.kept(stored, {*ours, *(site.node for site in found)}, source.nbytes),
+        sites=(
+            *_converted_rows(ours),
+            *(_unconverted_row(site, stored) for site in found),
+            *rows.kept(stored, {*ours, *(site.node for site in found)}, source.nbytes),
+        ),
         gains=() if converted else gains.find(model, recipe, source.nbytes, size),
         warnings=warnings,
     )

@@ -187,7 +187,7 @@ def _convert_sites(
             rewrite.apply(source.model, replacements, pool, conversion)
         except OpsetError as error:
             raise MxortError(f"{source.name}: {error}") from None
-    return replace(plan, warnings=(*plan.warnings, *packer.warnings)), tuple(rows)
+    return replace(plan, warnings=(*plan.warnings, *packer.warnings)), (*rows, *plan.kept)
 
 
 def _not_finite(source: model_io.Source, site: sites.Site, recipe: Recipe) -> SiteReport:
@@ -273,7 +273,6 @@ def _report(
         opset_of(source.model.graph),
         source.model.ir_version,
         warnings,
-        plan.kept,
         plan.gains,
         model=result,
     )

@@ -59,8 +59,8 @@ class SiteReport:
 class Report:
     """The result of :func:`mxort.convert`. Byte counts are of whole files, with external data.
 
-    ``kept``: nodes that are no sites and hold much of the file, and what of it is no constant. ``gains``: what options
-    that were not given would make of its size.
+    ``sites`` ends with rows for other nodes that hold much of the file, and for what of it is no constant. ``gains``:
+    what options that were not given would make of its size.
 
     ``model`` is the converted model where no output path was given (of the type that was handed in), else
     None; it is not part of the JSON.
@@ -79,7 +79,6 @@ class Report:
     opset: int = 0
     ir_version: int = 0
     warnings: tuple[str, ...] = ()
-    kept: tuple[SiteReport, ...] = ()
     gains: tuple[Gain, ...] = ()
     model: onnx.ModelProto | ir.Model | None = field(default=None, repr=False, compare=False)
 
@@ -115,7 +114,6 @@ class Report:
             "recipe": self.recipe.to_dict(),
             "sites": rows,
             "warnings": list(self.warnings),
-            "kept": [asdict(row) for row in self.kept],
             "gains": [asdict(gain) for gain in self.gains],
         }
 
@@ -136,7 +134,6 @@ class Report:
                     "recipe": Recipe.from_dict(values["recipe"]),
                     "warnings": tuple(values["warnings"]),
                     "sites": tuple(SiteReport(**row) for row in rows),
-                    "kept": tuple(SiteReport(**row) for row in values.get("kept", ())),
                     "gains": tuple(
                         Gain(tuple(gain["options"]), gain["nbytes"]) for gain in values.get("gains", ())
                     ),
@@ -166,8 +163,8 @@ class Report:
         out = console or new_console(markup=True)
         if self.converted:
             out.print((tables.every_node if every_node else tables.grouped)(self.converted))
-        if self.skipped or self.kept:
-            out.print(tables.left_alone((*self.skipped, *self.kept), self.converted_bytes))
+        if self.skipped:
+            out.print(tables.left_alone(self.skipped, self.converted_bytes))
         for line in tables.options(self.gains, self.converted_bytes):
             out.print(line, markup=False, highlight=False)
         for warning in self.warnings if warnings else ():

@@ -204,9 +204,9 @@ def test_nothing_large_goes_unlisted(tmp_path):
     proto.graph.node[2].metadata_props.add(key="pkg.torch.onnx.stack_trace", value="x" * 100_000)
     onnx.save(proto, tmp_path / "m.onnx")
     for rows in (
-        inspect(tmp_path / "m.onnx").kept,
-        mxort.convert(tmp_path / "m.onnx", tmp_path / "out.onnx").kept,
-        inspect(tmp_path / "out.onnx").kept,
+        inspect(tmp_path / "m.onnx").sites,
+        mxort.convert(tmp_path / "m.onnx", tmp_path / "out.onnx").skipped,
+        inspect(tmp_path / "out.onnx").sites,
     ):
         listed = {row.node or row.reason: row.original_bytes for row in rows}
         assert listed["rope"] == 4 * 300 * K + 8  # with its bound
