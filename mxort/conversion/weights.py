@@ -14,7 +14,6 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from mxort import quantize
 from mxort.calibration import calibrate as calibration_run
 from mxort.calibration import data as calibration_data
 from mxort.calibration.calibrate import Operator
@@ -22,14 +21,13 @@ from mxort.calibration.example_inputs import Inputs
 from mxort.calibration.smoothing import Smoother
 from mxort.conversion.cache import Made, WeightCache
 from mxort.conversion.combinations import BEST_WITHOUT_DATA, algorithm_for
+from mxort.conversion.one_weight import quantize_site, rotation_of, wanted_rotation
 from mxort.conversion.recipe import Recipe
-from mxort.converters import functions, rewrite, stages
-from mxort.converters.constants import padded_rows
+from mxort.converters import rewrite, stages
 from mxort.converters.model_io import Source
 from mxort.converters.sites import Site
-from mxort.formats import BLOCK_SIZE, blocks_of
 from mxort.progress import Progress
-from mxort.quantize import ALGORITHMS, QuantizedWeight, Settings, Statistics
+from mxort.quantize import ALGORITHMS, QuantizedWeight, Statistics
 
 
 @dataclass(frozen=True)
@@ -72,11 +70,6 @@ class Packed:
             self.note,
             self.tensors.weight_format,
         )
-
-
-def wanted_rotation(recipe: Recipe, algorithm: str) -> int:
-    """The rotation that the recipe asks for, or the algorithm where the recipe does not."""
-    return recipe.rotation if recipe.rotation > 1 else ALGORITHMS[algorithm].rotation
 
 
 class Packer:
@@ -165,55 +158,29 @@ class Packer:
         return (self._cache.warning,) if self._cache is not None and self._cache.warning else ()
 
     def _operator(self, site: Site, algorithm: str) -> Operator:
-        wanted = 1 if site.table else wanted_rotation(self._recipe, algorithm)
-        rotation = quantize.fitting_rotation(site.K, wanted, functions.ROTATIONS)
+        rotation = rotation_of(site, self._recipe, algorithm)
         return Operator(rotation, self._recipe.activation_format, self._recipe.resolved_accuracy_level)
 
     def _pack(self, site: Site, algorithm: str, statistics: Statistics | None) -> Packed | None:
         """Quantises and stores a weight, W^T [N, K]; None if it has a NaN or an infinity."""
-        weight = site.weight
-        assert weight is not None
         started = time.perf_counter()
-        width = blocks_of(site.K) * BLOCK_SIZE
-        rotation = self._operator(site, algorithm).rotation
-        array = weight.array()
-        recipe = self._recipe
         divisor = self._divisor(site)
 
-        def read(start: int, stop: int) -> NDArray[np.float32]:
-            rows = padded_rows(weight, array, start, stop, width)
-            if divisor is not None:
-                rows[:, : site.K] *= divisor
-            return rows
-
         def make() -> Made:
-            return quantize.quantize_weight(
-                read,
-                site.N,
-                site.K,
-                ALGORITHMS[algorithm].quantize,
-                Settings(
-                    recipe.scale_rule,
-                    recipe.column_multiplier,
-                    statistics,
-                    recipe.damping,
-                    site.weight_format,
-                    recipe.effort,
-                ),
-                rotation,
-            )
+            return quantize_site(site, self._recipe, algorithm, statistics, divisor)
 
-        cached = self._cache is not None and statistics is not None
-        quantized, sqnr = self._cache.get(site, make) if cached and self._cache else make()
+        cache = None if statistics is None else self._cache
+        quantized, sqnr = make() if cache is None else cache.get(site, make)
         if not quantized.finite:
             return None
         codes, new_codes = self._pool.put(quantized.codes)
         scales, new_scales = self._pool.put(quantized.scales)
         nbytes = new_codes * codes.nbytes + new_scales * scales.nbytes
-        wanted = wanted_rotation(recipe, algorithm)
+        rotation = rotation_of(site, self._recipe, algorithm)
+        wanted = wanted_rotation(self._recipe, algorithm)
         reduced = f"rotation {rotation}, as K = {site.K} does not fit {wanted}" if rotation != wanted else ""
         if site.table:  # GatherMXFP4 has no rotation
-            reduced = "not rotated: an embedding table" if recipe.rotation > 1 else ""
+            reduced = "not rotated: an embedding table" if self._recipe.rotation > 1 else ""
         smoothed = "" if self._smoother is None else self._smoother.notes.get(site.node, "")
         notes = [self._notes.get(site.node, ""), _left_out(statistics), reduced, smoothed, quantized.note]
         return Packed(

@@ -1,0 +1,56 @@
+"""One site's weight, read by rows and quantised as the recipe says. Nothing is stored here."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mxort import quantize
+from mxort.conversion.recipe import Recipe
+from mxort.converters import functions
+from mxort.converters.constants import padded_rows
+from mxort.converters.sites import Site
+from mxort.formats import BLOCK_SIZE, blocks_of
+from mxort.quantize import ALGORITHMS, QuantizedWeight, Settings, Statistics
+
+
+def wanted_rotation(recipe: Recipe, algorithm: str) -> int:
+    """The rotation that the recipe asks for, or the algorithm where the recipe does not."""
+    return recipe.rotation if recipe.rotation > 1 else ALGORITHMS[algorithm].rotation
+
+
+def rotation_of(site: Site, recipe: Recipe, algorithm: str) -> int:
+    """The rotation that the site gets: the largest up to the wanted one that fits its K, and none for a table."""
+    wanted = 1 if site.table else wanted_rotation(recipe, algorithm)
+    return quantize.fitting_rotation(site.K, wanted, functions.ROTATIONS)
+
+
+def quantize_site(
+    site: Site,
+    recipe: Recipe,
+    algorithm: str,
+    statistics: Statistics | None,
+    divisor: NDArray[np.float32] | None,
+) -> tuple[QuantizedWeight, float]:
+    """(the weight W^T [N, K], its SQNR in dB). ``divisor`` float32 [K]: what its operand is divided by before."""
+    weight = site.weight
+    assert weight is not None
+    width = blocks_of(site.K) * BLOCK_SIZE
+    array = weight.array()
+
+    def read(start: int, stop: int) -> NDArray[np.float32]:
+        rows = padded_rows(weight, array, start, stop, width)
+        if divisor is not None:
+            rows[:, : site.K] *= divisor
+        return rows
+
+    settings = Settings(
+        recipe.scale_rule,
+        recipe.column_multiplier,
+        statistics,
+        recipe.damping,
+        site.weight_format,
+        recipe.effort,
+    )
+    rotation = rotation_of(site, recipe, algorithm)
+    return quantize.quantize_weight(read, site.N, site.K, ALGORITHMS[algorithm].quantize, settings, rotation)
