@@ -59,6 +59,11 @@ def is_step(node: ir.Node) -> bool:
     return node.domain == "" and node.op_type in STEPS
 
 
+def leads_from_constants(node: ir.Node) -> bool:
+    """Whether a node goes with the constants that only it reads: a step, or a ``Constant`` itself."""
+    return is_step(node) or (node.domain == "" and node.op_type == "Constant")
+
+
 def _stored(value: ir.Value, ir_version: int) -> Constant:
     node = value.producer()
     if node is None:

@@ -15,7 +15,7 @@ from mxort.converters import functions
 from mxort.converters.metadata import Conversion, conversions
 from mxort.converters.normalise import unique_node_names
 from mxort.converters.opset import opset_of, raise_versions
-from mxort.converters.resolving import is_step
+from mxort.converters.resolving import leads_from_constants
 from mxort.converters.sites import Site
 
 Put = Callable[[NDArray[Any]], ir.TensorProtocol]
@@ -250,7 +250,7 @@ def drop_dead(values: Iterable[ir.Value]) -> None:
             if named and isinstance(graph, ir.Graph) and named in graph.initializers:
                 del graph.initializers[named]
         elif (
-            (is_step(node) or (node.op_type == "Constant" and node.domain == ""))
+            leads_from_constants(node)
             and node.graph is not None
             and not any(output.uses() or output.is_graph_output() for output in node.outputs)
         ):

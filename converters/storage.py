@@ -13,9 +13,9 @@ import onnx_ir as ir
 
 from mxort.converters import functions
 from mxort.converters.opset import opset_of
-from mxort.converters.resolving import depends_on_input, is_step
+from mxort.converters.resolving import depends_on_input, is_step, leads_from_constants
 from mxort.converters.sites import Site
-from mxort.converters.walk import TensorPlace, tensors
+from mxort.converters.walk import TensorPlace, bodies, tensors
 from mxort.formats import packed_bytes
 
 _FLOAT_BYTES = 4
@@ -45,7 +45,7 @@ def after(model: ir.Model, sites: Sequence[Site]) -> Storage:
     """Converts nothing: works out what converting those of ``sites`` that are not skipped would do to ``model``."""
     converted = [site for site in sites if not site.skip and site.weight is not None]
     gone, dead = _gone(converted)
-    finder = _Readers(gone, model.ir_version)
+    finder = _Readers(gone, _folded(model))
     freed = total = 0
     read_by: Counter[ir.Node | None] = Counter()
     preferred = [{s.node for s in sites if s.weight is not None}, {s.node for s in sites}]
@@ -101,14 +101,10 @@ def _gone(converted: Sequence[Site]) -> tuple[set[ir.Node], set[ir.Value]]:
         if node is None:
             if value.is_initializer() and not value.is_graph_input():
                 dead.add(value)
-        elif node not in gone and _leads_from_constants(node) and _unread(node, gone):
+        elif node not in gone and leads_from_constants(node) and _unread(node, gone):
             gone.add(node)
             pending += [v for v in node.inputs if v is not None]
     return gone, dead
-
-
-def _leads_from_constants(node: ir.Node) -> bool:
-    return is_step(node) or (node.domain == "" and node.op_type == "Constant")
 
 
 def _unread(node: ir.Node, gone: set[ir.Node]) -> bool:
@@ -132,12 +128,29 @@ def _roots(site: Site) -> list[ir.Value]:
     return [root.root for root in site.weight.source.roots]
 
 
+def _folded(model: ir.Model) -> set[ir.Node]:
+    """Steps into which only constants go. One pass in the order of the graph: asking each alone walks back for each."""
+    folded: set[ir.Node] = set()
+
+    def is_constant(value: ir.Value | None) -> bool:
+        node = None if value is None else value.producer()
+        if value is None or node in folded:
+            return True
+        return (node is None or node.op_type == "Constant") and not depends_on_input(value, model.ir_version)
+
+    for body in bodies(model):
+        for node in ir.traversal.RecursiveGraphIterator(body):
+            if is_step(node) and all(map(is_constant, node.inputs)):
+                folded.add(node)
+    return folded
+
+
 @dataclass(frozen=True)
 class _Readers:
     """Finds the nodes that stay, not being among ``gone``, and read a constant, be it behind others that are folded."""
 
     gone: set[ir.Node]
-    ir_version: int
+    folded: set[ir.Node]
 
     def of(self, value: ir.Value) -> Iterator[ir.Node]:
         pending, seen = [value], {value}
@@ -145,18 +158,12 @@ class _Readers:
             for user, _ in pending.pop().uses():
                 if user in self.gone:
                     continue
-                if not self._is_folded(user):
+                if user not in self.folded or any(output.is_graph_output() for output in user.outputs):
                     yield user
                     continue
                 new = [output for output in user.outputs if output not in seen]
                 seen.update(new)
                 pending += new
-
-    def _is_folded(self, node: ir.Node) -> bool:
-        outputs = node.outputs
-        if not is_step(node) or not outputs or any(output.is_graph_output() for output in outputs):
-            return False
-        return not depends_on_input(outputs[0], self.ir_version)
 
     def first(self, place: TensorPlace, preferred: Sequence[set[ir.Node]]) -> ir.Node | None:
         """Of the readers of a constant the first in the first of the sets ``preferred`` that has one, or of all."""
