@@ -9,6 +9,7 @@ docs/format.md).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, no_type_check
 
 import numpy as np
@@ -17,15 +18,10 @@ import onnx.helper
 import onnxscript
 from onnxscript import opset15 as op
 
-from mxort.formats import BLOCK_SIZE, E2M1, WEIGHT_FORMATS, ElementFormat, scale_value, unpack_nibbles, word
+from mxort.formats import BLOCK_SIZE, WEIGHT_FORMATS, ElementFormat, scale_value, word
 
 DOMAIN = "mxort"
 VERSION = 1
-OPERATORS = {4: "MatMulMXFP4", 6: "MatMulMXFP6", 8: "MatMulMXFP8"}
-"""The operator of each width of weights' elements, in bits."""
-
-MATMUL = OPERATORS[E2M1.bits]
-GATHER = "GatherMXFP4"
 MIN_OPSET = 15
 """Lowest opset in which the functions are valid (CastLike); their operators kept their meaning since."""
 
@@ -39,22 +35,35 @@ _E8M0_VALUES = onnx.helper.make_tensor(
 )
 
 
-def formats_of(bits: int) -> list[ElementFormat]:
-    """The weight formats of an operator; the first is its default."""
-    return [fmt for fmt in WEIGHT_FORMATS.values() if fmt.bits == bits]
+def _kind(fmt: ElementFormat) -> str:
+    """The kind and width of elements that an operator is named for."""
+    return f"MX{'INT' if fmt.twos_complement else 'FP'}{fmt.bits}"
 
 
-def operator_of(weight_format: str) -> tuple[str, dict[str, Any]]:
+_KINDS = tuple(dict.fromkeys(_kind(fmt) for fmt in WEIGHT_FORMATS.values()))
+MATMULS = tuple(f"MatMul{kind}" for kind in _KINDS)
+GATHERS = tuple(f"Gather{kind}" for kind in _KINDS)
+"""The operators of each kind: products with a weight, and rows of a table."""
+
+
+def formats_of(operator: str) -> dict[str, ElementFormat]:
+    """The weight formats of an operator by name; the first is its default."""
+    kind = operator.removeprefix("MatMul").removeprefix("Gather")
+    return {name: fmt for name, fmt in WEIGHT_FORMATS.items() if _kind(fmt) == kind}
+
+
+def operator_of(weight_format: str, *, gather: bool = False) -> tuple[str, dict[str, Any]]:
     """(the operator for a weight format, the attributes that tell it from the operator's other formats)."""
     fmt = WEIGHT_FORMATS[weight_format]
-    several = len(formats_of(fmt.bits)) > 1
-    return OPERATORS[fmt.bits], {EXPONENT_BITS: fmt.exponent_bits} if several else {}
+    operator = ("Gather" if gather else "MatMul") + _kind(fmt)
+    several = len(formats_of(operator)) > 1
+    return operator, {EXPONENT_BITS: fmt.exponent_bits} if several else {}
 
 
 def weight_format_of(operator: str, exponent_bits: int = 0) -> str:
     """The weight format of an operator with this attribute (0: absent). Raises KeyError for an unknown one."""
-    for name, fmt in WEIGHT_FORMATS.items():
-        if OPERATORS[fmt.bits] == operator and exponent_bits in (0, fmt.exponent_bits):
+    for name, fmt in formats_of(operator).items():
+        if exponent_bits in (0, fmt.exponent_bits):
             return name
     raise KeyError(operator, exponent_bits)
 
@@ -78,19 +87,38 @@ def _int32(name: str, values: Sequence[int]) -> onnx.TensorProto:
     return onnx.helper.make_tensor(name, onnx.TensorProto.INT32, [len(values)], list(values))
 
 
-def _define(bits: int) -> Any:
-    """The function of the operator with weights of so many bits."""
-    formats = formats_of(bits)
-    codes, nbytes = word(formats[0])
-    radix = _int32("radix", [256**i for i in range(nbytes)])
-    divisors = _int32("divisors", [2 ** (bits * i) for i in range(codes)])
-    count = _int32("count", [2**bits])
-    # One table for each number of exponent bits, from the first format's on.
-    values = onnx.helper.make_tensor(
-        "values", onnx.TensorProto.FLOAT, [len(formats), 2**bits], np.stack([f.values for f in formats])
-    )
-    first = formats[0].exponent_bits
-    bytes_shape, blocks_shape = [0, -1, nbytes], [0, -1, BLOCK_SIZE]
+@dataclass(frozen=True)
+class _Decoding:
+    """The constants with which the functions of a kind decode: words of whole codes in whole bytes."""
+
+    radix: onnx.TensorProto
+    divisors: onnx.TensorProto
+    count: onnx.TensorProto
+    values: onnx.TensorProto  # a table for each number of exponent bits, from the first format's on
+    first: int
+    nbytes: int
+
+    @staticmethod
+    def of(operator: str) -> _Decoding:
+        formats = list(formats_of(operator).values())
+        bits = formats[0].bits
+        codes, nbytes = word(formats[0])
+        tables = np.stack([f.values for f in formats])
+        return _Decoding(
+            _int32("radix", [256**i for i in range(nbytes)]),
+            _int32("divisors", [2 ** (bits * i) for i in range(codes)]),
+            _int32("count", [2**bits]),
+            onnx.helper.make_tensor("values", onnx.TensorProto.FLOAT, tables.shape, tables),
+            formats[0].exponent_bits,
+            nbytes,
+        )
+
+
+def _matmul(operator: str) -> Any:
+    """The function of a product."""
+    d = _Decoding.of(operator)
+    radix, divisors, count, values, first = d.radix, d.divisors, d.count, d.values, d.first
+    bytes_shape, blocks_shape = [0, -1, d.nbytes], [0, -1, BLOCK_SIZE]
 
     @no_type_check  # a graph in Python's clothes: nothing in it has a Python type
     @onnxscript.script(_domain, default_opset=op)
@@ -153,36 +181,47 @@ def _define(bits: int) -> Any:
     return matmul
 
 
-_E2M1_PAIRS = onnx.helper.make_tensor(
-    "e2m1_pairs",
-    onnx.TensorProto.FLOAT,
-    [256, 2],
-    E2M1.decode(unpack_nibbles(np.arange(256, dtype=np.uint8)[:, None])),
-)
-
-
-@no_type_check
-@onnxscript.script(_domain, default_opset=op)
-def GatherMXFP4(indices, B, B_scale, multiplier, K: int):  # noqa: N802
-    """Y[..., K] = dequant(B)[indices] * multiplier[indices] in multiplier's type; only rows asked for are decoded."""
-    last = op.Constant(value_ints=[-1])
-    blocks = op.Concat(op.Shape(indices), op.Shape(B_scale, start=1), axis=0)  # [..., Kb]
-    codes = op.Cast(op.Gather(B, indices), to=onnx.TensorProto.INT32)
-    by_block = op.Concat(blocks, op.Constant(value_ints=[BLOCK_SIZE]), axis=0)
-    elements = op.Reshape(op.Gather(op.Constant(value=_E2M1_PAIRS), codes), by_block)  # [..., Kb, 32]
-    scales = op.Gather(
-        op.Constant(value=_E8M0_VALUES), op.Cast(op.Gather(B_scale, indices), to=onnx.TensorProto.INT32)
+def _gather(operator: str) -> Any:
+    """The function of a table's rows; only those asked for are decoded."""
+    d = _Decoding.of(operator)
+    radix, divisors, count, values, first, nbytes = (
+        d.radix,
+        d.divisors,
+        d.count,
+        d.values,
+        d.first,
+        [d.nbytes],
     )
-    width = op.Shape(B_scale, start=1) * op.Constant(value_ints=[BLOCK_SIZE])
-    rows = op.Reshape(elements * op.Unsqueeze(scales, last), op.Concat(op.Shape(indices), width, axis=0))
-    columns = op.Reshape(op.Constant(value_int=K), last)
-    kept = op.Slice(rows, op.Constant(value_ints=[0]), columns, last)
-    factors = op.Cast(op.Gather(multiplier, indices), to=onnx.TensorProto.FLOAT)
-    return op.CastLike(kept * op.Unsqueeze(factors, last), multiplier)
+
+    @no_type_check
+    @onnxscript.script(_domain, default_opset=op)
+    def gather(indices, B, B_scale, multiplier, K: int, exponent_bits: int = first):
+        """Y[..., K] = dequant(B)[indices] * multiplier[indices] in multiplier's type."""
+        last = op.Constant(value_ints=[-1])
+        blocks = op.Concat(op.Shape(indices), op.Shape(B_scale, start=1), axis=0)  # [..., Kb]
+        rows = op.Concat(op.Shape(indices), last, op.Constant(value_ints=nbytes), axis=0)  # [..., ., bytes]
+        byte = op.Reshape(op.Cast(op.Gather(B, indices), to=onnx.TensorProto.INT32), rows)
+        words = op.ReduceSum(byte * op.Constant(value=radix), last, keepdims=1)
+        codes = op.Mod(words / op.Constant(value=divisors), op.Constant(value=count))
+        by_block = op.Reshape(codes, op.Concat(blocks, op.Constant(value_ints=[BLOCK_SIZE]), axis=0))
+        table = op.Gather(
+            op.Constant(value=values), op.Constant(value_int=exponent_bits) - op.Constant(value_int=first)
+        )
+        scales = op.Gather(
+            op.Constant(value=_E8M0_VALUES), op.Cast(op.Gather(B_scale, indices), to=onnx.TensorProto.INT32)
+        )
+        elements = op.Gather(table, by_block) * op.Unsqueeze(scales, last)  # [..., Kb, 32]
+        width = op.Shape(B_scale, start=1) * op.Constant(value_ints=[BLOCK_SIZE])
+        whole = op.Reshape(elements, op.Concat(op.Shape(indices), width, axis=0))
+        columns = op.Reshape(op.Constant(value_int=K), last)
+        kept = op.Slice(whole, op.Constant(value_ints=[0]), columns, last)
+        factors = op.Cast(op.Gather(multiplier, indices), to=onnx.TensorProto.FLOAT)
+        return op.CastLike(kept * op.Unsqueeze(factors, last), multiplier)
+
+    return gather
 
 
-_BITS = {name: bits for bits, name in OPERATORS.items()}
-_FUNCTIONS = {name: _define(bits) for bits, name in OPERATORS.items()} | {GATHER: GatherMXFP4}
+_FUNCTIONS = {name: _matmul(name) for name in MATMULS} | {name: _gather(name) for name in GATHERS}
 
 
 def _fix_attribute(proto: onnx.FunctionProto, name: str) -> None:
@@ -200,7 +239,7 @@ def function(operator: str, opset: int) -> onnx.FunctionProto:
         raise ValueError(f"{operator} needs opset {MIN_OPSET} or later, got {opset}")
     proto: onnx.FunctionProto = _FUNCTIONS[operator].to_function_proto()
     proto.name = operator
-    if operator in _BITS and len(formats_of(_BITS[operator])) == 1:
+    if len(formats_of(operator)) == 1:
         _fix_attribute(proto, EXPONENT_BITS)
     del proto.opset_import[:]
     proto.opset_import.extend([onnx.helper.make_opsetid("", opset)])

@@ -95,9 +95,7 @@ def _is_gather(site: Site) -> bool:
 
 def _operator(replacement: Replacement) -> tuple[str, dict[str, Any]]:
     """(the operator, the attributes that its weights' format gives it)."""
-    if _is_gather(replacement.site):
-        return functions.GATHER, {}
-    return functions.operator_of(replacement.weight.weight_format)
+    return functions.operator_of(replacement.weight.weight_format, gather=_is_gather(replacement.site))
 
 
 class _Initializers:

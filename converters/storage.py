@@ -82,7 +82,7 @@ def _added(model: ir.Model, converted: Iterable[Site]) -> int:
         if not gather:
             bias = ("zeros", site.N) if site.bias is None else ("bias", site.id)
             vectors[bias] = site.N * _FLOAT_BYTES
-        operators.add(functions.GATHER if gather else functions.operator_of(site.weight_format)[0])
+        operators.add(functions.operator_of(site.weight_format, gather=gather)[0])
     opset = max(opset_of(model.graph), functions.MIN_OPSET)
     written = sum(int(functions.function(name, opset).ByteSize()) for name in operators)
     return sum(weights.values()) + sum(vectors.values()) + written

@@ -55,6 +55,18 @@ struct E5M2 {
   static constexpr float kMax = 57344.0f;
 };
 
+// Two's complement in units of 2^-6. With one bit of exponent the normal numbers continue the subnormal ones, so that
+// the magnitudes 0 to 127 are the codes of this minifloat. Code 128 is -2; none is encoded as it.
+struct INT8 {
+  static constexpr const char* kName = "int8";
+  static constexpr int kExponentBits = 1, kMantissaBits = 6, kBias = 1, kEmax = 0, kFirstSpecial = 128;
+  static constexpr float kMax = 1.984375f;
+};
+template <class F>
+inline constexpr bool kTwosComplement = false;
+template <>
+inline constexpr bool kTwosComplement<INT8> = true;
+
 MXORT_INLINE unsigned FloatBits(float x) { return __builtin_bit_cast(unsigned, x); }
 MXORT_INLINE float BitsFloat(unsigned bits) { return __builtin_bit_cast(float, bits); }
 
@@ -133,13 +145,16 @@ MXORT_INLINE Element RoundToElement(float x) {
   const unsigned units = FloatBits(sum) & ((2u << F::kMantissaBits) * 2 - 1);
   const unsigned code = units + ((exponent - kMinNormal) >> (kFloatMantissaBits - F::kMantissaBits));
   const unsigned sign = bits & ~kFloatMagnitude;
-  return {BitsFloat(FloatBits(sum - magic) | sign),
-          static_cast<unsigned char>(code | (sign >> (31 - F::kExponentBits - F::kMantissaBits)))};
+  const unsigned negative = kTwosComplement<F> ? 0 - code : code | SignBit<F>();
+  return {BitsFloat(FloatBits(sum - magic) | sign), static_cast<unsigned char>(sign ? negative : code)};
 }
 
 // The value of a code of F; NaN and infinity where F has them.
 template <class F>
 MXORT_INLINE float DecodeElement(unsigned char code) {
+  if constexpr (kTwosComplement<F>) {
+    return static_cast<float>(static_cast<signed char>(code)) / static_cast<float>(1 << F::kMantissaBits);
+  }
   const unsigned magnitude = code & (SignBit<F>() - 1);
   const unsigned sign = (code & SignBit<F>()) ? ~kFloatMagnitude : 0u;
   const unsigned exponent = magnitude >> F::kMantissaBits;

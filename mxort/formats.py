@@ -28,7 +28,7 @@ class ElementFormat:
     """A signed minifloat: 1 sign bit, ``exponent_bits``, ``mantissa_bits``, subnormals, no signed-zero magic.
 
     ``first_special`` is the lowest non-negative code that is not a number (None where every code is a number).
-    Codes are sign-magnitude: bit ``bits - 1`` is the sign.
+    Codes are sign-magnitude, bit ``bits - 1`` the sign, or ``twos_complement``.
     """
 
     name: str
@@ -36,6 +36,7 @@ class ElementFormat:
     mantissa_bits: int
     bias: int
     first_special: int | None = None
+    twos_complement: bool = False
 
     @property
     def bits(self) -> int:
@@ -78,7 +79,16 @@ class ElementFormat:
         positive[: len(self.magnitudes)] = self.magnitudes
         if self is E5M2:
             positive[0x7C] = np.inf
-        return np.concatenate([positive, -positive]).astype(np.float32)
+        if self.twos_complement:  # the lowest code has no positive counterpart
+            negative = -np.append(positive[1:], 2 * positive[-1] - positive[-2])[::-1]
+        else:
+            negative = -positive
+        return np.concatenate([positive, negative]).astype(np.float32)
+
+    def signed(self, codes: NDArray[np.integer], negative: NDArray[np.bool_]) -> NDArray[np.uint8]:
+        """uint8 codes of magnitude codes and signs, same shape."""
+        opposite = -codes if self.twos_complement else codes + self.sign_bit
+        return np.asarray(np.where(negative, opposite, codes) & ((1 << self.bits) - 1), np.uint8)
 
     def encode(self, x: ArrayLike) -> NDArray[np.uint8]:
         """Codes (uint8, same shape) of finite ``x``: round to nearest, ties to the even code, saturating.
@@ -98,7 +108,7 @@ class ElementFormat:
         code = np.searchsorted(midpoints, magnitude, side="left")  # a tie lands on the lower code
         tie = (code < len(midpoints)) & (magnitude == midpoints[np.minimum(code, len(midpoints) - 1)])
         code = code + (tie & (code % 2 == 1))
-        return np.asarray(code + np.signbit(value) * self.sign_bit, np.uint8)
+        return self.signed(code, np.signbit(value))
 
     def decode(self, codes: NDArray[np.uint8]) -> NDArray[np.float32]:
         """float32 values of uint8 ``codes``, same shape. Raises ValueError for a code beyond the format's bits."""
@@ -112,8 +122,13 @@ E2M3 = ElementFormat("e2m3", 2, 3, bias=1)
 E3M2 = ElementFormat("e3m2", 3, 2, bias=3)
 E4M3 = ElementFormat("e4m3", 4, 3, bias=7, first_special=0x7F)
 E5M2 = ElementFormat("e5m2", 5, 2, bias=15, first_special=0x7C)
+INT8 = ElementFormat("int8", 1, 6, bias=1, twos_complement=True)
+"""Units of 2**-6. With one bit of exponent the normal numbers continue the subnormal ones: code c is c / 64.
 
-ELEMENT_FORMATS = {f.name: f for f in (E2M1, E2M3, E3M2, E4M3, E5M2)}
+Encoding keeps to -127..127, as the specification allows (section 5.3.4); -128 is decoded as the -2 that it is.
+"""
+
+ELEMENT_FORMATS = {f.name: f for f in (E2M1, E2M3, E3M2, E4M3, E5M2, INT8)}
 
 ACTIVATION_FORMATS: dict[str, ElementFormat | None] = {
     "none": None,
@@ -125,9 +140,13 @@ ACTIVATION_FORMATS: dict[str, ElementFormat | None] = {
 """Values of the operator's ``activation_format`` attribute (None: activations are not quantised)."""
 
 WEIGHT_FORMATS: dict[str, ElementFormat] = {
-    name: ACTIVATION_FORMATS[name] or E2M1 for name in ("mxfp4", "mxfp6_e2m3", "mxfp6_e3m2", "mxfp8_e4m3")
+    "mxfp4": E2M1,
+    "mxfp6_e2m3": E2M3,
+    "mxfp6_e3m2": E3M2,
+    "mxfp8_e4m3": E4M3,
+    "mxint8": INT8,
 }
-"""Formats of stored weights, smallest first. Each width of element is an operator of its own."""
+"""Formats of stored weights, smallest first. Each kind and width of element is an operator of its own."""
 
 
 def scale_value(scale: ArrayLike) -> NDArray[np.float32]:

@@ -44,6 +44,13 @@ struct Avx2 {
   MXORT_INLINE Vector Decode(Codes codes, int shift) {
     return {DecodeHalf(codes.low, shift), DecodeHalf(codes.high, shift)};
   }
+  MXORT_INLINE __m256 DecodeByteHalf(__m256i codes, int shift) {
+    const __m256i byte = _mm256_and_si256(_mm256_srli_epi32(codes, shift), _mm256_set1_epi32(255));
+    return _mm256_cvtepi32_ps(_mm256_sub_epi32(byte, _mm256_set1_epi32(kInt8Offset)));
+  }
+  MXORT_INLINE Vector DecodeByte(Codes codes, int shift) {
+    return {DecodeByteHalf(codes.low, shift), DecodeByteHalf(codes.high, shift)};
+  }
   MXORT_INLINE Pairs LoadPairs(const uint8_t* p) {
     return {_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)),
             _mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 16))};
@@ -89,12 +96,17 @@ bool PrepareByte(const MatMulSpec& spec, DataType type, const void* a, int row, 
 void ComputeByte(const MatMulArgs& args, Range panels, Range strips) {
   ComputeTiles<FloatTiles<Avx2, ByteWeights<Avx2>>>(args, panels, strips);
 }
+void ComputeMxint8(const MatMulArgs& args, Range panels, Range strips) {
+  ComputeTiles<FloatTiles<Avx2, Int8Weights<Avx2>>>(args, panels, strips);
+}
 
 }  // namespace
 
 const Kernel kAvx2 = {"avx2", &kStrip16, HasAvx2, Everything, MaxPanelRows, PanelBytes, Prepare, Compute};
 const Kernel kAvx2Byte = {"avx2_byte",  &kStrip16Byte, HasAvx2,     Everything,
                           MaxPanelRows, PanelBytes,    PrepareByte, ComputeByte};
+const Kernel kAvx2Mxint8 = {"avx2_mxint8", &kStrip16Int8, HasAvx2,     Everything,
+                            MaxPanelRows,  PanelBytes,    PrepareByte, ComputeMxint8};
 
 void QuantizeRowsAvx2(const QuantizeArgs& args, Range rows) { QuantizeRows(args, rows); }
 

@@ -27,6 +27,10 @@ struct Avx512 {
     const __m512 table = _mm512_setr_ps(0, .5f, 1, 1.5f, 2, 3, 4, 6, -0.f, -.5f, -1, -1.5f, -2, -3, -4, -6);
     return _mm512_permutexvar_ps(_mm512_srli_epi32(codes, static_cast<unsigned>(shift)), table);
   }
+  MXORT_INLINE Vector DecodeByte(Codes codes, int shift) {
+    const Codes byte = _mm512_and_si512(_mm512_srli_epi32(codes, static_cast<unsigned>(shift)), _mm512_set1_epi32(255));
+    return _mm512_cvtepi32_ps(_mm512_sub_epi32(byte, _mm512_set1_epi32(kInt8Offset)));
+  }
   MXORT_INLINE Pairs LoadPairs(const uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
   // The byte to the top of its lane, then one to the right with its sign: sign, sign, exponent and mantissa.
   MXORT_INLINE Vector DecodePair(Pairs pairs, int e) {
@@ -54,12 +58,17 @@ bool PrepareByte(const MatMulSpec& spec, DataType type, const void* a, int row, 
 void ComputeByte(const MatMulArgs& args, Range panels, Range strips) {
   ComputeTiles<FloatTiles<Avx512, ByteWeights<Avx512>>>(args, panels, strips);
 }
+void ComputeMxint8(const MatMulArgs& args, Range panels, Range strips) {
+  ComputeTiles<FloatTiles<Avx512, Int8Weights<Avx512>>>(args, panels, strips);
+}
 
 }  // namespace
 
 const Kernel kAvx512 = {"avx512", &kStrip16, HasAvx512, Everything, MaxPanelRows, PanelBytes, Prepare, Compute};
 const Kernel kAvx512Byte = {"avx512_byte", &kStrip16Byte, HasAvx512,   Everything,
                             MaxPanelRows,  PanelBytes,    PrepareByte, ComputeByte};
+const Kernel kAvx512Mxint8 = {"avx512_mxint8", &kStrip16Int8, HasAvx512,   Everything,
+                              MaxPanelRows,    PanelBytes,    PrepareByte, ComputeMxint8};
 
 void QuantizeRowsAvx512(const QuantizeArgs& args, Range rows) { QuantizeRows(args, rows); }
 

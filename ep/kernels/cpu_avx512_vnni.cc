@@ -4,7 +4,7 @@
 
 namespace mxort {
 
-const Kernel kAvx512Vnni =
-    Int8Kernel<Int8Avx512>::Row("avx512_vnni", [](const CpuFeatures& cpu) { return cpu.avx512_vnni_vbmi; });
+const Kernel kAvx512Vnni = Int8Kernel<Int8Avx512, IntegerNibbles<Int8Avx512>>::Row(
+    "avx512_vnni", [](const CpuFeatures& cpu) { return cpu.avx512_vnni_vbmi; });
 
 }  // namespace mxort

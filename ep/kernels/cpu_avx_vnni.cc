@@ -16,6 +16,7 @@ bool HasAvxVnni(const CpuFeatures& cpu) {
 
 }  // namespace
 
-const Kernel kAvxVnni = Int8Kernel<Int8Avx2>::Row("avx_vnni", HasAvxVnni);
+const Kernel kAvxVnni = Int8Kernel<Int8Avx2, IntegerNibbles<Int8Avx2>>::Row("avx_vnni", HasAvxVnni);
+const Kernel kAvxVnniMxint8 = Int8Kernel<Int8Avx2, IntegerBytes<Int8Avx2>>::Row("avx_vnni_mxint8", HasAvxVnni);
 
 }  // namespace mxort

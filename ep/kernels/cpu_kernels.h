@@ -6,14 +6,14 @@
 
 namespace mxort {
 
-extern const Kernel kPortable, kPortableByte;
-extern const Kernel kAvx2, kAvx2Byte;
-extern const Kernel kAvx512, kAvx512Byte;
+extern const Kernel kPortable, kPortableByte, kPortableMxint8;
+extern const Kernel kAvx2, kAvx2Byte, kAvx2Mxint8;
+extern const Kernel kAvx512, kAvx512Byte, kAvx512Mxint8;
 extern const Kernel kAvx512Vnni;
-extern const Kernel kAvx512VnniBw;
-extern const Kernel kAvx512Bw;
-extern const Kernel kAvxVnni;
-extern const Kernel kAvx2Int8;
+extern const Kernel kAvx512VnniBw, kAvx512VnniMxint8;
+extern const Kernel kAvx512Bw, kAvx512BwMxint8;
+extern const Kernel kAvxVnni, kAvxVnniMxint8;
+extern const Kernel kAvx2Int8, kAvx2Int8Mxint8;
 extern const Kernel kAmx;
 
 // The oracle: plain loops in double over the operator's own weights. Computes rows [begin, end).

@@ -57,6 +57,9 @@ struct Generic {
       return reinterpret_cast<Floats>(reinterpret_cast<Ints>(__builtin_convertvector(twice, Floats)) | sign);
     });
   }
+  MXORT_INLINE Vector DecodeByte(const Codes& codes, int shift) {
+    return Map([&](int i) { return __builtin_convertvector(((codes.part[i] >> shift) & 255) - kInt8Offset, Floats); });
+  }
   MXORT_INLINE Pairs LoadPairs(const uint8_t* p) {
     Pairs pairs;
     for (int i = 0; i < kParts; ++i) {
@@ -107,12 +110,17 @@ bool PrepareByte(const MatMulSpec& spec, DataType type, const void* a, int row, 
 void ComputeByte(const MatMulArgs& args, Range panels, Range strips) {
   ComputeTiles<FloatTiles<Generic, ByteWeights<Generic>>>(args, panels, strips);
 }
+void ComputeMxint8(const MatMulArgs& args, Range panels, Range strips) {
+  ComputeTiles<FloatTiles<Generic, Int8Weights<Generic>>>(args, panels, strips);
+}
 
 }  // namespace
 
 const Kernel kPortable = {"portable", &kStrip16, Always, Everything, MaxPanelRows, PanelBytes, Prepare, Compute};
 const Kernel kPortableByte = {"portable_byte", &kStrip16Byte, Always,      Everything,
                               MaxPanelRows,    PanelBytes,    PrepareByte, ComputeByte};
+const Kernel kPortableMxint8 = {"portable_mxint8", &kStrip16Int8, Always,      Everything,
+                                MaxPanelRows,      PanelBytes,    PrepareByte, ComputeMxint8};
 
 void QuantizeRowsPortable(const QuantizeArgs& args, Range rows) { QuantizeRows(args, rows); }
 

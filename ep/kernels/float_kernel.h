@@ -3,7 +3,8 @@
 //
 // S provides:  Vector (16 floats), Codes (16 lanes of 8 codes), Pairs (16 lanes of 2 bytes), kMaxRows (rows that fit
 // its registers), Zero, Broadcast, Add, MultiplyAdd, LoadCodes, Decode (E2M1 values, or kScaleShare^-1 times them),
-// LoadPairs, DecodePair (a byte's float16, layout.h), LoadScales (the scales times kScaleShare), Store.
+// DecodeByte (a byte's integer less kInt8Offset), LoadPairs, DecodePair (a byte's float16, layout.h), LoadScales (the
+// scales times kScaleShare), Store.
 #ifndef MXORT_KERNELS_FLOAT_KERNEL_H_
 #define MXORT_KERNELS_FLOAT_KERNEL_H_
 
@@ -54,6 +55,18 @@ struct ByteWeights {
   static constexpr int kElements = kByteVectorElements, kBytes = kByteVectorBytes;
   MXORT_INLINE Codes Load(const uint8_t* p) { return S::LoadPairs(p); }
   MXORT_INLINE typename S::Vector Decode(const Codes& codes, int e) { return S::DecodePair(codes, e); }
+};
+
+template <class S>
+struct Int8Weights {
+  struct Codes {
+    typename S::Codes half[2];
+  };
+  static constexpr int kElements = kVectorElements, kBytes = 2 * kVectorBytes;
+  MXORT_INLINE Codes Load(const uint8_t* p) { return {{S::LoadCodes(p), S::LoadCodes(p + kVectorBytes)}}; }
+  MXORT_INLINE typename S::Vector Decode(const Codes& codes, int e) {
+    return S::DecodeByte(codes.half[Int8Half(e)], Int8Shift(e));
+  }
 };
 
 // y[column..] = total * column_scale + bias for `columns` columns from n on. Loops of a constant length become a few

@@ -55,6 +55,24 @@ struct Int8Avx2 {
     dot = _mm256_add_epi32(dot, _mm256_madd_epi16(sum, _mm256_set1_epi16(1)));
 #endif
   }
+  MXORT_INLINE Ints Load(const uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+  MXORT_INLINE void AccumulateBytes(Ints& dot, const Ints* weights, const uint8_t* a) {
+#if defined(__AVXVNNI__) || defined(__AVX512VNNI__)
+    Accumulate(dot, weights, a);
+#else
+    // By nibbles, as pairs of whole bytes would saturate: eight products are at most 8 * 15 * 128 in magnitude.
+    const Ints mask = _mm256_set1_epi8(15);
+    Ints low = _mm256_setzero_si256(), high = low;
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      const Ints q = Broadcast(a + 4 * i), upper = _mm256_and_si256(_mm256_srli_epi32(weights[i], 4), mask);
+      low = _mm256_add_epi16(low, _mm256_maddubs_epi16(_mm256_and_si256(weights[i], mask), q));
+      high = _mm256_add_epi16(high, _mm256_maddubs_epi16(upper, q));
+    }
+    dot = _mm256_add_epi32(dot, _mm256_madd_epi16(low, _mm256_set1_epi16(1)));
+    dot = _mm256_add_epi32(dot, _mm256_madd_epi16(high, _mm256_set1_epi16(16)));
+#endif
+  }
   MXORT_INLINE Ints Combine(Ints first, Ints second) {
     return _mm256_add_epi32(_mm256_slli_epi32(first, kTermRatioBits), second);
   }

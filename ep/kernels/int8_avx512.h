@@ -71,6 +71,24 @@ struct Int8Avx512 {
     dot = _mm512_add_epi32(dot, _mm512_madd_epi16(sum, _mm512_set1_epi16(1)));
 #endif
   }
+  MXORT_INLINE Ints Load(const uint8_t* p) { return _mm512_loadu_si512(p); }
+  MXORT_INLINE void AccumulateBytes(Ints& dot, const Ints* weights, const uint8_t* a) {
+#if defined(__AVX512VNNI__)
+    Accumulate(dot, weights, a);
+#else
+    // By nibbles, as pairs of whole bytes would saturate: eight products are at most 8 * 15 * 128 in magnitude.
+    const Ints mask = _mm512_set1_epi8(15);
+    Ints low = _mm512_setzero_si512(), high = low;
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      const Ints q = Broadcast(a + 4 * i), upper = _mm512_and_si512(_mm512_srli_epi32(weights[i], 4), mask);
+      low = _mm512_add_epi16(low, _mm512_maddubs_epi16(_mm512_and_si512(weights[i], mask), q));
+      high = _mm512_add_epi16(high, _mm512_maddubs_epi16(upper, q));
+    }
+    dot = _mm512_add_epi32(dot, _mm512_madd_epi16(low, _mm512_set1_epi16(1)));
+    dot = _mm512_add_epi32(dot, _mm512_madd_epi16(high, _mm512_set1_epi16(16)));
+#endif
+  }
   MXORT_INLINE Ints Combine(Ints first, Ints second) {
     return _mm512_add_epi32(_mm512_slli_epi32(first, kTermRatioBits), second);
   }

@@ -1,9 +1,10 @@
 // The integer kernel: block dot products as exact integers, written once over a policy `S` and compiled for each
 // instruction set. No standard library here (mx_formats.h).
 //
-// Weights: 2 * E2M1 is an integer in [-12, 12]; + 12 makes it the unsigned operand of vpdpbusd and vpmaddubsw.
-// Activations: int8, in one or two terms (kTerms). With q the activation integers, sum((2w + 12) q) - 12 sum(q) =
-// 2 sum(w q); the second term is known before the product and is what the accumulator starts from.
+// Weights: 2 * E2M1 is an integer in [-12, 12]; + 12 makes it the unsigned operand of vpdpbusd and vpmaddubsw. Of
+// MXINT8 that is 64 * INT8 + 128. Activations: int8, in one or two terms (kTerms). With q the activation integers,
+// sum((2w + 12) q) - 12 sum(q) = 2 sum(w q); the second term is known before the product and is what the accumulator
+// starts from.
 //
 //   activation_format  level  terms  a =                                        error of a
 //   mxfp4              any    1      q * scale / 2,  q = 2 * element            none
@@ -14,7 +15,8 @@
 // S provides:  StoreBytes (32 integers, -128 to 127, as int8 in the order of a packed vector's nibbles (layout.h);
 // their sum), kLanes (output columns of a register: 16 or 8), Ints and Floats of that many lanes, kMaxRows (rows that
 // fit its registers, by terms), Decode (8 codes of each column to 2 registers of 4 weights each), Accumulate (4 such
-// registers times 16 int8, onto a sum), Broadcast, Combine (256 x + y), ToFloat, Scale, MultiplyAdd, LoadScales, Store.
+// registers times 16 int8, onto a sum), Load and AccumulateBytes (the same of whole bytes), Broadcast, Combine
+// (256 x + y), ToFloat, Scale, MultiplyAdd, LoadScales, Store.
 #ifndef MXORT_KERNELS_INT8_KERNEL_H_
 #define MXORT_KERNELS_INT8_KERNEL_H_
 
@@ -27,7 +29,37 @@ namespace mxort {
 
 // 2 * E2M1 + 12 by code.
 #define MXORT_INT8_WEIGHTS 12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0
-inline constexpr int kInt8WeightOffset = 12;
+
+// How weights lie and what their integers mean: weight = (integer - kOffset) * kUnit. Multiply adds to kSums sums the
+// products of 16 k of a strip's columns, at `codes`, with 16 int8 at a.
+template <class S>
+struct IntegerNibbles {
+  static constexpr const WeightLayout& kLayout = kStrip16;
+  static constexpr int kOffset = 12, kCodeBytes = kBlockCodeBytes;
+  static constexpr float kUnit = 0.5f;
+  template <int kSums>
+  MXORT_INLINE void Multiply(const uint8_t* codes, const uint8_t* a, typename S::Ints* sums) {
+    typename S::Ints weights[4];
+    S::Decode(codes, weights);
+    S::Decode(codes + kVectorBytes, weights + 2);
+#pragma GCC unroll 16
+    for (int i = 0; i < kSums; ++i) S::Accumulate(sums[i], weights, a + i * kBlockSize);
+  }
+};
+template <class S>
+struct IntegerBytes {
+  static constexpr const WeightLayout& kLayout = kStrip16Int8;
+  static constexpr int kOffset = kInt8Offset, kCodeBytes = kInt8BlockCodeBytes;
+  static constexpr float kUnit = ByteUnit<INT8>();
+  template <int kSums>
+  MXORT_INLINE void Multiply(const uint8_t* codes, const uint8_t* a, typename S::Ints* sums) {
+    typename S::Ints weights[4];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) weights[i] = S::Load(codes + i * kVectorBytes);
+#pragma GCC unroll 16
+    for (int i = 0; i < kSums; ++i) S::AccumulateBytes(sums[i], weights, a + i * kBlockSize);
+  }
+};
 
 inline constexpr int kInt8Max = 127;
 // The second term is in units of 1/256 of the first, a shift. Its largest value, 128, saturates to 127.
@@ -43,7 +75,7 @@ MXORT_INLINE int Int8Terms(const MatMulSpec& spec) {
 }
 
 // What a panel holds of one block of its kRows rows: [rows][terms][32] integers in the order of the packed weights,
-// then [rows] scales (float) and [rows][terms] starts of the accumulators, -12 * sum(q) (int32).
+// then [rows] scales (float) and [rows][terms] starts of the accumulators, -kOffset * sum(q) (int32).
 MXORT_INLINE constexpr int PanelBlockBytes(int rows, int terms) { return rows * (terms * kBlockSize + 4 + terms * 4); }
 MXORT_INLINE constexpr int ScaleOffset(int rows, int terms) { return rows * terms * kBlockSize; }
 MXORT_INLINE constexpr int StartOffset(int rows, int terms) { return ScaleOffset(rows, terms) + rows * 4; }
@@ -59,13 +91,13 @@ MXORT_INLINE int RoundToInt(float x) {
 }
 
 // The integers of one term and the start that goes with them.
-template <class S>
+template <class S, class W>
 MXORT_INLINE void StoreTerm(const int* integers, int8_t* q, int32_t* start) {
-  *start = -kInt8WeightOffset * S::StoreBytes(integers, q);
+  *start = -W::kOffset * S::StoreBytes(integers, q);
 }
 
 // Format `none`: one or two int8 terms of the block's own range.
-template <class S, int kTerms>
+template <class S, class W, int kTerms>
 MXORT_INLINE void PrepareInt8Block(const float* block, int8_t* q, int32_t* start, float* scale) {
   const float absmax = BitsFloat(BlockAbsmax(block));
   const float inverse = absmax > 0 ? static_cast<float>(kInt8Max) / absmax : 0.0f;
@@ -76,26 +108,26 @@ MXORT_INLINE void PrepareInt8Block(const float* block, int8_t* q, int32_t* start
     const int rest = RoundToInt((units - static_cast<float>(first[i])) * kTermRatio);
     second[i] = rest > kInt8Max ? kInt8Max : rest;
   }
-  StoreTerm<S>(first, q, start);
-  *scale = absmax * (0.5f / kInt8Max);
+  StoreTerm<S, W>(first, q, start);
+  *scale = absmax * (W::kUnit / kInt8Max);
   if constexpr (kTerms == 2) {
-    StoreTerm<S>(second, q + kBlockSize, start + 1);
+    StoreTerm<S, W>(second, q + kBlockSize, start + 1);
     *scale *= 1.0f / kTermRatio;
   }
 }
 
 // An MX format whose elements are integers in units of 1/kUnits.
-template <class S, class F, int kUnits>
+template <class S, class W, class F, int kUnits>
 MXORT_INLINE void PrepareMxBlock(const float* block, int8_t* q, int32_t* start, float* scale) {
   alignas(64) float elements[kBlockSize];
   alignas(64) int integers[kBlockSize];
   const uint8_t byte = QuantizeBlock<F>(block, elements);
   for (int i = 0; i < kBlockSize; ++i) integers[i] = static_cast<int>(elements[i] * kUnits);
-  StoreTerm<S>(integers, q, start);
-  *scale = DecodeScale(byte) * (0.5f / kUnits);
+  StoreTerm<S, W>(integers, q, start);
+  *scale = DecodeScale(byte) * (W::kUnit / kUnits);
 }
 
-template <class S>
+template <class S, class W>
 MXORT_INLINE bool PrepareInt8Row(const MatMulSpec& spec, DataType type, const void* a, int row, int rows,
                                  float* scratch, uint8_t* panel) {
   const int64_t blocks = (spec.K + kBlockSize - 1) / kBlockSize;
@@ -106,20 +138,20 @@ MXORT_INLINE bool PrepareInt8Row(const MatMulSpec& spec, DataType type, const vo
     float* scale = reinterpret_cast<float*>(panel + ScaleOffset(rows, terms)) + row;
     int32_t* start = reinterpret_cast<int32_t*>(panel + StartOffset(rows, terms)) + row * terms;
     if (spec.activation_format == ActivationFormat::kMxfp4) {
-      PrepareMxBlock<S, E2M1, 2>(scratch, q, start, scale);
+      PrepareMxBlock<S, W, E2M1, 2>(scratch, q, start, scale);
     } else if (spec.activation_format == ActivationFormat::kMxfp6E2M3) {
-      PrepareMxBlock<S, E2M3, 8>(scratch, q, start, scale);
+      PrepareMxBlock<S, W, E2M3, 8>(scratch, q, start, scale);
     } else if (terms == 2) {
-      PrepareInt8Block<S, 2>(scratch, q, start, scale);
+      PrepareInt8Block<S, W, 2>(scratch, q, start, scale);
     } else {
-      PrepareInt8Block<S, 1>(scratch, q, start, scale);
+      PrepareInt8Block<S, W, 1>(scratch, q, start, scale);
     }
   }
   return plain;
 }
 
 // One block of a strip's columns [part * kLanes, (part + 1) * kLanes) times the panel's rows, onto `total`.
-template <class S, int kRows, int kTerms>
+template <class S, class W, int kRows, int kTerms>
 MXORT_INLINE void Int8Block(const uint8_t* codes, const uint8_t* weight_scales, const uint8_t* a,
                             typename S::Floats* total) {
   a = Opaque(a);
@@ -127,20 +159,15 @@ MXORT_INLINE void Int8Block(const uint8_t* codes, const uint8_t* weight_scales, 
 #pragma GCC unroll 16
   for (int i = 0; i < kRows * kTerms; ++i) dot[i] = S::Broadcast(a + StartOffset(kRows, kTerms) + 4 * i);
 #pragma GCC unroll 2
-  for (int v = 0; v < kBlockVectors; v += 2) {
-    typename S::Ints weights[4];
-    S::Decode(codes + v * kVectorBytes, weights);
-    S::Decode(codes + (v + 1) * kVectorBytes, weights + 2);
-#pragma GCC unroll 16
-    for (int i = 0; i < kRows * kTerms; ++i) {
-      S::Accumulate(dot[i], weights, a + i * kBlockSize + v * kVectorElements);
-    }
+  for (int half = 0; half < 2; ++half) {
+    W::template Multiply<kRows * kTerms>(codes + half * W::kCodeBytes / 2, a + half * kBlockSize / 2, dot);
   }
   const typename S::Floats weight_scale = S::LoadScales(weight_scales);
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
     typename S::Ints exact = dot[r * kTerms];
-    // 256 * 32 * 12 * 127 + 32 * 12 * 127 < 2^24, so the sum is exact as float too.
+    // 256 * 32 * 12 * 127 + 32 * 12 * 127 < 2^24, so the sum of nibbles is exact as float too. That of bytes is below
+    // 256 * 32 * 128 * 128 = 2^27 and rounded to float, far below what the second term leaves of A.
     if constexpr (kTerms == 2) exact = S::Combine(exact, dot[r * kTerms + 1]);
     // The activation's scale first: in a plain row that product is finite whatever the weight's scale is.
     const typename S::Floats scaled = S::Scale(S::ToFloat(exact), a + ScaleOffset(kRows, kTerms) + 4 * r);
@@ -149,10 +176,10 @@ MXORT_INLINE void Int8Block(const uint8_t* codes, const uint8_t* weight_scales, 
 }
 
 // A panel of kRows rows by one strip.
-template <class S, int kRows, int kTerms>
+template <class S, class W, int kRows, int kTerms>
 MXORT_INLINE void Int8Tile(const MatMulArgs& args, int64_t panel, int64_t strip) {
   constexpr int kParts = kStripColumns / S::kLanes;
-  const uint8_t* p = args.packed + strip * StripBytes(args.blocks);
+  const uint8_t* p = args.packed + strip * StripBytes(args.blocks, W::kCodeBytes + kStripColumns);
   const uint8_t* a = args.prepared + static_cast<size_t>(panel) * args.panel_stride;
   typename S::Floats total[kParts][kRows];
 #pragma GCC unroll 2
@@ -162,14 +189,14 @@ MXORT_INLINE void Int8Tile(const MatMulArgs& args, int64_t panel, int64_t strip)
   }
   for (int64_t group = 0; group < args.blocks; group += kGroupBlocks) {
     const int64_t group_blocks = args.blocks - group < kGroupBlocks ? args.blocks - group : kGroupBlocks;
-    const uint8_t* scales = p + group_blocks * kBlockCodeBytes;
+    const uint8_t* scales = p + group_blocks * W::kCodeBytes;
     for (int64_t b = 0; b < group_blocks; ++b) {
 #pragma GCC unroll 2
       for (int part = 0; part < kParts; ++part) {
-        Int8Block<S, kRows, kTerms>(p + part * 4 * S::kLanes, scales + part * S::kLanes, a, total[part]);
+        Int8Block<S, W, kRows, kTerms>(p + part * 4 * S::kLanes, scales + part * S::kLanes, a, total[part]);
       }
-      Prefetch<kBlockBytes>(p);
-      p += kBlockCodeBytes;
+      Prefetch<W::kCodeBytes + kStripColumns>(p);
+      p += W::kCodeBytes;
       scales += kStripColumns;
       a += PanelBlockBytes(kRows, kTerms);
     }
@@ -184,34 +211,34 @@ MXORT_INLINE void Int8Tile(const MatMulArgs& args, int64_t panel, int64_t strip)
   }
 }
 
-template <class S, int kTerms>
+template <class S, class W, int kTerms>
 struct Int8Tiles {
   static constexpr int kMaxRows = S::kMaxRows[kTerms - 1];
   template <int kRows>
   static void Run(const MatMulArgs& args, int64_t panel, int64_t strip) {
-    Int8Tile<S, kRows, kTerms>(args, panel, strip);
+    Int8Tile<S, W, kRows, kTerms>(args, panel, strip);
   }
 };
 
-// The row of the kernel table for policy S. Internal linkage, as everything here.
-template <class S>
+// The row of the kernel table for policy S and weights W. Internal linkage, as everything here.
+template <class S, class W>
 struct Int8Kernel {
   static int MaxPanelRows(const MatMulSpec& spec) { return S::kMaxRows[Int8Terms(spec) - 1]; }
   static bool Supports(const MatMulSpec& spec) { return Int8Supports(spec); }
   static size_t PanelBytes(const MatMulSpec& spec, int rows) { return Int8PanelBytes(spec, rows); }
   static bool Prepare(const MatMulSpec& spec, DataType type, const void* a, int row, int rows, float* scratch,
                       uint8_t* panel) {
-    return PrepareInt8Row<S>(spec, type, a, row, rows, scratch, panel);
+    return PrepareInt8Row<S, W>(spec, type, a, row, rows, scratch, panel);
   }
   static void Compute(const MatMulArgs& args, Range panels, Range strips) {
     if (Int8Terms(*args.spec) == 2) {
-      ComputeTiles<Int8Tiles<S, 2>>(args, panels, strips);
+      ComputeTiles<Int8Tiles<S, W, 2>>(args, panels, strips);
     } else {
-      ComputeTiles<Int8Tiles<S, 1>>(args, panels, strips);
+      ComputeTiles<Int8Tiles<S, W, 1>>(args, panels, strips);
     }
   }
   static constexpr Kernel Row(const char* name, bool (*cpu_has)(const CpuFeatures&)) {
-    return {name, &kStrip16, cpu_has, Supports, MaxPanelRows, PanelBytes, Prepare, Compute, 1, kNormalScales};
+    return {name, &W::kLayout, cpu_has, Supports, MaxPanelRows, PanelBytes, Prepare, Compute, 1, kNormalScales};
   }
 };
 

@@ -12,7 +12,7 @@ namespace mxort {
 
 enum class DataType { kFloat, kFloat16, kBFloat16 };
 enum class ActivationFormat { kNone, kMxfp8E4M3, kMxfp6E2M3, kMxfp6E3M2, kMxfp4 };
-using WeightFormat = ActivationFormat;  // of weights: any but kNone
+enum class WeightFormat { kMxfp4, kMxfp6E2M3, kMxfp6E3M2, kMxfp8E4M3, kMxint8 };
 enum class AccuracyLevel { kFp32 = 1, kBf16 = 3, kInt8 = 4 };
 
 inline constexpr int kMaxRotation = 128;
@@ -29,6 +29,23 @@ MXORT_INLINE auto WithElement(ActivationFormat format, const Body& body) {
       return body(E3M2{});
     case ActivationFormat::kNone:  // has none: asked for by nobody
     case ActivationFormat::kMxfp4:
+      break;
+  }
+  return body(E2M1{});
+}
+
+template <class Body>
+MXORT_INLINE auto WithElement(WeightFormat format, const Body& body) {
+  switch (format) {
+    case WeightFormat::kMxfp6E2M3:
+      return body(E2M3{});
+    case WeightFormat::kMxfp6E3M2:
+      return body(E3M2{});
+    case WeightFormat::kMxfp8E4M3:
+      return body(E4M3{});
+    case WeightFormat::kMxint8:
+      return body(INT8{});
+    case WeightFormat::kMxfp4:
       break;
   }
   return body(E2M1{});

@@ -27,10 +27,14 @@ const Kernel kReference = {"reference", &kNoLayout,   Always,     Everything,
 const std::vector<const Kernel*>& KernelTable() {
   static const std::vector<const Kernel*> table = {
 #if defined(__x86_64__)
-      &kAmx,        &kAvx512Vnni,   &kAvx512VnniBw, &kAvx512Bw, &kAvx512,
-      &kAvx512Byte, &kAvxVnni,      &kAvx2Int8,     &kAvx2,     &kAvx2Byte,
+      // of MXFP4
+      &kAmx, &kAvx512Vnni, &kAvx512VnniBw, &kAvx512Bw, &kAvx512, &kAvxVnni, &kAvx2Int8, &kAvx2,
+      // of MXINT8
+      &kAvx512VnniMxint8, &kAvx512BwMxint8, &kAvx512Mxint8, &kAvxVnniMxint8, &kAvx2Int8Mxint8, &kAvx2Mxint8,
+      // of the wider minifloats
+      &kAvx512Byte, &kAvx2Byte,
 #endif
-      &kPortable,   &kPortableByte, &kReference};
+      &kPortable, &kPortableMxint8, &kPortableByte, &kReference};
   return table;
 }
 

@@ -40,15 +40,20 @@ template <class F>
 void PackByteColumn(const uint8_t* from, uint8_t from_scale, uint8_t* bytes, uint8_t* scale) {
   uint8_t codes[kBlockSize];
   UnpackBlock<F>(from, codes);
-  bool zero = true, nan = from_scale == kScaleNaN;
   for (int k = 0; k < kBlockSize; ++k) {
     const unsigned magnitude = codes[k] & (SignBit<F>() - 1), sign = codes[k] & SignBit<F>() ? 0x80u : 0u;
-    zero &= magnitude == 0;
-    nan |= magnitude >= F::kFirstSpecial;
     bytes[k / kByteVectorElements * kByteVectorBytes + k % kByteVectorElements] =
         static_cast<uint8_t>(sign | magnitude << (3 - F::kMantissaBits));
   }
-  *scale = nan ? kScaleNaN : zero ? static_cast<uint8_t>(kScaleBias) : from_scale;
+  *scale = CanonicalScaleOf<F>(codes, from_scale);
+}
+
+void PackInt8Column(const uint8_t* from, uint8_t from_scale, uint8_t* bytes, uint8_t* scale) {
+  for (int k = 0; k < kBlockSize; ++k) {
+    const int e = k % kVectorElements, vector = 2 * (k / kVectorElements) + Int8Half(e);
+    bytes[vector * kVectorBytes + Int8Shift(e) / 8] = static_cast<uint8_t>(from[k] + kInt8Offset);
+  }
+  *scale = CanonicalScaleOf<INT8>(from, from_scale);
 }
 
 // Strips [begin, end) with kCodeBytes of codes in a block, kLaneBytes a column of a vector.
@@ -82,21 +87,30 @@ void Pack(const MatMulSpec& spec, const Weights& weights, int64_t begin, int64_t
 
 void PackBytes(const MatMulSpec& spec, const Weights& weights, int64_t begin, int64_t end, uint8_t* packed) {
   WithElement(spec.weight_format, [&](auto element) {
-    PackStrips<kByteBlockCodeBytes, kByteVectorElements>(spec, weights, begin, end, packed,
-                                                         PackByteColumn<decltype(element)>);
+    if constexpr (!kTwosComplement<decltype(element)>) {
+      PackStrips<kByteBlockCodeBytes, kByteVectorElements>(spec, weights, begin, end, packed,
+                                                           PackByteColumn<decltype(element)>);
+    }
   });
 }
 
+void PackInt8(const MatMulSpec& spec, const Weights& weights, int64_t begin, int64_t end, uint8_t* packed) {
+  PackStrips<kInt8BlockCodeBytes, 4>(spec, weights, begin, end, packed, PackInt8Column);
+}
+
+static_assert(kByteBlockCodeBytes == kInt8BlockCodeBytes, "ByteLayoutBytes is for both");
 size_t ByteLayoutBytes(const MatMulSpec& spec) {
   return static_cast<size_t>(StripsOf(spec.N) * StripBytes(BlocksOf(spec.K), kByteBlockCodeBytes + kStripColumns));
 }
 
 bool IsMxfp4(WeightFormat format) { return format == WeightFormat::kMxfp4; }
-bool IsWider(WeightFormat format) { return !IsMxfp4(format); }
+bool IsMxint8(WeightFormat format) { return format == WeightFormat::kMxint8; }
+bool IsWideMinifloat(WeightFormat format) { return !IsMxfp4(format) && !IsMxint8(format); }
 
 }  // namespace
 
 const WeightLayout kStrip16 = {"strip16", IsMxfp4, Bytes, Pack};
-const WeightLayout kStrip16Byte = {"strip16_byte", IsWider, ByteLayoutBytes, PackBytes};
+const WeightLayout kStrip16Byte = {"strip16_byte", IsWideMinifloat, ByteLayoutBytes, PackBytes};
+const WeightLayout kStrip16Int8 = {"strip16_int8", IsMxint8, ByteLayoutBytes, PackInt8};
 
 }  // namespace mxort

@@ -1,4 +1,5 @@
-// Weight layouts. `kStrip16` is shared by all CPU kernels of 4-bit weights, `kStrip16Byte` by those of wider ones.
+// Weight layouts. `kStrip16` is shared by all CPU kernels of 4-bit weights, `kStrip16Byte` by those of wider
+// minifloats, `kStrip16Int8` by those of MXINT8.
 #ifndef MXORT_KERNELS_LAYOUT_H_
 #define MXORT_KERNELS_LAYOUT_H_
 
@@ -40,10 +41,24 @@ inline constexpr int kByteBlockCodeBytes = kBlockSize * kStripColumns;
 
 inline constexpr short kByteFloat16 = static_cast<short>(0xBF80);  // the bits of a float16 that come from a byte
 
-// What multiplies the value of a byte's float16 to the weight of format F.
+// The same strips and groups for MXINT8, a byte of 64 * weight + 128 (kInt8Offset) each:
+//
+//   block = 8 vectors of 64 bytes; vector 2i + h, 32-bit lane n (column n), byte b  =  k 8i + 2h + {0,4,1,5}[b]
+//
+// which is the order that the nibbles of kStrip16 have once they are bytes, so that rows of A are prepared alike.
+// Columns beyond N hold zero, and whatever that multiplies is not stored.
+inline constexpr int kInt8Offset = 128;
+inline constexpr int kInt8BlockCodeBytes = kBlockSize * kStripColumns;
+
+// Where the e-th (0..7) of the k 8i.. is: which of the two vectors, and its bit offset in the 32-bit lane.
+MXORT_INLINE constexpr int Int8Half(int e) { return (e >> 1) & 1; }
+MXORT_INLINE constexpr int Int8Shift(int e) { return 16 * (e & 1) + 8 * (e >> 2); }
+
+// What multiplies a byte as the float kernels decode it to the weight of format F: the value of its float16, or its
+// integer.
 template <class F>
 MXORT_INLINE constexpr float ByteUnit() {
-  return static_cast<float>(1 << (15 - F::kBias));
+  return kTwosComplement<F> ? 1.0f / (1 << F::kMantissaBits) : static_cast<float>(1 << (15 - F::kBias));
 }
 
 MXORT_INLINE int64_t StripsOf(int64_t n) { return (n + kStripColumns - 1) / kStripColumns; }
@@ -53,12 +68,24 @@ MXORT_INLINE int64_t StripBytes(int64_t blocks, int64_t block_bytes = kBlockByte
   return (blocks * block_bytes + 63) / 64 * 64;
 }
 
-// A block whose codes are all +-0 may carry any scale; 1 keeps it away from the rare scales.
-MXORT_INLINE uint8_t CanonicalScale(const uint8_t* codes, uint8_t scale) {
+// The scale that a block is packed with. One whose codes are all +-0 may carry any: 1 keeps it away from the rare
+// scales. One with a code that is NaN has the NaN scale, as NaN takes the whole column.
+MXORT_INLINE uint8_t CanonicalScale(const uint8_t* codes, uint8_t scale) {  // of MXFP4, faster
   uint64_t half[2];
   __builtin_memcpy(half, codes, sizeof half);
   const bool zero = ((half[0] | half[1]) & 0x7777777777777777u) == 0;
   return zero && scale != kScaleNaN ? static_cast<uint8_t>(kScaleBias) : scale;
+}
+
+template <class F>
+MXORT_INLINE uint8_t CanonicalScaleOf(const uint8_t* unpacked, uint8_t scale) {
+  bool zero = true, nan = scale == kScaleNaN;
+  for (int k = 0; k < kBlockSize; ++k) {
+    const unsigned magnitude = unpacked[k] & (kTwosComplement<F> ? 0xFFu : SignBit<F>() - 1);
+    zero &= magnitude == 0;
+    nan |= !kTwosComplement<F> && magnitude >= F::kFirstSpecial;
+  }
+  return nan ? kScaleNaN : zero ? static_cast<uint8_t>(kScaleBias) : scale;
 }
 
 // Asks for a block of the stream 4 KB ahead of p. The processor's own prefetchers stop at each page of 4 KB; asking by
@@ -79,7 +106,7 @@ MXORT_INLINE const T* Opaque(const T* p) {
   return p;
 }
 
-extern const WeightLayout kStrip16, kStrip16Byte;
+extern const WeightLayout kStrip16, kStrip16Byte, kStrip16Int8;
 
 }  // namespace mxort
 

@@ -15,16 +15,27 @@ namespace {
 
 constexpr int64_t kTaskBytes = 1 << 20;  // a millisecond of packing
 
-// The scales of strips [begin, end) as a layout holds them; of the wider formats, whose kernels take all, any.
-ScaleRange Scales(const MatMulSpec& spec, const Weights& weights, int64_t begin, int64_t end) {
+// The scales of strips [begin, end) as a layout holds them.
+template <class F>
+ScaleRange ScalesOf(const MatMulSpec& spec, const Weights& weights, int64_t begin, int64_t end) {
   const int64_t blocks = BlocksOf(spec.K);
-  if (spec.weight_format != WeightFormat::kMxfp4) return {0, kScaleNaN};
   ScaleRange range = {kScaleBias, kScaleBias};
   for (int64_t i = begin * kStripColumns * blocks; i < std::min(spec.N, end * kStripColumns) * blocks; ++i) {
-    const int scale = CanonicalScale(weights.codes + i * kPackedBlockBytes, weights.scales[i]);
+    int scale;
+    if constexpr (CodeBits<F>() == 4) {
+      scale = CanonicalScale(weights.codes + i * PackedBytes<F>(), weights.scales[i]);
+    } else {
+      uint8_t codes[kBlockSize];
+      UnpackBlock<F>(weights.codes + i * PackedBytes<F>(), codes);
+      scale = CanonicalScaleOf<F>(codes, weights.scales[i]);
+    }
     range = {std::min(range.lowest, scale), std::max(range.highest, scale)};
   }
   return range;
+}
+ScaleRange Scales(const MatMulSpec& spec, const Weights& weights, int64_t begin, int64_t end) {
+  return WithElement(spec.weight_format,
+                     [&](auto element) { return ScalesOf<decltype(element)>(spec, weights, begin, end); });
 }
 
 }  // namespace

@@ -26,7 +26,7 @@ namespace {
 
 class MatMulKernel : public OperatorKernel {
  public:
-  MatMulKernel(const OrtApi& api, const MatMulOperator& op, DataType type, const OrtKernelInfo* info)
+  MatMulKernel(const OrtApi& api, const WeightOperator& op, DataType type, const OrtKernelInfo* info)
       : OperatorKernel(api, op, type, info),
         kernels_(SelectKernels(spec_, DetectCpu(), KernelOverride())),
         constants_(ReadConstants(api, spec_, info)) {
@@ -80,14 +80,14 @@ class MatMulKernel : public OperatorKernel {
 struct Backend {
   const char* provider;       // null: the CPU
   OrtMemType weights_memory;  // of the inputs B to bias
-  std::unique_ptr<OperatorKernel> (*make)(const OrtApi&, const MatMulOperator&, DataType, const OrtKernelInfo*);
+  std::unique_ptr<OperatorKernel> (*make)(const OrtApi&, const WeightOperator&, DataType, const OrtKernelInfo*);
 };
 constexpr Backend kCpu = {nullptr, OrtMemTypeDefault,
-                          [](const OrtApi& api, const MatMulOperator& op, DataType type, const OrtKernelInfo* info) {
+                          [](const OrtApi& api, const WeightOperator& op, DataType type, const OrtKernelInfo* info) {
                             return std::unique_ptr<OperatorKernel>(new MatMulKernel(api, op, type, info));
                           }};
 constexpr Backend kRocm = {kRocmProvider, OrtMemTypeCPUInput,
-                           [](const OrtApi& api, const MatMulOperator&, DataType type, const OrtKernelInfo* info) {
+                           [](const OrtApi& api, const WeightOperator&, DataType type, const OrtKernelInfo* info) {
                              return MakeRocmKernel(api, type, info);
                            }};
 
@@ -109,14 +109,14 @@ std::vector<NodeType> NodeTypes() {
 
 struct MatMulOp : OrtCustomOp {
   const OrtApi* api;
-  const MatMulOperator* what;
+  const WeightOperator* what;
   NodeType type;
   const Backend* backend;
 };
 
 const MatMulOp& Self(const OrtCustomOp* op) { return *static_cast<const MatMulOp*>(op); }
 
-MatMulOp MakeOp(const OrtApi* api, uint32_t version, const MatMulOperator& what, const NodeType& type,
+MatMulOp MakeOp(const OrtApi* api, uint32_t version, const WeightOperator& what, const NodeType& type,
                 const Backend& backend) {
   MatMulOp op{};
   static_cast<OrtCustomOp&>(op) = BasicOp(version);
@@ -186,7 +186,7 @@ OrtCustomOpDomain* CustomOpDomain(const OrtApiBase* base, const OrtApi** api) {
     if (!entry.api) throw std::runtime_error(std::string("unsupported ONNX Runtime ") + base->GetVersionString());
     if (entry.ops.empty()) {
       // The CPU's first: of ops that share a name ONNX Runtime asks the first one for shapes.
-      for (const MatMulOperator& what : MatMulOperators()) {
+      for (const WeightOperator& what : MatMulOperators()) {
         for (const NodeType& type : NodeTypes()) {
           entry.ops.push_back(MakeOp(entry.api, version, what, type, kCpu));
         }

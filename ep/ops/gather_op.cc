@@ -10,31 +10,32 @@
 #include "kernels/kernel.h"
 #include "mx_formats.h"
 #include "ops/custom_op_base.h"
+#include "ops/matmul_spec.h"
 #include "ops/ort_status.h"
 #include "ops/spec.h"
 
 namespace mxort {
 namespace {
 
-constexpr const char* kGatherName = "GatherMXFP4";
 constexpr int64_t kTaskElements = 1 << 14;  // what makes handing work to another thread worth it
 
 enum GatherInput { kIndices, kTable, kTableScale, kMultiplier, kGatherInputs };
 
-// Row of a table, [blocks * 16] codes and [blocks] scales, as float [k]: (element * scale) * multiplier, each in float.
+// Row of a table, [blocks * PackedBytes] codes and [blocks] scales, as float [k]: (element * scale) * multiplier, each
+// in float.
+template <class F>
 void DecodeRow(const uint8_t* codes, const uint8_t* scales, float multiplier, int64_t k, float* row) {
   static const auto kValues = [] {
-    std::array<float, 16> values{};
-    for (unsigned char code = 0; code < values.size(); ++code) values[code] = DecodeElement<E2M1>(code);
+    std::array<float, size_t{1} << CodeBits<F>()> values{};
+    for (size_t code = 0; code < values.size(); ++code) values[code] = DecodeElement<F>(static_cast<uint8_t>(code));
     return values;
   }();
-  for (int64_t start = 0; start < k; start += kBlockSize) {
-    const float scale = DecodeScale(scales[start / kBlockSize]);
-    const int64_t stop = std::min<int64_t>(start + kBlockSize, k);
-    for (int64_t i = start; i < stop; ++i) {
-      const unsigned nibble = (codes[i / 2] >> (4 * (i % 2))) & 0xFu;
-      row[i] = kValues[nibble] * scale * multiplier;
-    }
+  for (int64_t start = 0; start < k; start += kBlockSize, codes += PackedBytes<F>(), ++scales) {
+    uint8_t block[kBlockSize];
+    UnpackBlock<F>(codes, block);
+    const float scale = DecodeScale(*scales);
+    const int64_t count = std::min<int64_t>(kBlockSize, k - start);
+    for (int64_t i = 0; i < count; ++i) row[start + i] = kValues[block[i]] * scale * multiplier;
   }
 }
 
@@ -45,12 +46,13 @@ class GatherKernel {
         wide_(op.index_type == ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64),
         type_(op.row_type.type),
         where_(Where(op, info)),
+        format_(FormatOf(*op.what, KernelAttributes(api_, info))),
         k_(KernelAttributes(api_, info).Required("K")) {
     CheckDimension("K", k_);
   }
 
   static std::string Where(const GatherOp& op, const OrtKernelInfo* info) {
-    return std::string(kGatherName) + " '" + NodeName(*op.api, info) + "'";
+    return std::string(op.what->name) + " '" + NodeName(*op.api, info) + "'";
   }
 
   const std::string& where() const { return where_; }
@@ -59,8 +61,9 @@ class GatherKernel {
   void Compute(OrtKernelContext* context) const {
     std::array<Tensor, kGatherInputs> inputs;
     for (size_t i = 0; i < inputs.size(); ++i) inputs[i] = ReadTensor(api_, InputValue(api_, context, i));
-    const int64_t blocks = BlocksOf(k_), rows = inputs[kTable].shape.empty() ? 0 : inputs[kTable].shape[0];
-    CheckShape("B", inputs[kTable].shape, {rows, blocks * kPackedBlockBytes});
+    const int64_t blocks = BlocksOf(k_), row_bytes = blocks * BlockBytes(format_);
+    const int64_t rows = inputs[kTable].shape.empty() ? 0 : inputs[kTable].shape[0];
+    CheckShape("B", inputs[kTable].shape, {rows, row_bytes});
     CheckShape("B_scale", inputs[kTableScale].shape, {rows, blocks});
     CheckShape("multiplier", inputs[kMultiplier].shape, {rows});
     int64_t count = 1;
@@ -83,10 +86,11 @@ class GatherKernel {
       std::vector<float> decoded(static_cast<size_t>(type_ == DataType::kFloat ? 0 : k_));
       for (int64_t i = task * per_task; i < std::min(count, (task + 1) * per_task); ++i) {
         const int64_t index = Index(inputs[kIndices], i), row = index < 0 ? index + rows : index;
-        DecodeRow(static_cast<const uint8_t*>(inputs[kTable].data) + row * blocks * kPackedBlockBytes,
-                  static_cast<const uint8_t*>(inputs[kTableScale].data) + row * blocks,
-                  LoadAs(type_, inputs[kMultiplier].data, row), k_,
-                  decoded.empty() ? static_cast<float*>(data) + i * k_ : decoded.data());
+        const uint8_t* codes = static_cast<const uint8_t*>(inputs[kTable].data) + row * row_bytes;
+        const uint8_t* scales = static_cast<const uint8_t*>(inputs[kTableScale].data) + row * blocks;
+        const float multiplier = LoadAs(type_, inputs[kMultiplier].data, row);
+        float* out = decoded.empty() ? static_cast<float*>(data) + i * k_ : decoded.data();
+        WithElement(format_, [&](auto element) { DecodeRow<decltype(element)>(codes, scales, multiplier, k_, out); });
         for (size_t c = 0; c < decoded.size(); ++c) StoreAs(type_, data, i * k_ + static_cast<int64_t>(c), decoded[c]);
       }
     });
@@ -101,19 +105,21 @@ class GatherKernel {
   const bool wide_;
   const DataType type_;
   const std::string where_;
+  const WeightFormat format_;
   const int64_t k_;
 };
 
 const GatherOp& Self(const OrtCustomOp* op) { return *static_cast<const GatherOp*>(op); }
 
-GatherOp MakeOp(const OrtApi* api, uint32_t version, ONNXTensorElementDataType index_type,
+GatherOp MakeOp(const OrtApi* api, uint32_t version, const WeightOperator& what, ONNXTensorElementDataType index_type,
                 const ElementType& row_type) {
   GatherOp op{};
   static_cast<OrtCustomOp&>(op) = BasicOp(version);
   op.api = api;
+  op.what = &what;
   op.index_type = index_type;
   op.row_type = row_type;
-  op.GetName = [](const OrtCustomOp*) { return kGatherName; };
+  op.GetName = [](const OrtCustomOp* self) { return Self(self).what->name; };
   op.GetInputTypeCount = [](const OrtCustomOp*) -> size_t { return kGatherInputs; };
   op.GetInputType = [](const OrtCustomOp* self, size_t index) {
     if (index == kIndices) return Self(self).index_type;
@@ -121,7 +127,7 @@ GatherOp MakeOp(const OrtApi* api, uint32_t version, ONNXTensorElementDataType i
   };
   op.GetOutputType = [](const OrtCustomOp* self, size_t) { return Self(self).row_type.onnx; };
   op.InferOutputShapeFn = [](const OrtCustomOp* self, OrtShapeInferContext* context) -> OrtStatusPtr {
-    return Guard(*Self(self).api, kGatherName,
+    return Guard(*Self(self).api, Self(self).what->name,
                  [&] { InferLastDimension(*Self(self).api, context, "K", false, kMultiplier); });
   };
   op.CreateKernelV2 = [](const OrtCustomOp* self, const OrtApi*, const OrtKernelInfo* info,
@@ -141,8 +147,10 @@ GatherOp MakeOp(const OrtApi* api, uint32_t version, ONNXTensorElementDataType i
 
 std::vector<GatherOp> GatherOps(const OrtApi* api, uint32_t version) {
   std::vector<GatherOp> ops;
-  for (const auto index_type : {ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32}) {
-    for (const ElementType& row_type : kElementTypes) ops.push_back(MakeOp(api, version, index_type, row_type));
+  for (const WeightOperator& what : GatherOperators()) {
+    for (const auto index_type : {ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32}) {
+      for (const ElementType& type : kElementTypes) ops.push_back(MakeOp(api, version, what, index_type, type));
+    }
   }
   return ops;
 }

@@ -1,5 +1,5 @@
-// GatherMXFP4, rows of an embedding table, as ONNX Runtime custom ops: one for each type of indices
-// and of multiplier and rows.
+// GatherMXFP4, MXFP6, MXFP8 and MXINT8, rows of an embedding table, as ONNX Runtime custom ops: of each one for each
+// type of indices and of multiplier and rows.
 #ifndef MXORT_OPS_GATHER_OP_H_
 #define MXORT_OPS_GATHER_OP_H_
 
@@ -13,6 +13,7 @@ namespace mxort {
 
 struct GatherOp : OrtCustomOp {
   const OrtApi* api;
+  const WeightOperator* what;
   ONNXTensorElementDataType index_type;
   ElementType row_type;
 };

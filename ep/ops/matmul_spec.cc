@@ -5,22 +5,28 @@
 namespace mxort {
 namespace {
 
+template <class Format>
 struct FormatName {
   const char* name;
-  ActivationFormat format;
+  Format format;
 };
-constexpr FormatName kFormats[] = {
+constexpr FormatName<ActivationFormat> kActivationFormats[] = {
     {"none", ActivationFormat::kNone},
     {"mxfp8_e4m3", ActivationFormat::kMxfp8E4M3},
     {"mxfp6_e2m3", ActivationFormat::kMxfp6E2M3},
     {"mxfp6_e3m2", ActivationFormat::kMxfp6E3M2},
     {"mxfp4", ActivationFormat::kMxfp4},
 };
+constexpr FormatName<WeightFormat> kWeightFormats[] = {
+    {"mxfp4", WeightFormat::kMxfp4},          {"mxfp6_e2m3", WeightFormat::kMxfp6E2M3},
+    {"mxfp6_e3m2", WeightFormat::kMxfp6E3M2}, {"mxfp8_e4m3", WeightFormat::kMxfp8E4M3},
+    {"mxint8", WeightFormat::kMxint8},
+};
 
-ActivationFormat FormatNamed(const std::string& what, const std::string& name, bool none) {
+template <class Format, size_t kCount>
+Format FormatNamed(const FormatName<Format> (&formats)[kCount], const std::string& what, const std::string& name) {
   std::string known;
-  for (const FormatName& row : kFormats) {
-    if (row.format == ActivationFormat::kNone && !none) continue;
+  for (const FormatName<Format>& row : formats) {
     if (name == row.name) return row.format;
     known += std::string(known.empty() ? "" : ", ") + row.name;
   }
@@ -43,22 +49,35 @@ AccuracyLevel LevelOf(int64_t level) {
 
 }  // namespace
 
-const std::vector<MatMulOperator>& MatMulOperators() {
-  static const std::vector<MatMulOperator> operators = {
+const std::vector<WeightOperator>& MatMulOperators() {
+  static const std::vector<WeightOperator> operators = {
       {kMatMulName, {WeightFormat::kMxfp4}},
       {"MatMulMXFP6", {WeightFormat::kMxfp6E2M3, WeightFormat::kMxfp6E3M2}},
       {"MatMulMXFP8", {WeightFormat::kMxfp8E4M3}},
+      {"MatMulMXINT8", {WeightFormat::kMxint8}},
   };
   return operators;
 }
 
-const MatMulOperator& Mxfp4Operator() { return MatMulOperators()[0]; }
+const std::vector<WeightOperator>& GatherOperators() {
+  static const std::vector<WeightOperator> operators = {
+      {"GatherMXFP4", {WeightFormat::kMxfp4}},
+      {"GatherMXFP6", {WeightFormat::kMxfp6E2M3, WeightFormat::kMxfp6E3M2}},
+      {"GatherMXFP8", {WeightFormat::kMxfp8E4M3}},
+      {"GatherMXINT8", {WeightFormat::kMxint8}},
+  };
+  return operators;
+}
+
+const WeightOperator& Mxfp4Operator() { return MatMulOperators()[0]; }
 
 int64_t ExponentBits(WeightFormat format) {
   return WithElement(format, [](auto element) { return decltype(element)::kExponentBits; });
 }
 
-WeightFormat FormatOf(const MatMulOperator& op, int64_t exponent_bits) {
+WeightFormat FormatOf(const WeightOperator& op, const Attributes& node) {
+  int64_t exponent_bits = ExponentBits(op.formats[0]);
+  node.Int("exponent_bits", &exponent_bits);
   std::string known;
   for (const WeightFormat format : op.formats) {
     if (ExponentBits(format) == exponent_bits) return format;
@@ -67,26 +86,22 @@ WeightFormat FormatOf(const MatMulOperator& op, int64_t exponent_bits) {
   Fail("attribute exponent_bits", std::to_string(exponent_bits), known);
 }
 
-WeightFormat WeightFormatOf(const std::string& name) { return FormatNamed("weight format", name, false); }
+WeightFormat WeightFormatOf(const std::string& name) { return FormatNamed(kWeightFormats, "weight format", name); }
 
 std::vector<std::string> WeightFormatNames() {
   std::vector<std::string> names;
-  for (const FormatName& row : kFormats) {
-    if (row.format != ActivationFormat::kNone) names.push_back(row.name);
-  }
+  for (const auto& row : kWeightFormats) names.push_back(row.name);
   return names;
 }
 
-MatMulAttributes ReadAttributes(const Attributes& node, const MatMulOperator& op) {
+MatMulAttributes ReadAttributes(const Attributes& node, const WeightOperator& op) {
   MatMulAttributes attributes;
   attributes.K = node.Required("K");
   attributes.N = node.Required("N");
   node.Int("rotation", &attributes.rotation);
   node.Int("accuracy_level", &attributes.accuracy_level);
   node.String("activation_format", &attributes.activation_format);
-  int64_t exponent_bits = ExponentBits(op.formats[0]);
-  node.Int("exponent_bits", &exponent_bits);
-  attributes.weight_format = FormatOf(op, exponent_bits);
+  attributes.weight_format = FormatOf(op, node);
   return attributes;
 }
 
@@ -105,7 +120,7 @@ MatMulSpec CheckAttributes(const MatMulAttributes& attributes) {
   return {attributes.K,
           attributes.N,
           static_cast<int>(rotation),
-          FormatNamed("attribute activation_format", attributes.activation_format, true),
+          FormatNamed(kActivationFormats, "attribute activation_format", attributes.activation_format),
           LevelOf(attributes.accuracy_level),
           attributes.weight_format};
 }

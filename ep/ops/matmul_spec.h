@@ -1,5 +1,5 @@
-// What the operators MatMulMXFP4, 6 and 8 accept, independent of any runtime: attributes and shapes, with one-line
-// errors.
+// What the operators MatMulMXFP4, MXFP6, MXFP8 and MXINT8 accept, independent of any runtime: attributes and shapes,
+// with one-line errors.
 #ifndef MXORT_OPS_MATMUL_SPEC_H_
 #define MXORT_OPS_MATMUL_SPEC_H_
 
@@ -13,17 +13,18 @@ namespace mxort {
 
 inline constexpr const char* kMatMulName = "MatMulMXFP4";
 
-// One operator for each width of the weights' elements. The attribute exponent_bits tells those of one width
+// One operator for each kind and width of the weights' elements. The attribute exponent_bits tells those of one width
 // apart.
-struct MatMulOperator {
+struct WeightOperator {
   const char* name;
   std::vector<WeightFormat> formats;  // the default first
 };
-const std::vector<MatMulOperator>& MatMulOperators();
-const MatMulOperator& Mxfp4Operator();  // the one that GPUs run
+const std::vector<WeightOperator>& MatMulOperators();
+const std::vector<WeightOperator>& GatherOperators();
+const WeightOperator& Mxfp4Operator();  // the one that GPUs run
 
-// The operator's format with so many exponent bits. Throws std::invalid_argument.
-WeightFormat FormatOf(const MatMulOperator& op, int64_t exponent_bits);
+// The operator's format by the node's attribute exponent_bits. Throws std::invalid_argument.
+WeightFormat FormatOf(const WeightOperator& op, const Attributes& node);
 int64_t ExponentBits(WeightFormat format);
 // The format of that name. Throws std::invalid_argument.
 WeightFormat WeightFormatOf(const std::string& name);
@@ -40,7 +41,7 @@ struct MatMulAttributes {
 };
 
 // Throws std::invalid_argument for an attribute that is missing or of a wrong type; values are for CheckAttributes.
-MatMulAttributes ReadAttributes(const Attributes& node, const MatMulOperator& op);
+MatMulAttributes ReadAttributes(const Attributes& node, const WeightOperator& op);
 
 // Throws std::invalid_argument "attribute X: got Y, expected Z".
 MatMulSpec CheckAttributes(const MatMulAttributes& attributes);

@@ -22,7 +22,7 @@ class OperatorKernel {
   const OrtApi& api() const { return api_; }
 
  protected:
-  OperatorKernel(const OrtApi& api, const MatMulOperator& op, DataType type, const OrtKernelInfo* info)
+  OperatorKernel(const OrtApi& api, const WeightOperator& op, DataType type, const OrtKernelInfo* info)
       : api_(api),
         type_(type),
         where_(std::string(op.name) + " '" + NodeName(api, info) + "'"),

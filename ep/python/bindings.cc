@@ -116,13 +116,16 @@ py::dict Describe() {
   formats[E3M2::kName] = DescribeFormat<E3M2>();
   formats[E4M3::kName] = DescribeFormat<E4M3>();
   formats[E5M2::kName] = DescribeFormat<E5M2>();
+  formats[INT8::kName] = DescribeFormat<INT8>();
   std::vector<float> scales;
   for (int byte = 0; byte < 256; ++byte) scales.push_back(DecodeScale(static_cast<uint8_t>(byte)));
   py::dict operators;
-  for (const MatMulOperator& op : MatMulOperators()) {
-    std::vector<int64_t> exponent_bits;
-    for (const WeightFormat format : op.formats) exponent_bits.push_back(ExponentBits(format));
-    operators[op.name] = exponent_bits;
+  for (const auto& of_a_kind : {MatMulOperators(), GatherOperators()}) {
+    for (const WeightOperator& op : of_a_kind) {
+      std::vector<int64_t> exponent_bits;
+      for (const WeightFormat format : op.formats) exponent_bits.push_back(ExponentBits(format));
+      operators[op.name] = exponent_bits;
+    }
   }
   const CpuFeatures cpu = DetectCpu();
   py::dict features;
@@ -187,7 +190,8 @@ py::tuple Round(const Array<float>& x, const std::string& format) {
   if (format == E3M2::kName) return RoundAll<E3M2>(x);
   if (format == E4M3::kName) return RoundAll<E4M3>(x);
   if (format == E5M2::kName) return RoundAll<E5M2>(x);
-  throw std::invalid_argument("element format: got '" + format + "', expected e2m1, e2m3, e3m2, e4m3 or e5m2");
+  if (format == INT8::kName) return RoundAll<INT8>(x);
+  throw std::invalid_argument("element format: got '" + format + "', expected e2m1, e2m3, e3m2, e4m3, e5m2 or int8");
 }
 
 // float [n] -> bit patterns of float16 or bfloat16 [n], and back.

@@ -184,8 +184,7 @@ class Solution:
     def pack(self, unit: NDArray[np.int32] | int = 0) -> QuantizedWeight:
         """The rows times 2^``unit``, int [n]."""
         values = self.values.T.contiguous().numpy(force=True)
-        codes = np.searchsorted(self.element.magnitudes, np.abs(values)).astype(np.uint8)
-        codes += np.where(values < 0, np.uint8(self.element.sign_bit), np.uint8(0))
+        codes = self.element.signed(np.searchsorted(self.element.magnitudes, np.abs(values)), values < 0)
         scales = (self.exponents.numpy(force=True) + SCALE_BIAS + unit).T.astype(np.uint8)
         return QuantizedWeight(
             pack_codes(codes, self.element),

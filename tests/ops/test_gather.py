@@ -1,4 +1,4 @@
-"""GatherMXFP4 inside ONNX Runtime, in its function and in onnx.reference: all give the same bits."""
+"""GatherMXFP4, 6, 8 and MXINT8 inside ONNX Runtime, in their functions and in onnx.reference: all give the same bits."""
 
 from __future__ import annotations
 
@@ -13,10 +13,14 @@ from onnx import TensorProto, helper, numpy_helper
 
 import op_model
 from mxort.converters import functions
+from mxort.formats import WEIGHT_FORMATS, pack_codes
 from oracle import Case, random_case
 
 HALF_TYPES = {np.float16: TensorProto.FLOAT16, ml_dtypes.bfloat16: TensorProto.BFLOAT16}
 INDEX_TYPES = {np.int64: TensorProto.INT64, np.int32: TensorProto.INT32}
+
+
+each_format = pytest.mark.parametrize("weight_format", WEIGHT_FORMATS)
 
 
 def expected(case: Case) -> np.ndarray:
@@ -38,7 +42,8 @@ def model(
     tensors = {"B": case.codes, "B_scale": case.scales, "multiplier": case.column_scale}
     k = changes.pop("K", case.K)
     tensors |= changes
-    node = helper.make_node("GatherMXFP4", ["indices", *tensors], ["Y"], name="node", domain="mxort")
+    operator, own = functions.operator_of(case.weight_format, gather=True)
+    node = helper.make_node(operator, ["indices", *tensors], ["Y"], name="node", domain="mxort", **own)
     if k is not None:
         node.attribute.append(helper.make_attribute("K", k))
     graph = helper.make_graph(
@@ -53,7 +58,7 @@ def model(
         [numpy_helper.from_array(v, name) for name, v in tensors.items()],
     )
     opsets = [helper.make_opsetid("", opset), helper.make_opsetid("mxort", 1)]
-    function = functions.function(functions.GATHER, opset)
+    function = functions.function(operator, opset)
     return helper.make_model(graph, opset_imports=opsets, functions=[function], ir_version=10)
 
 
@@ -63,29 +68,38 @@ def run(proto: onnx.ModelProto, indices: np.ndarray, **options: object) -> np.nd
 
 @pytest.mark.parametrize("numpy_type", INDEX_TYPES)
 @pytest.mark.parametrize("k", [1, 31, 32, 33, 100, 576])
-def test_oracle(k: int, numpy_type: type) -> None:
+@each_format
+def test_oracle(weight_format: str, k: int, numpy_type: type) -> None:
     rng = np.random.default_rng(k)
-    case = random_case(rng, 50, k)
+    case = random_case(rng, 50, k, weight_format=weight_format)
     proto = model(case, index_type=INDEX_TYPES[numpy_type])
     indices = rng.integers(-50, 50, (3, 70)).astype(numpy_type)
     np.testing.assert_array_equal(run(proto, indices), expected(case)[indices])
 
 
-def test_every_byte_with_every_scale() -> None:
-    """Row s: scale s, all 256 bytes. Subnormals, infinity where 6 * 2^127 is, NaN for scale 255."""
-    codes = np.tile(np.arange(256, dtype=np.uint8), (256, 1))
-    scales = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 16, axis=1)
-    case = Case(codes, scales, 512, column_scale=np.linspace(0.5, 2, 256, dtype=np.float32))
+@each_format
+def test_every_code_with_every_scale(weight_format: str) -> None:
+    """Row s: scale s, all codes (in 4 bits in all pairs). Subnormals, infinity at the largest, NaN for scale 255."""
+    fmt = WEIGHT_FORMATS[weight_format]
+    every = np.arange(256, dtype=np.uint8)
+    packed = every if fmt.bits == 4 else pack_codes(every[: 1 << fmt.bits], fmt)
+    k = packed.size * 8 // fmt.bits
+    scales = np.repeat(every[:, None], k // 32, axis=1)
+    multiplier = np.linspace(0.5, 2, 256, dtype=np.float32)
+    case = Case(np.tile(packed, (256, 1)), scales, k, column_scale=multiplier, weight_format=weight_format)
     want = expected(case)
     assert np.isnan(want[255]).all() and np.isinf(want[254]).any() and (np.abs(want[1]) < 2.0**-126).any()
-    np.testing.assert_array_equal(run(model(case), np.arange(256)[None]), want[None])
+    got = run(model(case), np.arange(256)[None])
+    np.testing.assert_array_equal(got, want[None])
+    np.testing.assert_array_equal(run(model(case), np.arange(256)[None], library=False), want[None])
 
 
 @pytest.mark.parametrize("opset", [15, 18, 21, 22])
 @pytest.mark.parametrize("shape", [(), (5,), (2, 3), (2, 1, 3), (0,), (2, 0)])
-def test_library_function_and_reference_agree(shape: tuple[int, ...], opset: int) -> None:
+@each_format
+def test_library_function_and_reference_agree(weight_format: str, shape: tuple[int, ...], opset: int) -> None:
     rng = np.random.default_rng(opset)
-    case = random_case(rng, 24, 100)
+    case = random_case(rng, 24, 100, weight_format=weight_format)
     proto = model(case, opset=opset, dims=tuple(f"d{i}" for i in range(len(shape))))
     onnx.checker.check_model(proto, full_check=True)
     indices = rng.integers(-24, 24, shape)
@@ -233,14 +247,18 @@ small_shapes = st.lists(st.integers(0, 40), max_size=3)
     ),
     indices=st.lists(st.integers(-9, 9), max_size=4),
     shape=st.sampled_from([(-1,), (-1, 1), (1, -1, 1)]),
+    weight_format=st.sampled_from(list(WEIGHT_FORMATS)),
 )
-def test_fuzz_a_node(changes: dict[str, object], indices: list[int], shape: tuple[int, ...]) -> None:
+def test_fuzz_a_node(
+    changes: dict[str, object], indices: list[int], shape: tuple[int, ...], weight_format: str
+) -> None:
     """Whatever the node says and gets: an error of one line, or an output of the right shape. Never a crash."""
     fed = np.array(indices, np.int64).reshape([len(indices) if d == -1 else d for d in shape])
     try:
-        y = run(model(random_case(np.random.default_rng(8), 7, 32), dims=None, **changes), fed)
+        case = random_case(np.random.default_rng(8), 7, 32, weight_format=weight_format)
+        y = run(model(case, dims=None, **changes), fed)
     except Exception as error:
-        assert "GatherMXFP4" in str(error) or "ONNXRuntimeError" in str(error), error
+        assert "GatherMX" in str(error) or "ONNXRuntimeError" in str(error), error
         return
     assert y.shape == (*fed.shape, changes.get("K", 32))
     rows = len(changes.get("B", range(7)))

@@ -26,7 +26,7 @@ def stored_weights(converted: Path) -> dict[str, npt.NDArray[np.float32]]:
     model = model_io.load(converted).model
     weights = {output(s): stages.float_weight(s) for s in sites.find(model, SELECTION) if not s.skip}
     for node in model.graph:
-        if node.domain == "mxort" and node.op_type in functions.OPERATORS.values():
+        if node.domain == "mxort" and node.op_type in functions.MATMULS:
             codes, scales, multiplier = (resolve(node.inputs[i], model.ir_version).numpy() for i in (1, 2, 3))
             bits = node.attributes.get_int(functions.EXPONENT_BITS, 0)
             element = WEIGHT_FORMATS[functions.weight_format_of(node.op_type, bits)]
