@@ -199,7 +199,8 @@ def _gather(operator: str) -> Any:
         """Y[..., K] = dequant(B)[indices] * multiplier[indices] in multiplier's type."""
         last = op.Constant(value_ints=[-1])
         blocks = op.Concat(op.Shape(indices), op.Shape(B_scale, start=1), axis=0)  # [..., Kb]
-        rows = op.Concat(op.Shape(indices), last, op.Constant(value_ints=nbytes), axis=0)  # [..., ., bytes]
+        per_word = op.Constant(value_ints=nbytes)
+        rows = op.Concat(op.Shape(indices), op.Shape(B, start=1) / per_word, per_word, axis=0)  # [..., ., bytes]
         byte = op.Reshape(op.Cast(op.Gather(B, indices), to=onnx.TensorProto.INT32), rows)
         words = op.ReduceSum(byte * op.Constant(value=radix), last, keepdims=1)
         codes = op.Mod(words / op.Constant(value=divisors), op.Constant(value=count))
