@@ -202,7 +202,8 @@ def _gather(operator: str) -> Any:
         per_word = op.Constant(value_ints=nbytes)
         rows = op.Concat(op.Shape(indices), op.Shape(B, start=1) / per_word, per_word, axis=0)  # [..., ., bytes]
         byte = op.Reshape(op.Cast(op.Gather(B, indices), to=onnx.TensorProto.INT32), rows)
-        words = op.ReduceSum(byte * op.Constant(value=radix), last, keepdims=1)
+        # Not ReduceSum, which onnxruntime gives the wrong shape where there are no rows.
+        words = op.MatMul(byte, op.Unsqueeze(op.Constant(value=radix), last))
         codes = op.Mod(words / op.Constant(value=divisors), op.Constant(value=count))
         by_block = op.Reshape(codes, op.Concat(blocks, op.Constant(value_ints=[BLOCK_SIZE]), axis=0))
         table = op.Gather(
