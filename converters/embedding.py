@@ -1,12 +1,12 @@
 """Embedding tables: Gather on a constant table [V, K], of its own or tied with the output projection.
 
-A tied table is packed once for both and not rotated, as the embedding reads its rows as they are. Where there is
-calibration data it serves the projection, which is the more sensitive of the two by far (docs/accuracy.md).
+A tied table is packed once for both and not rotated, as the embedding reads its rows as they are. Where it is
+calibrated, that is for the projection, which is the more sensitive of the two by far (docs/accuracy.md).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,10 @@ from mxort.converters.constants import Constant, NotConstantError, same
 from mxort.converters.resolving import resolve
 
 if TYPE_CHECKING:
-    from mxort.converters.sites import Site
+    from mxort.converters.sites import Selection, Site
+
+LEFT = "an embedding table (convert_embedding)"
+"""Why a table stays as it is where nobody asked for more."""
 
 
 def table_of(node: ir.Node, ir_version: int) -> Constant | None:
@@ -30,29 +33,49 @@ def table_of(node: ir.Node, ir_version: int) -> Constant | None:
     return table if len(table.shape) == 2 else None
 
 
-def tie(sites: Sequence[Site]) -> list[Site]:
-    """The sites; those that multiply by an embedding's table are marked and have that very constant.
+def settle(sites: Sequence[Site], heads: Mapping[ir.Node, str], selection: Selection) -> list[Site]:
+    """The sites, output projections and tables with their formats, or with the reason why they stay float.
 
-    An embedding whose table a node multiplies with that stays float is left alone: the table would be there twice.
+    ``heads``: what tells that a node is an output projection. Those that multiply by an embedding's table get that
+    very constant. An embedding whose table a node multiplies with that stays float is left alone: the table would be
+    there twice.
     """
-    embeddings = [(site, site.weight) for site in sites if site.table and not site.skip and site.weight]
-    users = [
-        (site, embedding, table)
-        for embedding, table in embeddings
-        for site in sites
-        if not site.table and site.weight and same(site.weight, table)
-    ]
-    left = {
-        embedding.node: f"shares its table with {site.name!r}, which is left alone"
-        for site, embedding, _ in users
-        if site.skip
-    }
-    tied = {site.node: table for site, embedding, table in users if embedding.node not in left}
-    result = []
+    result = {site.node: site for site in sites}
     for site in sites:
-        if site.node in left:
-            site = replace(site, skip=left[site.node])
-        elif site.node in tied:
-            site = replace(site, weight=tied[site.node], table=True, weight_format="mxfp4")
-        result.append(site)
-    return result
+        if site.node in heads and not site.skip:
+            result[site.node] = _head(site, heads[site.node], selection)
+    vocabularies = {site.N for site in result.values() if site.node in heads and not site.skip}
+    for site in sites:
+        if site.node.op_type != "Gather" or site.skip or site.weight is None:
+            continue
+        users = [s for s in sites if s.node.op_type != "Gather" and s.weight and same(s.weight, site.weight)]
+        if users:
+            settled = _tied(site, [result[user.node] for user in users], selection)
+        elif weight_format := _format_alone(site, vocabularies, selection):
+            settled = [replace(site, weight_format=weight_format)]
+        else:
+            settled = [replace(site, skip=LEFT)]
+        result |= {s.node: s for s in settled}
+    return list(result.values())
+
+
+def _head(site: Site, why: str, selection: Selection) -> Site:
+    weight_format = selection.head_format(site.name)
+    if weight_format is None:
+        return replace(site, skip=f"lm_head: {why} (table_format float)")
+    return replace(site, weight_format=weight_format, table=not selection.convert_lm_head)
+
+
+def _tied(site: Site, users: Sequence[Site], selection: Selection) -> list[Site]:
+    """An embedding and the nodes that multiply by its table, which have one format."""
+    if kept := next((user for user in users if user.skip), None):
+        return [replace(site, skip=f"shares its table with {kept.name!r}, which is left alone")]
+    named = (selection.layer_format(s.name) for s in (*users, site))
+    weight_format = next(filter(None, named), users[0].weight_format)
+    return [replace(s, weight=site.weight, table=True, weight_format=weight_format) for s in (site, *users)]
+
+
+def _format_alone(site: Site, vocabularies: Collection[int], selection: Selection) -> str | None:
+    """What a table that no other node multiplies by becomes; None: it stays float."""
+    wanted = selection.convert_embedding or site.N in vocabularies
+    return selection.layer_format(site.name) or (selection.table_format if wanted else None)

@@ -200,7 +200,9 @@ def _gather(operator: str) -> Any:
         last = op.Constant(value_ints=[-1])
         blocks = op.Concat(op.Shape(indices), op.Shape(B_scale, start=1), axis=0)  # [..., Kb]
         per_word = op.Constant(value_ints=nbytes)
-        rows = op.Concat(op.Shape(indices), op.Shape(B, start=1) / per_word, per_word, axis=0)  # [..., ., bytes]
+        rows = op.Concat(
+            op.Shape(indices), op.Shape(B, start=1) / per_word, per_word, axis=0
+        )  # [..., ., bytes]
         byte = op.Reshape(op.Cast(op.Gather(B, indices), to=onnx.TensorProto.INT32), rows)
         # Not ReduceSum, which onnxruntime gives the wrong shape where there are no rows.
         words = op.MatMul(byte, op.Unsqueeze(op.Constant(value=radix), last))

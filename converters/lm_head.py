@@ -1,7 +1,6 @@
 """Recognising the output projection of a language model.
 
-It is better left alone: it is the most sensitive layer, and often its table is the embedding's too, so that
-converting it makes the file larger.
+It is the most sensitive layer, and often its table is the embedding's too: it gets a format of its own.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ _AFTER_THE_HEAD = frozenset(
 
 
 def find(model: ir.Model, sites: Sequence[Site]) -> dict[ir.Node, str]:
-    """The sites that are output projections, with the reason to keep them. Sites must have a weight."""
+    """The sites that are output projections, with what tells it. Sites must have a weight."""
     tables = list(_embedding_tables(model)) if sites else []
     heads = {}
     vocabulary = max((table.shape[0] for table, _ in tables), default=0)
@@ -35,13 +34,11 @@ def find(model: ir.Model, sites: Sequence[Site]) -> dict[ir.Node, str]:
         outputs = list(_outputs_after(site.node))
         logits = next((name for name in outputs if _LOGITS in name.lower()), None)
         if logits is not None:
-            heads[site.node] = f"lm_head: feeds the output {logits!r} (convert_lm_head)"
+            heads[site.node] = f"feeds the output {logits!r}"
         elif (gather := _tied(site.weight, tables)) is not None:
-            heads[site.node] = f"lm_head: shares its table with the embedding {gather!r} (convert_lm_head)"
+            heads[site.node] = f"shares its table with the embedding {gather!r}"
         elif outputs and vocabulary == site.N:
-            heads[site.node] = (
-                f"lm_head: from the embedding's size to the output {outputs[0]!r} (convert_lm_head)"
-            )
+            heads[site.node] = f"from the embedding's size to the output {outputs[0]!r}"
     return heads
 
 

@@ -14,15 +14,17 @@ from mxort.converters.constants import FLOAT_TYPES, Constant, NotConstantError
 from mxort.converters.functions import DOMAIN
 from mxort.converters.resolving import resolve
 from mxort.converters.shapes import Ranks
-from mxort.formats import packed_bytes
+from mxort.formats import WEIGHT_FORMATS, packed_bytes
 
 
 @dataclass(frozen=True)
 class Selection:
     """What the user's recipe says about which nodes to take.
 
-    ``name_reason`` tells why the node of this name is left alone (None: it is not), ``weight_format`` what its weight
-    becomes.
+    ``name_reason`` tells why the node of this name is left alone (None: it is not). Its weight becomes what
+    ``layer_format`` says, where it does; else an output projection (unless ``convert_lm_head`` counts it among the
+    others) and an embedding table become ``table_format``, where they do not stay float (None), any other
+    ``weight_format``. Embedding tables of models without an output projection are taken with ``convert_embedding``.
     """
 
     op_types: tuple[str, ...] = ("MatMul", "Gemm")
@@ -30,7 +32,17 @@ class Selection:
     convert_lm_head: bool = False
     convert_embedding: bool = False
     name_reason: Callable[[str], str | None] = lambda name: None
-    weight_format: Callable[[str], str] = lambda name: "mxfp4"
+    layer_format: Callable[[str], str | None] = lambda name: None
+    weight_format: str = "mxfp4"
+    table_format: str | None = None
+
+    def format_of(self, name: str) -> str:
+        """What the weight of an ordinary node becomes."""
+        return self.layer_format(name) or self.weight_format
+
+    def head_format(self, name: str) -> str | None:
+        """What that of an output projection becomes; None: it stays float."""
+        return self.layer_format(name) or (self.weight_format if self.convert_lm_head else self.table_format)
 
 
 @dataclass(frozen=True)
@@ -40,8 +52,8 @@ class Site:
     ``skip`` is why the node is left alone ("" if it is converted). ``weight`` is W^T, [N, K]; None where
     there is no constant matrix. ``bias`` is float32 [N] or None. ``bias_node`` is the Add whose work the bias
     takes over. ``addend`` is a third operand that cannot be a bias: it is added by a node of its own.
-    ``table``: W^T is an embedding's, and the node a Gather of its rows or tied with one (``embedding.py``).
-    ``weight_format`` is what the weight becomes; a table is always MXFP4.
+    ``table``: W^T is that of an embedding or of an output projection, or of both (``embedding.py``).
+    ``weight_format`` is what the weight becomes.
     """
 
     node: ir.Node
@@ -72,6 +84,11 @@ class Site:
         return name if self.number == 1 else f"{name}#{self.number}"
 
     @property
+    def wide_table(self) -> bool:
+        """A table in 8 bits: rounded to nearest, neither calibrated nor rotated; its operand stays as it is."""
+        return self.table and WEIGHT_FORMATS[self.weight_format].bits == 8
+
+    @property
     def K(self) -> int:  # noqa: N802 (the operator's name for it)
         return self.weight.shape[1] if self.weight else 0
 
@@ -84,7 +101,7 @@ OTHER_WEIGHT_OPS: dict[tuple[str, str], str] = {
     ("", "Conv"): "Conv has no MXFP4 operator",
     ("", "ConvTranspose"): "ConvTranspose has no MXFP4 operator",
     ("", "Einsum"): "Einsum is not converted (rewrite it as MatMul)",
-    ("", "Gather"): "an embedding table (convert_embedding)",
+    ("", "Gather"): embedding.LEFT,
     ("", "LSTM"): "a recurrent operator is not converted",
     ("", "GRU"): "a recurrent operator is not converted",
     ("", "RNN"): "a recurrent operator is not converted",
@@ -129,11 +146,10 @@ def find(model: ir.Model, selection: Selection) -> list[Site]:
     sites = [
         site for node in ir.traversal.RecursiveGraphIterator(model.graph) for site in finder.site_of(node)
     ]
-    if not selection.convert_lm_head:
-        heads = lm_head.find(model, [s for s in sites if not s.skip and s.weight is not None and not s.table])
-        sites = [replace(s, skip=heads[s.node]) if s.node in heads else s for s in sites]
+    heads = lm_head.find(model, [s for s in sites if not s.skip and s.weight is not None and not s.table])
     routers = router.find([s for s in sites if not s.skip and not s.table])
-    sites = embedding.tie([replace(s, skip=routers[s.node]) if s.node in routers else s for s in sites])
+    sites = [replace(s, skip=routers[s.node]) if s.node in routers else s for s in sites]
+    sites = [finder.checked(site) for site in embedding.settle(sites, heads, selection)]
     for function in model.functions.values():
         if function.domain != DOMAIN:
             sites += _inside_function(function)
@@ -179,11 +195,19 @@ class _Finder:
             except _Skip as skip:
                 yield Site(node, str(skip))
             else:
-                yield self._checked(replace(site, weight_format=self.selection.weight_format(site.name)))
-        elif self.selection.convert_embedding and (table := embedding.table_of(node, self.ir_version)):
-            yield self._checked(Site(node, weight=table, table=True))
+                yield self.checked(replace(site, weight_format=self.selection.format_of(site.name)))
+        elif table := self._table(node):
+            yield self.checked(Site(node, weight=table, table=True))
         elif reason := OTHER_WEIGHT_OPS.get((node.domain, node.op_type)):
             yield from self._other(node, reason)
+
+    def _table(self, node: ir.Node) -> Constant | None:
+        """The embedding table that a node reads, where it is worth the mention."""
+        table = embedding.table_of(node, self.ir_version)
+        if table is None or self.selection.convert_embedding:
+            return table
+        large = int(np.prod(table.shape)) >= max(1, self.selection.min_elements)
+        return table if large and table.dtype in FLOAT_TYPES else None
 
     def _other(self, node: ir.Node, reason: str) -> Iterator[Site]:
         """A row for an operator that is not converted, if it holds a weight worth the mention."""
@@ -284,8 +308,10 @@ class _Finder:
             return "no operand is constant"
         return "the constant is the left operand"
 
-    def _checked(self, site: Site) -> Site:
+    def checked(self, site: Site) -> Site:
         """The site, skipped where the operator or the user's recipe excludes it."""
+        if site.skip or site.weight is None:
+            return site
         try:
             self._check(site)
         except _Skip as skip:

@@ -26,7 +26,7 @@ class Storage:
     """``freed``: bytes of constants that nothing reads any more. ``added``: bytes of what takes their place.
 
     ``tensors``: bytes of all constants as they were. ``read_by``: node -> bytes of the constants that stay for it, one
-    that several nodes read under the first, a node with a weight before others; None: those that nobody reads.
+    that several nodes read under the first, a product before others; None: those that nobody reads.
     ``float_too``: id of a converted site -> nodes that go on reading its weight as it was.
     """
 
@@ -48,7 +48,8 @@ def after(model: ir.Model, sites: Sequence[Site]) -> Storage:
     finder = _Readers(gone, _folded(model))
     freed = total = 0
     read_by: Counter[ir.Node | None] = Counter()
-    preferred = [{s.node for s in sites if s.weight is not None}, {s.node for s in sites}]
+    products = {s.node for s in sites if s.weight is not None and s.node.op_type != "Gather"}
+    preferred = [products, {s.node for s in sites}]
     for place in tensors(model):
         nbytes = place.tensor.nbytes
         total += nbytes

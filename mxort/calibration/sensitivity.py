@@ -76,7 +76,7 @@ class Probe:
         found = [
             site
             for site in sites.find(self._source.model, self._recipe.selection())
-            if not site.skip and site.weight
+            if not site.skip and site.weight and not site.wide_table
         ]
         reasons = {site.id: stages.refusal(self._source.model, site) for site in found}
         self._refused = {site.name: reasons[site.id] for site in found if reasons[site.id]}

@@ -19,6 +19,7 @@ MEASURED = (
     "exclude",
     "op_types",
     "min_elements",
+    "table_format",
     "convert_lm_head",
     "convert_embedding",
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 
-from mxort.conversion.recipe import AUTO, Recipe
+from mxort.conversion.recipe import AUTO, FLOAT, Recipe
 from mxort.errors import MxortError
 from mxort.quantize import ALGORITHMS, Algorithm
 
@@ -52,8 +52,9 @@ NEEDS: dict[str, Need] = {
     "smooth_alpha": _algorithm(lambda algorithm: algorithm.smooth),
     "scale_rule": _ALWAYS,
     "column_multiplier": _ALWAYS,
-    "weight_format": _ALWAYS,  # of a table: see selection
+    "weight_format": _ALWAYS,
     "layer_formats": _ALWAYS,
+    "table_format": _ALWAYS,  # a model that has no table: see selection
     "activation_format": _ALWAYS,
     "accuracy_level": Need(
         lambda s: s.recipe.activation_format == "none",
@@ -70,7 +71,9 @@ NEEDS: dict[str, Need] = {
     ),
     "min_elements": _ALWAYS,
     "convert_lm_head": _ALWAYS,  # a model that has none: see selection
-    "convert_embedding": _ALWAYS,
+    "convert_embedding": Need(
+        lambda s: s.recipe.table_format != FLOAT, "another table_format", lambda s: "table_format float"
+    ),
     "strict": _ALWAYS,
 }
 """Every option of a recipe -> what it needs. What only a model can tell is in :mod:`mxort.conversion.selection`."""

@@ -13,6 +13,10 @@ from mxort.converters.sites import Site
 from mxort.formats import BLOCK_SIZE, blocks_of
 from mxort.quantize import ALGORITHMS, QuantizedWeight, Settings, Statistics
 
+LEVEL_4_DB = 50.0
+"""A weight that is nearer to the original than that is held exactly, or all but: 8 bits leave 45 dB of one that is not.
+It would lose by what level 4 does to activations, of which it leaves 43 dB or more (docs/format.md)."""
+
 
 def wanted_rotation(recipe: Recipe, algorithm: str) -> int:
     """The rotation that the recipe asks for, or the algorithm where the recipe does not."""
@@ -23,6 +27,13 @@ def rotation_of(site: Site, recipe: Recipe, algorithm: str) -> int:
     """The rotation that the site gets: the largest up to the wanted one that fits its K, and none for a table."""
     wanted = 1 if site.table else wanted_rotation(recipe, algorithm)
     return quantize.fitting_rotation(site.K, wanted, functions.ROTATIONS)
+
+
+def operand_of(site: Site, recipe: Recipe, sqnr_db: float) -> tuple[str, int]:
+    """(activation_format, accuracy_level) of the operator that takes the site's place, of its weight's SQNR."""
+    if recipe.activation_format != "none" and not site.wide_table:
+        return recipe.activation_format, 0  # which has no level
+    return "none", recipe.accuracy_level or (4 if sqnr_db < LEVEL_4_DB else 3)
 
 
 def quantize_site(

@@ -17,6 +17,7 @@ from mxort.calibration.data import Data
 from mxort.conversion import combinations, gains, selection
 from mxort.conversion import rows as report_rows
 from mxort.conversion.gains import Gain
+from mxort.conversion.one_weight import operand_of
 from mxort.conversion.recipe import Recipe, RecipeOptions
 from mxort.conversion.report import CONVERTED, SKIPPED, Report, SiteReport
 from mxort.conversion.weights import Calibration, Packed, Packer
@@ -175,8 +176,7 @@ def _convert_sites(
                 site,
                 weight.tensors,
                 weight.rotation,
-                recipe.activation_format,
-                recipe.resolved_accuracy_level,
+                *operand_of(site, recipe, weight.sqnr_db),
                 packer.output_divisor(site),
             )
         )
@@ -216,6 +216,7 @@ def _converted(site: sites.Site, weight: Packed, plan: _Plan, first: bool) -> Si
     assert site.weight is not None
     nbytes = weight.nbytes if first else 0
     shared = "" if nbytes else "weight shared"
+    activation_format, level = operand_of(site, plan.recipe, weight.sqnr_db)
     notes = [site.note, weight.note, shared, report_rows.float_too(plan.stored, site)]
     return SiteReport(
         site.name,
@@ -228,7 +229,8 @@ def _converted(site: sites.Site, weight: Packed, plan: _Plan, first: bool) -> Si
         converted_bytes=nbytes,
         sqnr_db=weight.sqnr_db,
         rotation=weight.rotation,
-        activation_format=plan.recipe.activation_format,
+        activation_format=activation_format,
+        accuracy_level=level,
         algorithm=weight.algorithm,
         weight_format=site.weight_format,
         seconds=weight.seconds if first else 0.0,

@@ -22,11 +22,9 @@ from mxort.quantize.smoothquant import ALPHAS
 from mxort.scales import SCALE_RULES
 
 ACCURACY_LEVELS = (0, 1, 3, 4)
-DEFAULT_ACCURACY_LEVEL = 3
-"""What level 0 is to the operator too: weights that MXFP4 holds exactly then compute what the model did."""
-
 EFFORTS = (1, 2, 3)
 AUTO = "auto"
+FLOAT = "float"
 CONVERTIBLE_OPS = ("MatMul", "Gemm")
 
 
@@ -95,6 +93,7 @@ class RecipeOptions(TypedDict, total=False):
     column_multiplier: bool
     weight_format: str
     layer_formats: Sequence[str]
+    table_format: str
     activation_format: str
     accuracy_level: int
     rotation: int
@@ -150,12 +149,18 @@ mxfp8_e4m3; did you mean 'mxfp4'?
     layer_formats: tuple[str, ...] = _option(
         (), "PATTERN=FORMAT: another weight format for the nodes of that name (* ?); the first that matches"
     )
+    table_format: str = _option(
+        "mxint8",
+        "format of a language model's output projection and embedding table; float leaves them as they are",
+        (*WEIGHT_FORMATS, FLOAT),
+    )
     activation_format: str = _option(
         "none", "format to which the input of a converted node is rounded at run time", ACTIVATION_FORMATS
     )
     accuracy_level: int = _option(
         0,
-        "accuracy of the kernels where activations are not rounded: 1 fp32, 3 bf16, 4 int8, 0 default (3)",
+        "accuracy of the kernels where activations are not rounded: 1 fp32, 3 bf16, 4 int8; "
+        "0: 4, and 3 for weights that are rounded by less than that",
         ACCURACY_LEVELS,
     )
     rotation: int = _option(
@@ -168,10 +173,10 @@ mxfp8_e4m3; did you mean 'mxfp4'?
     op_types: tuple[str, ...] = _option(CONVERTIBLE_OPS, "operators to convert", CONVERTIBLE_OPS)
     min_elements: int = _option(1024, "leave alone weights with fewer elements")
     convert_lm_head: bool = _option(
-        False, "convert the output projection of a language model too, even where it is also the embedding"
+        False, "convert the output projection of a language model as any other weight, to weight_format"
     )
     convert_embedding: bool = _option(
-        False, "convert embedding tables too; one that the output projection shares needs convert_lm_head"
+        False, "convert the embedding tables of models without an output projection too, to table_format"
     )
     strict: bool = _option(
         False, "fail at a NaN or an infinity in a weight, instead of leaving the node alone"
@@ -210,13 +215,6 @@ mxfp8_e4m3; did you mean 'mxfp4'?
         """This recipe with some options changed. Raises MxortError for an unknown option or value."""
         return replace(self, **_known(overrides))
 
-    @property
-    def resolved_accuracy_level(self) -> int:
-        """The level that is written into the file: where activations are rounded to a format, none is asked for."""
-        if self.activation_format != "none":
-            return 0
-        return self.accuracy_level or DEFAULT_ACCURACY_LEVEL
-
     def skip_reason(self, node: str) -> str | None:
         """Why the name patterns leave the node called ``node`` alone; None where they do not."""
         if pattern := next((p for p in self.exclude if matches(node, p)), None):
@@ -224,11 +222,6 @@ mxfp8_e4m3; did you mean 'mxfp4'?
         if self.include and not any(matches(node, p) for p in self.include):
             return "matches no include pattern"
         return None
-
-    def weight_format_of(self, node: str) -> str:
-        """What the weight of the node called ``node`` becomes."""
-        entry = self.layer_format_of(node)
-        return self.weight_format if entry is None else entry.rpartition("=")[2]
 
     def layer_format_of(self, node: str) -> str | None:
         """The first entry of ``layer_formats`` for the node called ``node``; None where there is none."""
@@ -247,7 +240,9 @@ mxfp8_e4m3; did you mean 'mxfp4'?
             self.convert_lm_head,
             self.convert_embedding,
             self.skip_reason,
-            self.weight_format_of,
+            lambda node: (self.layer_format_of(node) or "").rpartition("=")[2] or None,
+            self.weight_format,
+            None if self.table_format == FLOAT else self.table_format,
         )
 
     def to_dict(self) -> dict[str, Any]:

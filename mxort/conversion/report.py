@@ -49,6 +49,7 @@ class SiteReport:
     gain_db: float | None = None
     rotation: int = 1
     activation_format: str = "none"
+    accuracy_level: int = 0
     weight_format: str = ""
     algorithm: str = ""
     seconds: float = 0.0
@@ -134,9 +135,7 @@ class Report:
                     "recipe": Recipe.from_dict(values["recipe"]),
                     "warnings": tuple(values["warnings"]),
                     "sites": tuple(SiteReport(**row) for row in rows),
-                    "gains": tuple(
-                        Gain(tuple(gain["options"]), gain["nbytes"]) for gain in values.get("gains", ())
-                    ),
+                    "gains": tuple(Gain(gain["options"], gain["nbytes"]) for gain in values.get("gains", ())),
                 }
             )
         except (ValueError, TypeError, KeyError, AttributeError) as error:

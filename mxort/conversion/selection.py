@@ -10,20 +10,15 @@ import onnx_ir as ir
 from mxort.conversion.recipe import Recipe, matches
 from mxort.converters import lm_head, sites
 from mxort.converters.sites import Site
-from mxort.errors import MxortError
 from mxort.text import few
-
-TABLE_FORMAT = "mxfp4"
-"""Of embedding tables: there is one Gather operator."""
 
 
 def find(model: ir.Model, recipe: Recipe) -> tuple[list[Site], tuple[str, ...]]:
-    """(all sites of the model in graph order, warnings). Raises MxortError for a format that a table cannot have."""
+    """(all sites of the model in graph order, warnings)."""
     found = sites.find(model, recipe.selection())
     warnings = (
         *unmatched(recipe, [site.name for site in found]),
         *_formats_of_nothing(recipe, found),
-        *_tables(recipe, found),
         *_absent(model, recipe, found),
     )
     return found, warnings
@@ -64,23 +59,10 @@ def _absent(model: ir.Model, recipe: Recipe, found: Sequence[Site]) -> Iterable[
         yield "convert_lm_head: the model has no output projection of a language model"
     if recipe.convert_embedding and not any(site.table for site in found):
         yield "convert_embedding: the model has no embedding table"
+    if recipe.table_format != Recipe().table_format and not any(site.table for site in found):
+        yield f"table_format {recipe.table_format}: the model has no embedding table or output projection"
     converted = [site for site in found if not site.skip]
     if converted and all(site.node.op_type == "Gather" for site in converted):
         for name in ("activation_format", "accuracy_level", "rotation"):
             if (value := getattr(recipe, name)) != getattr(Recipe(), name):
                 yield f"{name} {value}: changes nothing: only embedding tables are converted"
-
-
-def _tables(recipe: Recipe, found: Sequence[Site]) -> tuple[str, ...]:
-    """Embedding tables have one format. Asking for another is an error, unless the same pattern has other nodes too."""
-    warnings: list[str] = []
-    others = [site.name for site in found if not site.table and not site.skip]
-    for site in found:
-        if site.skip or not site.table or recipe.weight_format_of(site.name) == TABLE_FORMAT:
-            continue
-        entry = recipe.layer_format_of(site.name)
-        message = f"node {site.name!r}: an embedding table is {TABLE_FORMAT} only, got {entry or recipe.weight_format}"
-        if entry is None or not any(recipe.layer_format_of(name) == entry for name in others):
-            raise MxortError(message)
-        warnings.append(message)
-    return tuple(warnings)

@@ -21,7 +21,7 @@ from mxort.calibration.example_inputs import Inputs
 from mxort.calibration.smoothing import Smoother
 from mxort.conversion.cache import Made, WeightCache
 from mxort.conversion.combinations import BEST_WITHOUT_DATA, algorithm_for
-from mxort.conversion.one_weight import quantize_site, rotation_of, wanted_rotation
+from mxort.conversion.one_weight import operand_of, quantize_site, rotation_of, wanted_rotation
 from mxort.conversion.recipe import Recipe
 from mxort.converters import rewrite, stages
 from mxort.converters.model_io import Source
@@ -91,7 +91,7 @@ class Packer:
 
         Raises MxortError for data that does not fit the model and where onnxruntime cannot run it.
         """
-        convertible = [site for site in found if not site.skip and site.weight is not None]
+        convertible = [s for s in found if not s.skip and s.weight is not None and not s.wide_table]
         self._notes = {site.node: stages.refusal(source.model, site) for site in convertible}
         feeds: Iterable[Inputs] = calibration_data.samples(calibration.data, source.model, source.name)
         if calibration.cache is not None:
@@ -126,9 +126,10 @@ class Packer:
         if key not in self._packed:
             self._packed[key] = self._pack(site, self._algorithm, statistics)
         packed = self._packed[key]
-        operator = self._operator(site, self._algorithm)
         if packed is None:
             return None
+        operand = operand_of(site, self._recipe, packed.sqnr_db)
+        operator = Operator(rotation_of(site, self._recipe, self._algorithm), *operand)
         if self._smoother is not None:
             self._smoother.converted(site)
         return calibration_run.Result(packed.quantized(), operator, self._divisor(site))
@@ -158,8 +159,9 @@ class Packer:
         return (self._cache.warning,) if self._cache is not None and self._cache.warning else ()
 
     def _operator(self, site: Site, algorithm: str) -> Operator:
+        """How a site will run, as far as that is known before its weight is quantised: but for the level."""
         rotation = rotation_of(site, self._recipe, algorithm)
-        return Operator(rotation, self._recipe.activation_format, self._recipe.resolved_accuracy_level)
+        return Operator(rotation, self._recipe.activation_format, self._recipe.accuracy_level)
 
     def _pack(self, site: Site, algorithm: str, statistics: Statistics | None) -> Packed | None:
         """Quantises and stores a weight, W^T [N, K]; None if it has a NaN or an infinity."""
@@ -179,8 +181,8 @@ class Packer:
         rotation = rotation_of(site, self._recipe, algorithm)
         wanted = wanted_rotation(self._recipe, algorithm)
         reduced = f"rotation {rotation}, as K = {site.K} does not fit {wanted}" if rotation != wanted else ""
-        if site.table:  # GatherMXFP4 has no rotation
-            reduced = "not rotated: an embedding table" if self._recipe.rotation > 1 else ""
+        if site.table:  # a Gather has no rotation
+            reduced = "not rotated: a table" if self._recipe.rotation > 1 else ""
         smoothed = "" if self._smoother is None else self._smoother.notes.get(site.node, "")
         notes = [self._notes.get(site.node, ""), _left_out(statistics), reduced, smoothed, quantized.note]
         return Packed(

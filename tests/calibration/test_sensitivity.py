@@ -259,7 +259,7 @@ def test_json(model, tmp_path, capsys):
     given = ["--budget-bits", "4.8", "--sensitivity", str(tmp_path / "s.json")]
     assert cli.main([*arguments, *given]) == 0
     report = json.loads(capsys.readouterr().out)
-    stored = [s for s in report["sites"] if s["converted_bytes"]]
+    stored = [s for s in report["sites"] if s["converted_bytes"] and s["op_type"] == "MatMul"]
     bits = 8 * sum(s["converted_bytes"] for s in stored) / sum(s["K"] * s["N"] for s in stored)
     assert 4.25 < bits <= 4.8
     assert {s["weight_format"] for s in stored} == {"mxfp4", "mxfp6_e2m3"}

@@ -35,6 +35,7 @@ def meant(options: dict, calibrated: bool) -> bool:
         and (calibrated or "sequential" not in options)
         and not {"accuracy_level", "activation_format"} <= options.keys()
         and (options.get("op_types") != () or "convert_embedding" in options)
+        and not {"table_format", "convert_embedding"} <= options.keys()
     )
 
 
@@ -47,6 +48,7 @@ OTHER = {
     "column_multiplier": False,
     "weight_format": "mxfp8_e4m3",
     "layer_formats": ("a=mxfp8_e4m3",),
+    "table_format": "float",
     "activation_format": "mxfp4",
     "accuracy_level": 4,
     "rotation": 32,

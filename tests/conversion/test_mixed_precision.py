@@ -97,8 +97,9 @@ def test_a_shared_weight_is_stored_once_and_counts_for_all_its_nodes() -> None:
 def test_recipe() -> None:
     sensitivity = measured(site("/a[0]/MatMul", 64, (1.0, 0.1, 0.1)), site("b", 64, (0.1, 0.01, 0.01)))
     recipe = choose(Recipe(), Goal(budget_bits=5.25), sensitivity, None)
-    assert recipe.weight_format_of("/a[0]/MatMul") == "mxfp6_e2m3"
-    assert recipe.weight_format_of("/a0/MatMul") == recipe.weight_format_of("b") == "mxfp4"
+    format_of = recipe.selection().format_of
+    assert format_of("/a[0]/MatMul") == "mxfp6_e2m3"
+    assert format_of("/a0/MatMul") == format_of("b") == "mxfp4"
 
 
 def test_what_the_recipe_leaves_alone_is_no_part_of_the_budget() -> None:

@@ -213,7 +213,7 @@ def test_every_weight_format(tmp_path: Path, weight_format: str) -> None:
     source, out = tmp_path / "m.onnx", tmp_path / "out.onnx"
     onnx.save(linear((96, 64), (64, 100)), source)
     report = mxort.convert(source, out, weight_format=weight_format)
-    stored = {"mxfp4": 4.25, "mxfp6_e2m3": 6.25, "mxfp6_e3m2": 6.25, "mxfp8_e4m3": 8.25}[weight_format]
+    stored = {"mxfp4": 4.25, "mxfp6_e2m3": 6.25, "mxfp6_e3m2": 6.25}.get(weight_format, 8.25)
     assert report.bits_per_weight == stored
     assert {s.weight_format for s in report.converted} == {weight_format}
     assert [s.weight_format for s in inspect(out).sites if s.status == CONVERTED] == [weight_format] * 2
@@ -223,7 +223,7 @@ def test_every_weight_format(tmp_path: Path, weight_format: str) -> None:
     name = proto.graph.input[0].name
     expected = onnx.reference.ReferenceEvaluator(proto).run(None, {name: a})[0]
     for session in (mxort.InferenceSession(out), ort.InferenceSession(out)):
-        assert relative_rms(session.run(None, {name: a})[0], expected) < 6e-3  # two layers of level 3
+        assert relative_rms(session.run(None, {name: a})[0], expected) < 2e-2  # two layers of level 4
     float_y = ort.InferenceSession(source).run(None, {name: a})[0]
     sqnr = 10 * np.log10((float_y**2).sum() / ((float_y - expected) ** 2).sum())
     assert sqnr > {4: 15, 6: 21, 8: 27}[WEIGHT_FORMATS[weight_format].bits]

@@ -1,4 +1,4 @@
-"""Embedding tables become GatherMXFP4, and one packed table serves a tied output projection too."""
+"""Embedding tables become GatherMX..., and one packed table serves a tied output projection too."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TIED = {
     ),
     "a transposed copy": ("y = MatMul(e, head)", True),
 }
-OPTIONS = {"convert_embedding": True, "convert_lm_head": True, "min_elements": 0}
+OPTIONS = {"convert_embedding": True, "table_format": "mxfp4", "min_elements": 0}
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ def test_a_tied_table_is_packed_once(tools, table, ids, body, copy, recipe):
 
 def test_a_table_that_a_float_head_reads_is_left_alone(tools, table):
     body, copy = TIED["the same table, transposed"]
-    report = mxort.convert(tied(tools, body, copy, table), **OPTIONS | {"convert_lm_head": False})
+    report = mxort.convert(tied(tools, body, copy, table), table_format="float", min_elements=0)
     reasons = {row.op_type: row.reason for row in report.skipped}
     assert reasons["Gather"] == "shares its table with 'MatMul_2', which is left alone"
     assert reasons["MatMul"].startswith("lm_head: ")
@@ -163,3 +163,72 @@ def test_inspection_of_the_converted(tools, table, tmp_path):
     mxort.convert(path, out, **OPTIONS)
     (row,) = inspect(out).sites
     assert (row.op_type, row.K, row.N) == ("GatherMXFP4", K, V)
+
+
+@pytest.mark.parametrize("copy", [False, True], ids=["tied", "untied"])
+def test_a_language_model_by_default(tools, table, ids, copy):
+    """Output projection and embedding in MXINT8, in one table where it was one; the layers in MXFP4."""
+    model = language_model(tools, table, copy)
+    report = mxort.convert(model)
+    rows = [(row.op_type, row.weight_format, row.converted_bytes > 0) for row in report.converted]
+    assert rows == [("Gather", "mxint8", True), ("MatMul", "mxfp4", True), ("MatMul", "mxint8", copy)]
+    assert [f.name for f in report.model.functions] == ["GatherMXINT8", "MatMulMXFP4", "MatMulMXINT8"]
+    assert min(row.sqnr_db for row in report.converted) > 18
+    assert {row.weight_format: row.sqnr_db > 38 for row in report.converted} == {
+        "mxint8": True,
+        "mxfp4": False,
+    }
+    (want,) = tools.run_reference(report.model, {"ids": ids})
+    (got,) = tools.run_onnxruntime(report.model, {"ids": ids})
+    assert np.linalg.norm(got - want) < 1e-5 * np.linalg.norm(want), "the function does not round activations"
+    onnx.checker.check_model(report.model, full_check=True)
+
+
+def language_model(tools, table, copy):
+    head = "MatMul(m, head)" if copy else "MatMul(m, t)"
+    body = f"e = Gather(table, ids) m = MatMul(e, layer) t = Transpose(table) y = {head}"
+    text = f"(int64[b,s] ids) => (T[b,s,v] y) {{ {body} }}"
+    layer = np.random.default_rng(5).standard_normal((K, K), dtype=np.float32)
+    weights = {"table": table, "layer": layer}
+    if copy:
+        text = text.replace("t = Transpose(table) ", "")
+        weights["head"] = np.random.default_rng(6).standard_normal((K, V), dtype=np.float32)
+    return tools.make_model(text, weights)
+
+
+@pytest.mark.parametrize(
+    ("options", "want"),
+    [
+        ({}, ["mxint8", "mxfp4", "mxint8"]),
+        ({"table_format": "float"}, ["mxfp4"]),
+        ({"table_format": "mxfp6_e2m3"}, ["mxfp6_e2m3", "mxfp4", "mxfp6_e2m3"]),
+        ({"convert_lm_head": True}, ["mxfp4"] * 3),
+        ({"weight_format": "mxfp8_e4m3"}, ["mxint8", "mxfp8_e4m3", "mxint8"]),
+        ({"layer_formats": ("Gather*=mxfp8_e4m3",)}, ["mxfp8_e4m3", "mxfp4", "mxfp8_e4m3"]),
+        ({"layer_formats": ("MatMul_3=mxfp4", "Gather*=mxfp8_e4m3")}, ["mxfp4"] * 3),
+        ({"exclude": ("MatMul_3",)}, ["mxfp4"]),
+        ({"exclude": ("Gather*",)}, ["mxfp4", "mxint8"]),
+        ({"op_types": ("Gemm",)}, []),
+    ],
+)
+def test_formats_of_a_tied_table(tools, table, options, want):
+    report = mxort.convert(language_model(tools, table, False), **options)
+    assert [row.weight_format for row in report.converted] == want
+
+
+def test_a_wide_table_is_rounded_plainly_whatever_the_layers_get(tools, table, ids):
+    pytest.importorskip("torch")
+    model = language_model(tools, table, False)
+    options = {"activation_format": "mxfp4", "calibration": [{"ids": ids} for _ in range(4)]}
+    report = mxort.convert(model, **options)
+    rows = [(r.algorithm, r.rotation, r.activation_format, r.accuracy_level) for r in report.converted]
+    assert rows == [("rtn", 1, "none", 4), ("mr-gptq", 32, "mxfp4", 0), ("rtn", 1, "none", 4)]
+
+
+def test_an_encoder_keeps_its_table(tools, table):
+    """There is no output projection: its table is taken where it is asked for, in the wide format."""
+    text = "(int64[b,s] ids) => (T[b,s,k] y) { e = Gather(table, ids) y = MatMul(e, layer) }"
+    model = tools.make_model(text, {"table": table, "layer": np.eye(K, dtype=np.float32) / 3})
+    assert [row.op_type for row in mxort.convert(model).converted] == ["MatMul"]
+    both = mxort.convert(model, convert_embedding=True).converted
+    assert [(row.op_type, row.weight_format) for row in both] == [("Gather", "mxint8"), ("MatMul", "mxfp4")]

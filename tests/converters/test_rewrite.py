@@ -63,7 +63,7 @@ def test_rotation(check, tools, rng, rotation):
         "N": 24,
         "rotation": rotation,
         "activation_format": b"none",
-        "accuracy_level": 3,
+        "accuracy_level": 4,
     }
 
 
@@ -528,15 +528,29 @@ def test_names_stay_unique(tools, rng):
 @pytest.mark.parametrize(
     ("options", "level"),
     [
-        ({}, 3),
-        ({"accuracy_level": 4}, 4),
+        ({}, 4),
+        ({"weight_format": "mxint8"}, 4),
+        ({"accuracy_level": 3}, 3),
         ({"accuracy_level": 1}, 1),
         ({"activation_format": "mxfp8_e4m3"}, 0),
     ],
-    ids=["default", "4", "1", "activations in a format"],
+    ids=["default", "mxint8", "3", "1", "activations in a format"],
 )
 def test_the_accuracy_level_is_written_as_it_was_resolved(tools, rng, options, level):
     model = tools.make_model(X3 + "{ y = MatMul(x, w) }", {"w": normal(rng, 64, 64)})
     (node,) = [n for n in tools.nodes(mxort.convert(model, **options).model) if n.domain == "mxort"]
     values = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
     assert values["accuracy_level"] == level
+
+
+@pytest.mark.parametrize(
+    ("largest", "level"), [(0, 3), (2.0**-9, 3), (2.0**-7, 4)], ids=["exact", "nearly", "rounded"]
+)
+def test_activations_are_rounded_where_weights_are(tools, rng, largest, level):
+    """Weights that are held exactly, or nearly (54 dB), would lose by level 4; others (42 dB) have lost more before."""
+    exact = rng.choice(np.float32([-2, -1.5, 1, 3, 6]), (64, 64))
+    w = exact * (1 + largest * rng.uniform(-(3**0.5), 3**0.5, (64, 64))).astype(np.float32)
+    report = mxort.convert(tools.make_model(X3 + "{ y = MatMul(x, w) }", {"w": w}))
+    (node,) = [n for n in tools.nodes(report.model) if n.domain == "mxort"]
+    values = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+    assert (values["accuracy_level"], report.converted[0].accuracy_level) == (level, level)

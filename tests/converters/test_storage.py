@@ -187,7 +187,7 @@ def test_bytes_go_to_the_nodes_that_read_them():
     by_name = {node.name: nbytes for node, nbytes in stored.read_by.items()}
     assert by_name["conv"] == 4 * 64 * 99
     assert by_name["head"] == 4 * 500 * K, "of the readers of a table, the product is the one to show"
-    skipped = {site.node: site.original_bytes for site in mxort.convert(proto).skipped}
+    skipped = {site.node: site.original_bytes for site in mxort.convert(proto, table_format="float").skipped}
     assert skipped["head"] == 4 * 500 * K
     assert skipped["conv"] == 4 * 64 * 99
 
@@ -235,13 +235,17 @@ def test_what_options_would_gain(tmp_path):
     onnx.save(language_model(), tmp_path / "m.onnx")
     report = mxort.convert(tmp_path / "m.onnx", tmp_path / "out.onnx")
     (gain,) = report.gains
-    assert gain.options == ("convert_lm_head", "convert_embedding"), "one alone would keep the table in float"
-    mxort.convert(tmp_path / "m.onnx", tmp_path / "small.onnx", **dict.fromkeys(gain.options, True))
+    assert gain.options == {"table_format": "mxfp4"}
+    mxort.convert(tmp_path / "m.onnx", tmp_path / "small.onnx", **gain.options)
     assert abs(gain.nbytes - (tmp_path / "small.onnx").stat().st_size) < 3_000
     assert inspect(tmp_path / "m.onnx").gains == report.gains
-    assert inspect(tmp_path / "m.onnx", Recipe(convert_lm_head=True, convert_embedding=True)).gains == ()
+    assert inspect(tmp_path / "m.onnx", Recipe(table_format="mxfp4")).gains == ()
+    assert [g.options for g in inspect(tmp_path / "m.onnx", Recipe(table_format="float")).gains] == [
+        {"table_format": "mxint8"},
+        {"table_format": "mxfp4"},
+    ]
     text = " ".join(line for line in mxort.conversion.tables.options(report.gains, report.converted_bytes))
-    assert text.startswith("with --convert-lm-head --convert-embedding: about ")
+    assert text.startswith("with --table-format mxfp4: about ")
 
 
 def test_the_same_of_fuzzed_models():

@@ -1,4 +1,4 @@
-"""GatherMXFP4, 6, 8 and MXINT8 inside ONNX Runtime, in their functions and in onnx.reference: all give the same bits."""
+"""GatherMXFP4, MXFP6, MXFP8 and MXINT8 in ONNX Runtime, in their functions and in onnx.reference: the same bits."""
 
 from __future__ import annotations
 

@@ -86,12 +86,12 @@ def test_every_site_is_a_row_with_its_numbers():
 
 def test_what_stays_and_what_options_would_gain():
     rope = SiteReport("rope", "Slice", SKIPPED, "reads a constant", original_bytes=10_000)
-    gains = (Gain(("convert_lm_head",), 25_000),)
+    gains = (Gain({"convert_embedding": True, "table_format": "mxfp4"}, 25_000),)
     page = Page(render(report(site("a", gain_db=4.5), rope, gains=gains)))
     cells = [data for tag, data in page.text if tag == "td"]
     assert {"rope", "25.0%", "4.50"} <= set(cells)
     caption = " ".join(" ".join(data for tag, data in page.text if tag == "figcaption").split())
-    assert "With --convert-lm-head: about 25 kB instead of 40 kB." in caption
+    assert "With --convert-embedding --table-format mxfp4: about 25 kB instead of 40 kB." in caption
 
 
 def test_the_caption_has_the_sizes_and_the_lowest():
