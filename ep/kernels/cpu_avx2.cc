@@ -3,6 +3,7 @@
 // (mx_formats.h).
 #include <immintrin.h>
 
+#include "kernels/attention_kernel.h"
 #include "kernels/cpu_kernels.h"
 #include "kernels/float_kernel.h"
 #include "kernels/quantize_rows.h"
@@ -23,7 +24,16 @@ struct Avx2 {
   static constexpr int kMaxRows = 4;
   static constexpr float kScaleShare = 0.5f;
 
+  static constexpr int kProductRows = 4, kProductVectors = 1;  // 8 sums and a vector of 16 registers
+
   MXORT_INLINE Vector Zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
+  MXORT_INLINE Vector Load(const float* x) { return {_mm256_loadu_ps(x), _mm256_loadu_ps(x + 8)}; }
+  MXORT_INLINE float Sum(Vector x) {
+    const __m256 eight = _mm256_add_ps(x.low, x.high);
+    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+  }
   MXORT_INLINE Vector Broadcast(const float* x) { return {_mm256_broadcast_ss(x), _mm256_broadcast_ss(x)}; }
   MXORT_INLINE Vector Add(Vector a, Vector b) { return {_mm256_add_ps(a.low, b.low), _mm256_add_ps(a.high, b.high)}; }
   MXORT_INLINE Vector MultiplyAdd(Vector a, Vector b, Vector c) {
@@ -107,6 +117,8 @@ const Kernel kAvx2Byte = {"avx2_byte",  &kStrip16Byte, HasAvx2,     Everything,
                           MaxPanelRows, PanelBytes,    PrepareByte, ComputeByte};
 const Kernel kAvx2Mxint8 = {"avx2_mxint8", &kStrip16Int8, HasAvx2,     Everything,
                             MaxPanelRows,  PanelBytes,    PrepareByte, ComputeMxint8};
+
+void AttendKeysAvx2(const AttentionTile& tile) { AttendRange<Avx2>(tile); }
 
 void QuantizeRowsAvx2(const QuantizeArgs& args, Range rows) { QuantizeRows(args, rows); }
 

@@ -2,6 +2,7 @@
 // here.
 #include <immintrin.h>
 
+#include "kernels/attention_kernel.h"
 #include "kernels/avx512.h"
 #include "kernels/cpu_kernels.h"
 #include "kernels/float_kernel.h"
@@ -17,7 +18,11 @@ struct Avx512 {
   static constexpr int kMaxRows = 12;
   static constexpr float kScaleShare = 1.0f;
 
+  static constexpr int kProductRows = 6, kProductVectors = 4;  // 24 sums and 4 vectors of 32 registers
+
   MXORT_INLINE Vector Zero() { return _mm512_setzero_ps(); }
+  MXORT_INLINE Vector Load(const float* x) { return _mm512_loadu_ps(x); }
+  MXORT_INLINE float Sum(Vector x) { return _mm512_reduce_add_ps(x); }
   MXORT_INLINE Vector Broadcast(const float* x) { return _mm512_set1_ps(*x); }
   MXORT_INLINE Vector Add(Vector a, Vector b) { return _mm512_add_ps(a, b); }
   MXORT_INLINE Vector MultiplyAdd(Vector a, Vector b, Vector c) { return _mm512_fmadd_ps(a, b, c); }
@@ -69,6 +74,8 @@ const Kernel kAvx512Byte = {"avx512_byte", &kStrip16Byte, HasAvx512,   Everythin
                             MaxPanelRows,  PanelBytes,    PrepareByte, ComputeByte};
 const Kernel kAvx512Mxint8 = {"avx512_mxint8", &kStrip16Int8, HasAvx512,   Everything,
                               MaxPanelRows,    PanelBytes,    PrepareByte, ComputeMxint8};
+
+void AttendKeysAvx512(const AttentionTile& tile) { AttendRange<Avx512>(tile); }
 
 void QuantizeRowsAvx512(const QuantizeArgs& args, Range rows) { QuantizeRows(args, rows); }
 

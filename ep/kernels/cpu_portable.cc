@@ -1,4 +1,5 @@
 // Any x86-64 (and any other CPU): the float kernel on the compiler's generic vectors.
+#include "kernels/attention_kernel.h"
 #include "kernels/cpu_kernels.h"
 #include "kernels/float_kernel.h"
 #include "kernels/quantize_rows.h"
@@ -31,7 +32,18 @@ struct Generic {
   MXORT_INLINE Vector Fill(float x) {
     return Map([&](int) { return Floats{} + x; });
   }
+  static constexpr int kProductRows = 2, kProductVectors = 1;
+
   MXORT_INLINE Vector Zero() { return Fill(0.0f); }
+  MXORT_INLINE Vector Load(const float* x) {
+    Vector vector;
+    __builtin_memcpy(&vector, x, sizeof vector);
+    return vector;
+  }
+  MXORT_INLINE float Sum(const Vector& x) {
+    const Floats four = (x.part[0] + x.part[1]) + (x.part[2] + x.part[3]);
+    return (four[0] + four[1]) + (four[2] + four[3]);
+  }
   MXORT_INLINE Vector Broadcast(const float* x) { return Fill(*x); }
   MXORT_INLINE Vector Add(const Vector& a, const Vector& b) {
     return Map([&](int i) { return a.part[i] + b.part[i]; });
@@ -121,6 +133,8 @@ const Kernel kPortableByte = {"portable_byte", &kStrip16Byte, Always,      Every
                               MaxPanelRows,    PanelBytes,    PrepareByte, ComputeByte};
 const Kernel kPortableMxint8 = {"portable_mxint8", &kStrip16Int8, Always,      Everything,
                                 MaxPanelRows,      PanelBytes,    PrepareByte, ComputeMxint8};
+
+void AttendKeysPortable(const AttentionTile& tile) { AttendRange<Generic>(tile); }
 
 void QuantizeRowsPortable(const QuantizeArgs& args, Range rows) { QuantizeRows(args, rows); }
 

@@ -2,41 +2,15 @@
 
 #include <algorithm>
 #include <mutex>
-#include <new>
 #include <vector>
 
 #include "kernels/cpu_kernels.h"
 #include "kernels/float16.h"
 #include "kernels/layout.h"
+#include "kernels/workspace.h"
 
 namespace mxort {
 namespace {
-
-constexpr std::align_val_t kAlignment{64};
-
-// Scratch of one thread, kept between calls: an allocation of megabytes a call would cost page faults each time. What
-// is asked of it is bounded, by kWorkspaceBytes or by one panel or row.
-class Workspace {
- public:
-  uint8_t* Get(size_t bytes) {
-    if (bytes > size_) {
-      Release();
-      data_ = static_cast<uint8_t*>(::operator new(bytes, kAlignment));
-      size_ = bytes;
-    }
-    return data_;
-  }
-  ~Workspace() { Release(); }
-
- private:
-  void Release() {
-    if (data_) ::operator delete(data_, kAlignment);
-    data_ = nullptr;
-    size_ = 0;
-  }
-  uint8_t* data_ = nullptr;
-  size_t size_ = 0;
-};
 
 int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -128,7 +102,7 @@ void MatMul(const MatMulCall& call, const ParallelFor& parallel) {
   const size_t stride = (kernel.panel_bytes(*call.spec, panel_rows) + 63) / 64 * 64;
   const int64_t panels = std::clamp<int64_t>(kWorkspaceBytes / static_cast<int64_t>(std::max<size_t>(1, stride)), 1,
                                              CeilDiv(call.M, panel_rows));
-  thread_local Workspace workspace;
+  thread_local Workspace workspace;  // kWorkspaceBytes, or one panel
   uint8_t* prepared = workspace.Get(stride * static_cast<size_t>(panels));
   for (int64_t row = 0; row < call.M; row += panels * panel_rows) {
     MultiplyBlock(RowsOf(call, row, std::min(call.M, row + panels * panel_rows)), kernel, panel_rows, stride, prepared,

@@ -10,6 +10,7 @@
 
 #include "kernels/kernel_table.h"
 #include "kernels/matmul.h"
+#include "ops/attention_op.h"
 #include "ops/custom_op_base.h"
 #include "ops/gather_op.h"
 #include "ops/matmul_inputs.h"
@@ -169,6 +170,7 @@ struct Domain {
   const OrtApi* api = nullptr;
   std::vector<MatMulOp> ops;
   std::vector<GatherOp> gathers;
+  AttentionOp attention;
   OrtCustomOpDomain* domain = nullptr;
 };
 
@@ -197,11 +199,13 @@ OrtCustomOpDomain* CustomOpDomain(const OrtApiBase* base, const OrtApi** api) {
         }
       }
       entry.gathers = GatherOps(entry.api, version);
+      entry.attention = MakeAttentionOp(entry.api, version);
     }
     OrtCustomOpDomain* domain = nullptr;
     Check(*entry.api, entry.api->CreateCustomOpDomain(kDomain, &domain));
     for (const MatMulOp& op : entry.ops) Check(*entry.api, entry.api->CustomOpDomain_Add(domain, &op));
     for (const GatherOp& op : entry.gathers) Check(*entry.api, entry.api->CustomOpDomain_Add(domain, &op));
+    Check(*entry.api, entry.api->CustomOpDomain_Add(domain, &entry.attention));
     entry.domain = domain;
   }
   *api = entry.api;

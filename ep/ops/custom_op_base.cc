@@ -45,6 +45,10 @@ bool KernelAttributes::Int(const char* name, int64_t* value) const {
   return Found(name, api_.KernelInfoGetAttribute_int64(info_, name, value));
 }
 
+bool KernelAttributes::Float(const char* name, float* value) const {
+  return Found(name, api_.KernelInfoGetAttribute_float(info_, name, value));
+}
+
 bool KernelAttributes::String(const char* name, std::string* value) const {
   size_t size = 0;  // with the terminating zero; stays 0 where the attribute is absent
   if (!Found(name, api_.KernelInfoGetAttribute_string(info_, name, nullptr, &size)) || size == 0) return false;

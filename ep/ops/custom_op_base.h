@@ -21,6 +21,7 @@ class KernelAttributes : public Attributes {
   KernelAttributes(const OrtApi& api, const OrtKernelInfo* info) : api_(api), info_(info) {}
   bool Int(const char* name, int64_t* value) const override;
   bool String(const char* name, std::string* value) const override;
+  bool Float(const char* name, float* value) const;
 
  private:
   bool Found(const char* name, OrtStatus* status) const;

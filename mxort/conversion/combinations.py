@@ -74,6 +74,7 @@ NEEDS: dict[str, Need] = {
     "convert_embedding": Need(
         lambda s: s.recipe.table_format != FLOAT, "another table_format", lambda s: "table_format float"
     ),
+    "fuse": _ALWAYS,
     "strict": _ALWAYS,
 }
 """Every option of a recipe -> what it needs. What only a model can tell is in :mod:`mxort.conversion.selection`."""

@@ -58,6 +58,7 @@ OTHER = {
     "min_elements": 1,
     "convert_lm_head": True,
     "convert_embedding": True,
+    "fuse": False,
     "strict": True,
 }
 """Of every option but the algorithm a value that is not its default."""

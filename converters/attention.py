@@ -1,0 +1,122 @@
+"""Giving GroupQueryAttention nodes of com.microsoft this library's kernel: an operator of the same name and meaning.
+
+Its function is the node that was there, so that without the library the file computes what it did. Nodes that use more
+of the contract than the kernel knows are left alone.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+import onnx
+import onnx.helper
+import onnx_ir as ir
+
+from mxort.converters import functions
+
+NAME = "GroupQueryAttention"
+_MICROSOFT = "com.microsoft"
+_INPUTS = ("query", "past_key", "past_value", "seqlens_k", "total_sequence_length", "cos_cache", "sin_cache")
+_PLACES = (0, 3, 4, 5, 6, 7, 8)
+"""Where the original has them; 1 and 2 are key and value where the three are not packed."""
+
+_OUTPUTS = ("output", "present_key", "present_value")
+_KEPT = {"num_heads": None, "kv_num_heads": None, "scale": 0.0, "softcap": 0.0, "do_rotary": 0}
+_KEPT |= {"rotary_interleaved": 0}
+"""Attributes of both operators with their defaults; None: required."""
+
+_UNUSED = {"local_window_size": (-1, 0), "smooth_softmax": (-1, 0), "qk_output": (0,)}
+"""Attributes of the original alone, with the values that ask for nothing."""
+
+
+@dataclass
+class Fused:
+    """How many nodes got the kernel, and why the others did not."""
+
+    count: int = 0
+    left: Counter[str] = field(default_factory=Counter)
+
+
+def fuse(model: ir.Model) -> Fused:
+    """Replaces what nodes it can, in place."""
+    result = Fused()
+    for node in list(model.graph.all_nodes()):
+        if (node.domain, node.op_type) != (_MICROSOFT, NAME):
+            continue
+        if reason := _refusal(node):
+            result.left[reason] += 1
+        else:
+            _replace(node)
+            result.count += 1
+    if result.count:
+        definition = ir.serde.deserialize_function(_function(model.opset_imports[""]))
+        model.functions[definition.identifier()] = definition
+        model.opset_imports.setdefault(functions.DOMAIN, functions.VERSION)
+    return result
+
+
+def _refusal(node: ir.Node) -> str:
+    """Why a node keeps the kernel it has; "" if it does not."""
+    inputs = [*node.inputs, *[None] * (9 - len(node.inputs))]
+    packed, separate = inputs[1] is None and inputs[2] is None, inputs[1] is not None and inputs[2] is not None
+    if not (packed or separate) or any(inputs[place] is None for place in _PLACES):
+        return "an input is missing: a cache, the lengths, or the tables of a rotation"
+    if any(value is not None for value in inputs[9:]):
+        return "it has an input beyond sin_cache (positions, a bias, a sink, scales)"
+    cache = inputs[3]
+    if cache is None or cache.dtype != ir.DataType.FLOAT:
+        return "its cache is not float, or of unknown type"
+    if sum(bool(value.name) for value in node.outputs) != len(_OUTPUTS):
+        return "it has not the three outputs"
+    for name, attribute in node.attributes.items():
+        if name not in _KEPT and attribute.value not in _UNUSED.get(name, ()):
+            return f"attribute {name}"
+    return "" if node.attributes.get_int("do_rotary", 0) else "it does not rotate"
+
+
+def _replace(node: ir.Node) -> None:
+    graph = node.graph
+    assert graph is not None
+    new: list[ir.Node] = []
+    query = node.inputs[0]
+    if node.inputs[1] is not None:
+        new.append(ir.node("Concat", node.inputs[:3], {"axis": -1}, name=f"{node.name}_packed"))
+        query = new[0].outputs[0]
+        query.name = f"{node.outputs[0].name}_packed"
+    new.append(
+        ir.Node(
+            functions.DOMAIN,
+            NAME,
+            [query, *(node.inputs[place] for place in _PLACES[1:])],
+            [attribute for name, attribute in node.attributes.items() if name in _KEPT],
+            num_outputs=len(_OUTPUTS),
+            name=node.name,
+            doc_string=node.doc_string,
+            metadata_props=dict(node.metadata_props),
+        )
+    )
+    for old, value in zip(node.outputs, new[-1].outputs, strict=False):
+        value.name, value.type, value.shape = old.name, old.type, old.shape
+    ir.convenience.replace_nodes_and_values(
+        graph, node, [node], new, node.outputs[: len(_OUTPUTS)], new[-1].outputs
+    )
+
+
+def _function(opset: int) -> onnx.FunctionProto:
+    names = dict(zip(_PLACES, _INPUTS, strict=True))
+    inputs = [names.get(place, "") for place in range(9)]
+    original = onnx.helper.make_node(NAME, inputs, _OUTPUTS, domain=_MICROSOFT)
+    for name, default in _KEPT.items():
+        kind = onnx.AttributeProto.FLOAT if isinstance(default, float) else onnx.AttributeProto.INT
+        original.attribute.append(onnx.AttributeProto(name=name, ref_attr_name=name, type=kind))
+    return onnx.helper.make_function(
+        functions.DOMAIN,
+        NAME,
+        _INPUTS,
+        _OUTPUTS,
+        [original],
+        [onnx.helper.make_opsetid("", opset), onnx.helper.make_opsetid(_MICROSOFT, 1)],
+        [name for name, default in _KEPT.items() if default is None],
+        [onnx.helper.make_attribute(name, value) for name, value in _KEPT.items() if value is not None],
+    )

@@ -1,0 +1,228 @@
+#include "kernels/attention.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <vector>
+
+#include "kernels/kernel.h"
+#include "kernels/workspace.h"
+
+namespace mxort {
+namespace {
+
+constexpr int64_t kRowsOfBlock = 48;         // queries of a task: what the keys' transposed copy pays for
+constexpr int64_t kKeysOfChunk = 512;        // keys of a task where there is one block of queries alone
+constexpr int64_t kPositionsOfTask = 128;    // appended to the cache
+constexpr int64_t kSerialWork = 256 * 1024;  // products below which another thread costs more than it saves
+
+int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+AttendKeys Kernel() {
+  [[maybe_unused]] static const CpuFeatures cpu = DetectCpu();
+#if defined(__x86_64__)
+  if (cpu.avx512) return AttendKeysAvx512;
+  if (cpu.avx2_fma) return AttendKeysAvx2;
+#endif
+  return AttendKeysPortable;
+}
+
+// A head at a position: rotated where the call asks for it, and times `factor`.
+void RotateHead(const AttentionCall& call, const float* from, int64_t position, float factor, float* to) {
+  const int64_t pairs = call.spec.rotary ? call.rotary_pairs : 0;
+  const float *cos = call.cos + position * pairs, *sin = call.sin + position * pairs;
+  if (call.spec.interleaved) {
+    for (int64_t i = 0; i < pairs; ++i) {
+      const float x = from[2 * i], y = from[2 * i + 1];
+      to[2 * i] = (x * cos[i] - y * sin[i]) * factor;
+      to[2 * i + 1] = (y * cos[i] + x * sin[i]) * factor;
+    }
+  } else {
+    for (int64_t i = 0; i < pairs; ++i) {
+      const float x = from[i], y = from[pairs + i];
+      to[i] = (x * cos[i] - y * sin[i]) * factor;
+      to[pairs + i] = (y * cos[i] + x * sin[i]) * factor;
+    }
+  }
+  for (int64_t i = 2 * pairs; i < call.head_size; ++i) to[i] = from[i] * factor;
+}
+
+// Where things are in one call.
+struct Places {
+  explicit Places(const AttentionCall& c)
+      : call(c),
+        group(c.spec.heads / c.spec.kv_heads),
+        row((c.spec.heads + 2 * c.spec.kv_heads) * c.head_size),
+        used(c.present_key == c.past_key ? *std::max_element(c.past, c.past + c.batch) + c.length
+                                         : c.present_capacity) {}
+  const float* Head(int64_t batch, int64_t position, int64_t head) const {
+    return call.qkv + (batch * call.length + position) * row + head * call.head_size;
+  }
+  int64_t Past(int64_t batch, int64_t head) const {
+    return (batch * call.spec.kv_heads + head) * call.past_capacity * call.head_size;
+  }
+  int64_t Present(int64_t batch, int64_t head) const {
+    return (batch * call.spec.kv_heads + head) * call.present_capacity * call.head_size;
+  }
+  const AttentionCall& call;
+  const int64_t group;  // heads of queries that share one of keys
+  const int64_t row;    // of qkv
+  const int64_t used;   // positions of the cache that this call reads or writes
+};
+
+// Makes positions [begin, end) of a head's cache: those that were there, the new ones, and zeros behind them.
+void FillCache(const Places& at, int64_t batch, int64_t head, int64_t begin, int64_t end) {
+  const AttentionCall& call = at.call;
+  const int64_t size = call.head_size, past = call.past[batch], all = past + call.length;
+  float *keys = call.present_key + at.Present(batch, head), *values = call.present_value + at.Present(batch, head);
+  if (call.present_key != call.past_key) {
+    const int64_t old = std::clamp(past, begin, end), from = at.Past(batch, head);
+    const auto bytes = static_cast<size_t>((old - begin) * size) * sizeof(float);
+    if (bytes > 0) {
+      std::memcpy(keys + begin * size, call.past_key + from + begin * size, bytes);
+      std::memcpy(values + begin * size, call.past_value + from + begin * size, bytes);
+    }
+    for (float* cache : {keys, values}) {
+      std::fill(cache + std::clamp(all, begin, end) * size, cache + end * size, 0.0f);
+    }
+  }
+  for (int64_t position = std::max(begin, past); position < std::min(end, all); ++position) {
+    const int64_t from = position - past;
+    RotateHead(call, at.Head(batch, from, call.spec.heads + head), position, 1.0f, keys + position * size);
+    std::memcpy(values + position * size, at.Head(batch, from, call.spec.heads + call.spec.kv_heads + head),
+                static_cast<size_t>(size) * sizeof(float));
+  }
+}
+
+// Queries [begin, end) of a group of heads, and what they have gathered.
+struct Block {
+  int64_t batch, head, begin, end;  // head: of keys
+  int64_t rows;
+  float *sums, *largest, *total;  // [rows, head_size], [rows], [rows]
+};
+
+void Attend(const Places& at, const Block& block, int64_t first_key, int64_t last_key) {
+  const AttentionCall& call = at.call;
+  const int64_t size = call.head_size, past = call.past[block.batch];
+  thread_local Workspace workspace;
+  thread_local std::vector<int64_t> limits;
+  limits.resize(static_cast<size_t>(block.rows));
+  const auto floats = static_cast<size_t>(block.rows * size + AttentionScratch(block.rows, size));
+  auto* q = reinterpret_cast<float*>(workspace.Get(floats * sizeof(float)));
+  const float scale = call.spec.scale != 0 ? call.spec.scale : 1.0f / std::sqrt(static_cast<float>(size));
+  int64_t row = 0;
+  for (int64_t position = block.begin; position < block.end; ++position) {
+    for (int64_t g = 0; g < at.group; ++g, ++row) {
+      RotateHead(call, at.Head(block.batch, position, block.head * at.group + g), past + position, scale,
+                 q + row * size);
+      limits[static_cast<size_t>(row)] = past + position + 1;
+    }
+  }
+  std::fill(block.sums, block.sums + block.rows * size, 0.0f);
+  std::fill(block.largest, block.largest + block.rows, -std::numeric_limits<float>::max());
+  std::fill(block.total, block.total + block.rows, 0.0f);
+  const int64_t cache = at.Present(block.batch, block.head);
+  Kernel()({q, block.rows, size, call.present_key + cache, call.present_value + cache, first_key,
+            std::min(last_key, past + block.end), limits.data(), call.spec.softcap, block.sums, block.largest,
+            block.total, q + block.rows * size});
+}
+
+// The sums of several ranges of keys, `parts` blocks behind each other, to rows of Y.
+void Finish(const Places& at, const Block* parts, int64_t count) {
+  const int64_t size = at.call.head_size;
+  int64_t row = 0;
+  for (int64_t position = parts->begin; position < parts->end; ++position) {
+    for (int64_t g = 0; g < at.group; ++g, ++row) {
+      float* y = at.call.y +
+                 ((parts->batch * at.call.length + position) * at.call.spec.heads + parts->head * at.group + g) * size;
+      float largest = parts->largest[row], total = 0;
+      for (int64_t i = 1; i < count; ++i) largest = std::max(largest, parts[i].largest[row]);
+      std::fill(y, y + size, 0.0f);
+      for (int64_t i = 0; i < count; ++i) {
+        const float factor = std::exp(parts[i].largest[row] - largest);
+        total += parts[i].total[row] * factor;
+        for (int64_t k = 0; k < size; ++k) y[k] += parts[i].sums[row * size + k] * factor;
+      }
+      const float share = 1 / total;
+      for (int64_t k = 0; k < size; ++k) y[k] *= share;
+    }
+  }
+}
+
+Block BlockAt(const Places& at, int64_t batch, int64_t head, int64_t begin, int64_t end, float* memory) {
+  const int64_t rows = (end - begin) * at.group;
+  float* largest = memory + rows * at.call.head_size;
+  return {batch, head, begin, end, rows, memory, largest, largest + rows};
+}
+int64_t BlockFloats(const Places& at, int64_t positions) { return positions * at.group * (at.call.head_size + 2); }
+
+// Few queries: a task is a head and a chunk of its keys, which it also appends to the cache.
+void ByKeys(const Places& at, const ParallelFor& parallel) {
+  const AttentionCall& call = at.call;
+  const int64_t heads = call.batch * call.spec.kv_heads, chunks = CeilDiv(at.used, kKeysOfChunk);
+  const int64_t floats = BlockFloats(at, call.length);
+  std::vector<float> memory(static_cast<size_t>(heads * chunks * floats));
+  parallel(heads * chunks, [&](int64_t task) {
+    const int64_t batch = task / chunks / call.spec.kv_heads, head = task / chunks % call.spec.kv_heads;
+    const int64_t begin = task % chunks * kKeysOfChunk;
+    const int64_t end = std::min(at.used, begin + kKeysOfChunk);
+    FillCache(at, batch, head, begin, end);
+    Attend(at, BlockAt(at, batch, head, 0, call.length, memory.data() + task * floats), begin, end);
+  });
+  std::vector<Block> parts;
+  for (int64_t i = 0; i < heads; ++i) {
+    const int64_t batch = i / call.spec.kv_heads, head = i % call.spec.kv_heads;
+    const int64_t used = CeilDiv(call.past[batch] + call.length, kKeysOfChunk);
+    parts.clear();
+    for (int64_t chunk = 0; chunk < used; ++chunk) {
+      parts.push_back(BlockAt(at, batch, head, 0, call.length, memory.data() + (i * chunks + chunk) * floats));
+    }
+    Finish(at, parts.data(), used);
+  }
+}
+
+// Many queries: first the cache, then a task is a head and a block of queries, the last and longest first.
+void ByQueries(const Places& at, int64_t positions, const ParallelFor& parallel) {
+  const AttentionCall& call = at.call;
+  const int64_t heads = call.batch * call.spec.kv_heads;
+  const int64_t pieces = CeilDiv(at.used, kPositionsOfTask);
+  parallel(heads * pieces, [&](int64_t task) {
+    const int64_t begin = task % pieces * kPositionsOfTask;
+    FillCache(at, task / pieces / call.spec.kv_heads, task / pieces % call.spec.kv_heads, begin,
+              std::min(at.used, begin + kPositionsOfTask));
+  });
+  const int64_t blocks = CeilDiv(call.length, positions);
+  parallel(heads * blocks, [&](int64_t task) {
+    thread_local Workspace workspace;
+    auto* memory =
+        reinterpret_cast<float*>(workspace.Get(static_cast<size_t>(BlockFloats(at, positions)) * sizeof(float)));
+    const int64_t begin = (blocks - 1 - task / heads) * positions, head = task % heads;
+    const int64_t end = std::min(call.length, begin + positions);
+    const Block block = BlockAt(at, head / call.spec.kv_heads, head % call.spec.kv_heads, begin, end, memory);
+    Attend(at, block, 0, at.used);
+    Finish(at, &block, 1);
+  });
+}
+
+}  // namespace
+
+int64_t AttentionScratch(int64_t rows, int64_t head_size) {
+  constexpr int64_t kKeyBlock = 64;
+  return (head_size + rows) * kKeyBlock;
+}
+
+void Attention(const AttentionCall& call, const ParallelFor& parallel) {
+  if (call.batch == 0 || call.length == 0) return;
+  const Places at(call);
+  const int64_t positions = std::max<int64_t>(1, kRowsOfBlock / at.group);
+  const int64_t work = call.batch * call.spec.heads * call.length * at.used * call.head_size;
+  const ParallelFor& run = work < kSerialWork ? ParallelFor(SerialFor) : parallel;
+  if (call.length <= positions) {
+    ByKeys(at, run);
+  } else {
+    ByQueries(at, positions, run);
+  }
+}
+
+}  // namespace mxort

@@ -1,0 +1,61 @@
+// Attention of grouped heads over a cache of keys and values, on the CPU: what GroupQueryAttention of com.microsoft
+// computes (docs/format.md). Knows no ONNX Runtime.
+#ifndef MXORT_KERNELS_ATTENTION_H_
+#define MXORT_KERNELS_ATTENTION_H_
+
+#include <cstdint>
+
+#include "kernels/parallel.h"
+
+namespace mxort {
+
+struct AttentionSpec {
+  int64_t heads = 0;     // of queries: a multiple of kv_heads
+  int64_t kv_heads = 0;  // of keys and values
+  float scale = 0;       // of the scores; 0: 1 / sqrt(head size)
+  float softcap = 0;     // scores become softcap * tanh(score / softcap); 0: they do not
+  bool rotary = false;   // queries and keys are rotated by their position
+  bool interleaved = false;
+};
+
+inline constexpr int64_t kHeadVector = 16;  // a head's size is a multiple of this
+
+// One call. A cache holds [batch, kv_heads, capacity, head_size]; `present` may be `past`.
+struct AttentionCall {
+  AttentionSpec spec;
+  int64_t batch, length, head_size;  // length: new positions
+  const float* qkv;                  // [batch, length, (heads + 2 kv_heads) head_size]
+  const float *past_key, *past_value;
+  int64_t past_capacity;
+  float *present_key, *present_value;
+  int64_t present_capacity;
+  const int64_t* past;     // [batch]: positions that are in the cache
+  const float *cos, *sin;  // [positions, rotary_pairs]
+  int64_t rotary_pairs;    // at most head_size / 2: the rest of a head is not rotated
+  float* y;                // [batch, length, heads head_size]
+};
+void Attention(const AttentionCall& call, const ParallelFor& parallel);
+
+// Queries that share keys, and a range of those. Everything is in float; q carries the scale.
+struct AttentionTile {
+  const float* q;  // [rows, head_size]
+  int64_t rows, head_size;
+  const float *keys, *values;  // [end, head_size]
+  int64_t begin, end;
+  const int64_t* limits;  // [rows]: each sees the keys before its limit
+  float softcap;
+  // Of the softmax so far, unnormalised: sums of weighted values [rows, head_size], and of each row the largest score
+  // and the sum of exp(score - largest).
+  float *sums, *largest, *total;
+  float* scratch;  // AttentionScratch floats
+};
+int64_t AttentionScratch(int64_t rows, int64_t head_size);
+
+using AttendKeys = void (*)(const AttentionTile&);
+void AttendKeysPortable(const AttentionTile& tile);
+void AttendKeysAvx2(const AttentionTile& tile);
+void AttendKeysAvx512(const AttentionTile& tile);
+
+}  // namespace mxort
+
+#endif  // MXORT_KERNELS_ATTENTION_H_

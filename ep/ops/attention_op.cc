@@ -1,0 +1,156 @@
+// Compiled against the headers of ONNX Runtime 1.21 too, like custom_op.cc.
+#include "ops/attention_op.h"
+
+#include <algorithm>
+#include <array>
+#include <string>
+#include <vector>
+
+#include "kernels/attention.h"
+#include "ops/custom_op_base.h"
+#include "ops/ort_status.h"
+#include "ops/spec.h"
+
+namespace mxort {
+namespace {
+
+constexpr const char* kName = "GroupQueryAttention";
+
+enum Input { kQkv, kPastKey, kPastValue, kLast, kTotal, kCos, kSin, kInputs };
+enum Output { kY, kPresentKey, kPresentValue, kOutputs };
+
+class AttentionKernel {
+ public:
+  AttentionKernel(const AttentionOp& op, const OrtKernelInfo* info) : api_(*op.api), where_(Where(op, info)) {
+    const KernelAttributes attributes(api_, info);
+    spec_.heads = attributes.Required("num_heads");
+    spec_.kv_heads = attributes.Required("kv_num_heads");
+    CheckDimension("num_heads", spec_.heads);
+    CheckDimension("kv_num_heads", spec_.kv_heads);
+    if (spec_.heads % spec_.kv_heads != 0) {
+      Fail("attribute num_heads", std::to_string(spec_.heads),
+           "a multiple of kv_num_heads, " + std::to_string(spec_.kv_heads));
+    }
+    attributes.Float("scale", &spec_.scale);
+    attributes.Float("softcap", &spec_.softcap);
+    int64_t rotary = 0, interleaved = 0;
+    attributes.Int("do_rotary", &rotary);
+    attributes.Int("rotary_interleaved", &interleaved);
+    spec_.rotary = rotary != 0;
+    spec_.interleaved = interleaved != 0;
+  }
+
+  static std::string Where(const AttentionOp& op, const OrtKernelInfo* info) {
+    return std::string(kName) + " '" + NodeName(*op.api, info) + "'";
+  }
+  const std::string& where() const { return where_; }
+  const OrtApi& api() const { return api_; }
+
+  void Compute(OrtKernelContext* context) const {
+    std::array<Tensor, kInputs> in;
+    for (size_t i = 0; i < in.size(); ++i) in[i] = ReadTensor(api_, InputValue(api_, context, i));
+    std::vector<int64_t> past;
+    AttentionCall call = Checked(in, &past);
+    const Shape cache = {call.batch, spec_.kv_heads, call.present_capacity, call.head_size};
+    call.y = Made(context, kY, {call.batch, call.length, spec_.heads * call.head_size});
+    call.present_key = Made(context, kPresentKey, cache);
+    call.present_value = Made(context, kPresentValue, cache);
+    Attention(call,
+              [&](int64_t tasks, const std::function<void(int64_t)>& body) { Parallel(api_, context, tasks, body); });
+  }
+
+ private:
+  float* Made(OrtKernelContext* context, size_t index, const Shape& shape) const {
+    OrtValue* value = nullptr;
+    void* data = nullptr;
+    Check(api_, api_.KernelContext_GetOutput(context, index, shape.data(), shape.size(), &value));
+    Check(api_, api_.GetTensorMutableData(value, &data));
+    return static_cast<float*>(data);
+  }
+
+  // The call as far as the inputs give it. Throws std::invalid_argument.
+  AttentionCall Checked(const std::array<Tensor, kInputs>& in, std::vector<int64_t>* past) const {
+    const Shape &qkv = in[kQkv].shape, &cache = in[kPastKey].shape, &cos = in[kCos].shape;
+    const int64_t all_heads = spec_.heads + 2 * spec_.kv_heads;
+    if (qkv.size() != 3 || qkv[2] == 0 || qkv[2] % (all_heads * kHeadVector) != 0) {
+      Fail("input query", "shape " + Text(qkv),
+           "[batch, length, " + std::to_string(all_heads) + " heads of a multiple of " + std::to_string(kHeadVector) +
+               "]");
+    }
+    AttentionCall call{};
+    call.spec = spec_;
+    call.batch = qkv[0];
+    call.length = qkv[1];
+    call.head_size = qkv[2] / all_heads;
+    call.past_capacity = cache.size() == 4 ? cache[2] : 0;
+    CheckShape("past_key", cache, {call.batch, spec_.kv_heads, call.past_capacity, call.head_size});
+    CheckShape("past_value", in[kPastValue].shape, cache);
+    int64_t lengths = 1, totals = 1;
+    for (const int64_t d : in[kLast].shape) lengths *= d;
+    for (const int64_t d : in[kTotal].shape) totals *= d;
+    if (lengths != call.batch) CheckShape("seqlens_k", in[kLast].shape, {call.batch});
+    if (totals != 1) CheckShape("total_sequence_length", in[kTotal].shape, {1});
+    const int64_t total = *static_cast<const int32_t*>(in[kTotal].data);
+    if (total < call.length) {
+      Fail("input total_sequence_length", std::to_string(total),
+           "the length, " + std::to_string(call.length) + ", or more");
+    }
+    call.present_capacity = std::max(call.past_capacity, total);
+    for (int64_t b = 0; b < call.batch; ++b) {  // of a first prompt, nothing is in the cache
+      const int64_t length = int64_t{static_cast<const int32_t*>(in[kLast].data)[b]} + 1;
+      past->push_back(call.length == total ? 0 : length - call.length);
+      if (past->back() < 0 || past->back() + call.length > total || past->back() > call.past_capacity) {
+        Fail("input seqlens_k", std::to_string(length - 1),
+             "at least " + std::to_string(call.length - 1) + ", and no more than " + std::to_string(total - 1) +
+                 " or the cache of " + std::to_string(call.past_capacity) + " holds");
+      }
+    }
+    call.rotary_pairs = cos.size() == 2 ? cos[1] : 0;
+    CheckShape("sin_cache", in[kSin].shape, cos);
+    if (spec_.rotary && (cos.size() != 2 || cos[0] < total || 2 * cos[1] > call.head_size)) {
+      Fail("input cos_cache", "shape " + Text(cos),
+           "at least " + std::to_string(total) + " positions of at most " + std::to_string(call.head_size / 2) +
+               " pairs");
+    }
+    call.qkv = static_cast<const float*>(in[kQkv].data);
+    call.past_key = static_cast<const float*>(in[kPastKey].data);
+    call.past_value = static_cast<const float*>(in[kPastValue].data);
+    call.cos = static_cast<const float*>(in[kCos].data);
+    call.sin = static_cast<const float*>(in[kSin].data);
+    call.past = past->data();
+    return call;
+  }
+
+  const OrtApi& api_;
+  const std::string where_;
+  AttentionSpec spec_;
+};
+
+}  // namespace
+
+AttentionOp MakeAttentionOp(const OrtApi* api, uint32_t version) {
+  AttentionOp op{};
+  static_cast<OrtCustomOp&>(op) = BasicOp(version);
+  op.api = api;
+  op.GetName = [](const OrtCustomOp*) { return kName; };
+  op.GetInputTypeCount = [](const OrtCustomOp*) -> size_t { return kInputs; };
+  op.GetInputType = [](const OrtCustomOp*, size_t index) {
+    return index == kLast || index == kTotal ? ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32
+                                             : ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
+  };
+  op.GetOutputTypeCount = [](const OrtCustomOp*) -> size_t { return kOutputs; };
+  op.GetOutputType = [](const OrtCustomOp*, size_t) { return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT; };
+  op.CreateKernelV2 = [](const OrtCustomOp* self, const OrtApi*, const OrtKernelInfo* info,
+                         void** kernel) -> OrtStatusPtr {
+    const auto& made = *static_cast<const AttentionOp*>(self);
+    return Guard(*made.api, AttentionKernel::Where(made, info), [&] { *kernel = new AttentionKernel(made, info); });
+  };
+  op.KernelComputeV2 = [](void* kernel, OrtKernelContext* context) -> OrtStatusPtr {
+    const auto& self = *static_cast<const AttentionKernel*>(kernel);
+    return Guard(self.api(), self.where(), [&] { self.Compute(context); });
+  };
+  op.KernelDestroy = [](void* kernel) { delete static_cast<AttentionKernel*>(kernel); };
+  return op;
+}
+
+}  // namespace mxort

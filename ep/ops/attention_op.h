@@ -1,0 +1,18 @@
+// GroupQueryAttention of this library's domain as an ONNX Runtime custom op: com.microsoft's operator with what
+// decoders give it, as inputs that are always present.
+#ifndef MXORT_OPS_ATTENTION_OP_H_
+#define MXORT_OPS_ATTENTION_OP_H_
+
+#include <onnxruntime_c_api.h>
+
+namespace mxort {
+
+struct AttentionOp : OrtCustomOp {
+  const OrtApi* api;
+};
+
+AttentionOp MakeAttentionOp(const OrtApi* api, uint32_t version);
+
+}  // namespace mxort
+
+#endif  // MXORT_OPS_ATTENTION_OP_H_
