@@ -62,12 +62,12 @@ void ComputeAll(const MatMulCall& call, const Kernel& kernel, const MatMulArgs& 
   const int64_t panel_tasks = CeilDiv(panels, panels_per_task);
   const int64_t strip_multiplies =
       std::min(call.M, panels_per_task * args.panel_rows) * args.blocks * kBlockSize * kStripColumns;
-  const int64_t strips_per_task = std::max<int64_t>(1, kTaskMultiplies / strip_multiplies);
-  const int64_t strip_tasks = CeilDiv(strips, strips_per_task);
+  // Tasks of equal size: of two threads neither waits for the other.
+  const int64_t strip_tasks = std::clamp<int64_t>(CeilDiv(strips * strip_multiplies, kTaskMultiplies), 1, strips);
   parallel(panel_tasks * strip_tasks, [&](int64_t task) {
-    const int64_t panel = task / strip_tasks * panels_per_task, strip = task % strip_tasks * strips_per_task;
+    const int64_t panel = task / strip_tasks * panels_per_task, strip = task % strip_tasks;
     kernel.compute(args, {panel, std::min(panels, panel + panels_per_task)},
-                   {strip, std::min(strips, strip + strips_per_task)});
+                   {strips * strip / strip_tasks, strips * (strip + 1) / strip_tasks});
   });
 }
 
