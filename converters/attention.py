@@ -50,7 +50,7 @@ def fuse(model: ir.Model) -> Fused:
             _replace(node)
             result.count += 1
     if result.count:
-        definition = ir.serde.deserialize_function(_function(model.opset_imports[""]))
+        definition = ir.serde.deserialize_function(function(model.opset_imports[""]))
         model.functions[definition.identifier()] = definition
         model.opset_imports.setdefault(functions.DOMAIN, functions.VERSION)
     return result
@@ -59,7 +59,10 @@ def fuse(model: ir.Model) -> Fused:
 def _refusal(node: ir.Node) -> str:
     """Why a node keeps the kernel it has; "" if it does not."""
     inputs = [*node.inputs, *[None] * (9 - len(node.inputs))]
-    packed, separate = inputs[1] is None and inputs[2] is None, inputs[1] is not None and inputs[2] is not None
+    packed, separate = (
+        inputs[1] is None and inputs[2] is None,
+        inputs[1] is not None and inputs[2] is not None,
+    )
     if not (packed or separate) or any(inputs[place] is None for place in _PLACES):
         return "an input is missing: a cache, the lengths, or the tables of a rotation"
     if any(value is not None for value in inputs[9:]):
@@ -103,7 +106,8 @@ def _replace(node: ir.Node) -> None:
     )
 
 
-def _function(opset: int) -> onnx.FunctionProto:
+def function(opset: int) -> onnx.FunctionProto:
+    """The operator as the node of com.microsoft that it stands for."""
     names = dict(zip(_PLACES, _INPUTS, strict=True))
     inputs = [names.get(place, "") for place in range(9)]
     original = onnx.helper.make_node(NAME, inputs, _OUTPUTS, domain=_MICROSOFT)

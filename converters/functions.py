@@ -46,6 +46,9 @@ GATHERS = tuple(f"Gather{kind}" for kind in _KINDS)
 """The operators of each kind: products with a weight, and rows of a table."""
 
 
+WITH_WEIGHTS = frozenset((*MATMULS, *GATHERS))
+
+
 def formats_of(operator: str) -> dict[str, ElementFormat]:
     """The weight formats of an operator by name; the first is its default."""
     kind = operator.removeprefix("MatMul").removeprefix("Gather")

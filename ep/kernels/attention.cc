@@ -19,15 +19,6 @@ constexpr int64_t kSerialWork = 256 * 1024;  // products below which another thr
 
 int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-AttendKeys Kernel() {
-  [[maybe_unused]] static const CpuFeatures cpu = DetectCpu();
-#if defined(__x86_64__)
-  if (cpu.avx512) return AttendKeysAvx512;
-  if (cpu.avx2_fma) return AttendKeysAvx2;
-#endif
-  return AttendKeysPortable;
-}
-
 // A head at a position: rotated where the call asks for it, and times `factor`.
 void RotateHead(const AttentionCall& call, const float* from, int64_t position, float factor, float* to) {
   const int64_t pairs = call.spec.rotary ? call.rotary_pairs : 0;
@@ -123,9 +114,9 @@ void Attend(const Places& at, const Block& block, int64_t first_key, int64_t las
   std::fill(block.largest, block.largest + block.rows, -std::numeric_limits<float>::max());
   std::fill(block.total, block.total + block.rows, 0.0f);
   const int64_t cache = at.Present(block.batch, block.head);
-  Kernel()({q, block.rows, size, call.present_key + cache, call.present_value + cache, first_key,
-            std::min(last_key, past + block.end), limits.data(), call.spec.softcap, block.sums, block.largest,
-            block.total, q + block.rows * size});
+  call.kernel({q, block.rows, size, call.present_key + cache, call.present_value + cache, first_key,
+               std::min(last_key, past + block.end), limits.data(), call.spec.softcap, block.sums, block.largest,
+               block.total, q + block.rows * size});
 }
 
 // The sums of several ranges of keys, `parts` blocks behind each other, to rows of Y.
@@ -206,6 +197,15 @@ void ByQueries(const Places& at, int64_t positions, const ParallelFor& parallel)
 }
 
 }  // namespace
+
+AttendKeys SelectAttendKeys([[maybe_unused]] const CpuFeatures& cpu, [[maybe_unused]] const std::string& first) {
+#if defined(__x86_64__)
+  const bool any = first.empty();
+  if (cpu.avx512 && (any || first.rfind("avx512", 0) == 0)) return AttendKeysAvx512;
+  if (cpu.avx2_fma && (any || first.rfind("avx", 0) == 0)) return AttendKeysAvx2;
+#endif
+  return AttendKeysPortable;
+}
 
 int64_t AttentionScratch(int64_t rows, int64_t head_size) {
   constexpr int64_t kKeyBlock = 64;

@@ -4,7 +4,9 @@
 #define MXORT_KERNELS_ATTENTION_H_
 
 #include <cstdint>
+#include <string>
 
+#include "kernels/kernel.h"
 #include "kernels/parallel.h"
 
 namespace mxort {
@@ -19,22 +21,6 @@ struct AttentionSpec {
 };
 
 inline constexpr int64_t kHeadVector = 16;  // a head's size is a multiple of this
-
-// One call. A cache holds [batch, kv_heads, capacity, head_size]; `present` may be `past`.
-struct AttentionCall {
-  AttentionSpec spec;
-  int64_t batch, length, head_size;  // length: new positions
-  const float* qkv;                  // [batch, length, (heads + 2 kv_heads) head_size]
-  const float *past_key, *past_value;
-  int64_t past_capacity;
-  float *present_key, *present_value;
-  int64_t present_capacity;
-  const int64_t* past;     // [batch]: positions that are in the cache
-  const float *cos, *sin;  // [positions, rotary_pairs]
-  int64_t rotary_pairs;    // at most head_size / 2: the rest of a head is not rotated
-  float* y;                // [batch, length, heads head_size]
-};
-void Attention(const AttentionCall& call, const ParallelFor& parallel);
 
 // Queries that share keys, and a range of those. Everything is in float; q carries the scale.
 struct AttentionTile {
@@ -55,6 +41,26 @@ using AttendKeys = void (*)(const AttentionTile&);
 void AttendKeysPortable(const AttentionTile& tile);
 void AttendKeysAvx2(const AttentionTile& tile);
 void AttendKeysAvx512(const AttentionTile& tile);
+
+// The one for a CPU; `first` is a row of the kernel table (KernelOverride) that its instructions are not to go beyond.
+AttendKeys SelectAttendKeys(const CpuFeatures& cpu, const std::string& first);
+
+// One call. A cache holds [batch, kv_heads, capacity, head_size]; `present` may be `past`.
+struct AttentionCall {
+  AttentionSpec spec;
+  AttendKeys kernel;
+  int64_t batch, length, head_size;  // length: new positions
+  const float* qkv;                  // [batch, length, (heads + 2 kv_heads) head_size]
+  const float *past_key, *past_value;
+  int64_t past_capacity;
+  float *present_key, *present_value;
+  int64_t present_capacity;
+  const int64_t* past;     // [batch]: positions that are in the cache
+  const float *cos, *sin;  // [positions, rotary_pairs]
+  int64_t rotary_pairs;    // at most head_size / 2: the rest of a head is not rotated
+  float* y;                // [batch, length, heads head_size]
+};
+void Attention(const AttentionCall& call, const ParallelFor& parallel);
 
 }  // namespace mxort
 

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "kernels/attention.h"
+#include "kernels/kernel_table.h"
 #include "ops/custom_op_base.h"
 #include "ops/ort_status.h"
 #include "ops/spec.h"
@@ -38,6 +39,7 @@ class AttentionKernel {
     attributes.Int("rotary_interleaved", &interleaved);
     spec_.rotary = rotary != 0;
     spec_.interleaved = interleaved != 0;
+    kernel_ = SelectAttendKeys(DetectCpu(), KernelOverride());
   }
 
   static std::string Where(const AttentionOp& op, const OrtKernelInfo* info) {
@@ -79,6 +81,7 @@ class AttentionKernel {
     }
     AttentionCall call{};
     call.spec = spec_;
+    call.kernel = kernel_;
     call.batch = qkv[0];
     call.length = qkv[1];
     call.head_size = qkv[2] / all_heads;
@@ -124,6 +127,7 @@ class AttentionKernel {
   const OrtApi& api_;
   const std::string where_;
   AttentionSpec spec_;
+  AttendKeys kernel_;
 };
 
 }  // namespace

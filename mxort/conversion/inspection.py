@@ -82,7 +82,11 @@ def inspect(path: str | os.PathLike[str], recipe: Recipe | None = None) -> Inspe
         recipe = Recipe.from_json(made.recipe)
     recipe = recipe or Recipe()
     found, warnings = selection.find(model, recipe)
-    ours = [node for node in model.graph.all_nodes() if node.domain == functions.DOMAIN]
+    ours = [
+        n
+        for n in model.graph.all_nodes()
+        if n.domain == functions.DOMAIN and n.op_type in functions.WITH_WEIGHTS
+    ]
     if converted:
         found = [replace(site, skip=site.skip or _LEFT) for site in found]
         warnings = (_UNFOLDED,) if rewrite.is_unfolded(model) else ()

@@ -177,6 +177,7 @@ class _LayerPlan:
 def _plan_layers(reference: Path, converted: Path) -> _LayerPlan:
     from mxort.converters.functions import (
         DOMAIN,
+        WITH_WEIGHTS,
     )  # pulls in onnxscript: a second that plain compare need not pay
 
     known = {value.name for node in read_graph(reference).graph for value in node.outputs}
@@ -184,7 +185,7 @@ def _plan_layers(reference: Path, converted: Path) -> _LayerPlan:
     top_level = set(model.graph)
     nodes, unmatched = {}, {}
     for node in model.graph.all_nodes():
-        if node.domain != DOMAIN:
+        if node.domain != DOMAIN or node.op_type not in WITH_WEIGHTS:
             continue
         output, label = node.outputs[0].name or "", node.name or node.op_type
         if node not in top_level:

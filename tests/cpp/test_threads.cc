@@ -16,6 +16,7 @@
 #include <thread>
 #include <vector>
 
+#include "kernels/attention.h"
 #include "kernels/content_cache.h"
 #include "kernels/fingerprint.h"
 #include "kernels/kernel_table.h"
@@ -66,7 +67,8 @@ struct Problem {
   explicit Problem(const MatMulSpec& s) : spec(s) {
     std::mt19937 random(1);
     const int64_t blocks = BlocksOf(kK);
-    for (int64_t i = 0; i < kN * blocks * kPackedBlockBytes; ++i) codes.push_back(static_cast<uint8_t>(random()));
+    for (int64_t i = 0; i < kN * blocks * BlockBytes(s.weight_format); ++i)
+      codes.push_back(static_cast<uint8_t>(random()));
     for (int64_t i = 0; i < kN * blocks; ++i) scales.push_back(static_cast<uint8_t>(120 + random() % 10));
     std::normal_distribution<float> normal;
     for (int64_t i = 0; i < kN; ++i) column_scale.push_back(normal(random)), bias.push_back(normal(random));
@@ -110,6 +112,49 @@ int Wrong(const Problem& problem, const Kernel& kernel) {
   int total = 0;
   for (const int w : wrong) total += w;
   return total;
+}
+
+// Attention of `length` new positions behind 700 others, in a cache of its own and in the one that was given: the
+// heads, chunks of keys and blocks of queries are computed by different threads.
+void TestAttention(int64_t length) {
+  constexpr int64_t kPast = 700, kHeads = 6, kKvHeads = 2, kSize = 32, kCapacity = 800, kBatch = 2;
+  std::mt19937 random(2);
+  std::normal_distribution<float> normal;
+  const auto numbers = [&](int64_t count) {
+    std::vector<float> x(static_cast<size_t>(count));
+    for (float& value : x) value = normal(random);
+    return x;
+  };
+  const std::vector<float> qkv = numbers(kBatch * length * (kHeads + 2 * kKvHeads) * kSize);
+  const std::vector<float> keys = numbers(kBatch * kKvHeads * kCapacity * kSize),
+                           values = numbers(kBatch * kKvHeads * kCapacity * kSize);
+  const std::vector<float> angles = numbers(kCapacity * kSize / 2);
+  const std::vector<int64_t> past(kBatch, kPast);
+  const auto run = [&](bool shared, const ParallelFor& parallel) {
+    std::vector<float> y(static_cast<size_t>(kBatch * length * kHeads * kSize)), old_keys = keys, old_values = values;
+    std::vector<float> new_keys(keys.size()), new_values(values.size());
+    AttentionCall call{};
+    call.spec = {kHeads, kKvHeads, 0, 0, true, false};
+    call.kernel = SelectAttendKeys(DetectCpu(), "");
+    call.batch = kBatch;
+    call.length = length;
+    call.head_size = kSize;
+    call.qkv = qkv.data();
+    call.past_key = old_keys.data();
+    call.past_value = old_values.data();
+    call.past_capacity = call.present_capacity = kCapacity;
+    call.present_key = shared ? old_keys.data() : new_keys.data();
+    call.present_value = shared ? old_values.data() : new_values.data();
+    call.past = past.data();
+    call.cos = call.sin = angles.data();
+    call.rotary_pairs = kSize / 2;
+    call.y = y.data();
+    Attention(call, parallel);
+    return y;
+  };
+  const std::vector<float> expected = run(false, SerialFor);
+  Expect(run(false, ThreadedLoop) == expected, "attention: threads give the same bits");
+  Expect(run(true, ThreadedLoop) == expected, "attention: and so does a cache that grows in place");
 }
 
 // ---- the cache of contents ------------------------------------------------------------------------------------------
@@ -293,14 +338,18 @@ int main() {
   TestFingerprints();
   TestErrorsOfThreadsReachTheCaller();
   for (const ActivationFormat format : {ActivationFormat::kNone, ActivationFormat::kMxfp6E2M3}) {
-    const Problem problem({kK, kN, 32, format, AccuracyLevel::kBf16});
-    for (const Kernel* kernel : KernelTable()) {
-      if (!kernel->cpu_has(DetectCpu()) || !kernel->supports(problem.spec)) continue;
-      const int wrong = Wrong(problem, *kernel);
-      ++(wrong ? failed : passed);
-      if (wrong) std::fprintf(stderr, "FAILED %s: %d of %d runs differ\n", kernel->name, wrong, kThreads * kRuns);
+    for (const WeightFormat weights : {WeightFormat::kMxfp4, WeightFormat::kMxfp8E4M3, WeightFormat::kMxint8}) {
+      const Problem problem({kK, kN, 32, format, AccuracyLevel::kBf16, weights});
+      for (const Kernel* kernel : KernelTable()) {
+        const bool takes = kernel->layout->holds(weights) && kernel->supports(problem.spec);
+        if (!kernel->cpu_has(DetectCpu()) || !takes) continue;
+        const int wrong = Wrong(problem, *kernel);
+        ++(wrong ? failed : passed);
+        if (wrong) std::fprintf(stderr, "FAILED %s: %d of %d runs differ\n", kernel->name, wrong, kThreads * kRuns);
+      }
     }
   }
+  for (const int64_t length : {1, 40}) TestAttention(length);
   std::printf("%d passed, %d failed\n", passed, failed);
   return failed == 0 && passed > 0 ? 0 : 1;
 }
