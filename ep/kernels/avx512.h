@@ -17,13 +17,6 @@ MXORT_INLINE __m512 LoadScales16(const void* p) {
   return _mm512_castsi512_ps(_mm512_mask_mov_epi32(bits, is_nan, _mm512_set1_epi32(kFloatNaN)));
 }
 
-// The same for scales that are normal floats (kNormalScales): two instructions instead of five, of some thirty that a
-// row and block take.
-MXORT_INLINE __m512 LoadNormalScales16(const void* p) {
-  const __m512i byte = _mm512_cvtepu8_epi32(_mm_loadu_si128(static_cast<const __m128i*>(p)));
-  return _mm512_castsi512_ps(_mm512_slli_epi32(byte, kFloatMantissaBits));
-}
-
 }  // namespace mxort
 
 #endif  // MXORT_KERNELS_AVX512_H_

@@ -77,14 +77,14 @@ struct Int8Avx2 {
     return _mm256_add_epi32(_mm256_slli_epi32(first, kTermRatioBits), second);
   }
   MXORT_INLINE Floats ToFloat(Ints x) { return _mm256_cvtepi32_ps(x); }
-  MXORT_INLINE Floats Scale(Floats x, const uint8_t* scale) {
-    return _mm256_mul_ps(x, _mm256_broadcast_ss(reinterpret_cast<const float*>(scale)));
+  MXORT_INLINE Ints LoadExponents(const uint8_t* p) {
+    const Ints bytes = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+    return _mm256_slli_epi32(bytes, kFloatMantissaBits);
+  }
+  MXORT_INLINE Floats Scales(Ints exponents, const uint8_t* bits) {
+    return _mm256_castsi256_ps(_mm256_add_epi32(exponents, Broadcast(bits)));
   }
   MXORT_INLINE Floats MultiplyAdd(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }
-  MXORT_INLINE Floats LoadScales(const uint8_t* p) {
-    const Ints byte = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
-    return _mm256_castsi256_ps(_mm256_slli_epi32(byte, kFloatMantissaBits));
-  }
   MXORT_INLINE void Store(float* out, Floats x) { _mm256_storeu_ps(out, x); }
 };
 

@@ -93,11 +93,14 @@ struct Int8Avx512 {
     return _mm512_add_epi32(_mm512_slli_epi32(first, kTermRatioBits), second);
   }
   MXORT_INLINE Floats ToFloat(Ints x) { return _mm512_cvtepi32_ps(x); }
-  MXORT_INLINE Floats Scale(Floats x, const uint8_t* scale) {
-    return _mm512_mul_ps(x, _mm512_castsi512_ps(Broadcast(scale)));
+  MXORT_INLINE Ints LoadExponents(const uint8_t* p) {
+    const Ints bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    return _mm512_slli_epi32(bytes, kFloatMantissaBits);
+  }
+  MXORT_INLINE Floats Scales(Ints exponents, const uint8_t* bits) {
+    return _mm512_castsi512_ps(_mm512_add_epi32(exponents, Broadcast(bits)));
   }
   MXORT_INLINE Floats MultiplyAdd(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
-  MXORT_INLINE Floats LoadScales(const uint8_t* p) { return LoadNormalScales16(p); }
   MXORT_INLINE void Store(float* out, Floats x) { _mm512_storeu_ps(out, x); }
 };
 

@@ -111,9 +111,6 @@ struct ScaleRange {
   bool Holds(const ScaleRange& other) const { return lowest <= other.lowest && other.highest <= highest; }
 };
 
-// Scales whose byte is a float's exponent as it stands: not 2^-127 (0) and not NaN (255).
-inline constexpr ScaleRange kNormalScales = {1, kScaleNaN - 1};
-
 // One row of the kernel table.
 struct Kernel {
   const char* name;
