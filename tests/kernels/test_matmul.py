@@ -194,7 +194,7 @@ def test_every_code_and_scale(kernel: Row) -> None:
 
 @each_kernel
 @pytest.mark.parametrize(("activation_format", "level"), FORMATS_AND_LEVELS)
-@pytest.mark.parametrize("byte", [0, 1, 2, 126, 200, 252, 253, 254])
+@pytest.mark.parametrize("byte", [0, 1, 2, 62, 63, 126, 143, 144, 200, 252, 253, 254])
 def test_extreme_weight_scales(kernel: Row, activation_format: str, level: int, byte: int) -> None:
     rng = np.random.default_rng(byte)
     case = case_for(kernel, rng, 20, 96, activation_format, level)
@@ -215,6 +215,23 @@ def test_extreme_activations(kernel: Row, activation_format: str, level: int, ex
     a = np.ldexp(rng.uniform(-1.9, 1.9, (4, 96)), exponent).astype(np.float32)
     a[2, 40:] = 0
     check(case, a, kernel, f"{kernel} 2^{exponent}")
+
+
+@each_kernel
+@pytest.mark.parametrize(("activation_format", "level"), FORMATS_AND_LEVELS)
+@pytest.mark.parametrize("byte", [63, 127, 143])
+@pytest.mark.parametrize("exponent", [-80, -63, -56, -54, -52, -45, -20, 60, 98])
+def test_small_and_large_activations(
+    kernel: Row, activation_format: str, level: int, byte: int, exponent: int
+) -> None:
+    """Around the ranges within which the integer kernels add exponents (63 to 143 of weights): zeros beside them too."""
+    rng = np.random.default_rng(exponent + byte + 100)
+    case = case_for(kernel, rng, 20, 96, activation_format, level)
+    case.scales[:] = byte
+    case.bias[:] = 0
+    a = np.ldexp(rng.uniform(-1.9, 1.9, (4, 96)), exponent).astype(np.float32)
+    a[1, :32], a[2, 64:] = 0, np.ldexp(a[2, 64:], -8)
+    check(case, a, kernel, f"{kernel} 2^{exponent} scale {byte}")
 
 
 @each_kernel
