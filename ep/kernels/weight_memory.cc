@@ -1,10 +1,13 @@
 #include "kernels/weight_memory.h"
 
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <cstdio>
 #include <mutex>
 #include <new>
+#include <vector>
 
 namespace mxort {
 namespace {
@@ -45,6 +48,27 @@ std::shared_ptr<uint8_t> AllocateWeights(size_t bytes) {
   uint8_t* data = chunk.get() + used;
   used += rounded;
   return {chunk, data};
+}
+
+void DropFilePages([[maybe_unused]] const void* data, [[maybe_unused]] size_t bytes) {
+#if defined(__linux__)
+  // An entry of pagemap for each page. A private mapping's page that was written to is no longer the file's.
+  constexpr uint64_t kOfFile = uint64_t{1} << 61, kPresent = uint64_t{1} << 63;
+  const auto page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+  const size_t first = RoundUp(reinterpret_cast<uintptr_t>(data), page) / page;
+  const size_t last = (reinterpret_cast<uintptr_t>(data) + bytes) / page;
+  const std::unique_ptr<FILE, int (*)(FILE*)> map(std::fopen("/proc/self/pagemap", "rbe"), std::fclose);
+  if (first >= last || !map || std::fseek(map.get(), static_cast<long>(first * sizeof(uint64_t)), SEEK_SET)) return;
+  std::vector<uint64_t> entries(last - first);
+  if (std::fread(entries.data(), sizeof(uint64_t), entries.size(), map.get()) != entries.size()) return;
+  const auto droppable = [&](size_t i) { return (entries[i] & kPresent) && (entries[i] & kOfFile); };
+  for (size_t i = 0; i < entries.size();) {
+    size_t end = i;
+    while (end < entries.size() && droppable(end)) ++end;
+    if (end > i) madvise(reinterpret_cast<void*>((first + i) * page), (end - i) * page, MADV_DONTNEED);
+    i = end + 1;
+  }
+#endif
 }
 
 }  // namespace mxort

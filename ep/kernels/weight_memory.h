@@ -14,6 +14,11 @@ namespace mxort {
 // std::bad_alloc.
 std::shared_ptr<uint8_t> AllocateWeights(size_t bytes);
 
+// Takes pages that are a file's, as it is on disk, out of this process: they stay in the system's cache of files, and
+// are mapped again for whoever reads them. Other memory is left alone. ONNX Runtime maps the data files of large
+// models, and weights are read for the last time, mostly, when they have been packed.
+void DropFilePages(const void* data, size_t bytes);
+
 }  // namespace mxort
 
 #endif  // MXORT_KERNELS_WEIGHT_MEMORY_H_

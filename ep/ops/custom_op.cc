@@ -10,6 +10,7 @@
 
 #include "kernels/kernel_table.h"
 #include "kernels/matmul.h"
+#include "kernels/weight_memory.h"
 #include "ops/attention_op.h"
 #include "ops/custom_op_base.h"
 #include "ops/gather_op.h"
@@ -34,6 +35,9 @@ class MatMulKernel : public OperatorKernel {
     if (AllPresent(constants_)) host_.emplace(constants_);
     if (constants_[kB].data && constants_[kBScale].data) {
       packed_ = SharedPackedWeights(spec_, *kernels_[0]->layout, WeightsOf(constants_));
+      const int64_t blocks = spec_.N * BlocksOf(spec_.K);
+      DropFilePages(constants_[kB].data, static_cast<size_t>(blocks * BlockBytes(spec_.weight_format)));
+      DropFilePages(constants_[kBScale].data, static_cast<size_t>(blocks));
     }
   }
 

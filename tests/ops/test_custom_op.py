@@ -10,6 +10,7 @@ import ml_dtypes
 import numpy as np
 import onnx
 import onnx.reference
+import onnxruntime as ort
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,6 +20,7 @@ import op_model
 import oracle
 from mxort import _native
 from mxort.formats import WEIGHT_FORMATS
+from mxort.runtime.session import get_library_path
 from oracle import FORMATS_AND_LEVELS, random_case
 
 EMULATES_OR_HAS_AMX = any(
@@ -388,3 +390,28 @@ def test_each_type_has_its_own_kernel(elem_type: int, tmp_path: Path) -> None:
         2 if elem_type == TensorProto.BFLOAT16 else 1
     )  # of the other identity casts, the first is removed
     assert [n.op_type for n in onnx.load(optimized).graph.node].count("Cast") == own_casts
+
+
+def test_pages_of_packed_weights_are_given_back(tmp_path: Path) -> None:
+    """ONNX Runtime maps a data file. What has been packed of it leaves the process, and comes back when it is read."""
+    case = random_case(np.random.default_rng(11), 4096, 1024)
+    proto = op_model.model(case, dims=("M",))
+    path = tmp_path / "m.onnx"
+    onnx.save(proto, path, save_as_external_data=True, location="m.data")
+    options = ort.SessionOptions()
+    options.register_custom_ops_library(get_library_path())
+    session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    resident, mapped, inside = 0, 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if "-" in line.split()[0]:
+            inside = line.endswith("m.data")
+        elif inside and line.startswith(("Rss:", "Size:")):
+            kilobytes = int(line.split()[1])
+            resident, mapped = (
+                (resident + kilobytes, mapped) if line[0] == "R" else (resident, mapped + kilobytes)
+            )
+    assert mapped >= case.codes.nbytes // 1024, "a data file is mapped, or this test sees nothing"
+    assert resident < mapped / 10
+    a = np.random.default_rng(12).standard_normal((3, 1024)).astype(np.float32)
+    a[1, 5] = 1e38  # a row for the reference, which reads the weights as they were
+    oracle.assert_close(case, a, session.run(None, {"A": a})[0], "mapped")
