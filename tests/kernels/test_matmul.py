@@ -225,6 +225,8 @@ def test_small_and_large_activations(
     kernel: Row, activation_format: str, level: int, byte: int, exponent: int
 ) -> None:
     """Around the ranges within which the integer kernels add exponents (63 to 143 of weights); zeros beside them."""
+    if exponent + byte - SCALE_BIAS < -130:
+        pytest.skip("results are subnormal: their spacing is no error of the kernel")
     rng = np.random.default_rng(exponent + byte + 100)
     case = case_for(kernel, rng, 20, 96, activation_format, level)
     case.scales[:] = byte
