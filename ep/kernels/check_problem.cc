@@ -27,13 +27,15 @@ float Rounded(DataType type, float x) {
 CheckProblem::CheckProblem(const MatMulSpec& s, int64_t rows, DataType type)
     : spec(s),
       m(rows),
-      codes(static_cast<size_t>(s.N * BlocksOf(s.K) * kPackedBlockBytes)),
+      codes(static_cast<size_t>(s.N * BlocksOf(s.K) * BlockBytes(s.weight_format))),
       scales(static_cast<size_t>(s.N * BlocksOf(s.K))),
       a(static_cast<size_t>(rows * s.K)),
       column_scale(static_cast<size_t>(s.N)),
       bias(column_scale.size()) {
   Sequence sequence;
-  for (uint8_t& code : codes) code = static_cast<uint8_t>(sequence.Next());
+  // Of whole bytes without a bit that E4M3's NaN has.
+  const uint8_t bits = BlockBytes(s.weight_format) == kBlockSize ? 0xBF : 0xFF;
+  for (uint8_t& code : codes) code = static_cast<uint8_t>(sequence.Next()) & bits;
   for (uint8_t& scale : scales) scale = static_cast<uint8_t>(kScaleBias - 4 + sequence.Next() % 8);
   for (float& x : a) x = Rounded(type, sequence.Number());
   for (float& x : column_scale) x = 1.5f + sequence.Number() / 2;

@@ -37,7 +37,11 @@ bool Right(const Kernel& kernel, const MatMulSpec& spec, double bound) {
 // The operator's promise; with an activation format only float sums differ.
 bool Right(const Kernel& kernel, AccuracyLevel level, int rotation, ActivationFormat format) {
   const double bound = format == ActivationFormat::kNone ? PromisedError(level) : 1e-6;
-  return Right(kernel, {kK, kN, rotation, format, level}, bound);
+  for (const WeightFormat weights : {WeightFormat::kMxfp4, WeightFormat::kMxfp8E4M3, WeightFormat::kMxint8}) {
+    if (!kernel.layout->holds(weights)) continue;
+    if (!Right(kernel, {kK, kN, rotation, format, level, weights}, bound)) return false;
+  }
+  return true;
 }
 
 }  // namespace

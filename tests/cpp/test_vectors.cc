@@ -51,6 +51,7 @@ Result EvaluateFormat(const std::string& format, float value, unsigned char code
   if (format == E3M2::kName) return Evaluate<E3M2>(value, code);
   if (format == E4M3::kName) return Evaluate<E4M3>(value, code);
   if (format == E5M2::kName) return Evaluate<E5M2>(value, code);
+  if (format == INT8::kName) return Evaluate<INT8>(value, code);
   std::fprintf(stderr, "unknown format %s\n", format.c_str());
   std::exit(2);
 }
@@ -85,7 +86,8 @@ bool PacksFormat(const std::vector<std::string>& row) {
   if (row[0] == E2M1::kName) return Packs<E2M1>(codes, bytes);
   if (row[0] == E2M3::kName) return Packs<E2M3>(codes, bytes);
   if (row[0] == E3M2::kName) return Packs<E3M2>(codes, bytes);
-  return row[0] == E4M3::kName && Packs<E4M3>(codes, bytes);
+  if (row[0] == E4M3::kName) return Packs<E4M3>(codes, bytes);
+  return row[0] == INT8::kName && Packs<INT8>(codes, bytes);
 }
 
 int failures = 0, passed = 0;
