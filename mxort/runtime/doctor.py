@@ -36,6 +36,7 @@ _CHECK_CASES = (
     *(("none", level, 1, _BASE) for level in (0, 1, 3, 4)),
     *((name, 0, rotation, _BASE) for name in ACTIVATION_FORMATS if name != "none" for rotation in _CHECK_K),
     *(("none", 1, rotation, name) for name in WEIGHT_FORMATS if name != _BASE for rotation in _CHECK_K),
+    *(("none", level, 1, "mxint8") for level in (3, 4)),  # by the integer kernels
 )
 """(activation_format, accuracy_level, rotation, weight_format) of the self-check."""
 

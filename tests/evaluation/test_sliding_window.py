@@ -60,23 +60,5 @@ def test_calibration(pair, tmp_path):
     rng = np.random.default_rng(0)
     data = [rng.integers(0, VOCABULARY, LONG) for _ in range(4)]
     report = mxort.convert(pair[0], tmp_path / "c.onnx", calibration=data, min_elements=1)
-    assert {site.algorithm for site in report.converted} == {"mr-gptq"}
-    assert all(site.gain_db > 0 for site in report.converted)
-
-
-def test_bench_decodes_beyond_the_window(pair):
-    result = bench_models(pair, runs=3, warmup=0, threads=1, generate=WINDOW + 4, prompt=LONG)
-    assert all(model.decode is not None for model in result.models)
-
-
-def test_what_does_not_run_names_the_made_up_inputs(pair):
-    with pytest.raises(mxort.MxortError, match=r"fails to run: .*made up: --inputs FILE.npz .*--dim"):
-        mxort.compare(*pair, dims={"total_sequence_length": 7})
-
-
-def test_figures_that_are_too_good_are_doubted(pair, tmp_path):
-    same = mxort.compare(pair[0], pair[0])
-    assert same.made_up and "made up" in same.note
-    assert mxort.compare(*pair).note == ""
-    np.savez(tmp_path / "in.npz", **generate_inputs(model_io.load(pair[0]).model, "m"))
-    assert mxort.compare(pair[0], pair[0], tmp_path / "in.npz").note == ""
+    algorithms = {(site.algorithm, site.weight_format) for site in report.converted}
+    assert algorithms == {("mr-gptq", "mxfp4"), ("rtn", "mxint8")}, "a wide table is not calibrated"
