@@ -1,4 +1,4 @@
-"""What mxort does to two real transformers: size, accuracy and latency, fp32 next to MXFP4, on this machine.
+"""What mxort does to two real transformers, beside what people use today: size, accuracy and latency, on this machine.
 
 Usage: python samples/demo.py [--cache build/models] [--json numbers.json]
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import re
 import sys
 import time
@@ -23,6 +24,7 @@ import onnxruntime as ort
 from decoder import Decoder, perplexity, text_tokens
 from embed import embed
 from models import CACHE, ModelError, minilm, smollm2
+from onnxruntime.quantization import quantize_dynamic
 from rich.console import Console
 from rich.table import Table
 from tokenizers import Tokenizer
@@ -39,33 +41,41 @@ PREFILL_TOKENS = 256
 
 @dataclass(frozen=True)
 class Row:
-    """One measured quantity of the fp32 model and of its conversion."""
+    """One measured quantity of the fp32 model, of what onnxruntime's own tools make of it, and of its conversion."""
 
     key: str
     label: str
     form: str
     fp32: float | None
+    peer: float | None
     mxfp4: float
 
 
-def converted(source: Path) -> tuple[Path, list[Row], Counter[str]]:
+def converted(source: Path, peer: Path) -> tuple[Path, list[Row], Counter[str]]:
     """Convert with the default preset: the file, its rows, and how many layers were skipped and why."""
     target = source.with_suffix(".mxfp4.onnx")
     report = mxort.convert(source, target, recipe="weight-only")
     skipped = Counter(site.reason for site in report.skipped)
     rows = [
-        Row("bytes", "size, MB", "megabytes", report.original_bytes, report.converted_bytes),
-        Row("layers_converted", "layers converted", "d", None, len(report.converted)),
-        Row("layers_skipped", "layers skipped", "d", None, len(report.skipped)),
-        Row("convert_seconds", "conversion, s", ".1f", None, report.seconds),
+        Row(
+            "bytes", "size, MB", "megabytes", report.original_bytes, file_bytes(peer), report.converted_bytes
+        ),
+        Row("layers_converted", "layers converted", "d", None, None, len(report.converted)),
+        Row("layers_skipped", "layers skipped", "d", None, None, len(report.skipped)),
+        Row("convert_seconds", "conversion, s", ".1f", None, None, report.seconds),
     ]
     return target, rows, skipped
 
 
-def sessions(source: Path, target: Path) -> tuple[ort.InferenceSession, ort.InferenceSession]:
-    """The fp32 model in plain onnxruntime and the converted one with our library."""
-    fp32 = ort.InferenceSession(source, session_options(threads=0))
-    return fp32, mxort.InferenceSession(target, session_options(threads=0))
+def file_bytes(model: Path) -> int:
+    """Of a model with its data file."""
+    return sum(file.stat().st_size for file in model.parent.glob(f"{model.name}*"))
+
+
+def sessions(source: Path, peer: Path, target: Path) -> list[ort.InferenceSession]:
+    """The fp32 model and the peer in plain onnxruntime, and the converted one with our library."""
+    plain = [ort.InferenceSession(path, session_options(threads=0)) for path in (source, peer)]
+    return [*plain, mxort.InferenceSession(target, session_options(threads=0))]
 
 
 def milliseconds(runs: Sequence[Callable[[], object]], rounds: int) -> list[float]:
@@ -91,19 +101,22 @@ def sentences() -> list[str]:
 
 def demo_minilm(folder: Path) -> tuple[list[Row], Counter[str]]:
     """Sentence embeddings: agreement with fp32 and the time of one text of 128 tokens."""
-    source = folder / "model.onnx"
-    target, rows, skipped = converted(source)
+    source, peer = folder / "model.onnx", folder / "int8.onnx"
+    if not peer.exists():
+        logging.getLogger().setLevel(logging.ERROR)  # it would advise a step that changes nothing here
+        quantize_dynamic(source, peer)
+    target, rows, skipped = converted(source, peer)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    pair = sessions(source, target)
-    fp32, mxfp4 = (embed(session, tokenizer, sentences()) for session in pair)
-    cosine = float((fp32 * mxfp4).sum(axis=1).mean())
-    ranks = rank_agreement(fp32, mxfp4)
+    three = sessions(source, peer, target)
+    fp32, *others = (embed(session, tokenizer, sentences()) for session in three)
+    cosines = [float((fp32 * other).sum(axis=1).mean()) for other in others]
+    ranks = [rank_agreement(fp32, other) for other in others]
     tokens = text_tokens(tokenizer, 128)[None]
     feeds = {"input_ids": tokens, "attention_mask": np.ones_like(tokens)}
-    times = milliseconds([partial(session.run, None, feeds) for session in pair], rounds=40)
+    times = milliseconds([partial(session.run, None, feeds) for session in three], rounds=40)
     rows += [
-        Row("cosine", "embeddings, mean cosine to fp32", ".4f", 1.0, cosine),
-        Row("rank_agreement", "similarities, rank correlation to fp32", ".4f", 1.0, ranks),
+        Row("cosine", "embeddings, mean cosine to fp32", ".4f", 1.0, *cosines),
+        Row("rank_agreement", "similarities, rank correlation to fp32", ".4f", 1.0, *ranks),
         Row("encode_ms", "encode 1 x 128 tokens, ms", ".2f", *times),
     ]
     return rows, skipped
@@ -111,11 +124,11 @@ def demo_minilm(folder: Path) -> tuple[list[Row], Counter[str]]:
 
 def demo_smollm2(folder: Path) -> tuple[list[Row], Counter[str]]:
     """A language model: perplexity, the time of a prompt and the time of a generated token."""
-    source = folder / "model.onnx"
-    target, rows, skipped = converted(source)
+    source, peer = folder / "model.onnx", folder / "int4" / "model.onnx"
+    target, rows, skipped = converted(source, peer)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokens = text_tokens(tokenizer, PERPLEXITY_TOKENS)
-    decoders = [Decoder(session, folder) for session in sessions(source, target)]
+    decoders = [Decoder(session, folder) for session in sessions(source, peer, target)]
     perplexities = [perplexity(decoder, tokens) for decoder in decoders]
 
     def prefill(decoder: Decoder) -> None:
@@ -138,17 +151,18 @@ class Demo:
     """A model: what it is called, and how it is got and shown."""
 
     title: str
+    peer: str
     obtain: Callable[[Path], Path]
     run: Callable[[Path], tuple[list[Row], Counter[str]]]
 
 
 DEMOS = {
-    "minilm": Demo("paraphrase-MiniLM-L3-v2, sentence encoder", minilm, demo_minilm),
-    "smollm2": Demo("SmolLM2-135M-Instruct, language model", smollm2, demo_smollm2),
+    "minilm": Demo("paraphrase-MiniLM-L3-v2, sentence encoder", "onnxruntime int8", minilm, demo_minilm),
+    "smollm2": Demo("SmolLM2-135M-Instruct, language model", "genai int4", smollm2, demo_smollm2),
 }
 
 
-def show(console: Console, title: str, rows: Sequence[Row], skipped: Counter[str]) -> None:
+def show(console: Console, demo: Demo, rows: Sequence[Row], skipped: Counter[str]) -> None:
     """Print one model's table and why layers were skipped."""
 
     def cell(row: Row, value: float | None) -> str:
@@ -156,12 +170,12 @@ def show(console: Console, title: str, rows: Sequence[Row], skipped: Counter[str
             return ""
         return f"{value / 1e6:.1f}" if row.form == "megabytes" else format(value, row.form)
 
-    table = Table(title=title, title_justify="left")
+    table = Table(title=demo.title, title_justify="left")
     table.add_column("")
-    for heading in ("fp32", "MXFP4"):
+    for heading in ("fp32", demo.peer, "mxort"):
         table.add_column(heading, justify="right")
     for row in rows:
-        table.add_row(row.label, cell(row, row.fp32), cell(row, row.mxfp4))
+        table.add_row(row.label, cell(row, row.fp32), cell(row, row.peer), cell(row, row.mxfp4))
     console.print(table)
     for reason, count in skipped.items():
         console.print(f"skipped {count}: {reason}", markup=False)
@@ -169,7 +183,7 @@ def show(console: Console, title: str, rows: Sequence[Row], skipped: Counter[str
 
 def main() -> None:
     """Obtain, convert, measure and print the models."""
-    parser = argparse.ArgumentParser(description="Size, accuracy and latency of fp32 next to MXFP4.")
+    parser = argparse.ArgumentParser(description="Size, accuracy and latency beside fp32 and a peer.")
     parser.add_argument("--cache", type=Path, default=CACHE, help="where models are kept (build/models)")
     parser.add_argument("--models", nargs="+", choices=DEMOS, default=list(DEMOS), help="only these")
     parser.add_argument("--json", type=Path, help="also write the numbers to this file")
@@ -182,8 +196,8 @@ def main() -> None:
     models = {}
     for name, folder in folders.items():
         rows, skipped = DEMOS[name].run(folder)
-        show(console, DEMOS[name].title, rows, skipped)
-        models[name] = {row.key: {"fp32": row.fp32, "mxfp4": row.mxfp4} for row in rows}
+        show(console, DEMOS[name], rows, skipped)
+        models[name] = {row.key: {"fp32": row.fp32, "peer": row.peer, "mxfp4": row.mxfp4} for row in rows}
     if arguments.json:
         numbers = {"machine": asdict(machine), "onnxruntime": ort.__version__, "models": models}
         arguments.json.write_text(json.dumps(numbers, indent=2) + "\n")

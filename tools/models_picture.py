@@ -39,7 +39,7 @@ def _int8(source: Path, target: Path) -> None:
 
 
 def _tables(source: Path, target: Path) -> None:
-    mxort.convert(source, target, convert_lm_head=True, convert_embedding=True, accuracy_level=4)
+    mxort.convert(source, target, convert_embedding=True, table_format="mxfp4")
 
 
 VARIANTS: dict[str, Make | None] = {
@@ -47,7 +47,7 @@ VARIANTS: dict[str, Make | None] = {
     "onnxruntime int8 (dynamic)": _int8,
     "onnxruntime int4 (MatMulNBits)": quantize_nbits,
     "MXFP4, default": lambda source, target: mxort.convert(source, target),
-    "MXFP4, tables too, level 4": _tables,
+    "MXFP4, tables too": _tables,
 }
 SUBJECTS: dict[str, tuple[type[Subject], str, str]] = {
     "paraphrase-MiniLM-L3-v2": (MiniLM, "cosine", "embeddings, cosine to fp32"),

@@ -269,7 +269,7 @@ _VARIANTS: dict[str, Callable[[Path, Path], None]] = {
 
 
 def _convert(source: Path, target: Path, accuracy_level: int) -> None:
-    convert(source, target, convert_lm_head=True, accuracy_level=accuracy_level)
+    convert(source, target, accuracy_level=accuracy_level)
 
 
 def quantize_nbits(source: Path, target: Path) -> None:
