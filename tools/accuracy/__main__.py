@@ -55,7 +55,7 @@ def measure(subject: Subject, row: Row, folder: Path, arguments: argparse.Namesp
     if done.returncode:
         sys.exit(done.stderr.strip())
     seconds, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
-    files = [file for file in (target, target.with_name(target.name + ".data")) if file.exists()]
+    files = list(folder.glob(f"{target.name}*"))  # a data file is named after its content
     result = subject.measure(target, arguments.threads) | {
         "file_mb": sum(f.stat().st_size for f in files) / 1e6
     }

@@ -54,8 +54,7 @@ SMOOTH = Row(
     {"algorithm": "smooth-gptq"},
     0.25,
 )
-LM_HEAD = {"convert_lm_head": True}
-TABLES = {"convert_embedding": True, **LM_HEAD}
+TABLES = {"table_format": "mxfp4"}
 
 
 def text() -> str:
@@ -122,17 +121,20 @@ class SmolLM2OnPlays(SmolLM2):
 
 
 class SmolLM2Tables(SmolLM2):
-    """What it costs to convert the output projection, and the embedding that shares its table."""
+    """What the format of the table that output projection and embedding share costs."""
 
     name = "smollm2-tables"
     heading = (*SmolLM2.heading[:4], "file, MB", *COST)
     rows = (
-        RTN,
-        Row("rtn-lm-head", "rtn, and lm_head alone: the float table stays", False, LM_HEAD),
-        Row("rtn-tables", "rtn, and lm_head with the embedding", False, TABLES),
+        Row("rtn-table-float", "rtn, the table in float", False, {"table_format": "float"}),
+        Row("rtn-table-mxint8", "rtn, the table in MXINT8 (default)", False, {}),
+        *(
+            Row(f"rtn-table-{name}", f"rtn, the table in {name}", False, {"table_format": name})
+            for name in ("mxfp8_e4m3", "mxfp6_e2m3", "mxfp4")
+        ),
         Row(
             "mr-gptq-tables",
-            "mr-gptq, a quarter of the text, and lm_head with the embedding",
+            "mr-gptq, a quarter of the text, the table in mxfp4",
             True,
             TABLES,
             times=0.25,
