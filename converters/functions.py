@@ -242,7 +242,10 @@ def _integers(operator: str) -> Any:
         "integers", onnx.TensorProto.INT8, values.shape, values.astype(np.int8).tobytes(), raw=True
     )
     scales_of_units = onnx.helper.make_tensor(
-        "scales", onnx.TensorProto.FLOAT, [256], scale_value(np.arange(256, dtype=np.uint8)) / np.float32(units)
+        "scales",
+        onnx.TensorProto.FLOAT,
+        [256],
+        scale_value(np.arange(256, dtype=np.uint8)) / np.float32(units),
     )
     block = [-1, BLOCK_SIZE]
 
@@ -301,7 +304,9 @@ def _integers(operator: str) -> Any:
 def _is_integer(operator: str) -> bool:
     """Whether the elements fit int8 in units of the smallest, in all formats of an operator of whole bytes."""
     formats = formats_of(operator).values()
-    return all(fmt.max * 2 ** (fmt.bias - 1 + fmt.mantissa_bits) < 128 and 8 % fmt.bits == 0 for fmt in formats)
+    return all(
+        fmt.max * 2 ** (fmt.bias - 1 + fmt.mantissa_bits) < 128 and 8 % fmt.bits == 0 for fmt in formats
+    )
 
 
 _FUNCTIONS = {name: _matmul(name) for name in MATMULS} | {name: _gather(name) for name in GATHERS}

@@ -114,9 +114,9 @@ void Attend(const Places& at, const Block& block, int64_t first_key, int64_t las
   std::fill(block.largest, block.largest + block.rows, -std::numeric_limits<float>::max());
   std::fill(block.total, block.total + block.rows, 0.0f);
   const int64_t cache = at.Present(block.batch, block.head);
-  call.kernel({q, block.rows, size, call.present_key + cache, call.present_value + cache, first_key,
-               std::min(last_key, past + block.end), limits.data(), call.spec.softcap, block.sums, block.largest,
-               block.total, q + block.rows * size});
+  call.kernel({q, block.rows, size, call.present_key + cache, call.present_value + cache, size, first_key,
+               std::min(last_key, past + block.end), limits.data(), call.spec.softcap, nullptr, 0, 0, block.sums,
+               block.largest, block.total, q + block.rows * size});
 }
 
 // The sums of several ranges of keys, `parts` blocks behind each other, to rows of Y.
@@ -223,6 +223,38 @@ void Attention(const AttentionCall& call, const ParallelFor& parallel) {
   } else {
     ByQueries(at, positions, run);
   }
+}
+
+void DenseAttention(const DenseAttentionCall& call, const ParallelFor& parallel) {
+  if (call.batch == 0 || call.length == 0) return;
+  const int64_t size = call.head_size, width = call.heads * size, blocks = CeilDiv(call.length, kRowsOfBlock);
+  const int64_t work = call.batch * call.length * call.keys * width;
+  const ParallelFor& run = work < kSerialWork ? ParallelFor(SerialFor) : parallel;
+  const std::vector<int64_t> limits(static_cast<size_t>(kRowsOfBlock), call.keys);
+  run(call.batch * call.heads * blocks, [&](int64_t task) {
+    thread_local Workspace workspace;  // of a block
+    const int64_t batch = task / blocks / call.heads, head = task / blocks % call.heads;
+    const int64_t first = task % blocks * kRowsOfBlock, rows = std::min(kRowsOfBlock, call.length - first);
+    const auto floats = static_cast<size_t>(rows * (2 * size + 2) + AttentionScratch(rows, size));
+    auto* q = reinterpret_cast<float*>(workspace.Get(floats * sizeof(float)));
+    float *sums = q + rows * size, *largest = sums + rows * size, *total = largest + rows;
+    const int64_t from = (batch * call.length + first) * width + head * size;
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int64_t i = 0; i < size; ++i) q[r * size + i] = call.query[from + r * width + i] * call.scale;
+    }
+    std::fill(sums, largest, 0.0f);
+    std::fill(largest, total, -std::numeric_limits<float>::max());
+    std::fill(total, total + rows, 0.0f);
+    const int64_t keys = batch * call.keys * width + head * size;
+    const int64_t* strides = call.mask_strides;
+    const float* mask = call.mask + batch * strides[0] + head * strides[1] + first * strides[2];
+    call.kernel({q, rows, size, call.key + keys, call.value + keys, width, 0, call.keys, limits.data(), 0, mask,
+                 strides[2], strides[3], sums, largest, total, total + rows});
+    for (int64_t r = 0; r < rows; ++r) {
+      const float share = 1 / total[r];
+      for (int64_t i = 0; i < size; ++i) call.y[from + r * width + i] = sums[r * size + i] * share;
+    }
+  });
 }
 
 }  // namespace mxort

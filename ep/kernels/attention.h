@@ -26,10 +26,13 @@ inline constexpr int64_t kHeadVector = 16;  // a head's size is a multiple of th
 struct AttentionTile {
   const float* q;  // [rows, head_size]
   int64_t rows, head_size;
-  const float *keys, *values;  // [end, head_size]
+  const float *keys, *values;  // [end, head_size], `stride` floats apart
+  int64_t stride;
   int64_t begin, end;
   const int64_t* limits;  // [rows]: each sees the keys before its limit
   float softcap;
+  const float* mask;  // null, or what is added to the score of row r and key k: mask[r * mask_row + k * mask_key]
+  int64_t mask_row, mask_key;
   // Of the softmax so far, unnormalised: sums of weighted values [rows, head_size], and of each row the largest score
   // and the sum of exp(score - largest).
   float *sums, *largest, *total;
@@ -61,6 +64,19 @@ struct AttentionCall {
   float* y;                // [batch, length, heads head_size]
 };
 void Attention(const AttentionCall& call, const ParallelFor& parallel);
+
+// The same without a cache, every query seeing every key: y = softmax(scale q k^T + mask) v for each head.
+struct DenseAttentionCall {
+  AttendKeys kernel;
+  int64_t batch, length, keys, heads, head_size;
+  float scale;
+  const float* query;        // [batch, length, heads head_size]
+  const float *key, *value;  // [batch, keys, heads head_size]
+  const float* mask;         // broadcast to [batch, heads, length, keys] by these strides
+  int64_t mask_strides[4];
+  float* y;  // [batch, length, heads head_size]
+};
+void DenseAttention(const DenseAttentionCall& call, const ParallelFor& parallel);
 
 }  // namespace mxort
 

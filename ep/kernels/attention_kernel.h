@@ -86,12 +86,12 @@ MXORT_INLINE void Multiply(int64_t rows, int64_t columns, int64_t depth, const f
 }
 
 // keys [count, size] to [size, kKeyBlock], zeros behind them; by squares of four.
-MXORT_INLINE void Transpose(const float* keys, int64_t count, int64_t size, float* transposed) {
+MXORT_INLINE void Transpose(const float* keys, int64_t stride, int64_t count, int64_t size, float* transposed) {
   for (int64_t k = 0; k < kKeyBlock; k += 4) {
     for (int64_t i = 0; i < size; i += 4) {
       Float4 row[4] = {};
       for (int64_t j = 0; j < 4 && k + j < count; ++j) {
-        row[j] = *reinterpret_cast<const Float4*>(keys + (k + j) * size + i);
+        row[j] = *reinterpret_cast<const Float4*>(keys + (k + j) * stride + i);
       }
       const Float4 low01 = __builtin_shufflevector(row[0], row[1], 0, 4, 1, 5);
       const Float4 low23 = __builtin_shufflevector(row[2], row[3], 0, 4, 1, 5);
@@ -118,14 +118,14 @@ MXORT_INLINE void Scores(const AttentionTile& tile, const float* keys, int64_t c
       for (int64_t r = 0; r < tile.rows; ++r) {
         typename S::Vector sum = S::Zero();
         for (int64_t i = 0; i < size; i += kHeadVector) {
-          sum = S::MultiplyAdd(S::Load(tile.q + r * size + i), S::Load(keys + k * size + i), sum);
+          sum = S::MultiplyAdd(S::Load(tile.q + r * size + i), S::Load(keys + k * tile.stride + i), sum);
         }
         scores[r * kKeyBlock + k] = S::Sum(sum);
       }
     }
     return;
   }
-  Transpose(keys, count, size, transposed);
+  Transpose(keys, tile.stride, count, size, transposed);
   __builtin_memset(scores, 0, static_cast<size_t>(tile.rows * kKeyBlock) * sizeof(float));
   Multiply<S>(tile.rows, kKeyBlock, size, tile.q, size, transposed, kKeyBlock, scores, kKeyBlock);
 }
@@ -151,15 +151,30 @@ MXORT_INLINE void SoftCap(float cap, float* scores) {
   }
 }
 
+MXORT_INLINE void AddMask(const AttentionTile& tile, int64_t begin, int64_t count, float* scores) {
+  for (int64_t r = 0; r < tile.rows; ++r) {
+    const float* mask = tile.mask + r * tile.mask_row + begin * tile.mask_key;
+    if (tile.mask_key == 1) {
+      for (int64_t k = 0; k < count; ++k) scores[r * kKeyBlock + k] += mask[k];
+    } else {
+      for (int64_t k = 0; k < count; ++k) scores[r * kKeyBlock + k] += mask[k * tile.mask_key];
+    }
+  }
+}
+
 // One row's scores of a block, `visible` of which count, to their share of the softmax; what came before is rescaled.
 MXORT_INLINE void SoftmaxRow(const AttentionTile& tile, int64_t row, int visible, float* scores) {
   if (tile.softcap > 0) SoftCap(tile.softcap, scores);
-  for (int k = 0; k < kKeyBlock; ++k) scores[k] = k < visible ? scores[k] : -__builtin_inff();
+  if (visible < kKeyBlock) {
+    for (int k = 0; k < kKeyBlock; ++k) scores[k] = k < visible ? scores[k] : -__builtin_inff();
+  }
   const auto max = [](float x, float y) { return x > y ? x : y; };
   const float largest = max(FoldBlock(scores, max), tile.largest[row]);
   const float factor = Exp(tile.largest[row] - largest);
   for (int k = 0; k < kKeyBlock; ++k) scores[k] = Exp(scores[k] - largest);
-  for (int k = 0; k < kKeyBlock; ++k) scores[k] = k < visible ? scores[k] : 0.0f;
+  if (visible < kKeyBlock) {
+    for (int k = 0; k < kKeyBlock; ++k) scores[k] = k < visible ? scores[k] : 0.0f;
+  }
   const float total = FoldBlock(scores, [](float x, float y) { return x + y; });
   tile.total[row] = tile.total[row] * factor + total;
   tile.largest[row] = largest;
@@ -172,7 +187,8 @@ MXORT_INLINE void AttendRange(const AttentionTile& tile) {
   float *transposed = tile.scratch, *scores = transposed + tile.head_size * kKeyBlock;
   for (int64_t begin = tile.begin; begin < tile.end; begin += kKeyBlock) {
     const int64_t count = tile.end - begin < kKeyBlock ? tile.end - begin : kKeyBlock;
-    Scores<S>(tile, tile.keys + begin * tile.head_size, count, transposed, scores);
+    Scores<S>(tile, tile.keys + begin * tile.stride, count, transposed, scores);
+    if (tile.mask) AddMask(tile, begin, count, scores);
     for (int64_t r = 0; r < tile.rows; ++r) {
       const int64_t left = tile.limits[r] - begin, visible = left < 0 ? 0 : left < count ? left : count;
       if (visible > 0) {
@@ -181,8 +197,8 @@ MXORT_INLINE void AttendRange(const AttentionTile& tile) {
         __builtin_memset(scores + r * kKeyBlock, 0, kKeyBlock * sizeof(float));
       }
     }
-    Multiply<S>(tile.rows, tile.head_size, count, scores, kKeyBlock, tile.values + begin * tile.head_size,
-                tile.head_size, tile.sums, tile.head_size);
+    Multiply<S>(tile.rows, tile.head_size, count, scores, kKeyBlock, tile.values + begin * tile.stride, tile.stride,
+                tile.sums, tile.head_size);
   }
 }
 

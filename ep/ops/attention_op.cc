@@ -16,9 +16,19 @@ namespace mxort {
 namespace {
 
 constexpr const char* kName = "GroupQueryAttention";
+constexpr const char* kDenseName = "MultiHeadAttention";
 
 enum Input { kQkv, kPastKey, kPastValue, kLast, kTotal, kCos, kSin, kInputs };
 enum Output { kY, kPresentKey, kPresentValue, kOutputs };
+
+// Output `index` of a shape, in float.
+float* MakeOutput(const OrtApi& api, OrtKernelContext* context, size_t index, const Shape& shape) {
+  OrtValue* value = nullptr;
+  void* data = nullptr;
+  Check(api, api.KernelContext_GetOutput(context, index, shape.data(), shape.size(), &value));
+  Check(api, api.GetTensorMutableData(value, &data));
+  return static_cast<float*>(data);
+}
 
 class AttentionKernel {
  public:
@@ -63,11 +73,7 @@ class AttentionKernel {
 
  private:
   float* Made(OrtKernelContext* context, size_t index, const Shape& shape) const {
-    OrtValue* value = nullptr;
-    void* data = nullptr;
-    Check(api_, api_.KernelContext_GetOutput(context, index, shape.data(), shape.size(), &value));
-    Check(api_, api_.GetTensorMutableData(value, &data));
-    return static_cast<float*>(data);
+    return MakeOutput(api_, context, index, shape);
   }
 
   // The call as far as the inputs give it. Throws std::invalid_argument.
@@ -130,12 +136,94 @@ class AttentionKernel {
   AttendKeys kernel_;
 };
 
-}  // namespace
+// MultiHeadAttention: y = softmax(scale q k^T + mask) v for each head; all but the mask are [batch, length, heads,
+// size].
+class DenseKernel {
+ public:
+  DenseKernel(const AttentionOp& op, const OrtKernelInfo* info) : api_(*op.api), where_(Where(op, info)) {
+    KernelAttributes(api_, info).Float("scale", &scale_);
+    kernel_ = SelectAttendKeys(DetectCpu(), KernelOverride());
+  }
 
-AttentionOp MakeAttentionOp(const OrtApi* api, uint32_t version) {
+  static std::string Where(const AttentionOp& op, const OrtKernelInfo* info) {
+    return std::string(kDenseName) + " '" + NodeName(*op.api, info) + "'";
+  }
+  const std::string& where() const { return where_; }
+  const OrtApi& api() const { return api_; }
+
+  void Compute(OrtKernelContext* context) const {
+    std::array<Tensor, 4> in;
+    for (size_t i = 0; i < in.size(); ++i) in[i] = ReadTensor(api_, InputValue(api_, context, i));
+    const Shape &q = in[0].shape, &k = in[1].shape;
+    if (q.size() != 4 || q[2] == 0 || q[3] == 0 || q[3] % kHeadVector != 0) {
+      Fail("input query", "shape " + Text(q),
+           "[batch, length, heads, a multiple of " + std::to_string(kHeadVector) + "]");
+    }
+    DenseAttentionCall call{};
+    call.keys = k.size() == 4 ? k[1] : 0;
+    CheckShape("key", k, {q[0], call.keys, q[2], q[3]});
+    CheckShape("value", in[2].shape, k);
+    call.kernel = kernel_;
+    call.batch = q[0];
+    call.length = q[1];
+    call.heads = q[2];
+    call.head_size = q[3];
+    call.scale = scale_;
+    const Shape full = {call.batch, call.heads, call.length, call.keys};
+    Strides(in[3].shape, full, call.mask_strides);
+    call.query = static_cast<const float*>(in[0].data);
+    call.key = static_cast<const float*>(in[1].data);
+    call.value = static_cast<const float*>(in[2].data);
+    call.mask = static_cast<const float*>(in[3].data);
+    call.y = MakeOutput(api_, context, 0, q);
+    DenseAttention(
+        call, [&](int64_t tasks, const std::function<void(int64_t)>& body) { Parallel(api_, context, tasks, body); });
+  }
+
+ private:
+  // Strides with which a mask is broadcast to `full`. Throws std::invalid_argument where it cannot be.
+  static void Strides(const Shape& mask, const Shape& full, int64_t* strides) {
+    int64_t stride = 1;
+    bool fits = mask.size() <= full.size();
+    for (size_t i = 0; i < full.size(); ++i) {
+      const size_t to = full.size() - 1 - i;
+      const int64_t dimension = i < mask.size() ? mask[mask.size() - 1 - i] : 1;
+      fits = fits && (dimension == 1 || dimension == full[to]);
+      strides[to] = dimension == 1 ? 0 : stride;
+      stride *= dimension;
+    }
+    if (!fits) Fail("input mask", "shape " + Text(mask), "one that broadcasts to " + Text(full));
+  }
+
+  const OrtApi& api_;
+  const std::string where_;
+  float scale_ = 1;
+  AttendKeys kernel_;
+};
+
+template <class Kernel>
+AttentionOp MakeOp(const OrtApi* api, uint32_t version) {
   AttentionOp op{};
   static_cast<OrtCustomOp&>(op) = BasicOp(version);
   op.api = api;
+  op.CreateKernelV2 = [](const OrtCustomOp* self, const OrtApi*, const OrtKernelInfo* info,
+                         void** kernel) -> OrtStatusPtr {
+    const auto& made = *static_cast<const AttentionOp*>(self);
+    return Guard(*made.api, Kernel::Where(made, info), [&] { *kernel = new Kernel(made, info); });
+  };
+  op.KernelComputeV2 = [](void* kernel, OrtKernelContext* context) -> OrtStatusPtr {
+    const auto& self = *static_cast<const Kernel*>(kernel);
+    return Guard(self.api(), self.where(), [&] { self.Compute(context); });
+  };
+  op.KernelDestroy = [](void* kernel) { delete static_cast<Kernel*>(kernel); };
+  op.GetOutputType = [](const OrtCustomOp*, size_t) { return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT; };
+  return op;
+}
+
+}  // namespace
+
+AttentionOp MakeAttentionOp(const OrtApi* api, uint32_t version) {
+  AttentionOp op = MakeOp<AttentionKernel>(api, version);
   op.GetName = [](const OrtCustomOp*) { return kName; };
   op.GetInputTypeCount = [](const OrtCustomOp*) -> size_t { return kInputs; };
   op.GetInputType = [](const OrtCustomOp*, size_t index) {
@@ -143,17 +231,14 @@ AttentionOp MakeAttentionOp(const OrtApi* api, uint32_t version) {
                                              : ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
   };
   op.GetOutputTypeCount = [](const OrtCustomOp*) -> size_t { return kOutputs; };
-  op.GetOutputType = [](const OrtCustomOp*, size_t) { return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT; };
-  op.CreateKernelV2 = [](const OrtCustomOp* self, const OrtApi*, const OrtKernelInfo* info,
-                         void** kernel) -> OrtStatusPtr {
-    const auto& made = *static_cast<const AttentionOp*>(self);
-    return Guard(*made.api, AttentionKernel::Where(made, info), [&] { *kernel = new AttentionKernel(made, info); });
-  };
-  op.KernelComputeV2 = [](void* kernel, OrtKernelContext* context) -> OrtStatusPtr {
-    const auto& self = *static_cast<const AttentionKernel*>(kernel);
-    return Guard(self.api(), self.where(), [&] { self.Compute(context); });
-  };
-  op.KernelDestroy = [](void* kernel) { delete static_cast<AttentionKernel*>(kernel); };
+  return op;
+}
+
+AttentionOp MakeDenseAttentionOp(const OrtApi* api, uint32_t version) {
+  AttentionOp op = MakeOp<DenseKernel>(api, version);
+  op.GetName = [](const OrtCustomOp*) { return kDenseName; };
+  op.GetInputTypeCount = [](const OrtCustomOp*) -> size_t { return 4; };
+  op.GetInputType = [](const OrtCustomOp*, size_t) { return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT; };
   return op;
 }
 

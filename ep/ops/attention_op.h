@@ -13,6 +13,9 @@ struct AttentionOp : OrtCustomOp {
 
 AttentionOp MakeAttentionOp(const OrtApi* api, uint32_t version);
 
+// MultiHeadAttention: attention of encoders, without a cache.
+AttentionOp MakeDenseAttentionOp(const OrtApi* api, uint32_t version);
+
 }  // namespace mxort
 
 #endif  // MXORT_OPS_ATTENTION_OP_H_

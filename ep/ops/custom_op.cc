@@ -174,7 +174,7 @@ struct Domain {
   const OrtApi* api = nullptr;
   std::vector<MatMulOp> ops;
   std::vector<GatherOp> gathers;
-  AttentionOp attention;
+  AttentionOp attention, dense_attention;
   OrtCustomOpDomain* domain = nullptr;
 };
 
@@ -204,12 +204,14 @@ OrtCustomOpDomain* CustomOpDomain(const OrtApiBase* base, const OrtApi** api) {
       }
       entry.gathers = GatherOps(entry.api, version);
       entry.attention = MakeAttentionOp(entry.api, version);
+      entry.dense_attention = MakeDenseAttentionOp(entry.api, version);
     }
     OrtCustomOpDomain* domain = nullptr;
     Check(*entry.api, entry.api->CreateCustomOpDomain(kDomain, &domain));
     for (const MatMulOp& op : entry.ops) Check(*entry.api, entry.api->CustomOpDomain_Add(domain, &op));
     for (const GatherOp& op : entry.gathers) Check(*entry.api, entry.api->CustomOpDomain_Add(domain, &op));
     Check(*entry.api, entry.api->CustomOpDomain_Add(domain, &entry.attention));
+    Check(*entry.api, entry.api->CustomOpDomain_Add(domain, &entry.dense_attention));
     entry.domain = domain;
   }
   *api = entry.api;

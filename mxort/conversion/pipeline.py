@@ -21,7 +21,7 @@ from mxort.conversion.one_weight import operand_of
 from mxort.conversion.recipe import Recipe, RecipeOptions
 from mxort.conversion.report import CONVERTED, SKIPPED, Report, SiteReport
 from mxort.conversion.weights import Calibration, Packed, Packer
-from mxort.converters import attention, model_io, rewrite, sites, storage, verify
+from mxort.converters import attention, encoder_attention, model_io, rewrite, sites, storage, verify
 from mxort.converters.metadata import Conversion
 from mxort.converters.opset import OpsetError, opset_of
 from mxort.converters.staged_output import StagedOutput
@@ -187,6 +187,7 @@ def _convert_sites(
             rewrite.apply(source.model, replacements, pool, conversion)
             if recipe.fuse:
                 attention.fuse(source.model)
+                encoder_attention.fuse(source.model)
         except OpsetError as error:
             raise MxortError(f"{source.name}: {error}") from None
     return replace(plan, warnings=(*plan.warnings, *packer.warnings)), (*rows, *plan.kept)

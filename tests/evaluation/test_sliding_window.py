@@ -10,7 +10,6 @@ from mxort.calibration.data import complete
 from mxort.calibration.example_inputs import generate_inputs
 from mxort.converters import model_io
 from mxort.evaluation.evaluate import evaluate
-from mxort.evaluation.model_bench import bench_models
 from sliding_window import HEAD, HEADS, VOCABULARY, WINDOW, sliding_window
 
 LONG = 3 * WINDOW
