@@ -17,11 +17,18 @@ struct Int8Avx2 {
   // A dot product a term and row; the sums of the rows wait in memory. 4 of the 16 registers hold weights.
   static constexpr int kMaxRows[] = {8, 4};
 
+  MXORT_INLINE Floats Fill(float x) { return _mm256_set1_ps(x); }
+  MXORT_INLINE Floats Load(const float* x) { return _mm256_loadu_ps(x); }
+  MXORT_INLINE Floats Multiply(Floats a, Floats b) { return _mm256_mul_ps(a, b); }
+  MXORT_INLINE Floats Subtract(Floats a, Floats b) { return _mm256_sub_ps(a, b); }
+  MXORT_INLINE Ints Round(Floats x) { return _mm256_cvtps_epi32(x); }
+  MXORT_INLINE Ints AtMost(Ints x, int most) { return _mm256_min_epi32(x, _mm256_set1_epi32(most)); }
+  MXORT_INLINE unsigned Absmax(const float* block) { return BlockAbsmax(block); }
+
   // Packing goes by 128-bit halves: with x_i the i-th four of 32 integers,
   //   16 bits  x0 x2 | x1 x3   and   x4 x6 | x5 x7,   8 bits  x0 x2 x4 x6 | x1 x3 x5 x7,
   // and interleaving the halves' bytes gives the order of the nibbles: 0, 4, 1, 5, 2, 6, 3, 7, 8, 12, ...
-  MXORT_INLINE int StoreBytes(const int* integers, int8_t* q) {
-    const Ints* x = reinterpret_cast<const Ints*>(integers);
+  MXORT_INLINE int StoreBytes(const Ints* x, int8_t* q) {
     const Ints bytes = _mm256_packs_epi16(_mm256_packs_epi32(x[0], x[1]), _mm256_packs_epi32(x[2], x[3]));
     const __m128i even = _mm256_castsi256_si128(bytes), odd = _mm256_extracti128_si256(bytes, 1);
     _mm_storeu_si128(reinterpret_cast<__m128i*>(q), _mm_unpacklo_epi8(even, odd));
@@ -55,7 +62,7 @@ struct Int8Avx2 {
     dot = _mm256_add_epi32(dot, _mm256_madd_epi16(sum, _mm256_set1_epi16(1)));
 #endif
   }
-  MXORT_INLINE Ints Load(const uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+  MXORT_INLINE Ints LoadBytes(const uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
   MXORT_INLINE void AccumulateBytes(Ints& dot, const Ints* weights, const uint8_t* a) {
 #if defined(__AVXVNNI__) || defined(__AVX512VNNI__)
     Accumulate(dot, weights, a);

@@ -26,8 +26,20 @@ struct Int8Avx512 {
   static constexpr int kMaxRows[] = {10, 7};
 #endif
 
-  MXORT_INLINE int StoreBytes(const int* integers, int8_t* q) {
-    const Ints x = _mm512_load_si512(integers), y = _mm512_load_si512(integers + 16);
+  MXORT_INLINE Floats Fill(float x) { return _mm512_set1_ps(x); }
+  MXORT_INLINE Floats Load(const float* x) { return _mm512_loadu_ps(x); }
+  MXORT_INLINE Floats Multiply(Floats a, Floats b) { return _mm512_mul_ps(a, b); }
+  MXORT_INLINE Floats Subtract(Floats a, Floats b) { return _mm512_sub_ps(a, b); }
+  MXORT_INLINE Ints Round(Floats x) { return _mm512_cvtps_epi32(x); }
+  MXORT_INLINE Ints AtMost(Ints x, int most) { return _mm512_min_epi32(x, _mm512_set1_epi32(most)); }
+  MXORT_INLINE unsigned Absmax(const float* block) {
+    const Ints magnitude = _mm512_set1_epi32(static_cast<int>(kFloatMagnitude));
+    const Ints x = _mm512_and_si512(_mm512_castps_si512(Load(block)), magnitude);
+    const Ints y = _mm512_and_si512(_mm512_castps_si512(Load(block + 16)), magnitude);
+    return _mm512_reduce_max_epu32(_mm512_max_epu32(x, y));
+  }
+  MXORT_INLINE int StoreBytes(const Ints* integers, int8_t* q) {
+    const Ints x = integers[0], y = integers[1];
     const __m128i order = _mm_setr_epi8(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15);
     _mm_storeu_si128(reinterpret_cast<__m128i*>(q), _mm_shuffle_epi8(_mm512_cvtepi32_epi8(x), order));
     _mm_storeu_si128(reinterpret_cast<__m128i*>(q + 16), _mm_shuffle_epi8(_mm512_cvtepi32_epi8(y), order));
@@ -71,7 +83,7 @@ struct Int8Avx512 {
     dot = _mm512_add_epi32(dot, _mm512_madd_epi16(sum, _mm512_set1_epi16(1)));
 #endif
   }
-  MXORT_INLINE Ints Load(const uint8_t* p) { return _mm512_loadu_si512(p); }
+  MXORT_INLINE Ints LoadBytes(const uint8_t* p) { return _mm512_loadu_si512(p); }
   MXORT_INLINE void AccumulateBytes(Ints& dot, const Ints* weights, const uint8_t* a) {
 #if defined(__AVX512VNNI__)
     Accumulate(dot, weights, a);

@@ -12,10 +12,11 @@
 //   none               4      1      q * absmax / 127                           5e-3 relative RMS
 //   none               3      2      (256 q1 + q2) * absmax / (127 * 256)       2e-5 relative RMS
 //
-// S provides:  StoreBytes (32 integers, -128 to 127, as int8 in the order of a packed vector's nibbles (layout.h);
-// their sum), kLanes (output columns of a register: 16 or 8), Ints and Floats of that many lanes, kMaxRows (rows that
+// S provides:  Absmax (bits of a block's largest magnitude), Fill, Load, Multiply, Subtract, Round (to nearest even),
+// AtMost, StoreBytes (32 integers, -128 to 127, as int8 in the order of a packed vector's nibbles (layout.h); their
+// sum), kLanes (output columns of a register: 16 or 8), Ints and Floats of that many lanes, kMaxRows (rows that
 // fit its registers, by terms), Decode (8 codes of each column to 2 registers of 4 weights each), Accumulate (4 such
-// registers times 16 int8, onto a sum), Load and AccumulateBytes (the same of whole bytes), Broadcast, Combine
+// registers times 16 int8, onto a sum), LoadBytes and AccumulateBytes (the same of whole bytes), Broadcast, Combine
 // (256 x + y), ToFloat, LoadExponents (scales as integers at the place of a float's exponent), Scales (those plus an
 // integer, as floats), MultiplyAdd, Store.
 #ifndef MXORT_KERNELS_INT8_KERNEL_H_
@@ -56,7 +57,7 @@ struct IntegerBytes {
   MXORT_INLINE void Multiply(const uint8_t* codes, const uint8_t* a, typename S::Ints* sums) {
     typename S::Ints weights[4];
 #pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) weights[i] = S::Load(codes + i * kVectorBytes);
+    for (int i = 0; i < 4; ++i) weights[i] = S::LoadBytes(codes + i * kVectorBytes);
 #pragma GCC unroll 16
     for (int i = 0; i < kSums; ++i) S::AccumulateBytes(sums[i], weights, a + i * kBlockSize);
   }
@@ -86,12 +87,6 @@ MXORT_INLINE size_t Int8PanelBytes(const MatMulSpec& spec, int rows) {
   return static_cast<size_t>((spec.K + kBlockSize - 1) / kBlockSize * PanelBlockBytes(rows, Int8Terms(spec)));
 }
 
-// Nearest integer, ties to even, of |x| < 2^22: adding 1.5 * 2^23 leaves the integer in the low bits of the mantissa.
-MXORT_INLINE int RoundToInt(float x) {
-  constexpr float kMagic = 12582912.0f;
-  return static_cast<int>(FloatBits(x + kMagic) - FloatBits(kMagic));
-}
-
 // A weight's scale is a power of two, so that an addition to the exponent multiplies the activation's scale with it: of
 // the units that multiply, 9 operations a row and block instead of 10. Both keep to ranges whose sum is a normal float:
 //   weight 2^-64 .. 2^16,  activation 2^-62 .. 2^100 (PlainActivation), or of a block of zeros 1
@@ -107,21 +102,24 @@ MXORT_INLINE bool StoreScale(float scale, bool zero, int32_t* bits) {
 
 // The integers of one term and the start that goes with them.
 template <class S, class W>
-MXORT_INLINE void StoreTerm(const int* integers, int8_t* q, int32_t* start) {
+MXORT_INLINE void StoreTerm(const typename S::Ints* integers, int8_t* q, int32_t* start) {
   *start = -W::kOffset * S::StoreBytes(integers, q);
 }
 
 // Format `none`: one or two int8 terms of the block's own range.
 template <class S, class W, int kTerms>
-MXORT_INLINE bool PrepareInt8Block(const float* block, int8_t* q, int32_t* start, int32_t* scale) {
-  const float absmax = BitsFloat(BlockAbsmax(block));
-  const float inverse = absmax > 0 ? static_cast<float>(kInt8Max) / absmax : 0.0f;
-  alignas(64) int first[kBlockSize], second[kBlockSize];
-  for (int i = 0; i < kBlockSize; ++i) {
-    const float units = block[i] * inverse;
-    first[i] = RoundToInt(units);
-    const int rest = RoundToInt((units - static_cast<float>(first[i])) * kTermRatio);
-    second[i] = rest > kInt8Max ? kInt8Max : rest;
+MXORT_INLINE bool PrepareInt8Block(const float* block, float absmax, int8_t* q, int32_t* start, int32_t* scale) {
+  constexpr int kVectors = kBlockSize / S::kLanes;
+  const typename S::Floats inverse = S::Fill(absmax > 0 ? static_cast<float>(kInt8Max) / absmax : 0.0f);
+  typename S::Ints first[kVectors], second[kVectors];
+#pragma GCC unroll 4
+  for (int i = 0; i < kVectors; ++i) {
+    const typename S::Floats units = S::Multiply(S::Load(block + i * S::kLanes), inverse);
+    first[i] = S::Round(units);
+    if constexpr (kTerms == 2) {
+      const typename S::Floats rest = S::Multiply(S::Subtract(units, S::ToFloat(first[i])), S::Fill(kTermRatio));
+      second[i] = S::AtMost(S::Round(rest), kInt8Max);
+    }
   }
   StoreTerm<S, W>(first, q, start);
   if constexpr (kTerms == 2) StoreTerm<S, W>(second, q + kBlockSize, start + 1);
@@ -130,13 +128,13 @@ MXORT_INLINE bool PrepareInt8Block(const float* block, int8_t* q, int32_t* start
 
 // An MX format whose elements are integers in units of 1/kUnits.
 template <class S, class W, class F, int kUnits>
-MXORT_INLINE bool PrepareMxBlock(const float* block, int8_t* q, int32_t* start, int32_t* scale) {
+MXORT_INLINE bool PrepareMxBlock(const float* block, float absmax, int8_t* q, int32_t* start, int32_t* scale) {
   alignas(64) float elements[kBlockSize];
   alignas(64) int integers[kBlockSize];
   const uint8_t byte = QuantizeBlock<F>(block, elements);
   for (int i = 0; i < kBlockSize; ++i) integers[i] = static_cast<int>(elements[i] * kUnits);
-  StoreTerm<S, W>(integers, q, start);
-  return StoreScale(DecodeScale(byte) * (W::kUnit / kUnits), BlockAbsmax(block) == 0, scale);
+  StoreTerm<S, W>(reinterpret_cast<const typename S::Ints*>(integers), q, start);
+  return StoreScale(DecodeScale(byte) * (W::kUnit / kUnits), absmax == 0, scale);
 }
 
 template <class S, class W>
@@ -144,19 +142,25 @@ MXORT_INLINE bool PrepareInt8Row(const MatMulSpec& spec, DataType type, const vo
                                  float* scratch, uint8_t* panel) {
   const int64_t blocks = (spec.K + kBlockSize - 1) / kBlockSize;
   const int terms = Int8Terms(spec);
-  bool plain = WidenAndRotate(spec, type, a, blocks, scratch);
+  const int64_t padded = blocks * kBlockSize;
+  WidenRow(type, a, spec.K, padded, scratch);
+  RotateRow(spec.rotation, scratch, padded);
+  bool plain = true;
   for (int64_t b = 0; b < blocks; ++b, panel += PanelBlockBytes(rows, terms), scratch += kBlockSize) {
+    const unsigned bits = S::Absmax(scratch);
+    if (!PlainActivation(bits)) return false;  // whatever the panel holds, nobody reads the row's sums
+    const float absmax = BitsFloat(bits);
     int8_t* q = reinterpret_cast<int8_t*>(panel) + row * terms * kBlockSize;
     int32_t* scale = reinterpret_cast<int32_t*>(panel + ScaleOffset(rows, terms)) + row;
     int32_t* start = reinterpret_cast<int32_t*>(panel + StartOffset(rows, terms)) + row * terms;
     if (spec.activation_format == ActivationFormat::kMxfp4) {
-      plain &= PrepareMxBlock<S, W, E2M1, 2>(scratch, q, start, scale);
+      plain &= PrepareMxBlock<S, W, E2M1, 2>(scratch, absmax, q, start, scale);
     } else if (spec.activation_format == ActivationFormat::kMxfp6E2M3) {
-      plain &= PrepareMxBlock<S, W, E2M3, 8>(scratch, q, start, scale);
+      plain &= PrepareMxBlock<S, W, E2M3, 8>(scratch, absmax, q, start, scale);
     } else if (terms == 2) {
-      plain &= PrepareInt8Block<S, W, 2>(scratch, q, start, scale);
+      plain &= PrepareInt8Block<S, W, 2>(scratch, absmax, q, start, scale);
     } else {
-      plain &= PrepareInt8Block<S, W, 1>(scratch, q, start, scale);
+      plain &= PrepareInt8Block<S, W, 1>(scratch, absmax, q, start, scale);
     }
   }
   return plain;
