@@ -30,12 +30,19 @@ _UNUSED = {"local_window_size": (-1, 0), "smooth_softmax": (-1, 0), "qk_output":
 """Attributes of the original alone, with the values that ask for nothing."""
 
 
+FUSED = "fused"
+
+
 @dataclass
 class Fused:
     """How many nodes got the kernel, and why the others did not."""
 
     count: int = 0
     left: Counter[str] = field(default_factory=Counter)
+
+    def counts(self) -> dict[str, int]:
+        """By reason, the fused first; empty where there are no such nodes."""
+        return {FUSED: self.count, **self.left} if self.count or self.left else {}
 
 
 def fuse(model: ir.Model) -> Fused:

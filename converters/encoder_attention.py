@@ -68,7 +68,7 @@ def fuse(model: ir.Model) -> Fused:
     """Replaces what it can, in place."""
     result = Fused()
     for node in list(model.graph):
-        if node.domain != "" or node.op_type != "Softmax":
+        if node.domain != "" or node.op_type != "Softmax" or not _weighs(node):
             continue
         try:
             steps = _Reader(model.ir_version).steps(node)
@@ -203,6 +203,11 @@ class _Reader:
         if len(users) != 1 or value.is_graph_output() or (users[0].domain, users[0].op_type) != ("", op_type):
             raise _Other(f"its result does not go into one {op_type}")
         return users[0]
+
+
+def _weighs(softmax: ir.Node) -> bool:
+    """Whether what a Softmax computes multiplies something: others are no attention, and not to be mentioned."""
+    return any(user.op_type == "MatMul" for user, _ in softmax.outputs[0].uses())
 
 
 def _kind(value: ir.Value | None) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Unpack
 
@@ -43,6 +43,7 @@ class _Plan:
     stored: Storage
     kept: tuple[SiteReport, ...]
     gains: tuple[Gain, ...]
+    fused: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:
@@ -186,11 +187,15 @@ def _convert_sites(
             conversion = Conversion(mxort_version(), recipe.to_json(), source.sha256)
             rewrite.apply(source.model, replacements, pool, conversion)
             if recipe.fuse:
-                attention.fuse(source.model)
-                encoder_attention.fuse(source.model)
+                plan = replace(plan, fused=_fuse(source.model))
         except OpsetError as error:
             raise MxortError(f"{source.name}: {error}") from None
     return replace(plan, warnings=(*plan.warnings, *packer.warnings)), (*rows, *plan.kept)
+
+
+def _fuse(model: ir.Model) -> dict[str, dict[str, int]]:
+    found = {rule.NAME: rule.fuse(model).counts() for rule in (attention, encoder_attention)}
+    return {operator: counts for operator, counts in found.items() if counts}
 
 
 def _not_finite(source: model_io.Source, site: sites.Site, recipe: Recipe) -> SiteReport:
@@ -279,5 +284,6 @@ def _report(
         source.model.ir_version,
         warnings,
         plan.gains,
+        plan.fused,
         model=result,
     )

@@ -180,7 +180,8 @@ mxfp8_e4m3; did you mean 'mxfp4'?
         False, "convert the embedding tables of models without an output projection too, to table_format"
     )
     fuse: bool = _option(
-        True, "give attention (GroupQueryAttention, and that of encoders in single steps) this library's kernel"
+        True,
+        "give attention (GroupQueryAttention, and that of encoders in single steps) this library's kernel",
     )
     strict: bool = _option(
         False, "fail at a NaN or an infinity in a weight, instead of leaving the node alone"

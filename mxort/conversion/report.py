@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -61,7 +62,8 @@ class Report:
     """The result of :func:`mxort.convert`. Byte counts are of whole files, with external data.
 
     ``sites`` ends with rows for other nodes that hold much of the file, and for what of it is no constant. ``gains``:
-    what options that were not given would make of its size.
+    what options that were not given would make of its size. ``fused``: by operator how many nodes got a kernel of this
+    library, and how many did not by reason.
 
     ``model`` is the converted model where no output path was given (of the type that was handed in), else
     None; it is not part of the JSON.
@@ -81,6 +83,7 @@ class Report:
     ir_version: int = 0
     warnings: tuple[str, ...] = ()
     gains: tuple[Gain, ...] = ()
+    fused: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     model: onnx.ModelProto | ir.Model | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -164,6 +167,8 @@ class Report:
             out.print((tables.every_node if every_node else tables.grouped)(self.converted))
         if self.skipped:
             out.print(tables.left_alone(self.skipped, self.converted_bytes))
+        for line in tables.fused(self.fused):
+            out.print(line, markup=False, highlight=False)
         for line in tables.options(self.gains, self.converted_bytes):
             out.print(line, markup=False, highlight=False)
         for warning in self.warnings if warnings else ():

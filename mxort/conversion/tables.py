@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich.markup import escape
@@ -11,6 +11,7 @@ from rich.table import Table
 
 from mxort.console import new_table
 from mxort.conversion.gains import Gain
+from mxort.converters.attention import FUSED
 from mxort.text import format_bytes, format_sqnr
 
 if TYPE_CHECKING:
@@ -79,6 +80,18 @@ def left_alone(rows: Sequence[SiteReport], nbytes: int) -> Table:
             escape(group[0].node),
         )
     return table
+
+
+def fused(by_operator: Mapping[str, Mapping[str, int]]) -> Iterator[str]:
+    """A line for each operator with nodes: how many have a kernel of this library now, and why others have not."""
+    for operator, counts in by_operator.items():
+        left = ", ".join(
+            f"{count} left: {reason}" for reason, count in counts.items() if reason != FUSED and count
+        )
+        if done := counts.get(FUSED, 0):
+            yield f"{done} x {operator} on this library's kernel" + (f"; {left}" if left else "")
+        elif left:
+            yield f"{operator}: {left}"
 
 
 def options(gains: Sequence[Gain], nbytes: int) -> Iterator[str]:

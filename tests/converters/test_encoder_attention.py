@@ -7,6 +7,7 @@ import onnx_ir as ir
 import pytest
 
 import mxort
+from mxort.conversion import tables
 from mxort.converters import encoder_attention
 from op_model import session
 
@@ -147,3 +148,16 @@ def test_a_conversion_fuses_and_no_fuse_does_not(tools):
         report = mxort.convert(proto, fuse=fuse)
         assert [row.op_type for row in report.converted] == ["MatMul"]
         assert ("MultiHeadAttention" in {n.op_type for n in report.model.graph.node}) == fuse
+
+
+def test_the_report_says_what_was_fused_and_why_other_nodes_were_not(tools):
+    weights = WEIGHTS | {"w": np.random.default_rng(1).standard_normal((96, 96), dtype=np.float32)}
+    body = "q0 = MatMul(q, w) " + (SPLIT + FORMS["no mask"]).replace("Reshape(q,", "Reshape(q0,")
+    other = "r = Reshape(t, wide) x = Softmax<axis=-1>(r) c = MatMul(x, w) y = Softmax<axis=-1>(c)"
+    end = END.replace("y = Reshape(t, wide)", other)
+    report = mxort.convert(tools.make_model(HEAD + "{ " + body + end + "}", weights))
+    counts = {"fused": 1, "it has a step that is not known": 1}  # the last Softmax weighs nothing
+    assert report.fused == {"MultiHeadAttention": counts}
+    assert mxort.Report.from_json(report.to_json()).fused == report.fused
+    (line,) = tables.fused(report.fused)
+    assert line == "1 x MultiHeadAttention on this library's kernel; 1 left: it has a step that is not known"
