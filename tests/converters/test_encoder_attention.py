@@ -153,7 +153,10 @@ def test_a_conversion_fuses_and_no_fuse_does_not(tools):
 def test_the_report_says_what_was_fused_and_why_other_nodes_were_not(tools):
     weights = WEIGHTS | {"w": np.random.default_rng(1).standard_normal((96, 96), dtype=np.float32)}
     body = "q0 = MatMul(q, w) " + (SPLIT + FORMS["no mask"]).replace("Reshape(q,", "Reshape(q0,")
-    other = "r = Reshape(t, wide) x = Softmax<axis=-1>(r) c = MatMul(x, w) y = Softmax<axis=-1>(c)"
+    other = (
+        "r = Reshape(t, wide) rt = Transpose<perm=[0,2,1]>(r) c = MatMul(r, rt) d = Tanh(c) x = Softmax<axis=-1>(d) "
+        "e = MatMul(x, r) y = Softmax<axis=-1>(e)"
+    )
     end = END.replace("y = Reshape(t, wide)", other)
     report = mxort.convert(tools.make_model(HEAD + "{ " + body + end + "}", weights))
     counts = {"fused": 1, "it has a step that is not known": 1}  # the last Softmax weighs nothing
