@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import re
 import sys
 import time
@@ -24,13 +23,13 @@ import onnxruntime as ort
 from decoder import Decoder, perplexity, text_tokens
 from embed import embed
 from models import CACHE, ModelError, minilm, smollm2
-from onnxruntime.quantization import quantize_dynamic
 from rich.console import Console
 from rich.table import Table
 from tokenizers import Tokenizer
 
 import mxort
 from mxort.evaluation.evaluate import rank_agreement
+from mxort.evaluation.peers import quantize_int8
 from mxort.evaluation.turns import interleave, session_options
 from mxort.runtime.machine import describe_machine
 
@@ -103,8 +102,7 @@ def demo_minilm(folder: Path) -> tuple[list[Row], Counter[str]]:
     """Sentence embeddings: agreement with fp32 and the time of one text of 128 tokens."""
     source, peer = folder / "model.onnx", folder / "int8.onnx"
     if not peer.exists():
-        logging.getLogger().setLevel(logging.ERROR)  # it would advise a step that changes nothing here
-        quantize_dynamic(source, peer)
+        quantize_int8(source, peer)
     target, rows, skipped = converted(source, peer)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     three = sessions(source, peer, target)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict
@@ -16,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import mxort
+from mxort.evaluation import peers
 from mxort.evaluation.evaluate import evaluate
 from mxort.evaluation.model_bench import bench_models
 from mxort.runtime.machine import describe_machine
 from samples.models import CACHE
 from tools.accuracy.subjects import MiniLM, SmolLM2, Subject
-from tools.bench.cases import quantize_nbits
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 FACTS, PICTURE = DOCS / "models.json", DOCS / "models.svg"
@@ -30,22 +29,14 @@ PROMPT, GENERATE, ROUNDS = 128, 32, 12
 Make = Callable[[Path, Path], object]
 
 
-def _int8(source: Path, target: Path) -> None:
-    """onnxruntime's dynamic quantisation, which most exported encoders come with."""
-    from onnxruntime.quantization import quantize_dynamic  # type: ignore[import-untyped]
-
-    logging.getLogger().setLevel(logging.ERROR)
-    quantize_dynamic(source, target)
-
-
 def _tables(source: Path, target: Path) -> None:
     mxort.convert(source, target, convert_embedding=True, table_format="mxfp4")
 
 
 VARIANTS: dict[str, Make | None] = {
     "fp32": None,
-    "onnxruntime int8 (dynamic)": _int8,
-    "onnxruntime int4 (MatMulNBits)": quantize_nbits,
+    "onnxruntime int8 (dynamic)": peers.quantize_int8,
+    "onnxruntime int4 (MatMulNBits)": peers.quantize_int4,
     "MXFP4, default": lambda source, target: mxort.convert(source, target),
     "MXFP4, tables too": _tables,
 }

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import tempfile
 from pathlib import Path
 
 from rich.console import Console
 
 from mxort.cli import shared
 from mxort.console import console, new_table
+from mxort.evaluation import peers
 from mxort.evaluation.model_bench import ModelBench, bench_models
+from mxort.progress import silent
 from mxort.text import format_bytes
 
 
@@ -31,6 +34,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=32,
         help="tokens that a decoder then makes, one by one (default 32)",
     )
+    models.add_argument(
+        "--peers",
+        action="store_true",
+        help="also what onnxruntime's own quantisers make of the first: dynamic int8, int4 (MatMulNBits)",
+    )
     models.add_argument("--profile", action="store_true", help="also the share of each operator in the time")
     add_plot(models)
     add_timing(models, runs=20)
@@ -51,10 +59,13 @@ def add_timing(parser: argparse.ArgumentParser, runs: int) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-
-    with shared.progress() as progress:
+    with shared.progress() as progress, tempfile.TemporaryDirectory(prefix="mxort-peers-") as folder:
+        made: list[Path] = []
+        for name in peers.PEERS if arguments.peers else ():
+            (progress or silent)(f"making {name}", 0.0)
+            made.append(peers.make(name, arguments.models[0], Path(folder)))
         result = bench_models(
-            arguments.models,
+            [*arguments.models, *made],
             arguments.inputs,
             runs=arguments.runs,
             warmup=arguments.warmup,

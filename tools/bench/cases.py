@@ -23,6 +23,7 @@ from onnx import TensorProto, helper
 
 from mxort.conversion.pipeline import convert
 from mxort.errors import MxortError
+from mxort.evaluation import peers
 from mxort.evaluation.model_bench import bench_models
 from mxort.evaluation.turns import interleave, pin, session_options
 from mxort.runtime.machine import Machine, describe_machine, status_bytes
@@ -263,27 +264,13 @@ def _write_chain(path: Path, k: int) -> int:
 _VARIANTS: dict[str, Callable[[Path, Path], None]] = {
     "mxort": lambda source, target: _convert(source, target, 3),
     "mxort-int8": lambda source, target: _convert(source, target, 4),
-    "ort-int4-a8": lambda source, target: quantize_nbits(source, target),
+    "ort-int4-a8": lambda source, target: peers.quantize_int4(source, target),
 }
 """What stands beside the fp32 model, by the names of the operator's candidates: how it is made."""
 
 
 def _convert(source: Path, target: Path, accuracy_level: int) -> None:
     convert(source, target, accuracy_level=accuracy_level)
-
-
-def quantize_nbits(source: Path, target: Path) -> None:
-    """onnxruntime's own int4: MatMulNBits, blocks of 32, symmetric, accuracy level 4."""
-    import logging
-
-    from onnxruntime.quantization.matmul_nbits_quantizer import (  # type: ignore[import-untyped]
-        MatMulNBitsQuantizer,
-    )
-
-    logging.getLogger("onnxruntime.quantization.matmul_nbits_quantizer").setLevel(logging.WARNING)
-    quantizer = MatMulNBitsQuantizer(onnx.load(source), block_size=32, is_symmetric=True, accuracy_level=4)
-    quantizer.process()
-    quantizer.model.save_model_to_file(str(target), use_external_data_format=True)
 
 
 def forget_models(place: Place) -> None:
