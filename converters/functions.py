@@ -311,8 +311,8 @@ def _is_integer(operator: str) -> bool:
 
 _FUNCTIONS = {name: _matmul(name) for name in MATMULS} | {name: _gather(name) for name in GATHERS}
 _INTEGER_FUNCTIONS = {name: _integers(name) for name in MATMULS if _is_integer(name)}
-_INTEGER_OPSET = 19
-"""From here on onnx.reference has DequantizeLinear."""
+_INTEGER_OPSETS = range(19, 28)
+"""onnx.reference has DequantizeLinear from 19 on; that of 28 no onnxruntime has yet (1.32)."""
 
 
 def _fix_attribute(proto: onnx.FunctionProto, name: str) -> None:
@@ -330,7 +330,7 @@ def function(operator: str, opset: int) -> onnx.FunctionProto:
     """The function of ``operator`` for a model of default-domain ``opset``. Raises ValueError below MIN_OPSET."""
     if opset < MIN_OPSET:
         raise ValueError(f"{operator} needs opset {MIN_OPSET} or later, got {opset}")
-    definition = _INTEGER_FUNCTIONS.get(operator) if opset >= _INTEGER_OPSET else None
+    definition = _INTEGER_FUNCTIONS.get(operator) if opset in _INTEGER_OPSETS else None
     proto: onnx.FunctionProto = (definition or _FUNCTIONS[operator]).to_function_proto()
     proto.name = operator
     if len(formats_of(operator)) == 1:

@@ -118,7 +118,7 @@ class Recipe:
     >>> Recipe(weight_format="mxfp5")
     Traceback (most recent call last):
     mxort.errors.MxortError: unknown weight_format: got 'mxfp5', expected one of mxfp4, mxfp6_e2m3, mxfp6_e3m2, \
-mxfp8_e4m3; did you mean 'mxfp4'?
+mxfp8_e4m3, mxint8; did you mean 'mxfp4'?
     """
 
     algorithm: str = _option(

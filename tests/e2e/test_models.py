@@ -92,14 +92,14 @@ def test_cached_steps_equal_the_whole_sequence(smollm2: Path) -> None:
 def test_converted_encoder_runs_without_the_library(minilm_mxfp4: Path) -> None:
     """Stock onnxruntime evaluates the model-local function and gives what the library's kernels give.
 
-    The kernels may err by 3e-3 of a layer's output (accuracy level 3). 18 such errors add up as the root of
-    their sum of squares: 1.3e-2. Rounding the weights, which both sides share, is an error of 2e-1.
+    The kernels may err by 1e-2 of a layer's output (accuracy level 4). 18 such errors add up as the root of
+    their sum of squares: 4.3e-2. Rounding the weights, which both sides share, is an error of 2e-1.
     """
     tokens = np.random.default_rng(1).integers(1000, 30000, (2, 24))
     feeds = {"input_ids": tokens, "attention_mask": np.ones_like(tokens)}
     sessions = (mxort.InferenceSession(minilm_mxfp4), ort.InferenceSession(minilm_mxfp4))
     ours, stock = (session.run(["461"], feeds)[0] for session in sessions)
-    assert np.linalg.norm(ours - stock) < 3e-3 * np.sqrt(18) * np.linalg.norm(stock)
+    assert np.linalg.norm(ours - stock) < 1e-2 * np.sqrt(18) * np.linalg.norm(stock)
 
 
 def test_perplexity_of_a_model_that_knows_nothing_is_its_vocabulary() -> None:

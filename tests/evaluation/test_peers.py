@@ -41,7 +41,19 @@ def test_what_is_no_model_is_one_line(tmp_path: Path, name: str) -> None:
 
 def test_bench_model_times_them_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = str(mlp(tmp_path / "m.onnx"))
-    command = ["bench", "model", source, "--peers", "--runs", "2", "--warmup", "0", "--threads", "1", "--json"]
+    command = [
+        "bench",
+        "model",
+        source,
+        "--peers",
+        "--runs",
+        "2",
+        "--warmup",
+        "0",
+        "--threads",
+        "1",
+        "--json",
+    ]
     assert cli.main(command) == 0
     models = json.loads(capsys.readouterr().out)["models"]
     assert [Path(model["model"]).name for model in models] == ["m.onnx", "m.ort-int8.onnx", "m.ort-int4.onnx"]
