@@ -57,10 +57,15 @@ def fuse(model: ir.Model) -> Fused:
             _replace(node)
             result.count += 1
     if result.count:
-        definition = ir.serde.deserialize_function(function(model.opset_imports[""]))
-        model.functions[definition.identifier()] = definition
-        model.opset_imports.setdefault(functions.DOMAIN, functions.VERSION)
+        add_function(model, function(model.opset_imports[""]))
     return result
+
+
+def add_function(model: ir.Model, proto: onnx.FunctionProto) -> None:
+    """Gives ``model`` the function of an operator of ours that it now has."""
+    definition = ir.serde.deserialize_function(proto)
+    model.functions[definition.identifier()] = definition
+    model.opset_imports.setdefault(functions.DOMAIN, functions.VERSION)
 
 
 def _refusal(node: ir.Node) -> str:

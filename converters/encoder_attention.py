@@ -19,7 +19,7 @@ import onnxscript
 from onnxscript import opset15 as op
 
 from mxort.converters import functions
-from mxort.converters.attention import Fused
+from mxort.converters.attention import Fused, add_function
 from mxort.converters.constants import NotConstantError
 from mxort.converters.resolving import resolve
 from mxort.converters.rewrite import drop_dead
@@ -78,9 +78,7 @@ def fuse(model: ir.Model) -> Fused:
         _replace(model.graph, steps)
         result.count += 1
     if result.count:
-        made = ir.serde.deserialize_function(function(model.opset_imports[""]))
-        model.functions[made.identifier()] = made
-        model.opset_imports.setdefault(functions.DOMAIN, functions.VERSION)
+        add_function(model, function(model.opset_imports[""]))
     return result
 
 
