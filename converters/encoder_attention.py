@@ -92,13 +92,15 @@ class _Reader:
         if softmax.attributes.get_int("axis", -1) not in (-1, 3):
             raise _Other("it is not over the last dimension")
         scores, mask = self._scores(softmax.inputs[0])
-        query, size = self._heads(scores.inputs[0], [_HEADS_FIRST])
-        key, key_size = self._heads(scores.inputs[1], [_BOTH], [_LAST_TWO, _HEADS_FIRST])
+        query, heads = self._heads(scores.inputs[0], [_HEADS_FIRST])
+        key, key_heads = self._heads(scores.inputs[1], [_BOTH], [_LAST_TWO, _HEADS_FIRST])
         product = self._user(softmax.outputs[0], "MatMul")
         if product.inputs[0] is not softmax.outputs[0]:
             raise _Other("its weights are not the left operand")
-        value, value_size = self._heads(product.inputs[1], [_HEADS_FIRST], scaled=False)
-        if not size == key_size == value_size or size % _SIZE_MULTIPLE:
+        value, value_heads = self._heads(product.inputs[1], [_HEADS_FIRST], scaled=False)
+        if not heads == key_heads == value_heads:  # the kernel broadcasts no keys
+            raise _Other("its operands have not the same heads")
+        if heads[1] % _SIZE_MULTIPLE:
             raise _Other(f"its heads are not of one size that is a multiple of {_SIZE_MULTIPLE}")
         last = self._user(product.outputs[0], "Transpose")
         if _permutation(last) != _HEADS_FIRST:
@@ -134,8 +136,8 @@ class _Reader:
 
     def _heads(
         self, value: ir.Value | None, *ways: Sequence[Sequence[int]], scaled: bool = True
-    ) -> tuple[ir.Value, int]:
-        """(the operand [batch, length, heads, size] behind one of the ways of permutations, its size)."""
+    ) -> tuple[ir.Value, tuple[int, int]]:
+        """(the operand [batch, length, heads, size] behind one of the ways of permutations, its heads and size)."""
         node = self._step(value)
         found: list[list[int]] = []
         while True:
@@ -148,24 +150,26 @@ class _Reader:
             source = node.inputs[0]
             if found in [[list(p) for p in way] for way in ways]:
                 assert source is not None
-                return source, self._size(source)
+                return source, self._heads_and_size(source)
             if len(found) > 1:
                 raise _Other("an operand is transposed otherwise")
             node = self._step(source)
 
-    def _size(self, value: ir.Value) -> int:
-        """The last dimension of what a Reshape makes."""
+    def _heads_and_size(self, value: ir.Value) -> tuple[int, int]:
+        """The last two dimensions of what a Reshape makes, where they are written in its shape."""
         node = value.producer()
         if node is None or node.domain != "" or node.op_type != "Reshape":
             raise _Other("an operand is not split into heads")
         shape = node.inputs[1]
         maker = None if shape is None else shape.producer()
-        if maker is not None and maker.op_type == "Concat":
-            shape = maker.inputs[-1]
+        parts = maker.inputs[-2:] if maker is not None and maker.op_type == "Concat" else [shape]
         try:
-            return int(resolve(shape, self.ir_version).numpy().reshape(-1)[-1])
+            known = [int(d) for part in parts for d in resolve(part, self.ir_version).numpy().reshape(-1)]
         except NotConstantError:
-            raise _Other("the size of its heads is computed") from None
+            raise _Other("the number or size of its heads is computed") from None
+        if len(known) < 2 or min(known[-2:]) < 1:
+            raise _Other("the number or size of its heads is computed")
+        return known[-2], known[-1]
 
     def _unscaled(self, node: ir.Node) -> ir.Value | None:
         """What a multiplication or division by a constant scalar has as its other operand; the scale takes it up."""

@@ -45,7 +45,6 @@ MATMULS = tuple(f"MatMul{kind}" for kind in _KINDS)
 GATHERS = tuple(f"Gather{kind}" for kind in _KINDS)
 """The operators of each kind: products with a weight, and rows of a table."""
 
-
 WITH_WEIGHTS = frozenset((*MATMULS, *GATHERS))
 
 

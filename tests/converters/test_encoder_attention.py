@@ -138,6 +138,29 @@ def test_heads_of_other_sizes_are_left_alone(tools, size):
     assert dict(found.left) == {"its heads are not of one size that is a multiple of 16": 1}
 
 
+@pytest.mark.parametrize(
+    ("shape", "reason"),
+    [
+        ("0,0,1,32", "its operands have not the same heads"),  # keys and values that all heads share
+        ("0,0,-1,32", "the number or size of its heads is computed"),
+    ],
+)
+def test_keys_of_other_heads_are_left_alone(tools, shape, reason):
+    """A product broadcasts them; the operator would refuse them when it runs."""
+    own = "own = Constant<value_ints=[" + shape + "]>() "
+    split = SPLIT.replace(
+        "k3 = Reshape(k, shape) v3 = Reshape(v, shape)", f"{own}k3 = Reshape(k, own) v3 = Reshape(v, own)"
+    )
+    head = HEAD.replace("T[b,s,n] k, T[b,s,n] v", "T[b,s,m] k, T[b,s,m] v")
+    proto = tools.make_model(head + "{ " + split + FORMS["no mask"] + END + "}", WEIGHTS)
+    made, found = fused(proto)
+    assert dict(found.left) == {reason: 1}
+    f = {name: x for name, x in feeds().items() if name != "mask"}
+    f |= {name: f[name][..., :32] for name in "kv"}
+    f |= {"mask": feeds()["mask"]} if "mask" in {i.name for i in made.graph.input} else {}
+    assert session(made).run(None, f)[0].shape == (B, S, H * D)
+
+
 def test_a_conversion_fuses_and_no_fuse_does_not(tools):
     weights = WEIGHTS | {"w": np.random.default_rng(1).standard_normal((96, 96), dtype=np.float32)}
     body = (
