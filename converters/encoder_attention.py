@@ -8,6 +8,7 @@ function is the same steps.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import no_type_check
@@ -156,7 +157,7 @@ class _Reader:
             node = self._step(source)
 
     def _heads_and_size(self, value: ir.Value) -> tuple[int, int]:
-        """The last two dimensions of what a Reshape makes, where they are written in its shape."""
+        """The last two dimensions of what a Reshape makes: from its shape, of which one may be -1."""
         node = value.producer()
         if node is None or node.domain != "" or node.op_type != "Reshape":
             raise _Other("an operand is not split into heads")
@@ -167,9 +168,27 @@ class _Reader:
             known = [int(d) for part in parts for d in resolve(part, self.ir_version).numpy().reshape(-1)]
         except NotConstantError:
             raise _Other("the number or size of its heads is computed") from None
-        if len(known) < 2 or min(known[-2:]) < 1:
+        heads, size = known[-2:] if len(known) > 1 else (0, 0)
+        if heads == -1 and size > 0:
+            heads = self._width(node.inputs[0]) // size
+        if min(heads, size) < 1:
             raise _Other("the number or size of its heads is computed")
-        return known[-2], known[-1]
+        return heads, size
+
+    def _width(self, value: ir.Value | None) -> int:
+        """The last dimension of what a product with a constant makes, also with a bias added; 0 where it is none."""
+        node = None if value is None else value.producer()
+        if node is None:
+            return 0
+        if node.domain == functions.DOMAIN and node.op_type in functions.MATMULS:
+            return node.attributes.get_int("N")
+        if node.domain != "" or node.op_type not in ("Add", "MatMul"):
+            return 0
+        widths = [0]
+        for operand in node.inputs if node.op_type == "Add" else node.inputs[1:]:
+            with contextlib.suppress(NotConstantError):
+                widths += resolve(operand, self.ir_version).shape[-1:]
+        return max(widths)
 
     def _unscaled(self, node: ir.Node) -> ir.Value | None:
         """What a multiplication or division by a constant scalar has as its other operand; the scale takes it up."""

@@ -161,6 +161,30 @@ def test_keys_of_other_heads_are_left_alone(tools, shape, reason):
     assert session(made).run(None, f)[0].shape == (B, S, H * D)
 
 
+@pytest.mark.parametrize("convert", [True, False], ids=["converted", "as it was"])
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+def test_heads_that_follow_from_the_width_of_a_product(tools, bias, convert):
+    """transformers since 4.48 writes view(*shape, -1, head size)."""
+    rng = np.random.default_rng(1)
+    product = "{x}0 = MatMul({x}, w{x}) {x}1 = Add(b{x}, {x}0) " if bias else "{x}1 = MatMul({x}, w{x}) "
+    projected = "".join(product.format(x=x) for x in "qkv")
+    split = SPLIT.replace("0,0,3,32", "0,0,-1,32")
+    for x in "qkv":
+        split = split.replace(f"Reshape({x},", f"Reshape({x}1,")
+    proto = tools.make_model(
+        HEAD + "{ " + projected + split + FORMS["BERT, TorchScript"] + END + "}",
+        WEIGHTS
+        | {f"w{x}": rng.standard_normal((96, 96), dtype=np.float32) / 10 for x in "qkv"}
+        | ({f"b{x}": rng.standard_normal(96, dtype=np.float32) for x in "qkv"} if bias else {}),
+    )
+    made, found = (mxort.convert(proto, accuracy_level=1), None) if convert else fused(proto)
+    counts = made.fused["MultiHeadAttention"] if convert else found.counts()
+    assert counts == {"fused": 1}
+    model = made.model if convert else made
+    want = session(model, library=False).run(None, feeds())[0]
+    np.testing.assert_allclose(session(model).run(None, feeds())[0], want, rtol=0, atol=1e-4)
+
+
 def test_a_conversion_fuses_and_no_fuse_does_not(tools):
     weights = WEIGHTS | {"w": np.random.default_rng(1).standard_normal((96, 96), dtype=np.float32)}
     body = (
