@@ -41,17 +41,36 @@ def _kind(fmt: ElementFormat) -> str:
 
 
 _KINDS = tuple(dict.fromkeys(_kind(fmt) for fmt in WEIGHT_FORMATS.values()))
-MATMULS = tuple(f"MatMul{kind}" for kind in _KINDS)
-GATHERS = tuple(f"Gather{kind}" for kind in _KINDS)
-"""The operators of each kind: products with a weight, and rows of a table."""
+MATMUL, FUSED, GATED, GATHER = "MatMul", "FusedMatMul", "GatedMatMul", "Gather"
+MATMULS = tuple(MATMUL + kind for kind in _KINDS)
+GATHERS = tuple(GATHER + kind for kind in _KINDS)
+EPILOGUES = tuple(form + kind for form in (FUSED, GATED) for kind in _KINDS)
+"""The operators of each kind: products with a weight, rows of a table, products with what follows them."""
 
-WITH_WEIGHTS = frozenset((*MATMULS, *GATHERS))
+WITH_WEIGHTS = frozenset((*MATMULS, *GATHERS, *EPILOGUES))
+
+ACTIVATION = "activation"
+RELU, GELU, GELU_TANH, SILU = 1, 2, 3, 4
+"""The attribute that tells what follows a product, and its values; 0: nothing."""
+
+
+def _kind_of(operator: str) -> str:
+    """The kind and width of an operator's elements."""
+    for form in (FUSED, GATED, MATMUL, GATHER):
+        if operator.startswith(form):
+            return operator.removeprefix(form)
+    return ""
 
 
 def formats_of(operator: str) -> dict[str, ElementFormat]:
     """The weight formats of an operator by name; the first is its default."""
-    kind = operator.removeprefix("MatMul").removeprefix("Gather")
+    kind = _kind_of(operator)
     return {name: fmt for name, fmt in WEIGHT_FORMATS.items() if _kind(fmt) == kind}
+
+
+def operands_of(operator: str) -> int:
+    """How many weights an operator has, each with four inputs."""
+    return 2 if operator.startswith(GATED) else 1
 
 
 def operator_of(weight_format: str, *, gather: bool = False) -> tuple[str, dict[str, Any]]:
@@ -308,6 +327,65 @@ def _is_integer(operator: str) -> bool:
     )
 
 
+@no_type_check
+@onnxscript.script(_domain, default_opset=op)
+def activated(product, activation: int):
+    """What follows a product, in float."""
+    x = op.Cast(product, to=onnx.TensorProto.FLOAT)
+    which = op.Constant(value_int=activation)
+    one, half = op.Constant(value_float=1.0), op.Constant(value_float=0.5)
+    if which == op.Constant(value_int=RELU):
+        y = op.Relu(x)
+    else:
+        if which == op.Constant(value_int=GELU):
+            y = half * x * (one + op.Erf(x * op.Constant(value_float=0.7071067811865476)))
+        else:
+            if which == op.Constant(value_int=GELU_TANH):
+                cubic = x + op.Constant(value_float=0.044715) * x * x * x
+                y = half * x * (one + op.Tanh(op.Constant(value_float=0.7978845608028654) * cubic))
+            else:
+                if which == op.Constant(value_int=SILU):
+                    y = x * op.Sigmoid(x)
+                else:
+                    y = op.Identity(x)
+    return y
+
+
+def _epilogue(operator: str, opset: int) -> onnx.FunctionProto:
+    """The function of a product with what follows it: that product's own operator, then standard ones."""
+    product = MATMUL + _kind_of(operator)
+    inner = function(product, opset)
+    proto = activated.to_function_proto()
+    (x,), (y,) = proto.input, proto.output
+    names = [*inner.input[1:]] if operands_of(operator) == 1 else []
+    names = names or [f"{part}_{name}" for part in ("gate", "up") for name in inner.input[1:]]
+    products = [
+        onnx.helper.make_node(product, [inner.input[0], *names[at : at + 4]], [out], domain=DOMAIN)
+        for at, out in zip(range(0, len(names), 4), (x, "factor"), strict=False)
+    ]
+    defaults = {a.name: a for a in inner.attribute_proto}
+    for node in products:
+        for name in (*inner.attribute, *defaults):
+            kind = defaults[name].type if name in defaults else onnx.AttributeProto.INT
+            node.attribute.append(onnx.AttributeProto(name=name, ref_attr_name=name, type=kind))
+    last, result = y, []
+    if len(products) == 2:
+        last = "gated"
+        result.append(onnx.helper.make_node("Cast", ["factor"], ["wide"], to=onnx.TensorProto.FLOAT))
+        result.append(onnx.helper.make_node("Mul", [y, "wide"], [last]))
+    result.append(onnx.helper.make_node("CastLike", [last, inner.input[0]], ["Y"]))
+    return onnx.helper.make_function(
+        DOMAIN,
+        operator,
+        [inner.input[0], *names],
+        ["Y"],
+        [*products, *proto.node, *result],
+        [onnx.helper.make_opsetid("", opset), onnx.helper.make_opsetid(DOMAIN, VERSION)],
+        [*inner.attribute, ACTIVATION],
+        list(defaults.values()),
+    )
+
+
 _FUNCTIONS = {name: _matmul(name) for name in MATMULS} | {name: _gather(name) for name in GATHERS}
 _INTEGER_FUNCTIONS = {name: _integers(name) for name in MATMULS if _is_integer(name)}
 _INTEGER_OPSETS = range(19, 28)
@@ -329,6 +407,8 @@ def function(operator: str, opset: int) -> onnx.FunctionProto:
     """The function of ``operator`` for a model of default-domain ``opset``. Raises ValueError below MIN_OPSET."""
     if opset < MIN_OPSET:
         raise ValueError(f"{operator} needs opset {MIN_OPSET} or later, got {opset}")
+    if operator in EPILOGUES:
+        return _epilogue(operator, opset)
     definition = _INTEGER_FUNCTIONS.get(operator) if opset in _INTEGER_OPSETS else None
     proto: onnx.FunctionProto = (definition or _FUNCTIONS[operator]).to_function_proto()
     proto.name = operator

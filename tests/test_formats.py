@@ -164,7 +164,7 @@ def test_contract_between_python_and_the_built_library() -> None:
     built = _native.describe()
     assert built["operators"] == {
         name: [fmt.exponent_bits for fmt in functions.formats_of(name).values()]
-        for name in (*functions.MATMULS, *functions.GATHERS)
+        for name in functions.WITH_WEIGHTS
     }
     assert built["block_size"] == formats.BLOCK_SIZE
     assert built["scale_bias"] == formats.SCALE_BIAS

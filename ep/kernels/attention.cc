@@ -198,15 +198,6 @@ void ByQueries(const Places& at, int64_t positions, const ParallelFor& parallel)
 
 }  // namespace
 
-AttendKeys SelectAttendKeys([[maybe_unused]] const CpuFeatures& cpu, [[maybe_unused]] const std::string& first) {
-#if defined(__x86_64__)
-  const bool any = first.empty();
-  if (cpu.avx512 && (any || first.rfind("avx512", 0) == 0)) return AttendKeysAvx512;
-  if (cpu.avx2_fma && (any || first.rfind("avx", 0) == 0)) return AttendKeysAvx2;
-#endif
-  return AttendKeysPortable;
-}
-
 int64_t AttentionScratch(int64_t rows, int64_t head_size) {
   constexpr int64_t kKeyBlock = 64;
   return (head_size + rows) * kKeyBlock;

@@ -4,7 +4,6 @@
 #define MXORT_KERNELS_ATTENTION_H_
 
 #include <cstdint>
-#include <string>
 
 #include "kernels/kernel.h"
 #include "kernels/parallel.h"
@@ -41,12 +40,6 @@ struct AttentionTile {
 int64_t AttentionScratch(int64_t rows, int64_t head_size);
 
 using AttendKeys = void (*)(const AttentionTile&);
-void AttendKeysPortable(const AttentionTile& tile);
-void AttendKeysAvx2(const AttentionTile& tile);
-void AttendKeysAvx512(const AttentionTile& tile);
-
-// The one for a CPU; `first` is a row of the kernel table (KernelOverride) that its instructions are not to go beyond.
-AttendKeys SelectAttendKeys(const CpuFeatures& cpu, const std::string& first);
 
 // One call. A cache holds [batch, kv_heads, capacity, head_size]; `present` may be `past`.
 struct AttentionCall {

@@ -9,28 +9,12 @@
 
 #include "kernels/activation.h"
 #include "kernels/attention.h"
+#include "kernels/vector_math.h"
 #include "mx_formats.h"
 
 namespace mxort {
 
 inline constexpr int kKeyBlock = 64;
-
-// exp(x) of x <= 0, relative error 2e-7; below -87 a number near 1e-38. x = n ln 2 + r, |r| <= ln 2 / 2; exp(r) by the
-// polynomial of the Cephes library; 2^n by n added to the exponent. NaN stays NaN.
-MXORT_INLINE float Exp(float x) {
-  x = x < -87.0f ? -87.0f : x;
-  const float shifted = x * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: n in the low bits
-  const float n = shifted - 12582912.0f;
-  const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-  float p = 1.9875691500e-4f;
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * (r * r) + r + 1.0f;
-  return BitsFloat(FloatBits(p) + (FloatBits(shifted) << kFloatMantissaBits));
-}
 
 // c[r, 16 v..] += sum over i of a[r, i] b[i, 16 v..] for R rows and V vectors.
 template <class S, int R, int V>

@@ -43,7 +43,8 @@ CheckProblem::CheckProblem(const MatMulSpec& s, int64_t rows, DataType type)
 }
 
 void CheckProblem::Expected(Range rows, float* y) const {
-  ReferenceMatMul(spec, DataType::kFloat, a.data(), weights(), column_scale.data(), bias.data(), rows, y);
+  ReferenceMatMul(spec, DataType::kFloat, a.data(), weights(), column_scale.data(), bias.data(), rows, DataType::kFloat,
+                  y + rows.begin * spec.N);
 }
 
 double PromisedError(AccuracyLevel level) {

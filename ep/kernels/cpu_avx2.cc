@@ -5,8 +5,10 @@
 
 #include "kernels/attention_kernel.h"
 #include "kernels/cpu_kernels.h"
+#include "kernels/epilogue_kernel.h"
 #include "kernels/float_kernel.h"
 #include "kernels/quantize_rows.h"
+#include "kernels/vector_functions.h"
 
 namespace mxort {
 namespace {
@@ -118,8 +120,12 @@ const Kernel kAvx2Byte = {"avx2_byte",  &kStrip16Byte, HasAvx2,     Everything,
 const Kernel kAvx2Mxint8 = {"avx2_mxint8", &kStrip16Int8, HasAvx2,     Everything,
                             MaxPanelRows,  PanelBytes,    PrepareByte, ComputeMxint8};
 
-void AttendKeysAvx2(const AttentionTile& tile) { AttendRange<Avx2>(tile); }
-
-void QuantizeRowsAvx2(const QuantizeArgs& args, Range rows) { QuantizeRows(args, rows); }
+const VectorFunctions kAvx2Functions = {
+    [](const AttentionTile& tile) { AttendRange<Avx2>(tile); },
+    [](Activation activation, const float* x, const float* factor, int64_t n, float* y) {
+      ActivateWith(activation, x, factor, n, y);
+    },
+    [](const QuantizeArgs& args, Range rows) { QuantizeRows(args, rows); },
+};
 
 }  // namespace mxort

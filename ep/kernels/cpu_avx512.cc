@@ -5,8 +5,10 @@
 #include "kernels/attention_kernel.h"
 #include "kernels/avx512.h"
 #include "kernels/cpu_kernels.h"
+#include "kernels/epilogue_kernel.h"
 #include "kernels/float_kernel.h"
 #include "kernels/quantize_rows.h"
+#include "kernels/vector_functions.h"
 
 namespace mxort {
 namespace {
@@ -75,8 +77,12 @@ const Kernel kAvx512Byte = {"avx512_byte", &kStrip16Byte, HasAvx512,   Everythin
 const Kernel kAvx512Mxint8 = {"avx512_mxint8", &kStrip16Int8, HasAvx512,   Everything,
                               MaxPanelRows,    PanelBytes,    PrepareByte, ComputeMxint8};
 
-void AttendKeysAvx512(const AttentionTile& tile) { AttendRange<Avx512>(tile); }
-
-void QuantizeRowsAvx512(const QuantizeArgs& args, Range rows) { QuantizeRows(args, rows); }
+const VectorFunctions kAvx512Functions = {
+    [](const AttentionTile& tile) { AttendRange<Avx512>(tile); },
+    [](Activation activation, const float* x, const float* factor, int64_t n, float* y) {
+      ActivateWith(activation, x, factor, n, y);
+    },
+    [](const QuantizeArgs& args, Range rows) { QuantizeRows(args, rows); },
+};
 
 }  // namespace mxort

@@ -16,9 +16,10 @@ extern const Kernel kAvxVnni, kAvxVnniMxint8;
 extern const Kernel kAvx2Int8, kAvx2Int8Mxint8;
 extern const Kernel kAmx;
 
-// The oracle: plain loops in double over the operator's own weights. Computes rows [begin, end).
+// The oracle: plain loops in double over the operator's own weights. Computes rows [begin, end) of Y, which `y` holds
+// alone.
 void ReferenceMatMul(const MatMulSpec& spec, DataType type, const void* a, const Weights& weights,
-                     const float* column_scale, const float* bias, Range rows, void* y);
+                     const float* column_scale, const float* bias, Range rows, DataType y_type, void* y);
 
 }  // namespace mxort
 

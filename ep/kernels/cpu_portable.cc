@@ -1,8 +1,10 @@
 // Any x86-64 (and any other CPU): the float kernel on the compiler's generic vectors.
 #include "kernels/attention_kernel.h"
 #include "kernels/cpu_kernels.h"
+#include "kernels/epilogue_kernel.h"
 #include "kernels/float_kernel.h"
 #include "kernels/quantize_rows.h"
+#include "kernels/vector_functions.h"
 
 namespace mxort {
 namespace {
@@ -134,8 +136,12 @@ const Kernel kPortableByte = {"portable_byte", &kStrip16Byte, Always,      Every
 const Kernel kPortableMxint8 = {"portable_mxint8", &kStrip16Int8, Always,      Everything,
                                 MaxPanelRows,      PanelBytes,    PrepareByte, ComputeMxint8};
 
-void AttendKeysPortable(const AttentionTile& tile) { AttendRange<Generic>(tile); }
-
-void QuantizeRowsPortable(const QuantizeArgs& args, Range rows) { QuantizeRows(args, rows); }
+const VectorFunctions kPortableFunctions = {
+    [](const AttentionTile& tile) { AttendRange<Generic>(tile); },
+    [](Activation activation, const float* x, const float* factor, int64_t n, float* y) {
+      ActivateWith(activation, x, factor, n, y);
+    },
+    [](const QuantizeArgs& args, Range rows) { QuantizeRows(args, rows); },
+};
 
 }  // namespace mxort

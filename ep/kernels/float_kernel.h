@@ -75,7 +75,8 @@ MXORT_INLINE void StoreColumns(const MatMulArgs& args, int64_t row, int64_t n, i
   float values[kStripColumns];
   const float *scale = args.column_scale + n, *bias = args.bias + n;
   for (int64_t i = 0; i < columns; ++i) values[i] = total[i] * scale[i] + bias[i];
-  char* y = static_cast<char*>(args.y) + static_cast<size_t>(row * args.spec->N + n) * DataTypeBytes(args.type);
+  const int64_t index = (row - args.y_row) * args.y_stride + n - args.y_column;
+  char* y = static_cast<char*>(args.y) + static_cast<size_t>(index) * DataTypeBytes(args.type);
   switch (args.type) {
     case DataType::kFloat:
       __builtin_memcpy(y, values, static_cast<size_t>(columns) * sizeof(float));

@@ -95,8 +95,10 @@ struct MatMulArgs {
   const uint8_t* packed;      // weights in the kernel's layout
   const float* column_scale;  // [N]
   const float* bias;          // [N]
-  DataType type;              // of A and Y
-  void* y;                    // [M, N]
+  // Where the element of row m and column n goes: y[(m - y_row) * y_stride + n - y_column].
+  DataType type;
+  void* y;
+  int64_t y_stride, y_row, y_column;
 };
 
 struct Range {

@@ -4,6 +4,7 @@
 #include <stdexcept>
 
 #include "kernels/cpu_kernels.h"
+#include "kernels/vector_functions.h"
 
 namespace mxort {
 namespace {
@@ -23,6 +24,16 @@ const Kernel kReference = {"reference", &kNoLayout,   Always,     Everything,
                            OneRow,      NoPanelBytes, DeclineRow, ComputeNothing};
 
 }  // namespace
+
+const VectorFunctions& SelectFunctions([[maybe_unused]] const CpuFeatures& cpu,
+                                       [[maybe_unused]] const std::string& first) {
+#if defined(__x86_64__)
+  const bool any = first.empty();
+  if (cpu.avx512 && (any || first.rfind("avx512", 0) == 0)) return kAvx512Functions;
+  if (cpu.avx2_fma && (any || first.rfind("avx", 0) == 0)) return kAvx2Functions;
+#endif
+  return kPortableFunctions;
+}
 
 const std::vector<const Kernel*>& KernelTable() {
   static const std::vector<const Kernel*> table = {

@@ -55,20 +55,70 @@ std::vector<int64_t> PreparePanels(const MatMulCall& call, const Kernel& kernel,
   return declined;
 }
 
+MatMulArgs With(const MatMulOperand& operand, MatMulArgs args) {
+  args.packed = operand.packed->data();
+  args.column_scale = operand.column_scale;
+  args.bias = operand.bias;
+  return args;
+}
+
+// Row m of Y, columns from n on.
+void StoreRow(const MatMulCall& call, int64_t m, int64_t n, int64_t count, const float* values) {
+  const int64_t index = m * call.spec->N + n;
+  if (call.type == DataType::kFloat) {
+    std::copy(values, values + count, static_cast<float*>(call.y) + index);
+  } else {
+    for (int64_t i = 0; i < count; ++i) StoreAs(call.type, call.y, index + i, values[i]);
+  }
+}
+
+// The epilogue follows while a task's products are in the cache.
+void ComputeActivated(const MatMulCall& call, const Kernel& kernel, const MatMulArgs& args, Range panels,
+                      Range strips) {
+  thread_local Workspace workspace;  // two tasks' products: some hundred KB
+  const int64_t row = panels.begin * args.panel_rows, rows = std::min(call.M, panels.end * args.panel_rows) - row;
+  const int64_t column = strips.begin * kStripColumns;
+  const int64_t columns = std::min(call.spec->N, strips.end * kStripColumns) - column;
+  auto* products = reinterpret_cast<float*>(workspace.Get(static_cast<size_t>(2 * rows * columns) * sizeof(float)));
+  float* factors = call.epilogue.factor ? products + rows * columns : nullptr;
+  MatMulArgs part = args;
+  part.type = DataType::kFloat;
+  part.y = products;
+  part.y_stride = columns;
+  part.y_row = row;
+  part.y_column = column;
+  kernel.compute(part, panels, strips);
+  if (factors) {
+    part.y = factors;
+    kernel.compute(With(*call.epilogue.factor, part), panels, strips);
+  }
+  call.epilogue.activate(call.epilogue.activation, products, factors, rows * columns, products);
+  for (int64_t r = 0; r < rows; ++r) StoreRow(call, row + r, column, columns, products + r * columns);
+}
+
 void ComputeAll(const MatMulCall& call, const Kernel& kernel, const MatMulArgs& args, const ParallelFor& parallel) {
   const int64_t strips = StripsOf(call.spec->N), panels = CeilDiv(call.M, args.panel_rows);
   const int64_t panels_per_task = std::clamp<int64_t>(
       kPreparedCacheBytes / static_cast<int64_t>(std::max<size_t>(1, args.panel_stride)), 1, panels);
   const int64_t panel_tasks = CeilDiv(panels, panels_per_task);
-  const int64_t strip_multiplies =
-      std::min(call.M, panels_per_task * args.panel_rows) * args.blocks * kBlockSize * kStripColumns;
+  const int64_t strip_multiplies = std::min(call.M, panels_per_task * args.panel_rows) * args.blocks * kBlockSize *
+                                   kStripColumns * (call.epilogue.factor ? 2 : 1);
   // Tasks of equal size: of two threads neither waits for the other.
   const int64_t strip_tasks = std::clamp<int64_t>(CeilDiv(strips * strip_multiplies, kTaskMultiplies), 1, strips);
   parallel(panel_tasks * strip_tasks, [&](int64_t task) {
     const int64_t panel = task / strip_tasks * panels_per_task, strip = task % strip_tasks;
-    kernel.compute(args, {panel, std::min(panels, panel + panels_per_task)},
-                   {strips * strip / strip_tasks, strips * (strip + 1) / strip_tasks});
+    const Range of_panels = {panel, std::min(panels, panel + panels_per_task)};
+    const Range of_strips = {strips * strip / strip_tasks, strips * (strip + 1) / strip_tasks};
+    if (call.epilogue.activate) return ComputeActivated(call, kernel, args, of_panels, of_strips);
+    kernel.compute(args, of_panels, of_strips);
   });
+}
+
+ScaleRange Scales(const MatMulCall& call) {
+  const ScaleRange& first = call.operand.packed->scales();
+  if (!call.epilogue.factor) return first;
+  const ScaleRange& second = call.epilogue.factor->packed->scales();
+  return {std::min(first.lowest, second.lowest), std::max(first.highest, second.highest)};
 }
 
 // The call for rows [begin, end) of A alone.
@@ -81,23 +131,40 @@ MatMulCall RowsOf(const MatMulCall& call, int64_t begin, int64_t end) {
   return part;
 }
 
+// A row that the kernel declined.
+void ComputeReference(const MatMulCall& call, int64_t row) {
+  const MatMulSpec& spec = *call.spec;
+  const auto product = [&](const MatMulOperand& operand, DataType type, void* y) {
+    ReferenceMatMul(spec, call.type, call.a, operand.weights, operand.column_scale, operand.bias, {row, row + 1}, type,
+                    y);
+  };
+  if (!call.epilogue.activate) {
+    char* y = static_cast<char*>(call.y) + static_cast<size_t>(row * spec.N) * DataTypeBytes(call.type);
+    return product(call.operand, call.type, y);
+  }
+  std::vector<float> products(static_cast<size_t>(spec.N)), factors(products);
+  product(call.operand, DataType::kFloat, products.data());
+  if (call.epilogue.factor) product(*call.epilogue.factor, DataType::kFloat, factors.data());
+  call.epilogue.activate(call.epilogue.activation, products.data(), call.epilogue.factor ? factors.data() : nullptr,
+                         spec.N, products.data());
+  StoreRow(call, row, 0, spec.N, products.data());
+}
+
 void MultiplyBlock(const MatMulCall& call, const Kernel& kernel, int panel_rows, size_t stride, uint8_t* prepared,
                    const ParallelFor& parallel) {
-  const MatMulArgs args = {call.spec,           BlocksOf(call.spec->K), call.M,    panel_rows, prepared, stride,
-                           call.packed->data(), call.column_scale,      call.bias, call.type,  call.y};
+  const MatMulArgs args = With(call.operand, {call.spec, BlocksOf(call.spec->K), call.M, panel_rows, prepared, stride,
+                                              nullptr, nullptr, nullptr, call.type, call.y, call.spec->N, 0, 0});
   const std::vector<int64_t> declined = PreparePanels(call, kernel, args, prepared, parallel);
   if (static_cast<int64_t>(declined.size()) < call.M) ComputeAll(call, kernel, args, parallel);
-  parallel(static_cast<int64_t>(declined.size()), [&](int64_t i) {
-    const int64_t row = declined[static_cast<size_t>(i)];
-    ReferenceMatMul(*call.spec, call.type, call.a, call.weights, call.column_scale, call.bias, {row, row + 1}, call.y);
-  });
+  parallel(static_cast<int64_t>(declined.size()),
+           [&](int64_t i) { ComputeReference(call, declined[static_cast<size_t>(i)]); });
 }
 
 }  // namespace
 
 void MatMul(const MatMulCall& call, const ParallelFor& parallel) {
   if (call.M == 0 || call.spec->N == 0) return;
-  const Kernel& kernel = KernelFor(*call.kernels, call.M, call.packed->scales());
+  const Kernel& kernel = KernelFor(*call.kernels, call.M, Scales(call));
   const int panel_rows = PanelRows(call, kernel);  // of all blocks: sums are grouped by it, so Y depends on it
   const size_t stride = (kernel.panel_bytes(*call.spec, panel_rows) + 63) / 64 * 64;
   const int64_t panels = std::clamp<int64_t>(kWorkspaceBytes / static_cast<int64_t>(std::max<size_t>(1, stride)), 1,

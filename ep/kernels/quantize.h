@@ -18,10 +18,7 @@ struct QuantizeArgs {
 
 // Quantises the rows given on the best instruction set of this CPU; every variant gives the same bits.
 void QuantizeWeights(const QuantizeArgs& args, Range rows);
-
-void QuantizeRowsPortable(const QuantizeArgs& args, Range rows);
-void QuantizeRowsAvx2(const QuantizeArgs& args, Range rows);
-void QuantizeRowsAvx512(const QuantizeArgs& args, Range rows);
+using QuantizeRange = void (*)(const QuantizeArgs&, Range rows);
 
 }  // namespace mxort
 

@@ -43,7 +43,7 @@ void DecodeBlock(const uint8_t* packed, float* values) {
 }  // namespace
 
 void ReferenceMatMul(const MatMulSpec& spec, DataType type, const void* a, const Weights& weights,
-                     const float* column_scale, const float* bias, Range rows, void* y) {
+                     const float* column_scale, const float* bias, Range rows, DataType y_type, void* y) {
   const int64_t blocks = BlocksOf(spec.K), block_bytes = BlockBytes(spec.weight_format);
   const char* a_bytes = static_cast<const char*>(a);
   for (int64_t m = rows.begin; m < rows.end; ++m) {
@@ -61,7 +61,7 @@ void ReferenceMatMul(const MatMulSpec& spec, DataType type, const void* a, const
         }
       }
       const double result = sum * static_cast<double>(column_scale[n]) + static_cast<double>(bias[n]);
-      StoreAs(type, y, m * spec.N + n, static_cast<float>(result));
+      StoreAs(y_type, y, (m - rows.begin) * spec.N + n, static_cast<float>(result));
     }
   }
 }

@@ -27,9 +27,8 @@ bool Right(const Kernel& kernel, const MatMulSpec& spec, double bound) {
   std::vector<float> y(static_cast<size_t>(kM * kN)), expected(y);
   const PackedWeights packed(spec, *kernel.layout, problem.weights(), SerialFor);
   const Kernels kernels = {&kernel};
-  MatMul({&spec, &kernels, &packed, problem.weights(), problem.column_scale.data(), problem.bias.data(),
-          DataType::kFloat, kM, problem.a.data(), y.data()},
-         SerialFor);
+  const MatMulOperand operand = {&packed, problem.weights(), problem.column_scale.data(), problem.bias.data()};
+  MatMul({&spec, &kernels, operand, DataType::kFloat, kM, problem.a.data(), y.data(), {}}, SerialFor);
   problem.Expected({0, kM}, expected.data());
   return RelativeRms(y, expected) <= bound;
 }

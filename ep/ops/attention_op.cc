@@ -8,6 +8,7 @@
 
 #include "kernels/attention.h"
 #include "kernels/kernel_table.h"
+#include "kernels/vector_functions.h"
 #include "ops/custom_op_base.h"
 #include "ops/ort_status.h"
 #include "ops/spec.h"
@@ -49,7 +50,7 @@ class AttentionKernel {
     attributes.Int("rotary_interleaved", &interleaved);
     spec_.rotary = rotary != 0;
     spec_.interleaved = interleaved != 0;
-    kernel_ = SelectAttendKeys(DetectCpu(), KernelOverride());
+    kernel_ = SelectFunctions(DetectCpu(), KernelOverride()).attend_keys;
   }
 
   static std::string Where(const AttentionOp& op, const OrtKernelInfo* info) {
@@ -142,7 +143,7 @@ class DenseKernel {
  public:
   DenseKernel(const AttentionOp& op, const OrtKernelInfo* info) : api_(*op.api), where_(Where(op, info)) {
     KernelAttributes(api_, info).Float("scale", &scale_);
-    kernel_ = SelectAttendKeys(DetectCpu(), KernelOverride());
+    kernel_ = SelectFunctions(DetectCpu(), KernelOverride()).attend_keys;
   }
 
   static std::string Where(const AttentionOp& op, const OrtKernelInfo* info) {

@@ -3,6 +3,7 @@
 #include "ops/custom_op.h"
 
 #include <algorithm>
+#include <deque>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -10,6 +11,7 @@
 
 #include "kernels/kernel_table.h"
 #include "kernels/matmul.h"
+#include "kernels/vector_functions.h"
 #include "kernels/weight_memory.h"
 #include "ops/attention_op.h"
 #include "ops/custom_op_base.h"
@@ -26,57 +28,97 @@ namespace {
 
 // ---- the kernel on the CPU ------------------------------------------------------------------------------------------
 
+// A weight of a node with its vectors, as far as they are constant.
+class Operand {
+ public:
+  Operand(const OrtApi& api, const MatMulSpec& spec, const WeightLayout& layout, const OrtKernelInfo* info,
+          size_t number)
+      : number_(number), constants_(ReadConstants(api, spec, info, number)) {
+    if (AllPresent(constants_)) host_.emplace(constants_);
+    if (!constants_[kB].data || !constants_[kBScale].data) return;
+    packed_ = SharedPackedWeights(spec, layout, WeightsOf(constants_));
+    const int64_t blocks = spec.N * BlocksOf(spec.K);
+    DropFilePages(constants_[kB].data, static_cast<size_t>(blocks * BlockBytes(spec.weight_format)));
+    DropFilePages(constants_[kBScale].data, static_cast<size_t>(blocks));
+  }
+
+  size_t number() const { return number_; }
+  const Inputs& constants() const { return constants_; }
+  const HostInputs* host() const { return host_ ? &*host_ : nullptr; }            // null: not all are constant
+  const std::shared_ptr<const PackedWeights>& packed() const { return packed_; }  // null: the weights are not
+
+ private:
+  const size_t number_;
+  const Inputs constants_;
+  std::optional<HostInputs> host_;
+  std::shared_ptr<const PackedWeights> packed_;
+};
+
+// An operand for one call: what is not constant is read and packed.
+class OperandOfCall {
+ public:
+  OperandOfCall(const OrtApi& api, const MatMulSpec& spec, const WeightLayout& layout, const Operand& operand,
+                OrtKernelContext* context, const ParallelFor& parallel)
+      : packed_(operand.packed()) {
+    const HostInputs* host = operand.host();
+    if (!host) {
+      Inputs inputs = operand.constants();
+      for (size_t i = kB; i < kInputs; ++i) {
+        if (inputs[i].data) continue;
+        inputs[i] = ReadInput(api, spec, i, InputValue(api, context, InputIndex(operand.number(), i)));
+      }
+      host = &host_.emplace(inputs);
+    }
+    const device::HostWeights& of_host = host->get();
+    if (!packed_) packed_ = std::make_shared<PackedWeights>(spec, layout, of_host.weights, parallel);
+    get_ = {packed_.get(), of_host.weights, of_host.column_scale, of_host.bias};
+  }
+  const MatMulOperand& get() const { return get_; }
+
+ private:
+  std::optional<HostInputs> host_;
+  std::shared_ptr<const PackedWeights> packed_;
+  MatMulOperand get_;
+};
+
 class MatMulKernel : public OperatorKernel {
  public:
   MatMulKernel(const OrtApi& api, const WeightOperator& op, DataType type, const OrtKernelInfo* info)
       : OperatorKernel(api, op, type, info),
         kernels_(SelectKernels(spec_, DetectCpu(), KernelOverride())),
-        constants_(ReadConstants(api, spec_, info)) {
-    if (AllPresent(constants_)) host_.emplace(constants_);
-    if (constants_[kB].data && constants_[kBScale].data) {
-      packed_ = SharedPackedWeights(spec_, *kernels_[0]->layout, WeightsOf(constants_));
-      const int64_t blocks = spec_.N * BlocksOf(spec_.K);
-      DropFilePages(constants_[kB].data, static_cast<size_t>(blocks * BlockBytes(spec_.weight_format)));
-      DropFilePages(constants_[kBScale].data, static_cast<size_t>(blocks));
-    }
+        activation_(ActivationOf(op, KernelAttributes(api, info))),
+        activate_(op.activated ? SelectFunctions(DetectCpu(), KernelOverride()).activate : nullptr) {
+    for (size_t i = 0; i < op.operands; ++i) operands_.emplace_back(api, spec_, *kernels_[0]->layout, info, i);
   }
 
   void Compute(OrtKernelContext* context) const override {
-    const Call call = BeginCall(api_, spec_, context);
-    if (host_) return Run(context, call, host_->get());
-    Inputs inputs = constants_;
-    for (size_t i = kB; i < kInputs; ++i) {
-      if (!inputs[i].data) inputs[i] = ReadInput(api_, spec_, i, InputValue(api_, context, i));
-    }
-    Run(context, call, HostInputs(inputs).get());
-  }
-
- private:
-  void Run(OrtKernelContext* context, const Call& node, const device::HostWeights& host) const {
+    const Call node = BeginCall(api_, spec_, context);
     if (node.rows == 0) return;
-    MatMulCall call;
-    call.spec = &spec_;
-    call.kernels = &kernels_;
-    call.weights = host.weights;
     const ParallelFor parallel = [&](int64_t tasks, const std::function<void(int64_t)>& body) {
       Parallel(api_, context, tasks, body);
     };
-    const auto packed =
-        packed_ ? packed_ : std::make_shared<PackedWeights>(spec_, *kernels_[0]->layout, call.weights, parallel);
-    call.packed = packed.get();
-    call.column_scale = host.column_scale;
-    call.bias = host.bias;
-    call.type = type_;
-    call.M = node.rows;
-    call.a = node.a.data;
-    Check(api_, api_.GetTensorMutableData(node.y, &call.y));
-    MatMul(call, parallel);
+    std::optional<OperandOfCall> operands[2];
+    for (const Operand& operand : operands_) {
+      operands[operand.number()].emplace(api_, spec_, *kernels_[0]->layout, operand, context, parallel);
+    }
+    void* y = nullptr;
+    Check(api_, api_.GetTensorMutableData(node.y, &y));
+    MatMul({&spec_,
+            &kernels_,
+            operands[0]->get(),
+            type_,
+            node.rows,
+            node.a.data,
+            y,
+            {activate_, activation_, operands[1] ? &operands[1]->get() : nullptr}},
+           parallel);
   }
 
+ private:
   const Kernels kernels_;
-  const Inputs constants_;
-  std::optional<HostInputs> host_;               // all of B to bias are constant
-  std::shared_ptr<const PackedWeights> packed_;  // null: the weights are not constant
+  const Activation activation_;
+  const Activate activate_;       // null: the operator has no epilogue
+  std::deque<Operand> operands_;  // elements that do not move
 };
 
 // ---- schema ---------------------------------------------------------------------------------------------------------
@@ -129,12 +171,13 @@ MatMulOp MakeOp(const OrtApi* api, uint32_t version, const WeightOperator& what,
   op.what = &what;
   op.type = type;
   op.backend = &backend;
-  op.GetName = [](const OrtCustomOp* self) { return Self(self).what->name; };
+  op.GetName = [](const OrtCustomOp* self) { return Self(self).what->name.c_str(); };
   op.GetExecutionProviderType = [](const OrtCustomOp* self) { return Self(self).backend->provider; };
-  op.GetInputTypeCount = [](const OrtCustomOp*) -> size_t { return kInputs; };
+  op.GetInputTypeCount = [](const OrtCustomOp* self) -> size_t { return InputCount(*Self(self).what); };
   op.GetInputType = [](const OrtCustomOp* self, size_t index) {
-    if (index == kA) return Self(self).type.a.onnx;
-    return index == kB || index == kBScale ? ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8 : Self(self).type.vectors;
+    const Input input = InputOf(index);
+    if (input == kA) return Self(self).type.a.onnx;
+    return input == kB || input == kBScale ? ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8 : Self(self).type.vectors;
   };
   op.GetInputMemoryType = [](const OrtCustomOp* self, size_t index) {
     return index == kA ? OrtMemTypeDefault : Self(self).backend->weights_memory;
@@ -147,7 +190,7 @@ MatMulOp MakeOp(const OrtApi* api, uint32_t version, const WeightOperator& what,
   op.CreateKernelV2 = [](const OrtCustomOp* self, const OrtApi*, const OrtKernelInfo* info,
                          void** kernel) -> OrtStatusPtr {
     const MatMulOp& op_self = Self(self);
-    const std::string where = std::string(op_self.what->name) + " '" + NodeName(*op_self.api, info) + "'";
+    const std::string where = op_self.what->name + " '" + NodeName(*op_self.api, info) + "'";
     return Guard(*op_self.api, where, [&] {
       *kernel = op_self.backend->make(*op_self.api, *op_self.what, op_self.type.a.type, info).release();
     });

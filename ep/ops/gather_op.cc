@@ -52,7 +52,7 @@ class GatherKernel {
   }
 
   static std::string Where(const GatherOp& op, const OrtKernelInfo* info) {
-    return std::string(op.what->name) + " '" + NodeName(*op.api, info) + "'";
+    return op.what->name + " '" + NodeName(*op.api, info) + "'";
   }
 
   const std::string& where() const { return where_; }
@@ -119,7 +119,7 @@ GatherOp MakeOp(const OrtApi* api, uint32_t version, const WeightOperator& what,
   op.what = &what;
   op.index_type = index_type;
   op.row_type = row_type;
-  op.GetName = [](const OrtCustomOp* self) { return Self(self).what->name; };
+  op.GetName = [](const OrtCustomOp* self) { return Self(self).what->name.c_str(); };
   op.GetInputTypeCount = [](const OrtCustomOp*) -> size_t { return kGatherInputs; };
   op.GetInputType = [](const OrtCustomOp* self, size_t index) {
     if (index == kIndices) return Self(self).index_type;

@@ -33,12 +33,12 @@ Tensor ReadInput(const OrtApi& api, const MatMulSpec& spec, size_t index, const 
   return tensor;
 }
 
-Inputs ReadConstants(const OrtApi& api, const MatMulSpec& spec, const OrtKernelInfo* info) {
+Inputs ReadConstants(const OrtApi& api, const MatMulSpec& spec, const OrtKernelInfo* info, size_t operand) {
   Inputs inputs;
   for (size_t i = kB; i < kInputs; ++i) {
     int is_constant = 0;
     const OrtValue* value = nullptr;
-    Check(api, api.KernelInfoGetConstantInput_tensor(info, i, &is_constant, &value));
+    Check(api, api.KernelInfoGetConstantInput_tensor(info, InputIndex(operand, i), &is_constant, &value));
     if (is_constant) inputs[i] = ReadInput(api, spec, i, value);
   }
   return inputs;

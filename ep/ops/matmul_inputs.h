@@ -33,9 +33,9 @@ using Inputs = std::array<Tensor, kInputs>;
 // An input other than A, its shape checked.
 Tensor ReadInput(const OrtApi& api, const MatMulSpec& spec, size_t index, const OrtValue* value);
 
-// The inputs B to bias, data null where one is no constant that the node sees when it is made. ONNX Runtime keeps
-// constants as long as the session.
-Inputs ReadConstants(const OrtApi& api, const MatMulSpec& spec, const OrtKernelInfo* info);
+// The inputs B to bias of an operand, data null where one is no constant that the node sees when it is made. ONNX
+// Runtime keeps constants as long as the session.
+Inputs ReadConstants(const OrtApi& api, const MatMulSpec& spec, const OrtKernelInfo* info, size_t operand = 0);
 bool AllPresent(const Inputs& inputs);  // B to bias
 Weights WeightsOf(const Inputs& inputs);
 

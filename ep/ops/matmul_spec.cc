@@ -47,25 +47,38 @@ AccuracyLevel LevelOf(int64_t level) {
   }
 }
 
+const std::vector<WeightOperator> kKinds = {
+    {"MXFP4", {WeightFormat::kMxfp4}},
+    {"MXFP6", {WeightFormat::kMxfp6E2M3, WeightFormat::kMxfp6E3M2}},
+    {"MXFP8", {WeightFormat::kMxfp8E4M3}},
+    {"MXINT8", {WeightFormat::kMxint8}},
+};
+
+// Operators of each kind under names with this prefix.
+void AddOperators(const char* prefix, bool activated, size_t operands, std::vector<WeightOperator>* operators) {
+  for (const WeightOperator& kind : kKinds)
+    operators->push_back({prefix + kind.name, kind.formats, activated, operands});
+}
+
 }  // namespace
 
 const std::vector<WeightOperator>& MatMulOperators() {
-  static const std::vector<WeightOperator> operators = {
-      {kMatMulName, {WeightFormat::kMxfp4}},
-      {"MatMulMXFP6", {WeightFormat::kMxfp6E2M3, WeightFormat::kMxfp6E3M2}},
-      {"MatMulMXFP8", {WeightFormat::kMxfp8E4M3}},
-      {"MatMulMXINT8", {WeightFormat::kMxint8}},
-  };
+  static const std::vector<WeightOperator> operators = [] {
+    std::vector<WeightOperator> made;
+    AddOperators("MatMul", false, 1, &made);
+    AddOperators("FusedMatMul", true, 1, &made);
+    AddOperators("GatedMatMul", true, 2, &made);
+    return made;
+  }();
   return operators;
 }
 
 const std::vector<WeightOperator>& GatherOperators() {
-  static const std::vector<WeightOperator> operators = {
-      {"GatherMXFP4", {WeightFormat::kMxfp4}},
-      {"GatherMXFP6", {WeightFormat::kMxfp6E2M3, WeightFormat::kMxfp6E3M2}},
-      {"GatherMXFP8", {WeightFormat::kMxfp8E4M3}},
-      {"GatherMXINT8", {WeightFormat::kMxint8}},
-  };
+  static const std::vector<WeightOperator> operators = [] {
+    std::vector<WeightOperator> made;
+    AddOperators("Gather", false, 1, &made);
+    return made;
+  }();
   return operators;
 }
 
@@ -84,6 +97,15 @@ WeightFormat FormatOf(const WeightOperator& op, const Attributes& node) {
     known += (known.empty() ? "" : " or ") + std::to_string(ExponentBits(format));
   }
   Fail("attribute exponent_bits", std::to_string(exponent_bits), known);
+}
+
+Activation ActivationOf(const WeightOperator& op, const Attributes& node) {
+  if (!op.activated) return Activation::kNone;
+  const int64_t activation = node.Required("activation");
+  if (activation < 0 || activation >= kActivations) {
+    Fail("attribute activation", std::to_string(activation), "0 to " + std::to_string(kActivations - 1));
+  }
+  return static_cast<Activation>(activation);
 }
 
 WeightFormat WeightFormatOf(const std::string& name) { return FormatNamed(kWeightFormats, "weight format", name); }

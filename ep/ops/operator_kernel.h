@@ -25,7 +25,7 @@ class OperatorKernel {
   OperatorKernel(const OrtApi& api, const WeightOperator& op, DataType type, const OrtKernelInfo* info)
       : api_(api),
         type_(type),
-        where_(std::string(op.name) + " '" + NodeName(api, info) + "'"),
+        where_(op.name + " '" + NodeName(api, info) + "'"),
         spec_(CheckAttributes(ReadAttributes(KernelAttributes(api, info), op))) {}
 
   const OrtApi& api_;

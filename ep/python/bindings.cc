@@ -77,10 +77,7 @@ class Node {
     MatMulCall call;
     call.spec = &spec_;
     call.kernels = &kernels_;
-    call.packed = packed_.get();
-    call.weights = inputs_.weights();
-    call.column_scale = inputs_.column_scale.data();
-    call.bias = inputs_.bias.data();
+    call.operand = {packed_.get(), inputs_.weights(), inputs_.column_scale.data(), inputs_.bias.data()};
     call.type = TypeOf(a.dtype());
     call.M = rows.count;
     call.a = a.data();
@@ -124,7 +121,7 @@ py::dict Describe() {
     for (const WeightOperator& op : of_a_kind) {
       std::vector<int64_t> exponent_bits;
       for (const WeightFormat format : op.formats) exponent_bits.push_back(ExponentBits(format));
-      operators[op.name] = exponent_bits;
+      operators[op.name.c_str()] = exponent_bits;
     }
   }
   const CpuFeatures cpu = DetectCpu();

@@ -12,7 +12,7 @@ from mxort.conversion import gains, rows, selection
 from mxort.conversion.gains import Gain
 from mxort.conversion.recipe import Recipe
 from mxort.conversion.report import CONVERTED, SKIPPED, SiteReport
-from mxort.converters import functions, lm_head, model_io, rewrite, sites, storage
+from mxort.converters import epilogue, functions, lm_head, model_io, rewrite, sites, storage
 from mxort.converters.metadata import Conversion, conversions
 from mxort.converters.opset import opset_of
 from mxort.converters.resolving import resolve
@@ -116,20 +116,22 @@ def inspect(path: str | os.PathLike[str], recipe: Recipe | None = None) -> Inspe
 
 
 def _converted_rows(nodes: list[ir.Node]) -> list[SiteReport]:
-    """One row per operator of ours; the bytes of a weight that several share are on the first."""
+    """One row per weight of our operators; the bytes of a weight that several share are on the first."""
     rows: list[SiteReport] = []
     seen: set[int] = set()
-    for node in nodes:
-        tensors = [value.const_value for value in node.inputs[1:3] if value is not None]
+    for node, operand in ((n, i) for n in nodes for i in range(functions.operands_of(n.op_type))):
+        inputs = node.inputs[1 + 4 * operand :]
+        tensors = [value.const_value for value in inputs[:2] if value is not None]
         new = [tensor for tensor in tensors if tensor is not None and id(tensor) not in seen]
         seen.update(map(id, new))
         attributes = node.attributes
         level = attributes.get_int("accuracy_level", 0)
-        weight = next(iter(node.inputs[1:]), None)  # a damaged file may have none
+        weight = next(iter(inputs), None)  # a damaged file may have none
+        name = node.metadata_props.get(epilogue.FACTOR, "") if operand else node.name
         table = next(iter(tensors), None)
         rows.append(
             SiteReport(
-                node=node.name or f"{node.op_type}({node.outputs[0].name})",
+                node=name or f"{node.op_type}({node.outputs[0].name})",
                 op_type=node.op_type,
                 status=CONVERTED,
                 K=attributes.get_int("K", 0),

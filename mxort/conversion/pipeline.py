@@ -21,7 +21,7 @@ from mxort.conversion.one_weight import operand_of
 from mxort.conversion.recipe import Recipe, RecipeOptions
 from mxort.conversion.report import CONVERTED, SKIPPED, Report, SiteReport
 from mxort.conversion.weights import Calibration, Packed, Packer
-from mxort.converters import attention, encoder_attention, model_io, rewrite, sites, storage, verify
+from mxort.converters import attention, encoder_attention, epilogue, model_io, rewrite, sites, storage, verify
 from mxort.converters.metadata import Conversion
 from mxort.converters.opset import OpsetError, opset_of
 from mxort.converters.staged_output import StagedOutput
@@ -194,8 +194,8 @@ def _convert_sites(
 
 
 def _fuse(model: ir.Model) -> dict[str, dict[str, int]]:
-    found = {rule.NAME: rule.fuse(model).counts() for rule in (attention, encoder_attention)}
-    return {operator: counts for operator, counts in found.items() if counts}
+    found = {rule.NAME: rule.fuse(model) for rule in (attention, encoder_attention)} | epilogue.fuse(model)
+    return {operator: counts for operator, result in found.items() if (counts := result.counts())}
 
 
 def _not_finite(source: model_io.Source, site: sites.Site, recipe: Recipe) -> SiteReport:

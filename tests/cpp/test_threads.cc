@@ -21,6 +21,7 @@
 #include "kernels/fingerprint.h"
 #include "kernels/kernel_table.h"
 #include "kernels/matmul.h"
+#include "kernels/vector_functions.h"
 
 // Every n-th allocation of a thread that asks for it fails once.
 thread_local int allocations_left = -1;
@@ -76,34 +77,33 @@ struct Problem {
     a[3] = 1e38f;  // one row goes through the reference
   }
 
-  std::vector<float> Run(const Kernel& kernel, const ParallelFor& parallel) const {
+  std::vector<float> Run(const Kernel& kernel, bool gated, const ParallelFor& parallel) const {
     const auto packed = SharedPackedWeights(spec, *kernel.layout, {codes.data(), scales.data()});
     const Kernels kernels = {&kernel};
     std::vector<float> y(kM * kN);
     MatMulCall call;
     call.spec = &spec;
     call.kernels = &kernels;
-    call.packed = packed.get();
-    call.weights = {codes.data(), scales.data()};
-    call.column_scale = column_scale.data();
-    call.bias = bias.data();
+    call.operand = {packed.get(), {codes.data(), scales.data()}, column_scale.data(), bias.data()};
     call.type = DataType::kFloat;
     call.M = kM;
     call.a = a.data();
     call.y = y.data();
+    if (gated) call.epilogue = {SelectFunctions(DetectCpu(), "").activate, Activation::kSilu, &call.operand};
     MatMul(call, parallel);
     return y;
   }
 };
 
-int Wrong(const Problem& problem, const Kernel& kernel) {
-  const std::vector<float> expected = problem.Run(kernel, SerialFor);
+int Wrong(const Problem& problem, const Kernel& kernel, bool gated) {
+  const std::vector<float> expected = problem.Run(kernel, gated, SerialFor);
   std::vector<std::thread> threads;
   std::vector<int> wrong(kThreads);
   for (int t = 0; t < kThreads; ++t) {
     threads.emplace_back([&, t] {
       for (int i = 0; i < kRuns; ++i) {
-        const std::vector<float> y = problem.Run(kernel, i % 2 ? ParallelFor(ThreadedLoop) : ParallelFor(SerialFor));
+        const std::vector<float> y =
+            problem.Run(kernel, gated, i % 2 ? ParallelFor(ThreadedLoop) : ParallelFor(SerialFor));
         wrong[static_cast<size_t>(t)] += std::memcmp(y.data(), expected.data(), y.size() * sizeof(float)) != 0;
       }
     });
@@ -135,7 +135,7 @@ void TestAttention(int64_t length) {
     std::vector<float> new_keys(keys.size()), new_values(values.size());
     AttentionCall call{};
     call.spec = {kHeads, kKvHeads, 0, 0, true, false};
-    call.kernel = SelectAttendKeys(DetectCpu(), "");
+    call.kernel = SelectFunctions(DetectCpu(), "").attend_keys;
     call.batch = kBatch;
     call.length = length;
     call.head_size = kSize;
@@ -343,9 +343,11 @@ int main() {
       for (const Kernel* kernel : KernelTable()) {
         const bool takes = kernel->layout->holds(weights) && kernel->supports(problem.spec);
         if (!kernel->cpu_has(DetectCpu()) || !takes) continue;
-        const int wrong = Wrong(problem, *kernel);
-        ++(wrong ? failed : passed);
-        if (wrong) std::fprintf(stderr, "FAILED %s: %d of %d runs differ\n", kernel->name, wrong, kThreads * kRuns);
+        for (const bool gated : {false, true}) {
+          const int wrong = Wrong(problem, *kernel, gated);
+          ++(wrong ? failed : passed);
+          if (wrong) std::fprintf(stderr, "FAILED %s: %d of %d runs differ\n", kernel->name, wrong, kThreads * kRuns);
+        }
       }
     }
   }

@@ -26,6 +26,10 @@ def run(rng: np.random.Generator) -> str:
     changes.setdefault("activation_format", str(rng.choice(list(ACTIVATION_FORMATS))))
     changes.setdefault("accuracy_level", int(rng.choice([0, 1, 3, 4])))
     half = rng.random() < 0.3
+    if rng.random() < 0.4:
+        changes["activation"] = int(rng.integers(0, 5)) if rng.random() < 0.9 else int(rng.integers(-3, 99))
+        if rng.random() < 0.5:
+            changes["factor"] = random_case(rng, n, k, rotation, weight_format)
     proto = op_model.model(case, elem_type=TensorProto.FLOAT16 if half else TensorProto.FLOAT, **changes)
     proto.graph.input[0].type.tensor_type.ClearField("shape")
     try:

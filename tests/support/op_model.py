@@ -17,13 +17,19 @@ def model(
     elem_type: int = TensorProto.FLOAT,
     opset: int = 21,
     dims: tuple[object, ...] = ("batch", "M"),
+    activation: int | None = None,
+    factor: Case | None = None,
     **attributes: object,
 ) -> onnx.ModelProto:
     """A [*dims, K] -> Y. `attributes` replaces or (None) removes attributes of the node, or overrides inputs by name.
 
-    bfloat16 cannot be fed from Python, so A and Y are then float outside and cast inside.
+    bfloat16 cannot be fed from Python, so A and Y are then float outside and cast inside. With an `activation` it is
+    the operator that ends in one, with a `factor` (of equal K, N and settings) the gated one.
     """
     tensors = {"B": case.codes, "B_scale": case.scales, "column_scale": case.column_scale, "bias": case.bias}
+    if factor is not None:
+        second = (factor.codes, factor.scales, factor.column_scale, factor.bias)
+        tensors |= dict(zip((f"factor_{name}" for name in tensors), second, strict=True))
     values = {
         "K": case.K,
         "N": case.N,
@@ -33,6 +39,12 @@ def model(
     }
     operator, own = functions.operator_of(case.weight_format)
     values |= own
+    made = [operator]
+    if activation is not None:
+        values["activation"] = activation
+        form = functions.FUSED if factor is None else functions.GATED
+        operator = form + operator.removeprefix(functions.MATMUL)
+        made.append(operator)
     for key, value in attributes.items():
         (tensors if key in tensors else values)[key] = value
     values = {k: v for k, v in values.items() if v is not None}
@@ -48,9 +60,8 @@ def model(
         [numpy_helper.from_array(v, k) for k, v in tensors.items()],
     )
     opsets = [helper.make_opsetid("", opset), helper.make_opsetid("mxort", 1)]
-    return helper.make_model(
-        graph, opset_imports=opsets, functions=[functions.function(operator, opset)], ir_version=10
-    )
+    protos = [functions.function(name, opset) for name in made]
+    return helper.make_model(graph, opset_imports=opsets, functions=protos, ir_version=10)
 
 
 def session(
