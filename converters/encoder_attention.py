@@ -8,7 +8,6 @@ function is the same steps.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import no_type_check
@@ -24,6 +23,7 @@ from mxort.converters.attention import Fused, add_function
 from mxort.converters.constants import NotConstantError
 from mxort.converters.resolving import resolve
 from mxort.converters.rewrite import drop_dead
+from mxort.converters.shapes import width
 
 NAME = "MultiHeadAttention"
 _SIZE_MULTIPLE = 16
@@ -170,25 +170,10 @@ class _Reader:
             raise _Other("the number or size of its heads is computed") from None
         heads, size = known[-2:] if len(known) > 1 else (0, 0)
         if heads == -1 and size > 0:
-            heads = self._width(node.inputs[0]) // size
+            heads = width(node.inputs[0], self.ir_version) // size
         if min(heads, size) < 1:
             raise _Other("the number or size of its heads is computed")
         return heads, size
-
-    def _width(self, value: ir.Value | None) -> int:
-        """The last dimension of what a product with a constant makes, also with a bias added; 0 where it is none."""
-        node = None if value is None else value.producer()
-        if node is None:
-            return 0
-        if node.domain == functions.DOMAIN and node.op_type in functions.MATMULS:
-            return node.attributes.get_int("N")
-        if node.domain != "" or node.op_type not in ("Add", "MatMul"):
-            return 0
-        widths = [0]
-        for operand in node.inputs if node.op_type == "Add" else node.inputs[1:]:
-            with contextlib.suppress(NotConstantError):
-                widths += resolve(operand, self.ir_version).shape[-1:]
-        return max(widths)
 
     def _unscaled(self, node: ir.Node) -> ir.Value | None:
         """What a multiplication or division by a constant scalar has as its other operand; the scale takes it up."""

@@ -1,16 +1,21 @@
-"""Ranks of values: what the file says, else what onnx's shape inference finds, run once and on demand."""
+"""Shapes of values: what the file says, else what follows from the nodes before."""
 
 from __future__ import annotations
 
+import contextlib
 from collections import defaultdict
 from functools import cached_property
 
 import onnx_ir as ir
 import onnx_ir.passes.common
 
+from mxort.converters import functions
+from mxort.converters.constants import NotConstantError
+from mxort.converters.resolving import resolve
+
 
 class Ranks:
-    """Looks up the number of axes of a model's values; never changes the model."""
+    """Looks up the number of axes of a model's values, by onnx's inference once and on demand; changes nothing."""
 
     def __init__(self, model: ir.Model) -> None:
         self._model = model
@@ -37,3 +42,27 @@ class Ranks:
                 if value.name and value.shape is not None:
                     ranks[value.name].add(value.shape.rank())
         return ranks
+
+
+def width(value: ir.Value | None, ir_version: int) -> int:
+    """The last dimension of a value: a product with a constant, also with a bias added, or several side by side.
+
+    0 where it is unknown.
+    """
+    node = None if value is None else value.producer()
+    if value is not None and value.shape is not None and isinstance(last := value.shape[-1], int):
+        return last
+    if node is None:
+        return 0
+    if node.domain == functions.DOMAIN and node.op_type in functions.WITH_WEIGHTS:
+        return node.attributes.get_int("N", 0)
+    if node.domain == "" and node.op_type == "Concat":
+        widths = [width(part, ir_version) for part in node.inputs]
+        return sum(widths) if all(widths) else 0
+    if node.domain != "" or node.op_type not in ("Add", "MatMul"):
+        return 0
+    widths = [0]
+    for operand in node.inputs if node.op_type == "Add" else node.inputs[1:]:
+        with contextlib.suppress(NotConstantError):
+            widths += resolve(operand, ir_version).shape[-1:]
+    return max(widths)

@@ -45,44 +45,60 @@ struct Places {
       : call(c),
         group(c.spec.heads / c.spec.kv_heads),
         row((c.spec.heads + 2 * c.spec.kv_heads) * c.head_size),
-        used(c.present_key == c.past_key ? *std::max_element(c.past, c.past + c.batch) + c.length
-                                         : c.present_capacity) {}
+        used(c.present_key == c.past_key && c.present_value == c.past_value
+                 ? *std::max_element(c.past, c.past + c.batch) + c.length
+                 : c.present_capacity),
+        row_bytes(CacheRowBytes(c.format, c.head_size)) {}
   const float* Head(int64_t batch, int64_t position, int64_t head) const {
     return call.qkv + (batch * call.length + position) * row + head * call.head_size;
   }
   int64_t Past(int64_t batch, int64_t head) const {
-    return (batch * call.spec.kv_heads + head) * call.past_capacity * call.head_size;
+    return (batch * call.spec.kv_heads + head) * call.past_capacity * row_bytes;
   }
   int64_t Present(int64_t batch, int64_t head) const {
-    return (batch * call.spec.kv_heads + head) * call.present_capacity * call.head_size;
+    return (batch * call.spec.kv_heads + head) * call.present_capacity * row_bytes;
   }
   const AttentionCall& call;
-  const int64_t group;  // heads of queries that share one of keys
-  const int64_t row;    // of qkv
-  const int64_t used;   // positions of the cache that this call reads or writes
+  const int64_t group;      // heads of queries that share one of keys
+  const int64_t row;        // of qkv
+  const int64_t used;       // positions of the cache that this call reads or writes
+  const int64_t row_bytes;  // of a position of a head in the cache
 };
+
+// A head at a position as the cache holds it.
+void StoreHead(const AttentionCall& call, const float* values, char* to) {
+  if (call.format == CacheFormat::kFloat) {
+    std::copy(values, values + call.head_size, reinterpret_cast<float*>(to));
+    return;
+  }
+  const bool wide = call.format == CacheFormat::kMxfp8;
+  auto* codes = reinterpret_cast<uint8_t*>(to);
+  call.quantize({values, call.head_size, wide ? WeightFormat::kMxfp8E4M3 : WeightFormat::kMxfp4, ScaleRule::kEven,
+                 codes, codes + (wide ? call.head_size : call.head_size / 2)},
+                {0, 1});
+}
 
 // Makes positions [begin, end) of a head's cache: those that were there, the new ones, and zeros behind them.
 void FillCache(const Places& at, int64_t batch, int64_t head, int64_t begin, int64_t end) {
   const AttentionCall& call = at.call;
-  const int64_t size = call.head_size, past = call.past[batch], all = past + call.length;
-  float *keys = call.present_key + at.Present(batch, head), *values = call.present_value + at.Present(batch, head);
-  if (call.present_key != call.past_key) {
-    const int64_t old = std::clamp(past, begin, end), from = at.Past(batch, head);
-    const auto bytes = static_cast<size_t>((old - begin) * size) * sizeof(float);
-    if (bytes > 0) {
-      std::memcpy(keys + begin * size, call.past_key + from + begin * size, bytes);
-      std::memcpy(values + begin * size, call.past_value + from + begin * size, bytes);
-    }
-    for (float* cache : {keys, values}) {
-      std::fill(cache + std::clamp(all, begin, end) * size, cache + end * size, 0.0f);
-    }
-  }
+  const int64_t bytes = at.row_bytes, past = call.past[batch], all = past + call.length;
+  const int64_t old = std::clamp(past, begin, end), zeros = std::clamp(all, begin, end);
+  const auto made = [&](const char* from, char* cache) {
+    char* to = cache + at.Present(batch, head);
+    if (from == cache) return to;
+    from += at.Past(batch, head);
+    std::copy(from + begin * bytes, from + old * bytes, to + begin * bytes);
+    std::fill(to + zeros * bytes, to + end * bytes, 0);
+    return to;
+  };
+  char *keys = made(call.past_key, call.present_key), *values = made(call.past_value, call.present_value);
+  thread_local std::vector<float> rotated;
+  rotated.resize(static_cast<size_t>(call.head_size));
   for (int64_t position = std::max(begin, past); position < std::min(end, all); ++position) {
     const int64_t from = position - past;
-    RotateHead(call, at.Head(batch, from, call.spec.heads + head), position, 1.0f, keys + position * size);
-    std::memcpy(values + position * size, at.Head(batch, from, call.spec.heads + call.spec.kv_heads + head),
-                static_cast<size_t>(size) * sizeof(float));
+    RotateHead(call, at.Head(batch, from, call.spec.heads + head), position, 1.0f, rotated.data());
+    StoreHead(call, rotated.data(), keys + position * bytes);
+    StoreHead(call, at.Head(batch, from, call.spec.heads + call.spec.kv_heads + head), values + position * bytes);
   }
 }
 
@@ -99,7 +115,7 @@ void Attend(const Places& at, const Block& block, int64_t first_key, int64_t las
   thread_local Workspace workspace;
   thread_local std::vector<int64_t> limits;
   limits.resize(static_cast<size_t>(block.rows));
-  const auto floats = static_cast<size_t>(block.rows * size + AttentionScratch(block.rows, size));
+  const auto floats = static_cast<size_t>(block.rows * size + AttentionScratch(block.rows, size, call.format));
   auto* q = reinterpret_cast<float*>(workspace.Get(floats * sizeof(float)));
   const float scale = call.spec.scale != 0 ? call.spec.scale : 1.0f / std::sqrt(static_cast<float>(size));
   int64_t row = 0;
@@ -114,9 +130,9 @@ void Attend(const Places& at, const Block& block, int64_t first_key, int64_t las
   std::fill(block.largest, block.largest + block.rows, -std::numeric_limits<float>::max());
   std::fill(block.total, block.total + block.rows, 0.0f);
   const int64_t cache = at.Present(block.batch, block.head);
-  call.kernel({q, block.rows, size, call.present_key + cache, call.present_value + cache, size, first_key,
-               std::min(last_key, past + block.end), limits.data(), call.spec.softcap, nullptr, 0, 0, block.sums,
-               block.largest, block.total, q + block.rows * size});
+  call.kernel({q, block.rows, size, call.present_key + cache, call.present_value + cache, at.row_bytes, call.format,
+               first_key, std::min(last_key, past + block.end), limits.data(), call.spec.softcap, nullptr, 0, 0,
+               block.sums, block.largest, block.total, q + block.rows * size});
 }
 
 // The sums of several ranges of keys, `parts` blocks behind each other, to rows of Y.
@@ -198,9 +214,13 @@ void ByQueries(const Places& at, int64_t positions, const ParallelFor& parallel)
 
 }  // namespace
 
-int64_t AttentionScratch(int64_t rows, int64_t head_size) {
-  constexpr int64_t kKeyBlock = 64;
-  return (head_size + rows) * kKeyBlock;
+int64_t AttentionScratch(int64_t rows, int64_t head_size, CacheFormat format) {
+  return (head_size * (format == CacheFormat::kFloat ? 1 : 2) + rows) * kKeyBlock;
+}
+
+int64_t CacheRowBytes(CacheFormat format, int64_t head_size) {
+  if (format == CacheFormat::kFloat) return head_size * static_cast<int64_t>(sizeof(float));
+  return (format == CacheFormat::kMxfp8 ? head_size : head_size / 2) + head_size / kBlockSize;
 }
 
 void Attention(const AttentionCall& call, const ParallelFor& parallel) {
@@ -226,7 +246,7 @@ void DenseAttention(const DenseAttentionCall& call, const ParallelFor& parallel)
     thread_local Workspace workspace;  // of a block
     const int64_t batch = task / blocks / call.heads, head = task / blocks % call.heads;
     const int64_t first = task % blocks * kRowsOfBlock, rows = std::min(kRowsOfBlock, call.length - first);
-    const auto floats = static_cast<size_t>(rows * (2 * size + 2) + AttentionScratch(rows, size));
+    const auto floats = static_cast<size_t>(rows * (2 * size + 2) + AttentionScratch(rows, size, CacheFormat::kFloat));
     auto* q = reinterpret_cast<float*>(workspace.Get(floats * sizeof(float)));
     float *sums = q + rows * size, *largest = sums + rows * size, *total = largest + rows;
     const int64_t from = (batch * call.length + first) * width + head * size;
@@ -239,8 +259,10 @@ void DenseAttention(const DenseAttentionCall& call, const ParallelFor& parallel)
     const int64_t keys = batch * call.keys * width + head * size;
     const int64_t* strides = call.mask_strides;
     const float* mask = call.mask + batch * strides[0] + head * strides[1] + first * strides[2];
-    call.kernel({q, rows, size, call.key + keys, call.value + keys, width, 0, call.keys, limits.data(), 0, mask,
-                 strides[2], strides[3], sums, largest, total, total + rows});
+    call.kernel({q, rows, size, reinterpret_cast<const char*>(call.key + keys),
+                 reinterpret_cast<const char*>(call.value + keys), width * static_cast<int64_t>(sizeof(float)),
+                 CacheFormat::kFloat, 0, call.keys, limits.data(), 0, mask, strides[2], strides[3], sums, largest,
+                 total, total + rows});
     for (int64_t r = 0; r < rows; ++r) {
       const float share = 1 / total[r];
       for (int64_t i = 0; i < size; ++i) call.y[from + r * width + i] = sums[r * size + i] * share;

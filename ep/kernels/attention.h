@@ -7,6 +7,7 @@
 
 #include "kernels/kernel.h"
 #include "kernels/parallel.h"
+#include "kernels/quantize.h"
 
 namespace mxort {
 
@@ -19,14 +20,21 @@ struct AttentionSpec {
   bool interleaved = false;
 };
 
-inline constexpr int64_t kHeadVector = 16;  // a head's size is a multiple of this
+// How a cache holds the numbers of a head at a position: as floats, or quantised once when they come in, in blocks of
+// 32 by rule "even": the codes of all blocks, then their scales.
+enum class CacheFormat { kFloat, kMxfp8, kMxfp4 };
+int64_t CacheRowBytes(CacheFormat format, int64_t head_size);
 
-// Queries that share keys, and a range of those. Everything is in float; q carries the scale.
+inline constexpr int64_t kHeadVector = 16;  // a head's size is a multiple of this; of kBlockSize where quantised
+inline constexpr int kKeyBlock = 64;        // keys whose scores stay in the first-level cache
+
+// Queries that share keys, and a range of those; q carries the scale.
 struct AttentionTile {
   const float* q;  // [rows, head_size]
   int64_t rows, head_size;
-  const float *keys, *values;  // [end, head_size], `stride` floats apart
+  const char *keys, *values;  // [end, head_size], `stride` bytes apart
   int64_t stride;
+  CacheFormat format;
   int64_t begin, end;
   const int64_t* limits;  // [rows]: each sees the keys before its limit
   float softcap;
@@ -37,19 +45,21 @@ struct AttentionTile {
   float *sums, *largest, *total;
   float* scratch;  // AttentionScratch floats
 };
-int64_t AttentionScratch(int64_t rows, int64_t head_size);
+int64_t AttentionScratch(int64_t rows, int64_t head_size, CacheFormat format);
 
 using AttendKeys = void (*)(const AttentionTile&);
 
-// One call. A cache holds [batch, kv_heads, capacity, head_size]; `present` may be `past`.
+// One call. A cache holds [batch, kv_heads, capacity, CacheRowBytes]; `present` may be `past`.
 struct AttentionCall {
   AttentionSpec spec;
   AttendKeys kernel;
+  QuantizeRange quantize;
+  CacheFormat format;
   int64_t batch, length, head_size;  // length: new positions
   const float* qkv;                  // [batch, length, (heads + 2 kv_heads) head_size]
-  const float *past_key, *past_value;
+  const char *past_key, *past_value;
   int64_t past_capacity;
-  float *present_key, *present_value;
+  char *present_key, *present_value;
   int64_t present_capacity;
   const int64_t* past;     // [batch]: positions that are in the cache
   const float *cos, *sin;  // [positions, rotary_pairs]

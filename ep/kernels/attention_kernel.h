@@ -2,19 +2,18 @@
 // before left (as FlashAttention does), so that no score leaves the first-level cache. Written once over a 16-lane
 // vector policy `S` and compiled for each instruction set. No standard library here (mx_formats.h).
 //
-// S provides, beside what float_kernel.h asks for: Load, Sum (of a vector's lanes), kProductRows and kProductVectors
-// (a product's sums that fit its registers).
+// S provides, beside what float_kernel.h asks for: WidenBytes and WidenNibbles (16 of them to DecodePair and Decode),
+// Load, SumEach (of 16 vectors' lanes), kProductRows and kProductVectors (a product's sums that fit its registers).
 #ifndef MXORT_KERNELS_ATTENTION_KERNEL_H_
 #define MXORT_KERNELS_ATTENTION_KERNEL_H_
 
 #include "kernels/activation.h"
 #include "kernels/attention.h"
+#include "kernels/layout.h"
 #include "kernels/vector_math.h"
 #include "mx_formats.h"
 
 namespace mxort {
-
-inline constexpr int kKeyBlock = 64;
 
 // c[r, 16 v..] += sum over i of a[r, i] b[i, 16 v..] for R rows and V vectors.
 template <class S, int R, int V>
@@ -90,30 +89,6 @@ MXORT_INLINE void Transpose(const float* keys, int64_t stride, int64_t count, in
   }
 }
 
-// Scores of `count` keys, [rows, kKeyBlock]; what is beyond them is zero or left alone. A few rows go key by key, more
-// by a transposed copy of the keys.
-template <class S>
-MXORT_INLINE void Scores(const AttentionTile& tile, const float* keys, int64_t count, float* transposed,
-                         float* scores) {
-  constexpr int64_t kFewRows = 8;
-  const int64_t size = tile.head_size;
-  if (tile.rows <= kFewRows) {
-    for (int64_t k = 0; k < count; ++k) {
-      for (int64_t r = 0; r < tile.rows; ++r) {
-        typename S::Vector sum = S::Zero();
-        for (int64_t i = 0; i < size; i += kHeadVector) {
-          sum = S::MultiplyAdd(S::Load(tile.q + r * size + i), S::Load(keys + k * tile.stride + i), sum);
-        }
-        scores[r * kKeyBlock + k] = S::Sum(sum);
-      }
-    }
-    return;
-  }
-  Transpose(keys, tile.stride, count, size, transposed);
-  __builtin_memset(scores, 0, static_cast<size_t>(tile.rows * kKeyBlock) * sizeof(float));
-  Multiply<S>(tile.rows, kKeyBlock, size, tile.q, size, transposed, kKeyBlock, scores, kKeyBlock);
-}
-
 // fold(x, y) over all of a block, by halves: loops that a compiler turns into vectors, in an order that does not depend
 // on how long those are.
 template <class Fold>
@@ -166,12 +141,205 @@ MXORT_INLINE void SoftmaxRow(const AttentionTile& tile, int64_t row, int visible
   for (int64_t i = 0; i < tile.head_size; ++i) sums[i] *= factor;
 }
 
+// What a block's elements are multiplied with, by its scale's byte: 2^(byte - 127), and kShift, which makes numbers of
+// what a policy decodes. Beyond float: infinity; only a block with a number that rounds to 2^128 has such a scale.
+template <int kShift>
+struct FactorTable {
+  float values[256];
+  constexpr FactorTable() : values() {
+    values[0] = kShift < 0 ? 0x1p-127f / (1 << -kShift) : 0x1p-127f * (1 << kShift);
+    for (int i = 1; i < 255; ++i) {
+      values[i] = values[i - 1] < 0x1p127f ? 2 * values[i - 1] : __builtin_inff();
+    }
+    values[kScaleNaN] = __builtin_nanf("");
+  }
+};
+template <int kShift>
+static constexpr FactorTable<kShift> kFactors;
+
+// A position's row in a cache, as vectors of 16 floats.
+template <class S, CacheFormat kFormat>
+struct CacheRow {
+  static constexpr bool kWide = kFormat == CacheFormat::kMxfp8;
+  static constexpr int kShift = kWide ? 15 - E4M3::kBias : S::kScaleShare < 1 ? -1 : 0;
+  using Vector = typename S::Vector;
+
+  MXORT_MEMBER CacheRow(const char* row, int64_t size)
+      : bytes(reinterpret_cast<const uint8_t*>(row)), scales(bytes + (kWide ? size : size / 2)) {}
+  // Floats i to i + 31, i a multiple of 32.
+  MXORT_MEMBER void Block(int64_t i, Vector* x) const {
+    const Vector factor = S::Broadcast(&kFactors<kShift>.values[scales[i / kBlockSize]]);
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; ++half) {
+      if constexpr (kWide) {
+        x[half] = S::DecodePair(S::WidenBytes(bytes + i + half * kHeadVector), 0);
+      } else {
+        x[half] = S::Decode(S::WidenNibbles(bytes + (i + half * kHeadVector) / 2), 0);
+      }
+      x[half] = S::MultiplyAdd(x[half], factor, S::Zero());
+    }
+  }
+  const uint8_t *bytes, *scales;
+};
 template <class S>
-MXORT_INLINE void AttendRange(const AttentionTile& tile) {
+struct CacheRow<S, CacheFormat::kFloat> {
+  MXORT_MEMBER CacheRow(const char* row, int64_t) : floats(reinterpret_cast<const float*>(row)) {}
+  MXORT_MEMBER void Block(int64_t i, typename S::Vector* x) const {
+    x[0] = S::Load(floats + i);
+    x[1] = S::Load(floats + i + kHeadVector);
+  }
+  const float* floats;
+};
+
+// R rows' scores of `count` keys, [R, kKeyBlock]; what stands behind them up to a multiple of 16 is of no meaning. Four
+// keys at a time: a load of q serves them all. Heads of a multiple of 32.
+template <class S, CacheFormat kFormat, int R>
+MXORT_INLINE void ScoresOfRows(const AttentionTile& tile, const float* q, const char* keys, int64_t count,
+                               float* scores) {
+  constexpr int kKeys = S::kProductVectors > 2 ? 4 : 1;
+  const int64_t size = tile.head_size;
+  for (int64_t first = 0; first < count; first += kHeadVector) {
+    typename S::Vector sums[R][kHeadVector];
+    for (int64_t k = 0; k < kHeadVector; k += kKeys) {
+      const char* rows[kKeys];
+      typename S::Vector sum[R][kKeys];
+#pragma GCC unroll 4
+      for (int n = 0; n < kKeys; ++n) {
+        const int64_t key = first + k + n;
+        rows[n] = keys + (key < count ? key : count - 1) * tile.stride;
+#pragma GCC unroll 4
+        for (int r = 0; r < R; ++r) sum[r][n] = S::Zero();
+      }
+      for (int64_t i = 0; i < size; i += kBlockSize) {
+        typename S::Vector x[kKeys][2];
+#pragma GCC unroll 4
+        for (int n = 0; n < kKeys; ++n) CacheRow<S, kFormat>(rows[n], size).Block(i, x[n]);
+#pragma GCC unroll 4
+        for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 2
+          for (int half = 0; half < 2; ++half) {
+            const typename S::Vector part = S::Load(q + r * size + i + half * kHeadVector);
+#pragma GCC unroll 4
+            for (int n = 0; n < kKeys; ++n) sum[r][n] = S::MultiplyAdd(x[n][half], part, sum[r][n]);
+          }
+        }
+      }
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+        for (int n = 0; n < kKeys; ++n) sums[r][k + n] = sum[r][n];
+      }
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) S::SumEach(sums[r], scores + r * kKeyBlock + first);
+  }
+}
+
+// What the values weigh in R rows' sums.
+template <class S, CacheFormat kFormat, int R>
+MXORT_INLINE void SumsOfRows(const AttentionTile& tile, const float* scores, const char* values, int64_t count,
+                             float* sums) {
+  for (int64_t i = 0; i < tile.head_size; i += kBlockSize) {
+    typename S::Vector sum[R][2];
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) {
+      sum[r][0] = S::Load(sums + r * tile.head_size + i);
+      sum[r][1] = S::Load(sums + r * tile.head_size + i + kHeadVector);
+    }
+    for (int64_t k = 0; k < count; ++k) {
+      typename S::Vector x[2];
+      CacheRow<S, kFormat>(values + k * tile.stride, tile.head_size).Block(i, x);
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r) {
+        const typename S::Vector weight = S::Broadcast(scores + r * kKeyBlock + k);
+        sum[r][0] = S::MultiplyAdd(x[0], weight, sum[r][0]);
+        sum[r][1] = S::MultiplyAdd(x[1], weight, sum[r][1]);
+      }
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) {
+      S::Store(sums + r * tile.head_size + i, sum[r][0]);
+      S::Store(sums + r * tile.head_size + i + kHeadVector, sum[r][1]);
+    }
+  }
+}
+
+template <int kRows>
+struct Count {
+  MXORT_MEMBER constexpr int operator()() const { return kRows; }
+};
+// body(first row, R) for all rows of a tile, R of them at a time.
+template <int kMost, class Body>
+MXORT_INLINE void ByRows(int64_t rows, int64_t first, const Body& body) {
+  for (; first + kMost <= rows; first += kMost) body(first, Count<kMost>());
+  if constexpr (kMost > 1) ByRows<kMost - 1>(rows, first, body);
+}
+
+// Quantised rows [count, size] as floats.
+template <class S, CacheFormat kFormat>
+MXORT_INLINE void DecodeRows(const AttentionTile& tile, const char* rows, int64_t count, float* to) {
+  for (int64_t r = 0; r < count; ++r, rows += tile.stride) {
+    for (int64_t i = 0; i < tile.head_size; i += kBlockSize, to += kBlockSize) {
+      typename S::Vector x[2];
+      CacheRow<S, kFormat>(rows, tile.head_size).Block(i, x);
+      S::Store(to, x[0]);
+      S::Store(to + kHeadVector, x[1]);
+    }
+  }
+}
+
+// Rows as floats, and how far apart: where they are, or decoded to `to`.
+struct FloatRows {
+  const float* data;
+  int64_t stride;
+};
+template <class S, CacheFormat kFormat>
+MXORT_INLINE FloatRows RowsOf(const AttentionTile& tile, const char* rows, int64_t count, float* to) {
+  if constexpr (kFormat == CacheFormat::kFloat) {
+    return {reinterpret_cast<const float*>(rows), tile.stride / static_cast<int64_t>(sizeof(float))};
+  } else {
+    DecodeRows<S, kFormat>(tile, rows, count, to);
+    return {to, tile.head_size};
+  }
+}
+
+// Scores of `count` keys, [rows, kKeyBlock], and what the values weigh in the sums. A few rows go key by key, more by
+// products of blocks, of a transposed copy of the keys and of values that are floats.
+template <class S, CacheFormat kFormat>
+struct Block {
+  static constexpr int kTogether = S::kProductVectors > 2 ? 4 : 2;
+  MXORT_INLINE bool IsFew(const AttentionTile& tile) { return tile.rows <= 8 && tile.head_size % kBlockSize == 0; }
+  MXORT_INLINE void Scores(const AttentionTile& tile, const char* keys, int64_t count, float* transposed, float* scores,
+                           float* decoded) {
+    if (IsFew(tile)) {
+      return ByRows<kTogether>(tile.rows, 0, [&](int64_t r, auto rows) {
+        ScoresOfRows<S, kFormat, rows()>(tile, tile.q + r * tile.head_size, keys, count, scores + r * kKeyBlock);
+      });
+    }
+    const FloatRows rows = RowsOf<S, kFormat>(tile, keys, count, decoded);
+    Transpose(rows.data, rows.stride, count, tile.head_size, transposed);
+    __builtin_memset(scores, 0, static_cast<size_t>(tile.rows * kKeyBlock) * sizeof(float));
+    Multiply<S>(tile.rows, kKeyBlock, tile.head_size, tile.q, tile.head_size, transposed, kKeyBlock, scores, kKeyBlock);
+  }
+  MXORT_INLINE void Sums(const AttentionTile& tile, const char* values, int64_t count, const float* scores,
+                         float* decoded) {
+    if (IsFew(tile)) {
+      return ByRows<kTogether>(tile.rows, 0, [&](int64_t r, auto rows) {
+        SumsOfRows<S, kFormat, rows()>(tile, scores + r * kKeyBlock, values, count, tile.sums + r * tile.head_size);
+      });
+    }
+    const FloatRows rows = RowsOf<S, kFormat>(tile, values, count, decoded);
+    Multiply<S>(tile.rows, tile.head_size, count, scores, kKeyBlock, rows.data, rows.stride, tile.sums, tile.head_size);
+  }
+};
+
+template <class S, CacheFormat kFormat>
+MXORT_INLINE void AttendRangeOf(const AttentionTile& tile) {
   float *transposed = tile.scratch, *scores = transposed + tile.head_size * kKeyBlock;
+  float* decoded = scores + tile.rows * kKeyBlock;
   for (int64_t begin = tile.begin; begin < tile.end; begin += kKeyBlock) {
     const int64_t count = tile.end - begin < kKeyBlock ? tile.end - begin : kKeyBlock;
-    Scores<S>(tile, tile.keys + begin * tile.stride, count, transposed, scores);
+    Block<S, kFormat>::Scores(tile, tile.keys + begin * tile.stride, count, transposed, scores, decoded);
     if (tile.mask) AddMask(tile, begin, count, scores);
     for (int64_t r = 0; r < tile.rows; ++r) {
       const int64_t left = tile.limits[r] - begin, visible = left < 0 ? 0 : left < count ? left : count;
@@ -181,8 +349,19 @@ MXORT_INLINE void AttendRange(const AttentionTile& tile) {
         __builtin_memset(scores + r * kKeyBlock, 0, kKeyBlock * sizeof(float));
       }
     }
-    Multiply<S>(tile.rows, tile.head_size, count, scores, kKeyBlock, tile.values + begin * tile.stride, tile.stride,
-                tile.sums, tile.head_size);
+    Block<S, kFormat>::Sums(tile, tile.values + begin * tile.stride, count, scores, decoded);
+  }
+}
+
+template <class S>
+MXORT_INLINE void AttendRange(const AttentionTile& tile) {
+  switch (tile.format) {
+    case CacheFormat::kFloat:
+      return AttendRangeOf<S, CacheFormat::kFloat>(tile);
+    case CacheFormat::kMxfp8:
+      return AttendRangeOf<S, CacheFormat::kMxfp8>(tile);
+    case CacheFormat::kMxfp4:
+      return AttendRangeOf<S, CacheFormat::kMxfp4>(tile);
   }
 }
 

@@ -36,6 +36,9 @@ struct Avx2 {
     const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
   }
+  MXORT_INLINE void SumEach(const Vector* x, float* out) {
+    for (int i = 0; i < 16; ++i) out[i] = Sum(x[i]);
+  }
   MXORT_INLINE Vector Broadcast(const float* x) { return {_mm256_broadcast_ss(x), _mm256_broadcast_ss(x)}; }
   MXORT_INLINE Vector Add(Vector a, Vector b) { return {_mm256_add_ps(a.low, b.low), _mm256_add_ps(a.high, b.high)}; }
   MXORT_INLINE Vector MultiplyAdd(Vector a, Vector b, Vector c) {
@@ -68,6 +71,15 @@ struct Avx2 {
             _mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 16))};
   }
   // As in cpu_avx512.cc.
+  MXORT_INLINE Pairs WidenBytes(const uint8_t* p) {
+    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)), zero = _mm_setzero_si128();
+    return {_mm_unpacklo_epi8(bytes, zero), _mm_unpackhi_epi8(bytes, zero)};
+  }
+  MXORT_INLINE Codes WidenNibbles(const uint8_t* p) {
+    const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+    const __m128i codes = _mm_unpacklo_epi8(bytes, _mm_srli_epi16(bytes, 4));
+    return {_mm256_cvtepu8_epi32(codes), _mm256_cvtepu8_epi32(_mm_srli_si128(codes, 8))};
+  }
   MXORT_INLINE __m256 DecodePairHalf(__m128i pairs, int e) {
     const __m128i top = e ? pairs : _mm_slli_epi16(pairs, 8);
     return _mm256_cvtph_ps(_mm_and_si128(_mm_srai_epi16(top, 1), _mm_set1_epi16(kByteFloat16)));

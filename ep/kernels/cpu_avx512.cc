@@ -24,7 +24,27 @@ struct Avx512 {
 
   MXORT_INLINE Vector Zero() { return _mm512_setzero_ps(); }
   MXORT_INLINE Vector Load(const float* x) { return _mm512_loadu_ps(x); }
-  MXORT_INLINE float Sum(Vector x) { return _mm512_reduce_add_ps(x); }
+  // out[i] = the sum of x[i]'s lanes: neighbours are interleaved and added, four times.
+  MXORT_INLINE void SumEach(const Vector* x, float* out) {
+    Vector four[4], two[2];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      const Vector a =
+          _mm512_add_ps(_mm512_unpacklo_ps(x[4 * i], x[4 * i + 1]), _mm512_unpackhi_ps(x[4 * i], x[4 * i + 1]));
+      const Vector b =
+          _mm512_add_ps(_mm512_unpacklo_ps(x[4 * i + 2], x[4 * i + 3]), _mm512_unpackhi_ps(x[4 * i + 2], x[4 * i + 3]));
+      const __m512d low = _mm512_unpacklo_pd(_mm512_castps_pd(a), _mm512_castps_pd(b));
+      const __m512d high = _mm512_unpackhi_pd(_mm512_castps_pd(a), _mm512_castps_pd(b));
+      four[i] = _mm512_add_ps(_mm512_castpd_ps(low), _mm512_castpd_ps(high));
+    }
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; ++i) two[i] = AddQuarters(four[2 * i], four[2 * i + 1]);
+    _mm512_storeu_ps(out, AddQuarters(two[0], two[1]));
+  }
+  // Quarters: a0 + a1, a2 + a3, b0 + b1, b2 + b3.
+  MXORT_INLINE Vector AddQuarters(Vector a, Vector b) {
+    return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xDD));
+  }
   MXORT_INLINE Vector Broadcast(const float* x) { return _mm512_set1_ps(*x); }
   MXORT_INLINE Vector Add(Vector a, Vector b) { return _mm512_add_ps(a, b); }
   MXORT_INLINE Vector MultiplyAdd(Vector a, Vector b, Vector c) { return _mm512_fmadd_ps(a, b, c); }
@@ -39,6 +59,14 @@ struct Avx512 {
     return _mm512_cvtepi32_ps(_mm512_sub_epi32(byte, _mm512_set1_epi32(kInt8Offset)));
   }
   MXORT_INLINE Pairs LoadPairs(const uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+  // 16 bytes, and 16 nibbles from the low one of a byte on, one a lane.
+  MXORT_INLINE Pairs WidenBytes(const uint8_t* p) {
+    return _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  }
+  MXORT_INLINE Codes WidenNibbles(const uint8_t* p) {
+    const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+    return _mm512_cvtepu8_epi32(_mm_unpacklo_epi8(bytes, _mm_srli_epi16(bytes, 4)));
+  }
   // The byte to the top of its lane, then one to the right with its sign: sign, sign, exponent and mantissa.
   MXORT_INLINE Vector DecodePair(Pairs pairs, int e) {
     const __m256i top = e ? pairs : _mm256_slli_epi16(pairs, 8);

@@ -46,6 +46,9 @@ struct Generic {
     const Floats four = (x.part[0] + x.part[1]) + (x.part[2] + x.part[3]);
     return (four[0] + four[1]) + (four[2] + four[3]);
   }
+  MXORT_INLINE void SumEach(const Vector* x, float* out) {
+    for (int i = 0; i < 16; ++i) out[i] = Sum(x[i]);
+  }
   MXORT_INLINE Vector Broadcast(const float* x) { return Fill(*x); }
   MXORT_INLINE Vector Add(const Vector& a, const Vector& b) {
     return Map([&](int i) { return a.part[i] + b.part[i]; });
@@ -82,6 +85,16 @@ struct Generic {
       pairs.part[i] = __builtin_convertvector(part, Ints);
     }
     return pairs;
+  }
+  MXORT_INLINE Pairs WidenBytes(const uint8_t* p) {
+    Pairs pairs;
+    for (int i = 0; i < 16; ++i) pairs.part[i / kLanes][i % kLanes] = p[i];
+    return pairs;
+  }
+  MXORT_INLINE Codes WidenNibbles(const uint8_t* p) {
+    Codes codes;
+    for (int i = 0; i < 16; ++i) codes.part[i / kLanes][i % kLanes] = p[i / 2] >> (i % 2 * 4);
+    return codes;
   }
   // The float16 of layout.h, without F16C: exponent and mantissa to their place in a float. A subnormal m is
   // 2^-14 * (1 + m / 8) - 2^-14.

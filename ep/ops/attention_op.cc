@@ -16,24 +16,32 @@
 namespace mxort {
 namespace {
 
-constexpr const char* kName = "GroupQueryAttention";
+// Operators by what their caches hold.
+struct CacheOperator {
+  const char* name;
+  CacheFormat format;
+};
+constexpr CacheOperator kCacheOperators[] = {{"GroupQueryAttention", CacheFormat::kFloat},
+                                             {"GroupQueryAttentionMXFP8", CacheFormat::kMxfp8},
+                                             {"GroupQueryAttentionMXFP4", CacheFormat::kMxfp4}};
 constexpr const char* kDenseName = "MultiHeadAttention";
 
 enum Input { kQkv, kPastKey, kPastValue, kLast, kTotal, kCos, kSin, kInputs };
 enum Output { kY, kPresentKey, kPresentValue, kOutputs };
 
-// Output `index` of a shape, in float.
-float* MakeOutput(const OrtApi& api, OrtKernelContext* context, size_t index, const Shape& shape) {
+// Output `index` of a shape.
+void* MakeOutput(const OrtApi& api, OrtKernelContext* context, size_t index, const Shape& shape) {
   OrtValue* value = nullptr;
   void* data = nullptr;
   Check(api, api.KernelContext_GetOutput(context, index, shape.data(), shape.size(), &value));
   Check(api, api.GetTensorMutableData(value, &data));
-  return static_cast<float*>(data);
+  return data;
 }
 
 class AttentionKernel {
  public:
-  AttentionKernel(const AttentionOp& op, const OrtKernelInfo* info) : api_(*op.api), where_(Where(op, info)) {
+  AttentionKernel(const AttentionOp& op, const OrtKernelInfo* info)
+      : api_(*op.api), where_(Where(op, info)), format_(kCacheOperators[op.which].format) {
     const KernelAttributes attributes(api_, info);
     spec_.heads = attributes.Required("num_heads");
     spec_.kv_heads = attributes.Required("kv_num_heads");
@@ -50,11 +58,11 @@ class AttentionKernel {
     attributes.Int("rotary_interleaved", &interleaved);
     spec_.rotary = rotary != 0;
     spec_.interleaved = interleaved != 0;
-    kernel_ = SelectFunctions(DetectCpu(), KernelOverride()).attend_keys;
+    functions_ = &SelectFunctions(DetectCpu(), KernelOverride());
   }
 
   static std::string Where(const AttentionOp& op, const OrtKernelInfo* info) {
-    return std::string(kName) + " '" + NodeName(*op.api, info) + "'";
+    return std::string(kCacheOperators[op.which].name) + " '" + NodeName(*op.api, info) + "'";
   }
   const std::string& where() const { return where_; }
   const OrtApi& api() const { return api_; }
@@ -64,36 +72,38 @@ class AttentionKernel {
     for (size_t i = 0; i < in.size(); ++i) in[i] = ReadTensor(api_, InputValue(api_, context, i));
     std::vector<int64_t> past;
     AttentionCall call = Checked(in, &past);
-    const Shape cache = {call.batch, spec_.kv_heads, call.present_capacity, call.head_size};
-    call.y = Made(context, kY, {call.batch, call.length, spec_.heads * call.head_size});
-    call.present_key = Made(context, kPresentKey, cache);
-    call.present_value = Made(context, kPresentValue, cache);
+    const Shape cache = {call.batch, spec_.kv_heads, call.present_capacity, in[kPastKey].shape[3]};
+    const Shape y = {call.batch, call.length, spec_.heads * call.head_size};
+    call.y = static_cast<float*>(MakeOutput(api_, context, kY, y));
+    call.present_key = static_cast<char*>(MakeOutput(api_, context, kPresentKey, cache));
+    call.present_value = static_cast<char*>(MakeOutput(api_, context, kPresentValue, cache));
     Attention(call,
               [&](int64_t tasks, const std::function<void(int64_t)>& body) { Parallel(api_, context, tasks, body); });
   }
 
  private:
-  float* Made(OrtKernelContext* context, size_t index, const Shape& shape) const {
-    return MakeOutput(api_, context, index, shape);
-  }
-
   // The call as far as the inputs give it. Throws std::invalid_argument.
   AttentionCall Checked(const std::array<Tensor, kInputs>& in, std::vector<int64_t>* past) const {
     const Shape &qkv = in[kQkv].shape, &cache = in[kPastKey].shape, &cos = in[kCos].shape;
     const int64_t all_heads = spec_.heads + 2 * spec_.kv_heads;
-    if (qkv.size() != 3 || qkv[2] == 0 || qkv[2] % (all_heads * kHeadVector) != 0) {
-      Fail("input query", "shape " + Text(qkv),
-           "[batch, length, " + std::to_string(all_heads) + " heads of a multiple of " + std::to_string(kHeadVector) +
-               "]");
+    const int64_t multiple = format_ == CacheFormat::kFloat ? kHeadVector : kBlockSize;
+    if (qkv.size() != 3 || qkv[2] == 0 || qkv[2] % (all_heads * multiple) != 0) {
+      Fail(
+          "input query", "shape " + Text(qkv),
+          "[batch, length, " + std::to_string(all_heads) + " heads of a multiple of " + std::to_string(multiple) + "]");
     }
     AttentionCall call{};
     call.spec = spec_;
-    call.kernel = kernel_;
+    call.kernel = functions_->attend_keys;
+    call.quantize = functions_->quantize;
+    call.format = format_;
     call.batch = qkv[0];
     call.length = qkv[1];
     call.head_size = qkv[2] / all_heads;
+    const int64_t row_bytes = CacheRowBytes(format_, call.head_size);
+    const int64_t elements = format_ == CacheFormat::kFloat ? call.head_size : row_bytes;
     call.past_capacity = cache.size() == 4 ? cache[2] : 0;
-    CheckShape("past_key", cache, {call.batch, spec_.kv_heads, call.past_capacity, call.head_size});
+    CheckShape("past_key", cache, {call.batch, spec_.kv_heads, call.past_capacity, elements});
     CheckShape("past_value", in[kPastValue].shape, cache);
     int64_t lengths = 1, totals = 1;
     for (const int64_t d : in[kLast].shape) lengths *= d;
@@ -123,8 +133,8 @@ class AttentionKernel {
                " pairs");
     }
     call.qkv = static_cast<const float*>(in[kQkv].data);
-    call.past_key = static_cast<const float*>(in[kPastKey].data);
-    call.past_value = static_cast<const float*>(in[kPastValue].data);
+    call.past_key = static_cast<const char*>(in[kPastKey].data);
+    call.past_value = static_cast<const char*>(in[kPastValue].data);
     call.cos = static_cast<const float*>(in[kCos].data);
     call.sin = static_cast<const float*>(in[kSin].data);
     call.past = past->data();
@@ -133,8 +143,9 @@ class AttentionKernel {
 
   const OrtApi& api_;
   const std::string where_;
+  const CacheFormat format_;
   AttentionSpec spec_;
-  AttendKeys kernel_;
+  const VectorFunctions* functions_;
 };
 
 // MultiHeadAttention: y = softmax(scale q k^T + mask) v for each head; all but the mask are [batch, length, heads,
@@ -176,7 +187,7 @@ class DenseKernel {
     call.key = static_cast<const float*>(in[1].data);
     call.value = static_cast<const float*>(in[2].data);
     call.mask = static_cast<const float*>(in[3].data);
-    call.y = MakeOutput(api_, context, 0, q);
+    call.y = static_cast<float*>(MakeOutput(api_, context, 0, q));
     DenseAttention(
         call, [&](int64_t tasks, const std::function<void(int64_t)>& body) { Parallel(api_, context, tasks, body); });
   }
@@ -202,6 +213,13 @@ class DenseKernel {
   AttendKeys kernel_;
 };
 
+size_t Which(const OrtCustomOp* op) { return static_cast<const AttentionOp*>(op)->which; }
+
+ONNXTensorElementDataType CacheType(const OrtCustomOp* op, bool cache) {
+  return cache && kCacheOperators[Which(op)].format != CacheFormat::kFloat ? ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8
+                                                                           : ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
+}
+
 template <class Kernel>
 AttentionOp MakeOp(const OrtApi* api, uint32_t version) {
   AttentionOp op{};
@@ -223,16 +241,22 @@ AttentionOp MakeOp(const OrtApi* api, uint32_t version) {
 
 }  // namespace
 
-AttentionOp MakeAttentionOp(const OrtApi* api, uint32_t version) {
-  AttentionOp op = MakeOp<AttentionKernel>(api, version);
-  op.GetName = [](const OrtCustomOp*) { return kName; };
-  op.GetInputTypeCount = [](const OrtCustomOp*) -> size_t { return kInputs; };
-  op.GetInputType = [](const OrtCustomOp*, size_t index) {
-    return index == kLast || index == kTotal ? ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32
-                                             : ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
-  };
-  op.GetOutputTypeCount = [](const OrtCustomOp*) -> size_t { return kOutputs; };
-  return op;
+std::vector<AttentionOp> AttentionOps(const OrtApi* api, uint32_t version) {
+  std::vector<AttentionOp> ops;
+  for (size_t which = 0; which < std::size(kCacheOperators); ++which) {
+    AttentionOp op = MakeOp<AttentionKernel>(api, version);
+    op.which = which;
+    op.GetName = [](const OrtCustomOp* self) { return kCacheOperators[Which(self)].name; };
+    op.GetInputTypeCount = [](const OrtCustomOp*) -> size_t { return kInputs; };
+    op.GetInputType = [](const OrtCustomOp* self, size_t index) {
+      if (index == kLast || index == kTotal) return ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32;
+      return CacheType(self, index == kPastKey || index == kPastValue);
+    };
+    op.GetOutputTypeCount = [](const OrtCustomOp*) -> size_t { return kOutputs; };
+    op.GetOutputType = [](const OrtCustomOp* self, size_t index) { return CacheType(self, index != kY); };
+    ops.push_back(op);
+  }
+  return ops;
 }
 
 AttentionOp MakeDenseAttentionOp(const OrtApi* api, uint32_t version) {

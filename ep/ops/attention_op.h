@@ -5,13 +5,19 @@
 
 #include <onnxruntime_c_api.h>
 
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
 namespace mxort {
 
 struct AttentionOp : OrtCustomOp {
   const OrtApi* api;
+  size_t which;  // of the operators with a cache
 };
 
-AttentionOp MakeAttentionOp(const OrtApi* api, uint32_t version);
+// GroupQueryAttention, with a cache of floats, MXFP8 or MXFP4.
+std::vector<AttentionOp> AttentionOps(const OrtApi* api, uint32_t version);
 
 // MultiHeadAttention: attention of encoders, without a cache.
 AttentionOp MakeDenseAttentionOp(const OrtApi* api, uint32_t version);

@@ -217,7 +217,7 @@ struct Domain {
   const OrtApi* api = nullptr;
   std::vector<MatMulOp> ops;
   std::vector<GatherOp> gathers;
-  AttentionOp attention, dense_attention;
+  std::vector<AttentionOp> attentions;
   OrtCustomOpDomain* domain = nullptr;
 };
 
@@ -246,15 +246,14 @@ OrtCustomOpDomain* CustomOpDomain(const OrtApiBase* base, const OrtApi** api) {
         }
       }
       entry.gathers = GatherOps(entry.api, version);
-      entry.attention = MakeAttentionOp(entry.api, version);
-      entry.dense_attention = MakeDenseAttentionOp(entry.api, version);
+      entry.attentions = AttentionOps(entry.api, version);
+      entry.attentions.push_back(MakeDenseAttentionOp(entry.api, version));
     }
     OrtCustomOpDomain* domain = nullptr;
     Check(*entry.api, entry.api->CreateCustomOpDomain(kDomain, &domain));
     for (const MatMulOp& op : entry.ops) Check(*entry.api, entry.api->CustomOpDomain_Add(domain, &op));
     for (const GatherOp& op : entry.gathers) Check(*entry.api, entry.api->CustomOpDomain_Add(domain, &op));
-    Check(*entry.api, entry.api->CustomOpDomain_Add(domain, &entry.attention));
-    Check(*entry.api, entry.api->CustomOpDomain_Add(domain, &entry.dense_attention));
+    for (const AttentionOp& op : entry.attentions) Check(*entry.api, entry.api->CustomOpDomain_Add(domain, &op));
     entry.domain = domain;
   }
   *api = entry.api;

@@ -75,6 +75,7 @@ NEEDS: dict[str, Need] = {
         lambda s: s.recipe.table_format != FLOAT, "another table_format", lambda s: "table_format float"
     ),
     "fuse": _ALWAYS,
+    "kv_cache": Need(lambda s: s.recipe.fuse, "fuse", lambda s: "no fuse"),
     "strict": _ALWAYS,
 }
 """Every option of a recipe -> what it needs. What only a model can tell is in :mod:`mxort.conversion.selection`."""

@@ -18,10 +18,20 @@ from mxort.conversion import combinations, gains, selection
 from mxort.conversion import rows as report_rows
 from mxort.conversion.gains import Gain
 from mxort.conversion.one_weight import operand_of
-from mxort.conversion.recipe import Recipe, RecipeOptions
+from mxort.conversion.recipe import FLOAT, Recipe, RecipeOptions
 from mxort.conversion.report import CONVERTED, SKIPPED, Report, SiteReport
 from mxort.conversion.weights import Calibration, Packed, Packer
-from mxort.converters import attention, encoder_attention, epilogue, model_io, rewrite, sites, storage, verify
+from mxort.converters import (
+    attention,
+    encoder_attention,
+    epilogue,
+    kv_cache,
+    model_io,
+    rewrite,
+    sites,
+    storage,
+    verify,
+)
 from mxort.converters.metadata import Conversion
 from mxort.converters.opset import OpsetError, opset_of
 from mxort.converters.staged_output import StagedOutput
@@ -188,6 +198,8 @@ def _convert_sites(
             rewrite.apply(source.model, replacements, pool, conversion)
             if recipe.fuse:
                 plan = replace(plan, fused=_fuse(source.model))
+            if recipe.kv_cache != FLOAT:
+                plan = replace(plan, warnings=(*plan.warnings, _cache(source.model, recipe.kv_cache)))
         except OpsetError as error:
             raise MxortError(f"{source.name}: {error}") from None
     return replace(plan, warnings=(*plan.warnings, *packer.warnings)), (*rows, *plan.kept)
@@ -196,6 +208,11 @@ def _convert_sites(
 def _fuse(model: ir.Model) -> dict[str, dict[str, int]]:
     found = {rule.NAME: rule.fuse(model) for rule in (attention, encoder_attention)} | epilogue.fuse(model)
     return {operator: counts for operator, result in found.items() if (counts := result.counts())}
+
+
+def _cache(model: ir.Model, cache: str) -> str:
+    nbytes = kv_cache.quantise(model, cache)
+    return f'the cache holds {nbytes} bytes a head: genai_config.json needs "head_size": {nbytes}'
 
 
 def _not_finite(source: model_io.Source, site: sites.Site, recipe: Recipe) -> SiteReport:

@@ -14,6 +14,7 @@ from fnmatch import fnmatchcase
 from typing import Any, TypedDict, Unpack
 
 from mxort.converters.functions import ROTATIONS
+from mxort.converters.kv_cache import CACHES
 from mxort.converters.sites import Selection
 from mxort.errors import MxortError
 from mxort.formats import ACTIVATION_FORMATS, WEIGHT_FORMATS
@@ -104,6 +105,7 @@ class RecipeOptions(TypedDict, total=False):
     convert_lm_head: bool
     convert_embedding: bool
     fuse: bool
+    kv_cache: str
     strict: bool
 
 
@@ -181,7 +183,12 @@ mxfp8_e4m3, mxint8; did you mean 'mxfp4'?
     )
     fuse: bool = _option(
         True,
-        "give attention (GroupQueryAttention, and that of encoders in single steps) this library's kernel",
+        "give attention this library's kernel, and products the activation that follows them",
+    )
+    kv_cache: str = _option(
+        FLOAT,
+        "format of a decoder's cache of keys and values: its inputs and outputs change",
+        (FLOAT, *CACHES),
     )
     strict: bool = _option(
         False, "fail at a NaN or an infinity in a weight, instead of leaving the node alone"

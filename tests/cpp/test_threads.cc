@@ -116,7 +116,7 @@ int Wrong(const Problem& problem, const Kernel& kernel, bool gated) {
 
 // Attention of `length` new positions behind 700 others, in a cache of its own and in the one that was given: the
 // heads, chunks of keys and blocks of queries are computed by different threads.
-void TestAttention(int64_t length) {
+void TestAttention(int64_t length, CacheFormat format) {
   constexpr int64_t kPast = 700, kHeads = 6, kKvHeads = 2, kSize = 32, kCapacity = 800, kBatch = 2;
   std::mt19937 random(2);
   std::normal_distribution<float> normal;
@@ -126,16 +126,35 @@ void TestAttention(int64_t length) {
     return x;
   };
   const std::vector<float> qkv = numbers(kBatch * length * (kHeads + 2 * kKvHeads) * kSize);
-  const std::vector<float> keys = numbers(kBatch * kKvHeads * kCapacity * kSize),
-                           values = numbers(kBatch * kKvHeads * kCapacity * kSize);
+  const VectorFunctions& functions = SelectFunctions(DetectCpu(), "");
+  const int64_t row_bytes = CacheRowBytes(format, kSize);
+  const auto cache = [&] {
+    std::vector<char> rows(static_cast<size_t>(kBatch * kKvHeads * kCapacity * row_bytes));
+    for (size_t at = 0; at < rows.size(); at += static_cast<size_t>(row_bytes)) {
+      const std::vector<float> x = numbers(kSize);
+      auto* codes = reinterpret_cast<uint8_t*>(&rows[at]);
+      if (format == CacheFormat::kFloat) {
+        std::memcpy(codes, x.data(), static_cast<size_t>(row_bytes));
+      } else {
+        const bool wide = format == CacheFormat::kMxfp8;
+        functions.quantize({x.data(), kSize, wide ? WeightFormat::kMxfp8E4M3 : WeightFormat::kMxfp4, ScaleRule::kEven,
+                            codes, codes + (wide ? kSize : kSize / 2)},
+                           {0, 1});
+      }
+    }
+    return rows;
+  };
+  const std::vector<char> keys = cache(), values = cache();
   const std::vector<float> angles = numbers(kCapacity * kSize / 2);
   const std::vector<int64_t> past(kBatch, kPast);
   const auto run = [&](bool shared, const ParallelFor& parallel) {
-    std::vector<float> y(static_cast<size_t>(kBatch * length * kHeads * kSize)), old_keys = keys, old_values = values;
-    std::vector<float> new_keys(keys.size()), new_values(values.size());
+    std::vector<float> y(static_cast<size_t>(kBatch * length * kHeads * kSize));
+    std::vector<char> old_keys = keys, old_values = values, new_keys(keys.size()), new_values(values.size());
     AttentionCall call{};
     call.spec = {kHeads, kKvHeads, 0, 0, true, false};
-    call.kernel = SelectFunctions(DetectCpu(), "").attend_keys;
+    call.kernel = functions.attend_keys;
+    call.quantize = functions.quantize;
+    call.format = format;
     call.batch = kBatch;
     call.length = length;
     call.head_size = kSize;
@@ -351,7 +370,9 @@ int main() {
       }
     }
   }
-  for (const int64_t length : {1, 40}) TestAttention(length);
+  for (const CacheFormat format : {CacheFormat::kFloat, CacheFormat::kMxfp8, CacheFormat::kMxfp4}) {
+    for (const int64_t length : {1, 40}) TestAttention(length, format);
+  }
   std::printf("%d passed, %d failed\n", passed, failed);
   return failed == 0 && passed > 0 ? 0 : 1;
 }
