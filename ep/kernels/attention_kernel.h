@@ -235,33 +235,45 @@ MXORT_INLINE void ScoresOfRows(const AttentionTile& tile, const float* q, const 
   }
 }
 
-// What the values weigh in R rows' sums.
+// What the values weigh in R rows' sums, of kBlocks blocks of columns from `first` on.
+template <class S, CacheFormat kFormat, int R, int kBlocks>
+MXORT_INLINE void SumsOfColumns(const AttentionTile& tile, int64_t first, const float* scores, const char* values,
+                                int64_t count, float* sums) {
+  constexpr int kVectors = kBlocks * 2;
+  typename S::Vector sum[R][kVectors];
+  sums += first;
+#pragma GCC unroll 4
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) sum[r][v] = S::Load(sums + r * tile.head_size + v * kHeadVector);
+  }
+  for (int64_t k = 0; k < count; ++k, values += tile.stride) {
+    const CacheRow<S, kFormat> row(values, tile.head_size);
+    typename S::Vector x[kVectors];
+#pragma GCC unroll 2
+    for (int b = 0; b < kBlocks; ++b) row.Block(first + b * kBlockSize, x + 2 * b);
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) {
+      const typename S::Vector weight = S::Broadcast(scores + r * kKeyBlock + k);
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) sum[r][v] = S::MultiplyAdd(x[v], weight, sum[r][v]);
+    }
+  }
+#pragma GCC unroll 4
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) S::Store(sums + r * tile.head_size + v * kHeadVector, sum[r][v]);
+  }
+}
 template <class S, CacheFormat kFormat, int R>
 MXORT_INLINE void SumsOfRows(const AttentionTile& tile, const float* scores, const char* values, int64_t count,
                              float* sums) {
-  for (int64_t i = 0; i < tile.head_size; i += kBlockSize) {
-    typename S::Vector sum[R][2];
-#pragma GCC unroll 4
-    for (int r = 0; r < R; ++r) {
-      sum[r][0] = S::Load(sums + r * tile.head_size + i);
-      sum[r][1] = S::Load(sums + r * tile.head_size + i + kHeadVector);
-    }
-    for (int64_t k = 0; k < count; ++k) {
-      typename S::Vector x[2];
-      CacheRow<S, kFormat>(values + k * tile.stride, tile.head_size).Block(i, x);
-#pragma GCC unroll 4
-      for (int r = 0; r < R; ++r) {
-        const typename S::Vector weight = S::Broadcast(scores + r * kKeyBlock + k);
-        sum[r][0] = S::MultiplyAdd(x[0], weight, sum[r][0]);
-        sum[r][1] = S::MultiplyAdd(x[1], weight, sum[r][1]);
-      }
-    }
-#pragma GCC unroll 4
-    for (int r = 0; r < R; ++r) {
-      S::Store(sums + r * tile.head_size + i, sum[r][0]);
-      S::Store(sums + r * tile.head_size + i + kHeadVector, sum[r][1]);
-    }
+  constexpr int kBlocks = kFormat != CacheFormat::kFloat && S::kProductVectors > 2 ? 2 : 1;  // floats gain nothing
+  int64_t i = 0;
+  for (; i + kBlocks * kBlockSize <= tile.head_size; i += kBlocks * kBlockSize) {
+    SumsOfColumns<S, kFormat, R, kBlocks>(tile, i, scores, values, count, sums);
   }
+  if (i < tile.head_size) SumsOfColumns<S, kFormat, R, 1>(tile, i, scores, values, count, sums);
 }
 
 template <int kRows>
