@@ -184,7 +184,7 @@ class StagedOutput:
         stale = self._data_of_before() - set(files)
         with self._writing():
             for path in files:
-                _synchronise(self._staged(path))
+                synchronise(self._staged(path))
             nbytes = sum(self._staged(path).stat().st_size for path in files)
             new_data = self._data is not None and not self.data_path.exists()
             try:
@@ -194,7 +194,7 @@ class StagedOutput:
                 if new_data:
                     self.data_path.unlink(missing_ok=True)
                 raise
-            _synchronise(self.path.parent)
+            synchronise(self.path.parent)
         for path in stale:
             if not self._is_input(path):
                 with contextlib.suppress(OSError):
@@ -231,7 +231,7 @@ def _copy(tensor: ir.TensorProtocol, file: BinaryIO) -> None:
         file.write(tensor.tobytes())
 
 
-def _synchronise(path: Path) -> None:
+def synchronise(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from mxort.errors import MxortError as MxortError
     from mxort.evaluation.comparison import compare as compare
     from mxort.evaluation.evaluate import evaluate as evaluate
+    from mxort.models.conversion import convert_folder as convert_folder
+    from mxort.models.report import FolderReport as FolderReport
     from mxort.runtime.hardware import Device as Device
     from mxort.runtime.hardware import devices as devices
     from mxort.runtime.inference_session import InferenceSession as InferenceSession
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 _HOME = {
     "Calibration": "conversion.weights",
     "Device": "runtime.hardware",
+    "FolderReport": "models.report",
     "InferenceSession": "runtime.inference_session",
     "MxortError": "errors",
     "PRESETS": "conversion.recipe",
@@ -36,6 +39,7 @@ _HOME = {
     "SiteReport": "conversion.report",
     "compare": "evaluation.comparison",
     "convert": "conversion.pipeline",
+    "convert_folder": "models.conversion",
     "devices": "runtime.hardware",
     "evaluate": "evaluation.evaluate",
     "get_ep_name": "runtime.session",

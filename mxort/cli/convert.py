@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import argparse
-import io
 from pathlib import Path
 
 from mxort.calibration.site_losses import Sensitivity
-from mxort.cli import options, shared
+from mxort.cli import folder, options, shared
 from mxort.cli.inspect import print_inspection
 from mxort.console import console
 from mxort.conversion import combinations, inspection, mixed_precision, pipeline, selection
 from mxort.conversion.recipe import Recipe
-from mxort.conversion.report import Report
 from mxort.conversion.weights import Calibration
 from mxort.converters import model_io
 from mxort.errors import MxortError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", type=Path, help="the ONNX model; it is not changed")
-    parser.add_argument("-o", "--output", type=Path, help="where to write (default: MODEL with .mxfp4.onnx)")
+    parser.add_argument(
+        "model",
+        type=Path,
+        help="the ONNX model, or a folder of onnxruntime-genai, optimum or sentence-transformers; it is not changed",
+    )
+    parser.add_argument(
+        "-o", "--output", type=Path, help="where to write (default: MODEL with .mxfp4.onnx, FOLDER.mxfp4)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace a folder that is not empty")
     parser.add_argument(
         "--report",
         type=Path,
@@ -76,6 +81,10 @@ _DEFAULTS = {"memory": 512, "threads": 0, "cache": None, "device": "auto", "samp
 
 def _check_flags(a: argparse.Namespace) -> None:
     """Refuses flags that would change nothing, then puts in the defaults. Raises MxortError."""
+    if a.overwrite and not a.model.is_dir():
+        raise MxortError(
+            "--overwrite: would change nothing: it is for folders, and files are replaced anyway"
+        )
     goal = a.budget_bits is not None or a.target_kl is not None
     measures = goal and a.calibration is not None and (a.sensitivity is None or a.target_kl is not None)
     for flags, useful, needed in (
@@ -98,6 +107,8 @@ def run(arguments: argparse.Namespace) -> int:
     chosen = options.from_arguments(arguments)
     combinations.check(chosen, arguments.calibration is not None)
     chosen = _mixed(arguments, chosen)
+    if arguments.model.is_dir():
+        return folder.convert(arguments, chosen, _calibration(arguments))
     output = arguments.output or Path(str(arguments.model).removesuffix(".onnx") + ".mxfp4.onnx")
     for path in arguments.report:
         shared.check_report_path(path, (arguments.model, output))
@@ -107,22 +118,20 @@ def run(arguments: argparse.Namespace) -> int:
             raise MxortError(f"{arguments.model}: is converted already (by mxort)")
         shared.warn(found.warnings)
         return shared.show(arguments, found.to_dict, lambda: print_inspection(found, console()))
-    calibration = None
-    if arguments.calibration is not None:
-        calibration = Calibration(
-            arguments.calibration,
-            arguments.memory * 1_000_000,
-            arguments.threads,
-            arguments.cache,
-            arguments.device,
-        )
+    calibration = _calibration(arguments)
     with shared.progress() as progress:
         report = pipeline.convert(arguments.model, output, chosen, calibration=calibration, progress=progress)
     for path in arguments.report:
-        _write_report(report, path)
+        shared.write_report(report, path)
     shared.warn(report.warnings)
     shared.show(arguments, report.to_dict, lambda: report.print(console(markup=True), warnings=False))
     return 0 if report.converted else shared.NOTHING_CONVERTED
+
+
+def _calibration(a: argparse.Namespace) -> Calibration | None:
+    if a.calibration is None:
+        return None
+    return Calibration(a.calibration, a.memory * 1_000_000, a.threads, a.cache, a.device)
 
 
 def _mixed(arguments: argparse.Namespace, chosen: Recipe) -> Recipe:
@@ -130,6 +139,8 @@ def _mixed(arguments: argparse.Namespace, chosen: Recipe) -> Recipe:
     if arguments.budget_bits is None and arguments.target_kl is None:
         return chosen
     mixed_precision.check(chosen)
+    if arguments.model.is_dir():
+        arguments = argparse.Namespace(**vars(arguments) | {"model": folder.only_model(arguments.model)})
     known = None
     if arguments.sensitivity is not None:
         known = Sensitivity.load(arguments.sensitivity, arguments.model)
@@ -141,18 +152,3 @@ def _mixed(arguments: argparse.Namespace, chosen: Recipe) -> Recipe:
         if arguments.calibration is not None and (known is None or goal.target_kl):
             probe = shared.probe(arguments, arguments.calibration, chosen, progress)
         return mixed_precision.choose(chosen, goal, known, probe, tables)
-
-
-def _write_report(report: Report, path: Path) -> None:
-    if path.suffix == ".txt":
-        text = io.StringIO()
-        report.print(console(text, markup=True), every_node=True)
-        shared.write_text(path, text.getvalue())
-    else:
-        shared.write_text(path, report.to_json() if path.suffix == ".json" else _page(report))
-
-
-def _page(report: Report) -> str:
-    from mxort.pages.report import render
-
-    return render(report)

@@ -12,8 +12,11 @@ from mxort.cli import shared
 from mxort.console import console, new_table, print_filled
 from mxort.conversion import tables
 from mxort.conversion.inspection import CONVERTIBLE, Inspection, inspect
+from mxort.conversion.recipe import Recipe
 from mxort.conversion.report import CONVERTED, SKIPPED
 from mxort.errors import MxortError
+from mxort.models import folder
+from mxort.models.folder import ModelFolder
 from mxort.runtime import placement
 from mxort.runtime.placement import Placement
 from mxort.runtime.session import EP_NAME
@@ -21,7 +24,7 @@ from mxort.text import format_bytes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", type=Path, help="an ONNX model, converted or not")
+    parser.add_argument("model", type=Path, help="an ONNX model, converted or not, or a folder of them")
     parser.add_argument(
         "--placement", action="store_true", help="instead: what will run where, asked of onnxruntime"
     )
@@ -32,6 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if arguments.model.is_dir():
+        return _run_folder(arguments)
     if arguments.placement:
         placed = placement.place(arguments.model, arguments.device)
         return shared.show(arguments, placed.to_dict, lambda: print_placement(placed, console()))
@@ -40,6 +45,32 @@ def run(arguments: argparse.Namespace) -> int:
     found = inspect(arguments.model)
     shared.warn(found.warnings)
     return shared.show(arguments, found.to_dict, lambda: print_inspection(found, console()))
+
+
+def _run_folder(arguments: argparse.Namespace) -> int:
+    if arguments.placement or arguments.device:
+        raise MxortError(f"{arguments.model}: --placement is for a model, expected a file")
+    return show_folder(arguments, folder.read(arguments.model), None)
+
+
+def show_folder(arguments: argparse.Namespace, found: ModelFolder, recipe: Recipe | None) -> int:
+    """Each model of a folder that is in use there, as :func:`print_inspection` does."""
+    seen = [inspect(found.path / model.path, recipe) for model in found.to_convert]
+    shared.warn((*found.warnings, *(f"{i.model}: {text}" for i in seen for text in i.warnings)))
+    out = console()
+
+    def print_all() -> None:
+        for i in seen:
+            print_inspection(i, out)
+        for model in found.models:
+            if model.keep:
+                out.print(f"{model.path}: left alone: {model.keep}")
+
+    values = {"folder": str(found.path), "kind": found.kind}
+    left = [{"path": str(model.path), "reason": model.keep} for model in found.models if model.keep]
+    return shared.show(
+        arguments, lambda: values | {"models": [i.to_dict() for i in seen], "left": left}, print_all
+    )
 
 
 def print_inspection(inspection: Inspection, out: Console) -> None:

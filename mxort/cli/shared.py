@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -10,12 +11,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mxort.console import console
 from mxort.errors import MxortError
 from mxort.text import to_json
 
 if TYPE_CHECKING:
     from mxort.calibration.sensitivity import Probe
     from mxort.conversion.recipe import Recipe
+    from mxort.conversion.report import Report
+    from mxort.models.report import FolderReport
 
 BROKEN = 1
 BAD_INPUT = 2
@@ -171,6 +175,26 @@ def check_report_path(path: Path, models: Sequence[Path], suffixes: Sequence[str
         from mxort.pages import page
 
         page.require()
+
+
+def write_report(report: Report | FolderReport, path: Path) -> None:
+    """The report as text, JSON or a page, which its path says."""
+    if path.suffix == ".txt":
+        text = io.StringIO()
+        report.print(console(text, markup=True), every_node=True)
+        write_text(path, text.getvalue())
+    else:
+        write_text(path, report.to_json() if path.suffix == ".json" else _page(report))
+
+
+def _page(report: Report | FolderReport) -> str:
+    from mxort.conversion.report import Report
+    from mxort.pages.report import render
+
+    if isinstance(report, Report):
+        return render(report)
+    (only,) = [model.report for model in report.models if model.report]
+    return render(only)
 
 
 def write_text(path: Path, text: str) -> None:
