@@ -2,6 +2,7 @@
 # make check       everything that must hold: format, lint, types, tests, sanitizers
 # make check-full  the same with the exhaustive sweeps
 # make wheel       dist/mxort-*.whl, for any Linux of glibc 2.28 and later
+# make pipelines   docs/pipelines.md, each library in an environment of its own
 # make bench       measure operators and models beside other libraries' and write docs/performance.md (ten minutes)
 # make accuracy    measure the conversions on two models and write docs/accuracy.md's tables (hours; resumes)
 # make clean       remove what the above made
@@ -12,7 +13,7 @@ SOURCES := $(shell find ep cmake -type f 2>/dev/null) CMakeLists.txt pyproject.t
 CXX_FILES := $(shell find ep tests samples -name '*.cc' -o -name '*.h' -o -name '*.hip' 2>/dev/null)
 OTHER_ONNXRUNTIMES := 1.22.1 1.24.4 1.32.0
 
-.PHONY: demo check check-full wheel wheel-test bench accuracy clean lint test cpp-test provider-programs sanitize format hipsim
+.PHONY: demo check check-full wheel wheel-test pipelines bench accuracy clean lint test cpp-test provider-programs sanitize format hipsim
 
 demo: build/.demo
 	$(PYTHON) samples/demo.py
@@ -89,6 +90,11 @@ HIP_OBJECTS = $(if $(wildcard build/cmake/hip/*.co),$(abspath build/cmake/hip))
 
 wheel-test: dist/.built $(OTHER_ONNXRUNTIMES:%=build/ort/%)
 	scripts/wheel_test.sh $(WHEEL_PYTHONS)
+
+# Those of onnxruntime-genai are in `make test`. PIPELINES="optimum" runs one.
+PIPELINES = optimum sentence_transformers
+pipelines: dist/.built hipsim
+	scripts/pipelines.sh $(PIPELINES)
 
 bench: build/.bench
 	$(PYTHON) samples/models.py minilm smollm2

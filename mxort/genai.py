@@ -1,0 +1,59 @@
+"""onnxruntime-genai: folders opened with the library of this installation, on the CPU or an AMD GPU.
+
+A folder that :func:`mxort.convert_folder` wrote needs none of this on the CPU. This is for GPUs, and for folders whose
+decoder was converted as a file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from mxort.errors import MxortError
+from mxort.runtime import hardware
+from mxort.runtime.session import LIBRARY_NAME, get_ep_name, get_library_path, load, one_line, warn_of_cpu
+
+_OVERLAY = json.dumps({"model": {"decoder": {"session_options": {"custom_ops_library": LIBRARY_NAME}}}})
+_registered: set[str] = set()
+
+
+def open(
+    folder: str | os.PathLike[str], *, device: str = "cpu", device_options: Mapping[str, object] | None = None
+) -> Any:
+    """The onnxruntime_genai.Model of a folder. ``device`` and ``device_options`` are those of :func:`mxort.register`.
+
+    On a GPU, layers of the decoder and of parts without options of their own run there; the cache stays on the host.
+    Raises MxortError where onnxruntime-genai is missing or cannot open the folder, and for a GPU that cannot be used.
+    """
+    try:
+        import onnxruntime_genai as genai  # type: ignore[import-untyped]
+    except ImportError as error:
+        raise MxortError(f"onnxruntime-genai cannot be imported: {error}") from error
+    chosen = hardware.choose(device)
+    if chosen.why_cpu:
+        warn_of_cpu(chosen.why_cpu)
+    load()  # genai accepts no path to an installation, but a name that is loaded
+    try:
+        config = genai.Config(os.fspath(folder))
+        config.overlay(_OVERLAY)
+        if chosen.gpu is not None:
+            _add_provider(genai, config, {**(device_options or {}), "device_id": chosen.gpu.ordinal})
+        return genai.Model(config)
+    except Exception as error:  # of several types, without a base of their own
+        raise MxortError(
+            f"{os.fspath(folder)}: onnxruntime-genai cannot open it: {one_line(error)}"
+        ) from error
+
+
+def _add_provider(genai: Any, config: Any, options: Mapping[str, object]) -> None:
+    name = get_ep_name()
+    if not _registered:
+        # The ending lets the library offer GPUs, too, that onnxruntime does not find in /sys/class/drm.
+        genai.register_execution_provider_library(f"{name}.virtual", get_library_path())
+        _registered.add(name)
+    config.clear_providers()
+    config.append_provider(name)
+    for option, value in options.items():
+        config.set_provider_option(name, option, str(int(value) if isinstance(value, bool) else value))

@@ -1,0 +1,55 @@
+"""docs/pipelines.md, sentence-transformers: on a tiny model, and that our kernels run it."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+from sentence_transformers import SentenceTransformer
+
+import mxort.sentence_transformers
+import tiny_bert
+from document import run_blocks
+
+SENTENCES = ["the cat sat on the mat", "red apple", "the dog sat"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where the blocks run: minilm, and what they write."""
+    work = tmp_path_factory.mktemp("work")
+    tiny_bert.sentence_transformers(work / "minilm", work)
+    return work
+
+
+def test_the_blocks(folder):
+    converted, similarity = run_blocks("sentence-transformers", folder)
+    assert "12 nodes converted" in converted
+    assert "1 of 1 models converted" in converted
+    (value,) = re.findall(r"tensor\(\[\[(.*)\]\]\)", similarity)
+    assert -1 < float(value) < 1
+    assert mxort.inspect(folder / "minilm-mxfp4" / "onnx" / "model.onnx").converted
+
+
+def test_the_kernels_run(folder, tmp_path):
+    mxort.convert_folder(folder / "minilm", tmp_path / "out")
+    options = ort.SessionOptions()
+    options.enable_profiling = True
+    options.profile_file_prefix = str(tmp_path / "profile")
+    model = mxort.sentence_transformers.open(tmp_path / "out", model_kwargs={"session_options": options})
+    found = model.encode(SENTENCES)
+    events = json.loads(Path(model[0].auto_model.session.end_profiling()).read_text())
+    ran = [event["args"].get("op_name") for event in events if event.get("cat") == "Node"]
+    assert ran.count("MatMulMXFP4") == 12
+
+    # Without the library, as float; each of the products is within 1e-2 of that.
+    keywords = {"provider": "CPUExecutionProvider"}
+    plain = SentenceTransformer(str(tmp_path / "out"), backend="onnx", model_kwargs=keywords).encode(
+        SENTENCES
+    )
+    assert np.abs(found - plain).max() < 2e-2
+    assert np.linalg.norm(found, axis=1) == pytest.approx(1, abs=1e-5)
