@@ -16,6 +16,7 @@ from mxort.conversion.recipe import Recipe
 from mxort.conversion.report import CONVERTED, SKIPPED
 from mxort.errors import MxortError
 from mxort.models import folder
+from mxort.models.conversion import recipe_for
 from mxort.models.folder import ModelFolder
 from mxort.runtime import placement
 from mxort.runtime.placement import Placement
@@ -55,7 +56,8 @@ def _run_folder(arguments: argparse.Namespace) -> int:
 
 def show_folder(arguments: argparse.Namespace, found: ModelFolder, recipe: Recipe | None) -> int:
     """Each model of a folder that is in use there, as :func:`print_inspection` does."""
-    seen = [inspect(found.path / model.path, recipe) for model in found.to_convert]
+    chosen = recipe or Recipe()
+    seen = [inspect(found.path / m.path, recipe_for(found, m, chosen)) for m in found.to_convert]
     shared.warn((*found.warnings, *(f"{i.model}: {text}" for i in seen for text in i.warnings)))
     out = console()
 

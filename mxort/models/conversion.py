@@ -39,7 +39,8 @@ def convert_folder(
 
     ``folder`` is one of onnxruntime-genai (genai_config.json), or of optimum or sentence-transformers (config.json or
     modules.json). Models keep their names; those in which nothing can be converted, and further forms of one
-    (model_quantized.onnx beside model.onnx), are copied. A genai folder gets a copy of libmxort.so, which its
+    (model_quantized.onnx beside model.onnx), are copied. An embedding that is a model of its own in a genai folder is
+    converted as one beside its output projection is. A genai folder gets a copy of libmxort.so, which its
     configuration names: it runs by ``onnxruntime_genai.Model(out)`` and nothing else. Hidden files are left out.
 
     ``out`` may exist where it is empty; ``overwrite`` replaces another folder of models. The other arguments are those
@@ -103,6 +104,13 @@ def _files(found: ModelFolder, model: ModelFile) -> _Files:
     return _Files(frozenset(source.data_files), source.nbytes)
 
 
+def recipe_for(found: ModelFolder, model: ModelFile, recipe: Recipe) -> Recipe:
+    """What ``recipe`` means for a model of a folder."""
+    if found.kind == GENAI and model.is_embedding:
+        return recipe.with_overrides(convert_embedding=True)
+    return recipe
+
+
 def _config(found: ModelFolder) -> dict[str, Any]:
     """What a genai folder is to have as its configuration; {} for other folders."""
     if found.kind != GENAI:
@@ -131,10 +139,13 @@ def _convert(
         return ModelReport(str(model.path), model.part, model.keep, nbytes, nbytes)
     source, target = found.path / model.path, output.place(model.path)
     try:
-        report = convert(source, target, recipe, calibration=calibration, progress=progress)
+        report = convert(
+            source, target, recipe_for(found, model, recipe), calibration=calibration, progress=progress
+        )
     except MxortError as error:
         raise MxortError(str(error).replace(str(output.staged), str(output.path))) from None
-    report = replace(report, output=str(output.path / model.path))
+    nbytes_now = report.converted_bytes if report.converted else nbytes
+    report = replace(report, output=str(output.path / model.path), converted_bytes=nbytes_now)
     if report.converted:
         return ModelReport(str(model.path), model.part, "", nbytes, report.converted_bytes, report)
     for written in (target, *target.parent.glob(f"{target.name}.*.data")):

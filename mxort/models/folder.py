@@ -43,6 +43,11 @@ class ModelFile:
     part: str
     keep: str = ""
 
+    @property
+    def is_embedding(self) -> bool:
+        """Whether it is a language model's embedding alone, which its graph does not tell from any other table."""
+        return self.part.rpartition(".")[2].startswith("embed")
+
 
 @dataclass(frozen=True)
 class ModelFolder:

@@ -1,7 +1,8 @@
 """genai_config.json: the models that onnxruntime-genai opens in a folder, and where their sessions get the library.
 
 Every object below "model" with a "filename" is a session: decoder, encoder, vision, embedding, speech, stages of a
-pipeline, and what later releases add. One without "session_options" of its own gets the decoder's.
+pipeline, and what later releases add. One without "session_options" of its own gets the decoder's, one that inherits
+them has both.
 """
 
 from __future__ import annotations
@@ -75,8 +76,8 @@ def name_library(config: dict[str, Any], library: str) -> None:
     decoder.setdefault("session_options", {})
     for name, section in [("decoder", decoder), *_sections(config["model"])]:
         options = section.get("session_options")
-        if options is None:
-            continue
+        if options is None or section.get("inherit_session_options"):
+            continue  # it has the decoder's, its library included
         if (other := options.get(_LIBRARY_KEY, library)) != library:
             raise MxortError(
                 f"{NAME}: {name} has the {_LIBRARY_KEY} {other!r}, and onnxruntime-genai takes one library only"

@@ -13,7 +13,8 @@ import onnxruntime as ort
 import pytest
 
 import mxort
-from model_folders import config, genai_folder
+from model_folders import config, genai_folder, pipeline_folder
+from mxort.cli import main
 from mxort.errors import MxortError
 from mxort.models import genai_config
 from sliding_window import HEAD, HEADS
@@ -53,6 +54,14 @@ def generate(folder, cwd, profile=""):
     return np.array(logits), tokens
 
 
+def operators(folder):
+    """What the sessions ran whose profiles are in ``folder``."""
+    profiles = [json.loads(path.read_text()) for path in folder.glob("profile*.json")]
+    assert profiles
+    nodes = (event for events in profiles for event in events if event.get("cat") == "Node")
+    return {node["args"].get("op_name") for node in nodes}
+
+
 @pytest.fixture
 def source(tmp_path):
     return genai_folder(tmp_path / "in")
@@ -82,9 +91,7 @@ def test_the_folder_runs_in_genai_without_code(source, tmp_path):
     assert np.linalg.norm(logits - expected) < 6e-2 * np.linalg.norm(expected)
     assert tokens[: len(PROMPT) + 1] == [*PROMPT, expected.argmax()]
 
-    (profile,) = (tmp_path / "elsewhere").glob("profile*.json")
-    events = json.loads(profile.read_text())
-    ran = {event["args"].get("op_name") for event in events if event.get("cat") == "Node"}
+    ran = operators(tmp_path / "elsewhere")
     assert {"MatMulMXFP4", "MatMulMXINT8", "GatherMXINT8"} <= ran
     assert "MatMul" not in ran
 
@@ -123,25 +130,29 @@ def test_what_is_in_the_folder(source, tmp_path):
 def test_each_model_that_the_configuration_names(source, tmp_path):
     """An embedding in a folder, a stage of a pipeline, and one whose weights are shared; one is not named."""
     genai_folder(tmp_path / "other", external=False)
-    for name in ("parts/embedding.onnx", "stage.onnx", "shared.onnx", "unnamed.onnx"):
+    for name in ("parts/embedding.onnx", "stage.onnx", "heir.onnx", "shared.onnx", "unnamed.onnx"):
         (source / name).parent.mkdir(exist_ok=True)
         (source / name).write_bytes((tmp_path / "other" / "model.onnx").read_bytes())
     named = config()
     named["model"]["embedding"] = {"filename": "parts/embedding.onnx", "session_options": {"log_id": "e"}}
     named["model"]["vision"] = {"filename": "", "config_filename": "vision.json"}
-    named["model"]["decoder"]["pipeline"] = [{"first": {"filename": "stage.onnx", "inputs": ["x"]}}]
+    heir = {"filename": "heir.onnx", "session_options": {"log_id": "h"}, "inherit_session_options": True}
+    named["model"]["decoder"]["pipeline"] = [
+        {"first": {"filename": "stage.onnx", "inputs": ["x"]}, "heir": heir}
+    ]
     named["model"]["mtp"] = {"filename": "shared.onnx", "shared_initializers": [{"name": "w"}]}
     (source / "genai_config.json").write_text(json.dumps(named))
     report = mxort.convert_folder(source, tmp_path / "out")
     assert [(model.path, model.part, model.converted) for model in report.models] == [
         ("model.onnx", "decoder", True),
         ("stage.onnx", "decoder.pipeline.first", True),
+        ("heir.onnx", "decoder.pipeline.heir", True),
         ("parts/embedding.onnx", "embedding", True),
         ("shared.onnx", "mtp", False),
         ("unnamed.onnx", "", False),
     ]
-    assert "shared_initializers" in report.models[3].reason
-    assert "does not name it" in report.models[4].reason
+    assert "shared_initializers" in report.models[4].reason
+    assert "does not name it" in report.models[5].reason
     for name in ("shared.onnx", "unnamed.onnx"):
         assert (tmp_path / "out" / name).read_bytes() == (source / name).read_bytes()
     for name in ("model.onnx", "stage.onnx", "parts/embedding.onnx"):
@@ -151,6 +162,36 @@ def test_each_model_that_the_configuration_names(source, tmp_path):
     assert out["embedding"]["session_options"] == {"log_id": "e"} | options
     assert out["decoder"]["session_options"]["custom_ops_library"] == "libmxort.so"
     assert "session_options" not in out["decoder"]["pipeline"][0]["first"]  # it gets the decoder's
+    assert out["decoder"]["pipeline"][0]["heir"]["session_options"] == {
+        "log_id": "h"
+    }  # and inherits the rest
+
+
+def test_a_pipeline_runs_in_genai(tmp_path):
+    """Three models in turn: all get the library by the decoder's options, and the embedding is known by its name."""
+    report = mxort.convert_folder(pipeline_folder(tmp_path / "in"), tmp_path / "out")
+    assert [(model.part, len(model.report.converted)) for model in report.models] == [
+        ("decoder.pipeline.embedding", 1),
+        ("decoder.pipeline.layers", 4),
+        ("decoder.pipeline.head", 1),
+    ]
+    single, _ = generate(genai_folder(tmp_path / "single"), tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    logits, _ = generate(tmp_path / "out", tmp_path / "elsewhere", "profile")
+    # Rounding to MXFP4 errs by a tenth of a weight, SQNR 20 dB, in three products behind one another.
+    assert np.linalg.norm(logits - single) < 0.3 * np.linalg.norm(single)
+    assert {"MatMulMXFP4", "MatMulMXINT8", "GatherMXINT8"} <= operators(tmp_path / "elsewhere")
+
+
+def test_inspect_expects_what_is_converted(tmp_path, capsys):
+    pipeline_folder(tmp_path / "in")
+    assert main(["convert", str(tmp_path / "in"), "--dry-run", "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert [[site["status"] for site in model["sites"]] for model in shown["models"]] == [
+        ["convertible"],
+        ["convertible"] * 4,
+        ["convertible"],
+    ]
 
 
 def test_a_data_file_that_another_model_reads_stays(source, tmp_path):

@@ -60,6 +60,47 @@ def config(layers=1):
     }
 
 
+def _extract(source, target, inputs, outputs):
+    onnx.utils.extract_model(source, target, inputs, outputs, check_model=False)
+    model = onnx.load(target)
+    for value in (*model.graph.input, *model.graph.output):
+        if value.name in (
+            "h1",
+            "logits",
+        ):  # of a shape that nobody has inferred; genai dies of values without
+            shape = ["batch_size", "sequence_length", HIDDEN if value.name == "h1" else VOCABULARY]
+            value.CopyFrom(onnx.helper.make_tensor_value_info(value.name, onnx.TensorProto.FLOAT, shape))
+    onnx.save(model, target)
+
+
+def pipeline_folder(path):
+    """The decoder of :func:`genai_folder` in three models: embedding, layers and head, a stage each."""
+    genai_folder(path, external=False)
+    cache = [f"0.{what}" for what in ("key", "value")]
+    stages = {
+        "embedding": (["input_ids"], ["h0"]),
+        "layers": (
+            ["h0", "attention_mask", *(f"past_key_values.{name}" for name in cache)],
+            ["h1", *(f"present.{name}" for name in cache)],
+        ),
+        "head": (["h1"], ["logits"]),
+    }
+    for name, (inputs, outputs) in stages.items():
+        _extract(path / "model.onnx", path / f"{name}.onnx", inputs, outputs)
+    (path / "model.onnx").unlink()
+    made = config()
+    made["model"]["type"] = "decoder-pipeline"
+    made["model"]["decoder"]["pipeline"] = [
+        {
+            name: {"filename": f"{name}.onnx", "inputs": inputs, "outputs": outputs}
+            for name, (inputs, outputs) in stages.items()
+        }
+    ]
+    del made["model"]["decoder"]["filename"]
+    (path / "genai_config.json").write_text(json.dumps(made, indent=4))
+    return path
+
+
 def optimum_folder(path, *, nested=True):
     """config.json, tokenizer.json, [onnx/]model.onnx and model_quantized.onnx, which is another model here."""
     path.mkdir(parents=True)
