@@ -18,7 +18,7 @@ import onnx_ir as ir
 import onnxscript
 from onnxscript import opset15 as op
 
-from mxort.converters import functions
+from mxort.converters import functions, head_scale
 from mxort.converters.attention import Fused, add_function
 from mxort.converters.constants import NotConstantError
 from mxort.converters.resolving import resolve
@@ -188,19 +188,38 @@ class _Reader:
         try:
             constant = resolve(value, self.ir_version)
         except NotConstantError:
-            return None
+            return self._computed_scalar(value)
         if int(np.prod(constant.shape)) != 1:
             return None
         self.is_float |= constant.dtype == ir.DataType.FLOAT
         factor = float(constant.numpy().reshape(()))
         return factor if factor and np.isfinite(factor) else None
 
+    def _computed_scalar(self, value: ir.Value | None) -> float | None:
+        found = None if value is None else head_scale.computed(value, self._last_dimension, self.ir_version)
+        if found is None:
+            return None
+        factor, is_float = found
+        self.is_float |= is_float
+        return factor
+
+    def _last_dimension(self, value: ir.Value) -> int:
+        """Of an operand that is split into heads, before or behind the first transposition."""
+        node = value.producer()
+        if node is not None and node.op_type == "Transpose" and _permutation(node) == _HEADS_FIRST:
+            value = node.inputs[0] or value
+        try:
+            return self._heads_and_size(value)[1]
+        except _Other as reason:
+            raise ValueError(str(reason)) from None
+
     def _step(self, value: ir.Value | None) -> ir.Node:
-        """The node of the default domain that makes a value which nothing else reads."""
+        """The node of the default domain that makes a value which nothing else reads, but for its shape."""
         node = None if value is None else value.producer()
         if value is None or node is None or node.domain != "":
             raise _Other("an operand is no step of attention")
-        if len(value.uses()) != 1 or value.is_graph_output():
+        users = [user for user, _ in value.uses() if (user.domain, user.op_type) != ("", "Shape")]
+        if len(users) != 1 or value.is_graph_output():
             raise _Other("something else reads a step between")
         return node
 

@@ -34,6 +34,13 @@ FORMS = {
         + " k4 = Transpose<perm=[0,2,1,3]>(k3) ks = Div(k4, root) kt = Transpose<perm=[0,1,3,2]>(ks) "
         "s0 = MatMul(q4, kt) z = Add(s0, mask) "
     ),
+    "scaled_dot_product_attention, TorchScript": (
+        HEADS
+        + "d = Shape(q4) first = Constant<value_ints=[-1]>() end = Constant<value_ints=[9223372036854775807]>() "
+        "size = Slice(d, first, end) f = Cast<to=1>(size) r = Sqrt(f) one = Constant<value_floats=[1.0]>() "
+        "i = Div(one, r) i32 = Cast<to=1>(i) sq = Sqrt(i32) qs = Mul(q4, sq) sk = Sqrt(i32) ks = Mul(kt, sk) "
+        "s0 = MatMul(qs, ks) z = Add(s0, mask) "
+    ),
     "a mask that is computed": (
         HEADS + "s0 = MatMul(q4, kt) c = Div(s0, root) one = Constant<value_float=1.0>() "
         "i = Sub(one, mask) m = Mul(i, low) z = Add(c, m) "
@@ -100,6 +107,12 @@ REFUSED = {
         FORMS["no mask"],
         END.replace("t = Transpose<perm=[0,2,1,3]>(o)", "t = Identity(o)"),
         "its result does not go into one Transpose",
+    ),
+    "a scale that follows from something else": (
+        HEADS + "d = Shape(q) last = Constant<value_ints=[-1]>() size = Gather(d, last) f = Cast<to=1>(size) "
+        "s0 = MatMul(q4, kt) z = Div(s0, f) ",
+        END,
+        "it has a step that is not known",
     ),
     "no constant that tells the type": (
         HEADS + "s0 = MatMul(q4, kt) z = Add(s0, mask) ",

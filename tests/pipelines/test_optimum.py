@@ -56,6 +56,7 @@ def plain(converted):
 def test_the_blocks(folder):
     converted, shape = run_blocks("optimum", folder)
     assert "12 nodes converted" in converted
+    assert "2 x MultiHeadAttention on this library's kernel" in converted
     assert shape == "torch.Size([1, 8, 64])\n"
 
 
