@@ -52,7 +52,5 @@ def only_model(path: Path) -> Path:
 
 def _check_report_path(path: Path, found: ModelFolder, output: Path) -> None:
     shared.check_report_path(path, [found.path / model.path for model in found.models])
-    if path.suffix == ".html" and len(found.to_convert) != 1:
-        raise MxortError(f"{path}: a page is for one model, and {len(found.to_convert)} are to be converted")
     if path.resolve().is_relative_to(output.resolve()):
         raise MxortError(f"{path}: the report would lie in the folder that is written")

@@ -189,12 +189,9 @@ def write_report(report: Report | FolderReport, path: Path) -> None:
 
 def _page(report: Report | FolderReport) -> str:
     from mxort.conversion.report import Report
-    from mxort.pages.report import render
+    from mxort.pages.report import render, render_folder
 
-    if isinstance(report, Report):
-        return render(report)
-    (only,) = [model.report for model in report.models if model.report]
-    return render(only)
+    return render(report) if isinstance(report, Report) else render_folder(report)
 
 
 def write_text(path: Path, text: str) -> None:

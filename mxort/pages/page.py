@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -64,10 +65,11 @@ def render(template: str, **values: Any) -> str:
     return environment.get_template(template).render(values)
 
 
-def picture(draw: Callable[[Figure], None], height: float) -> Any:
+def picture(draw: Callable[[Figure], None], height: float, prefix: str = "") -> Any:
     """SVG to stand in a page (jinja2's Markup), 10 by ``height`` inches before the page scales it.
 
-    ``draw`` fills the figure. Names of elements are unique within a picture only: a page has one.
+    ``draw`` fills the figure. Names of elements are unique within a picture; a page with several needs a ``prefix`` for
+    each.
     Raises MxortError without matplotlib.
     """
     require()
@@ -84,5 +86,5 @@ def picture(draw: Callable[[Figure], None], height: float) -> Any:
         draw(figure)
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(text, format="svg", metadata=nothing)
-    svg = text.getvalue()
+    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}", text.getvalue())
     return Markup(svg[svg.index("<svg") :])  # without the XML declaration, which is no HTML

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mxort.conversion import tables
 from mxort.conversion.report import Report, SiteReport
+from mxort.models.report import FolderReport, rows
 from mxort.pages import page
 
 if TYPE_CHECKING:
@@ -19,20 +20,34 @@ _MEGABYTE = 1e6
 
 def render(report: Report) -> str:
     """The whole page. Text from the model (names, reasons) is escaped. Raises MxortError without its libraries."""
-    dots = _finite(report)
+    return page.render("report.html.jinja", **_values(report))
+
+
+def render_folder(report: FolderReport) -> str:
+    """The same for a folder: a table of its models, then what :func:`render` says of each that was tried."""
+    reports = [model.report for model in report.models if model.report]
+    title = f"{Path(report.source).resolve().name} to MXFP4"
+    models = [_values(each, f"m{i}-") for i, each in enumerate(reports)]
     return page.render(
-        "report.html.jinja",
-        title=f"{Path(report.source).name or 'model'} to MXFP4",
-        report=report,
-        ratio=report.original_bytes / report.converted_bytes if report.converted_bytes else math.nan,
-        weights=_converted_weight_bytes(report),
-        dots=dots,
-        lowest=min(dots, key=lambda dot: dot[1], default=None),
-        options=list(tables.options(report.gains, report.converted_bytes)),
-        calibrated=any(site.gain_db is not None for site in report.converted),
-        exact=sum(site.sqnr_db == math.inf for site in report.converted),
-        picture=page.picture(lambda figure: _draw(figure, report), 5.0 if dots else 1.8),
+        "folder.html.jinja", title=title, report=report, rows=list(rows(report)), models=models
     )
+
+
+def _values(report: Report, prefix: str = "") -> dict[str, Any]:
+    """What conversion.html.jinja shows. ``prefix``: of names in the picture, of which a page may have several."""
+    dots = _finite(report)
+    return {
+        "title": f"{Path(report.source).name or 'model'} to MXFP4",
+        "report": report,
+        "ratio": report.original_bytes / report.converted_bytes if report.converted_bytes else math.nan,
+        "weights": _converted_weight_bytes(report),
+        "dots": dots,
+        "lowest": min(dots, key=lambda dot: dot[1], default=None),
+        "options": list(tables.options(report.gains, report.converted_bytes)),
+        "calibrated": any(site.gain_db is not None for site in report.converted),
+        "exact": sum(site.sqnr_db == math.inf for site in report.converted),
+        "picture": page.picture(lambda figure: _draw(figure, report), 5.0 if dots else 1.8, prefix),
+    }
 
 
 def _finite(report: Report) -> list[tuple[SiteReport, float]]:

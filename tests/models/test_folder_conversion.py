@@ -221,7 +221,6 @@ BAD_INPUT = {
         ["--calibration", "data.npz", "--budget-bits", "5"],
         "2 are to be converted",
     ),
-    "several models on a page": (two_models, ["--report", "page.html"], "page.html"),
     "a report that is replaced": (optimum_folder, ["-o", "empty", "--report", "empty/r.txt"], "empty/r.txt"),
     "a file is no folder": (
         lambda folder: mlp(folder.with_name("in")),

@@ -9,11 +9,12 @@ import pytest
 
 import mxort
 from html_page import Page
+from model_folders import optimum_folder
 from mxort.conversion.gains import Gain
 from mxort.conversion.recipe import Recipe
 from mxort.conversion.report import CONVERTED, SKIPPED, Report, SiteReport
 from mxort.pages import report as report_html
-from mxort.pages.report import render
+from mxort.pages.report import render, render_folder
 from tiny_models import mlp
 
 
@@ -139,3 +140,24 @@ def test_unusual_reports_render(made):
 def test_without_warnings_there_is_no_such_section():
     assert ">Warnings<" not in render(report(site("a")))
     assert ">Warnings<" in render(report(site("a"), warnings=("careful",)))
+
+
+def test_a_folder_of_models(tmp_path):
+    """A table, then each model's own page, whose pictures do not share names."""
+    source = optimum_folder(tmp_path / "in")
+    mlp(source / "onnx" / "<b>.onnx", seed=2)
+    made = mxort.convert_folder(source, tmp_path / "out")
+    page = Page(render_folder(made))
+    page.assert_alone()
+    words = " ".join(data for _, data in page.text)
+    for wanted in (
+        "in to MXFP4",
+        "2 of 3 models converted",
+        "another form of model.onnx",
+        "<b>.onnx to MXFP4",
+    ):
+        assert wanted in words
+    assert words.count("model.onnx to MXFP4") == 1
+    assert len(page.all("svg")) == 2
+    names = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(names) == len(set(names)) > 0
