@@ -20,17 +20,17 @@ class StagedFolder:
 
     A context manager. Everything is written into a temporary folder beside the target, which leaving the block
     removes. A process killed while :meth:`commit` puts the new in the place of the old may leave the old in that
-    temporary folder, whole. Raises MxortError for a target that cannot be: inside ``source`` or around it, a folder of
-    something else.
+    temporary folder, whole. ``overwrite`` None: nobody is offered to replace anything. Raises MxortError for a target
+    that cannot be: inside ``source`` or around it, a folder of something else.
     """
 
-    def __init__(self, path: str | os.PathLike[str], source: Path, overwrite: bool) -> None:
+    def __init__(self, path: str | os.PathLike[str], source: Path, overwrite: bool | None = None) -> None:
         self.path = Path(path)
         self._target = self.path.resolve()  # of a link, the folder behind it is replaced
         self._staging: Path | None = None
         self._refuse_bad_target(source.resolve(), overwrite)
 
-    def _refuse_bad_target(self, source: Path, overwrite: bool) -> None:
+    def _refuse_bad_target(self, source: Path, overwrite: bool | None) -> None:
         path, target = self.path, self._target
         if not target.parent.is_dir():
             raise MxortError(f"{path}: cannot write: the folder {path.parent} does not exist")
@@ -41,7 +41,8 @@ class StagedFolder:
         if not target.exists() or not any(target.iterdir()):
             return
         if not overwrite:
-            raise MxortError(f"{path}: the folder is not empty (--overwrite replaces it)")
+            hint = "" if overwrite is None else " (--overwrite replaces it)"
+            raise MxortError(f"{path}: the folder is not empty{hint}")
         if not is_model_folder(target):
             raise MxortError(f"{path}: --overwrite replaces folders of models only, which this is not")
 
