@@ -39,7 +39,7 @@ def load(folder: Path) -> dict[str, Any]:
         config = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise MxortError(f"{path}: cannot read: {error.strerror or error}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise MxortError(f"{path}: not JSON: {error}") from None
     if not isinstance(config, dict) or not isinstance(config.get("model"), dict):
         raise MxortError(f'{path}: expected an object with a "model"')
@@ -73,11 +73,16 @@ def name_library(config: dict[str, Any], library: str) -> None:
     named already, as there can be one only.
     """
     decoder = config["model"].setdefault("decoder", {})
-    decoder.setdefault("session_options", {})
+    if not isinstance(decoder, dict):
+        raise MxortError(f"{NAME}: decoder is {decoder!r}, expected an object")
+    if decoder.get("session_options") is None:
+        decoder["session_options"] = {}
     for name, section in [("decoder", decoder), *_sections(config["model"])]:
         options = section.get("session_options")
         if options is None or section.get("inherit_session_options"):
             continue  # it has the decoder's, its library included
+        if not isinstance(options, dict):
+            raise MxortError(f"{NAME}: session_options of {name} are {options!r}, expected an object")
         if (other := options.get(_LIBRARY_KEY, library)) != library:
             raise MxortError(
                 f"{NAME}: {name} has the {_LIBRARY_KEY} {other!r}, and onnxruntime-genai takes one library only"

@@ -233,6 +233,28 @@ def test_a_library_of_another_is_refused(source):
     genai_config.name_library(config(), "libmxort.so")
 
 
+@pytest.mark.parametrize("options", [{}, {"session_options": None}])
+def test_a_decoder_without_options_gets_some(options):
+    bare = {"model": {"decoder": {"filename": "a.onnx"} | options}}
+    genai_config.name_library(bare, "libmxort.so")
+    assert bare["model"]["decoder"]["session_options"] == {"custom_ops_library": "libmxort.so"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 100_000,
+        '{"model": 1}',
+        '{"model": {"decoder": []}}',
+        '{"model": {"decoder": {"session_options": 1}}}',
+    ],
+)
+def test_what_is_no_configuration_is_an_error(tmp_path, text):
+    (tmp_path / "genai_config.json").write_text(text)
+    with pytest.raises(MxortError, match=r"genai_config\.json"):
+        genai_config.name_library(genai_config.load(tmp_path), "libmxort.so")
+
+
 def test_sessions_of_any_shape_are_found():
     model = {
         "decoder": {"filename": "a", "pipeline": {"x": {"filename": "b"}, "y": {"filename": "c"}}},
