@@ -73,22 +73,19 @@ def _head_size(node: ir.Node, ir_version: int) -> int:
 def _quantise(node: ir.Node, cache: str, head_size: int) -> int:
     nbytes = row_bytes(head_size, CACHES[cache])
     values = [*(node.inputs[i] for i in _PLACES), *(node.outputs[i] for i in _PLACES)]
-    own = (
-        v is not None and v.shape is not None and (v.is_graph_output() or _is_read_once(v)) for v in values
-    )
-    if not all(own):
-        raise MxortError(
-            f"kv_cache {cache}: the cache of {node.name!r} is not an input and output of the model"
-        )
+    name = node.name or node.outputs[0].name
+    if not all(v is not None and (v.is_graph_output() or _is_read_once(v)) for v in values):
+        raise MxortError(f"kv_cache {cache}: the cache of {name!r} is not an input and output of the model")
     if head_size % BLOCK_SIZE or not head_size:
         known = str(head_size) if head_size else "an unknown size"
         raise MxortError(
-            f"kv_cache {cache}: {node.name!r}: got heads of {known}, expected a multiple of {BLOCK_SIZE}"
+            f"kv_cache {cache}: {name!r}: got heads of {known}, expected a multiple of {BLOCK_SIZE}"
         )
     for value in values:
-        assert value is not None and value.shape is not None
+        assert value is not None
         value.type = ir.TensorType(ir.DataType.UINT8)
-        value.shape = ir.Shape([*value.shape[:-1], nbytes])
+        outer = [None] * 3 if value.shape is None else value.shape[:-1]
+        value.shape = ir.Shape([*outer, nbytes])
     node.op_type = operator(cache)
     return nbytes
 

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <array>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "kernels/attention.h"
@@ -213,6 +214,25 @@ class DenseKernel {
   AttendKeys kernel_;
 };
 
+// Without it nothing behind the operator has a shape, and onnxruntime-genai 0.18 falls over logits of unknown rank.
+void InferShapes(const OrtApi& api, OrtShapeInferContext* context) {
+  Dimensions y = InputDimensions(api, context, kQkv);
+  const int64_t heads = InferredInt(api, context, "num_heads"), shared = InferredInt(api, context, "kv_num_heads");
+  if (y.sizes.size() == 3) {
+    const int64_t all_heads = heads + 2 * shared, width = y.sizes[2];
+    y.sizes[2] = width >= 0 && all_heads > 0 ? width / all_heads * heads : -1;
+    y.names[2].clear();
+    SetOutputDimensions(api, context, kY, y);
+  }
+  for (const auto& [input, output] : {std::pair{kPastKey, kPresentKey}, std::pair{kPastValue, kPresentValue}}) {
+    Dimensions cache = InputDimensions(api, context, input);
+    if (cache.sizes.size() != 4) continue;
+    cache.sizes[2] = -1;  // it grows
+    cache.names[2].clear();
+    SetOutputDimensions(api, context, output, cache);
+  }
+}
+
 size_t Which(const OrtCustomOp* op) { return static_cast<const AttentionOp*>(op)->which; }
 
 ONNXTensorElementDataType CacheType(const OrtCustomOp* op, bool cache) {
@@ -253,6 +273,10 @@ std::vector<AttentionOp> AttentionOps(const OrtApi* api, uint32_t version) {
       return CacheType(self, index == kPastKey || index == kPastValue);
     };
     op.GetOutputTypeCount = [](const OrtCustomOp*) -> size_t { return kOutputs; };
+    op.InferOutputShapeFn = [](const OrtCustomOp* self, OrtShapeInferContext* context) -> OrtStatusPtr {
+      const OrtApi& ort = *static_cast<const AttentionOp*>(self)->api;
+      return Guard(ort, kCacheOperators[Which(self)].name, [&] { InferShapes(ort, context); });
+    };
     op.GetOutputType = [](const OrtCustomOp* self, size_t index) { return CacheType(self, index != kY); };
     ops.push_back(op);
   }
@@ -263,6 +287,13 @@ AttentionOp MakeDenseAttentionOp(const OrtApi* api, uint32_t version) {
   AttentionOp op = MakeOp<DenseKernel>(api, version);
   op.GetName = [](const OrtCustomOp*) { return kDenseName; };
   op.GetInputTypeCount = [](const OrtCustomOp*) -> size_t { return 4; };
+  op.InferOutputShapeFn = [](const OrtCustomOp* self, OrtShapeInferContext* context) -> OrtStatusPtr {
+    const OrtApi& ort = *static_cast<const AttentionOp*>(self)->api;
+    return Guard(ort, kDenseName, [&] {
+      const Dimensions y = InputDimensions(ort, context, 0);
+      if (!y.sizes.empty()) SetOutputDimensions(ort, context, 0, y);
+    });
+  };
   op.GetInputType = [](const OrtCustomOp*, size_t) { return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT; };
   return op;
 }

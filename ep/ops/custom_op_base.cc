@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cstdlib>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "kernels/parallel.h"
@@ -95,48 +96,65 @@ void Parallel(const OrtApi& api, OrtKernelContext* context, int64_t tasks, const
   state.error.Rethrow();
 }
 
+Dimensions InputDimensions(const OrtApi& api, const OrtShapeInferContext* context, size_t index) {
+  OrtTensorTypeAndShapeInfo* info = nullptr;
+  Check(api, api.ShapeInferContext_GetInputTypeShape(context, index, &info));
+  Dimensions dimensions;
+  Check(api, api.GetTensorElementType(info, &dimensions.type));
+  size_t rank = 0;
+  Check(api, api.GetDimensionsCount(info, &rank));
+  dimensions.sizes.resize(rank);
+  Check(api, api.GetDimensions(info, dimensions.sizes.data(), rank));
+  std::vector<const char*> names(rank);
+  Check(api, api.GetSymbolicDimensions(info, names.data(), rank));
+  for (const char* name : names) dimensions.names.push_back(name ? name : "");
+  return dimensions;
+}
+
+int64_t InferredInt(const OrtApi& api, const OrtShapeInferContext* context, const char* attribute) {
+  const OrtOpAttr* attr = nullptr;
+  Check(api, api.ShapeInferContext_GetAttribute(context, attribute, &attr));
+  int64_t value = 0;
+  size_t size = 0;
+  Check(api, api.ReadOpAttr(attr, ORT_OP_ATTR_INT, &value, sizeof value, &size));
+  return value;
+}
+
 // The C++ wrapper marks symbolic dimensions in a way that ONNX Runtime rejects, so this is the C API: value -1 and a
 // name. A dimension with neither gets a fresh name, because a bare -1 would be written into the model as a value.
-void InferLastDimension(const OrtApi& api, OrtShapeInferContext* context, const char* attribute, bool replace,
-                        size_t type_of) {
-  OrtTensorTypeAndShapeInfo* a = nullptr;
-  Check(api, api.ShapeInferContext_GetInputTypeShape(context, 0, &a));
-  size_t rank = 0;
-  Check(api, api.GetDimensionsCount(a, &rank));
-  if (rank == 0) return;  // also what an unknown rank reads as: leave the output's shape open
-  Shape dims(rank);
-  Check(api, api.GetDimensions(a, dims.data(), rank));
-  std::vector<const char*> names(rank);
-  Check(api, api.GetSymbolicDimensions(a, names.data(), rank));
-  if (!replace) {
-    dims.push_back(0);
-    names.push_back(nullptr);
-    ++rank;
-  }
-  const OrtOpAttr* last = nullptr;
-  Check(api, api.ShapeInferContext_GetAttribute(context, attribute, &last));
-  size_t size = 0;
-  Check(api, api.ReadOpAttr(last, ORT_OP_ATTR_INT, &dims.back(), sizeof(int64_t), &size));
-  std::vector<std::string> symbols(rank);
+void SetOutputDimensions(const OrtApi& api, OrtShapeInferContext* context, size_t index, Dimensions dimensions) {
   static std::atomic<int64_t> fresh{0};
-  for (size_t i = 0; i + 1 < rank; ++i) {
-    if (dims[i] >= 0) continue;
-    dims[i] = -1;
-    symbols[i] = names[i] && *names[i] ? names[i] : "mxort_unk_" + std::to_string(fresh++);
+  const size_t rank = dimensions.sizes.size();
+  dimensions.names.resize(rank);
+  std::vector<const char*> names(rank);
+  for (size_t i = 0; i < rank; ++i) {
+    std::string& name = dimensions.names[i];
+    if (dimensions.sizes[i] >= 0) {
+      name.clear();
+    } else {
+      dimensions.sizes[i] = -1;
+      if (name.empty()) name = "mxort_unk_" + std::to_string(fresh++);
+    }
+    names[i] = name.c_str();
   }
-  for (size_t i = 0; i < rank; ++i) names[i] = symbols[i].c_str();
   OrtTensorTypeAndShapeInfo* y = nullptr;
   Check(api, api.CreateTensorTypeAndShapeInfo(&y));
   const std::unique_ptr<OrtTensorTypeAndShapeInfo, decltype(api.ReleaseTensorTypeAndShapeInfo)> owner(
       y, api.ReleaseTensorTypeAndShapeInfo);
-  OrtTensorTypeAndShapeInfo* typed = nullptr;
-  ONNXTensorElementDataType type;
-  Check(api, api.ShapeInferContext_GetInputTypeShape(context, type_of, &typed));
-  Check(api, api.GetTensorElementType(typed, &type));
-  Check(api, api.SetTensorElementType(y, type));
-  Check(api, api.SetDimensions(y, dims.data(), rank));
+  Check(api, api.SetTensorElementType(y, dimensions.type));
+  Check(api, api.SetDimensions(y, dimensions.sizes.data(), rank));
   Check(api, api.SetSymbolicDimensions(y, names.data(), rank));
-  Check(api, api.ShapeInferContext_SetOutputTypeShape(context, 0, y));
+  Check(api, api.ShapeInferContext_SetOutputTypeShape(context, index, y));
+}
+
+void InferLastDimension(const OrtApi& api, OrtShapeInferContext* context, const char* attribute, bool replace,
+                        size_t type_of) {
+  Dimensions dimensions = InputDimensions(api, context, 0);
+  if (dimensions.sizes.empty()) return;  // also what an unknown rank reads as: leave the output's shape open
+  if (!replace) dimensions.sizes.push_back(0);
+  dimensions.sizes.back() = InferredInt(api, context, attribute);
+  dimensions.type = InputDimensions(api, context, type_of).type;
+  SetOutputDimensions(api, context, 0, std::move(dimensions));
 }
 
 OrtCustomOp BasicOp(uint32_t version) {

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <functional>
 #include <string>
+#include <vector>
 
 #include "ops/spec.h"
 
@@ -44,6 +45,17 @@ const OrtValue* InputValue(const OrtApi& api, const OrtKernelContext* context, s
 // Calls body(0) .. body(tasks - 1) on ONNX Runtime's own threads: the session's intra_op_num_threads is obeyed and
 // nothing is oversubscribed. An exception (memory) must not cross ONNX Runtime's frames; the first one is carried over.
 void Parallel(const OrtApi& api, OrtKernelContext* context, int64_t tasks, const std::function<void(int64_t)>& body);
+
+// What shape inference knows of a value: -1 and a name, which may be empty, where a dimension has no size. No
+// dimensions: a scalar, or of unknown rank.
+struct Dimensions {
+  ONNXTensorElementDataType type = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
+  Shape sizes;
+  std::vector<std::string> names;
+};
+Dimensions InputDimensions(const OrtApi& api, const OrtShapeInferContext* context, size_t index);
+int64_t InferredInt(const OrtApi& api, const OrtShapeInferContext* context, const char* attribute);  // required
+void SetOutputDimensions(const OrtApi& api, OrtShapeInferContext* context, size_t index, Dimensions dimensions);
 
 // Gives output 0 the dimensions of input 0, and the integer attribute for the last of them (`replace`) or one more.
 // Its type is that of input `type_of`: of ops that share a name ONNX Runtime asks only the first one. The shape is left

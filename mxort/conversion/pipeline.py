@@ -54,6 +54,7 @@ class _Plan:
     kept: tuple[SiteReport, ...]
     gains: tuple[Gain, ...]
     fused: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    cache_bytes: int = 0
 
     @property
     def nbytes(self) -> int:
@@ -199,7 +200,7 @@ def _convert_sites(
             if recipe.fuse:
                 plan = replace(plan, fused=_fuse(source.model))
             if recipe.kv_cache != FLOAT:
-                plan = replace(plan, warnings=(*plan.warnings, _cache(source.model, recipe.kv_cache)))
+                plan = replace(plan, cache_bytes=kv_cache.quantise(source.model, recipe.kv_cache))
         except OpsetError as error:
             raise MxortError(f"{source.name}: {error}") from None
     return replace(plan, warnings=(*plan.warnings, *packer.warnings)), (*rows, *plan.kept)
@@ -208,11 +209,6 @@ def _convert_sites(
 def _fuse(model: ir.Model) -> dict[str, dict[str, int]]:
     found = {rule.NAME: rule.fuse(model) for rule in (attention, encoder_attention)} | epilogue.fuse(model)
     return {operator: counts for operator, result in found.items() if (counts := result.counts())}
-
-
-def _cache(model: ir.Model, cache: str) -> str:
-    nbytes = kv_cache.quantise(model, cache)
-    return f'the cache holds {nbytes} bytes a head: genai_config.json needs "head_size": {nbytes}'
 
 
 def _not_finite(source: model_io.Source, site: sites.Site, recipe: Recipe) -> SiteReport:
@@ -302,5 +298,6 @@ def _report(
         warnings,
         plan.gains,
         plan.fused,
+        plan.cache_bytes,
         model=result,
     )

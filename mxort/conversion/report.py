@@ -63,7 +63,8 @@ class Report:
 
     ``sites`` ends with rows for other nodes that hold much of the file, and for what of it is no constant. ``gains``:
     what options that were not given would make of its size. ``fused``: by operator how many nodes got a kernel of this
-    library, and how many did not by reason.
+    library, and how many did not by reason. ``cache_bytes``: of a head's position in a cache of keys and values that
+    the conversion made MXFP8 or MXFP4; 0 where it did not.
 
     ``model`` is the converted model where no output path was given (of the type that was handed in), else
     None; it is not part of the JSON.
@@ -84,6 +85,7 @@ class Report:
     warnings: tuple[str, ...] = ()
     gains: tuple[Gain, ...] = ()
     fused: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    cache_bytes: int = 0
     model: onnx.ModelProto | ir.Model | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -168,6 +170,9 @@ class Report:
         if self.skipped:
             out.print(tables.left_alone(self.skipped, self.converted_bytes))
         for line in tables.fused(self.fused):
+            out.print(line, markup=False, highlight=False)
+        if self.cache_bytes:
+            line = f'cache in {self.recipe.kv_cache}: genai_config.json needs "head_size": {self.cache_bytes}'
             out.print(line, markup=False, highlight=False)
         for line in tables.options(self.gains, self.converted_bytes):
             out.print(line, markup=False, highlight=False)

@@ -177,6 +177,8 @@ def _copy_rest(
         if str(file) not in models and source.resolve() not in read:
             sizes.append(nbytes)
     if written:
+        if nbytes := max(row.report.cache_bytes for row in rows if row.report is not None):
+            genai_config.set_head_size(config, nbytes)
         text = json.dumps(config, indent=4, ensure_ascii=False) + "\n"
         sizes.append(output.write(text, PurePath(genai_config.NAME)))
         sizes.append(output.copy(Path(get_library_path()), PurePath(LIBRARY_NAME)))

@@ -88,3 +88,8 @@ def name_library(config: dict[str, Any], library: str) -> None:
                 f"{NAME}: {name} has the {_LIBRARY_KEY} {other!r}, and onnxruntime-genai takes one library only"
             )
         options[_LIBRARY_KEY] = library
+
+
+def set_head_size(config: dict[str, Any], size: int) -> None:
+    """The last dimension of the decoder's caches: the bytes of a position where they are quantised (uint8)."""
+    config["model"]["decoder"]["head_size"] = size

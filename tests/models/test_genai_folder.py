@@ -96,6 +96,24 @@ def test_the_folder_runs_in_genai_without_code(source, tmp_path):
     assert "MatMul" not in ran
 
 
+@pytest.mark.parametrize(("cache", "nbytes"), [("mxfp8", 33), ("mxfp4", 17)])
+def test_a_quantised_cache_runs_in_genai_without_code(tmp_path, cache, nbytes):
+    """genai makes the caches: of the type that the model has, and of the size that its configuration names."""
+    source = genai_folder(tmp_path / "in", rotary=True)
+    report = mxort.convert_folder(source, tmp_path / "out", kv_cache=cache)
+    assert report.models[0].report.cache_bytes == nbytes
+    written = json.loads((tmp_path / "out" / "genai_config.json").read_text())
+    assert written["model"]["decoder"]["head_size"] == nbytes
+    mxort.convert_folder(source, tmp_path / "float")
+    logits, tokens = generate(tmp_path / "out", tmp_path)
+    expected, _ = generate(tmp_path / "float", tmp_path)
+    # Keys and values are rounded by at most half a step, an eighth or a half; three positions of the mean.
+    assert (
+        0 < np.linalg.norm(logits - expected) < (0.1 if cache == "mxfp8" else 0.4) * np.linalg.norm(expected)
+    )
+    assert len(tokens) == len(PROMPT) + 4
+
+
 def test_without_the_library_genai_fails_and_names_it(source, tmp_path):
     mxort.convert_folder(source, tmp_path / "out")
     (tmp_path / "out" / "libmxort.so").unlink()

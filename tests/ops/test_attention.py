@@ -322,3 +322,15 @@ def test_a_kernel_of_less_is_chosen_as_on_an_older_machine() -> None:
         for kernel in ("avx2", "portable")
     }
     assert len(outputs) == 2
+
+
+def test_shapes_of_outputs_that_the_model_does_not_declare() -> None:
+    """onnxruntime-genai 0.18 dies of logits whose rank nobody knows."""
+    proto = model(4, 2, 32)
+    for value in proto.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    y, key, _ = op_model.session(proto).get_outputs()
+    assert y.shape[0] == "b" and y.shape[1] == "s" and len(y.shape) == 3
+    assert key.shape[:2] == ["b", 2] and key.shape[3] == 32
+    proto.graph.input[0].type.tensor_type.shape.dim[2].dim_value = (4 + 2 * 2) * 32
+    assert op_model.session(proto).get_outputs()[0].shape == ["b", "s", 4 * 32]

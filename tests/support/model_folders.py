@@ -11,10 +11,10 @@ from sliding_window import HEAD, HEADS, HIDDEN, VOCABULARY, sliding_window
 from tiny_models import mlp
 
 
-def genai_folder(path, *, external=True, layers=1):
+def genai_folder(path, *, external=True, layers=1, rotary=False):
     """A decoder of one layer: genai_config.json, model.onnx, its data, tokenizer.json, and a folder inside."""
     path.mkdir(parents=True)
-    sliding_window(path / "model.onnx", layers)
+    sliding_window(path / "model.onnx", layers, rotary)
     if external:
         model = onnx.load(path / "model.onnx")
         convert_model_to_external_data(model, location="model.onnx.data", size_threshold=1024)

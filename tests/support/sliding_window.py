@@ -9,7 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 VOCABULARY, HIDDEN, HEADS, HEAD, WINDOW = 40, 64, 2, 32, 16
 
 
-def sliding_window(path, layers=2):
+def sliding_window(path, layers=2, rotary=False):
     """input_ids, attention_mask and a cache for each layer -> logits; odd layers slide over ``WINDOW`` positions."""
     rng = np.random.default_rng(0)
     value = helper.make_tensor_value_info
@@ -20,6 +20,9 @@ def sliding_window(path, layers=2):
         "axis": np.int64([1]),
         "last": np.int64(1),
     }
+    if rotary:
+        angles = np.arange(64)[:, None] * 10.0 ** -np.arange(HEAD // 2)
+        weights |= {"cos": np.cos(angles).astype(np.float32), "sin": np.sin(angles).astype(np.float32)}
     nodes = [
         helper.make_node("Gather", ["table", "input_ids"], ["h0"]),
         helper.make_node("ReduceSum", ["attention_mask", "axis"], ["lengths"], keepdims=0),
@@ -43,15 +46,17 @@ def sliding_window(path, layers=2):
             )
         cache = [f"past_key_values.{i}.{what}" for what in ("key", "value")]
         present = [f"present.{i}.{what}" for what in ("key", "value")]
+        tables = ["cos", "sin"] if rotary else []
         slides = {"local_window_size": WINDOW, "sliding_window_cache": 1} if i % 2 else {}
         nodes += [
             helper.make_node(
                 "GroupQueryAttention",
-                [f"q_{i}", f"k_{i}", f"v_{i}", *cache, "seqlens_k", "total"],
+                [f"q_{i}", f"k_{i}", f"v_{i}", *cache, "seqlens_k", "total", *tables],
                 [f"a{i}", *present],
                 domain="com.microsoft",
                 num_heads=HEADS,
                 kv_num_heads=HEADS,
+                do_rotary=int(rotary),
                 **slides,
             ),
             helper.make_node("MatMul", [f"a{i}", f"o{i}"], [f"m{i}"], name=f"o{i}"),
