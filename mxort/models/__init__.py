@@ -1,0 +1,1 @@
+"""Checkpoints of language models in, folders that run out."""
