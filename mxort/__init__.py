@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mxort.errors import MxortError as MxortError
     from mxort.evaluation.comparison import compare as compare
     from mxort.evaluation.evaluate import evaluate as evaluate
+    from mxort.models.importing import import_checkpoint as import_checkpoint
     from mxort.runtime.hardware import Device as Device
     from mxort.runtime.hardware import devices as devices
     from mxort.runtime.inference_session import InferenceSession as InferenceSession
@@ -41,6 +42,7 @@ _HOME = {
     "get_ep_name": "runtime.session",
     "get_ep_names": "runtime.session",
     "get_library_path": "runtime.session",
+    "import_checkpoint": "models.importing",
     "inspect": "conversion.inspection",
     "load": "runtime.session",
     "register": "runtime.session",
