@@ -26,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="put no copy of libmxort.so into the folder (then call mxort.load(), or run as float)",
     )
+    parser.add_argument("--calibration", type=Path, metavar="PATH", help=shared.DATA_HELP)
     shared.add_json(parser)
     options.add_arguments(parser)
 
@@ -39,6 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
             arguments.checkpoint,
             arguments.output,
             chosen,
+            calibration=arguments.calibration,
             float_activations=arguments.float_activations,
             library=not arguments.no_library,
             progress=progress,

@@ -116,8 +116,7 @@ class _Build:
         genai = importlib.import_module("onnxruntime_genai.models.builder")
         # The module puts its own folder on the path, and what it works with is found there.
         base = importlib.import_module("builders.base")
-        tied = bool(self._checkpoint.config.get("tie_word_embeddings")) and not self._own_head()
-        options = [f"shared_embeddings={str(tied).lower()}"]
+        options = ["shared_embeddings=false"] if self._own_head() else []
         try:
             with self._hooks(base.Model):
                 arguments = (None, str(companions), str(folder), "fp32", "cpu", str(companions))

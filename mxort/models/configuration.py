@@ -59,6 +59,9 @@ def check(checkpoint: Checkpoint) -> Iterator[str]:
                 raise MxortError(
                     f"{file}: {name} has {count} experts ({key}), which need an operator MoEMXFP4: there is none yet"
                 )
+    layers = checkpoint.config.get("num_hidden_layers", 0)
+    if not isinstance(layers, int) or layers > len(checkpoint.floats) + len(checkpoint.packed):
+        raise MxortError(f"{file}: num_hidden_layers: got {layers!r}, more than the checkpoint has tensors")
     if name in _DIFFERENT:
         raise MxortError(f"{file}: architecture {name}: the model builder's graph computes something else")
     if name not in COMPARED:

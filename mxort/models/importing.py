@@ -16,11 +16,12 @@ from typing import Any, Unpack
 import onnx_ir as ir
 from rich.console import Console
 
+from mxort.calibration.data import Data
 from mxort.conversion import tables
 from mxort.conversion.pipeline import convert
 from mxort.conversion.recipe import Recipe, RecipeOptions
 from mxort.conversion.report import Report, SiteReport
-from mxort.conversion.weights import CHECKPOINT
+from mxort.conversion.weights import CHECKPOINT, Calibration
 from mxort.converters import model_io
 from mxort.converters.lazy_weights import LazyWeight
 from mxort.errors import MxortError
@@ -113,6 +114,7 @@ def import_checkpoint(
     out: str | os.PathLike[str],
     recipe: Recipe | str = "weight-only",
     *,
+    calibration: Calibration | Data | None = None,
     float_activations: bool = False,
     library: bool = True,
     progress: Progress | None = None,
@@ -121,9 +123,9 @@ def import_checkpoint(
     """Makes a folder that onnxruntime-genai runs of a Hugging Face folder: config.json, safetensors, a tokenizer.
 
     Weights that are MXFP4 in the checkpoint keep their codes and scales byte for byte, and have their operands rounded
-    as the checkpoint asks, unless ``float_activations``. The others are converted as ``recipe`` says, as by
-    :func:`mxort.convert`, in the same pass. ``library``: whether a copy of libmxort.so goes into the folder, with which
-    the folder runs where mxort is not imported. ``out`` appears whole or not at all.
+    as the checkpoint asks, unless ``float_activations``. The others are converted as ``recipe`` and ``calibration``
+    say, as by :func:`mxort.convert`, in the same pass. ``library``: whether a copy of libmxort.so goes into the folder,
+    with which the folder runs where mxort is not imported. ``out`` appears whole or not at all.
 
     Raises MxortError, before anything is written, for a checkpoint that is damaged, quantised in a way that cannot be
     kept, or of an architecture that cannot be built; where a library is missing; and where ``out`` exists.
@@ -144,7 +146,9 @@ def import_checkpoint(
         graph = builder.build(opened, folder)
         warnings = (*doubts, *opened.notes, *_unused(opened, graph.unused))
         _annotate(graph.model)
-        report = convert(_source(opened, graph.model), folder / MODEL, chosen, progress=progress)
+        report = convert(
+            _source(opened, graph.model), folder / MODEL, chosen, calibration=calibration, progress=progress
+        )
         _check_all_kept(opened, report)
         if library:
             _add_library(folder)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -207,6 +207,80 @@ def test_variants_are_refused_by_name(fmt: str, path: str, value: Any, message: 
         open_checkpoint(tmp_path)
     assert str(error.value).startswith(str(tmp_path / "config.json"))
     assert "\n" not in str(error.value)
+
+
+ODD = [
+    None,
+    True,
+    3,
+    -1,
+    2.5,
+    "",
+    "text",
+    "re:(",
+    [],
+    [1],
+    ["re:["],
+    [{}],
+    {},
+    {"x": 1},
+    {"weights": 3},
+    "*" * 99,
+]
+
+
+def places(settings: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    yield path
+    for key, value in settings.items() if isinstance(settings, dict) else ():
+        yield from places(value, (*path, key))
+
+
+@pytest.mark.parametrize("fmt", [name for name in checkpoints.FORMATS if name != "float"])
+def test_odd_settings_are_taken_or_refused(fmt: str, tmp_path: Path) -> None:
+    """Every setting replaced by things that it is not: one line, or what it was without it."""
+    tensors, settings = made(fmt)
+    write(tmp_path, tensors, settings)
+    refused = 0
+    for path in places(settings):
+        for odd in ODD:
+            whole = json.loads(json.dumps({"quantization_config": settings}))
+            inner = whole
+            for key in ("quantization_config", *path)[:-1]:
+                inner = inner[key]
+            inner[("quantization_config", *path)[-1]] = odd
+            (tmp_path / "config.json").write_text(json.dumps(whole))
+            try:
+                opened = open_checkpoint(tmp_path)
+                assert len(opened.packed) == 1
+            except MxortError as error:
+                assert "\n" not in str(error)
+                refused += 1
+    assert refused > len(ODD)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "activation_format"),
+    [("fp4", "mxfp4"), ("fp6_e2m3", "mxfp6_e2m3"), ("fp6_e3m2", "mxfp6_e3m2"), ("fp8_e4m3", "mxfp8_e4m3")],
+)
+def test_activation_formats_of_quark(dtype: str, activation_format: str, tmp_path: Path) -> None:
+    tensors, settings = made("quark-w4a4")
+    write(tmp_path, tensors, changed(settings, "global_quant_config/input_tensors/dtype", dtype))
+    (packed,) = open_checkpoint(tmp_path).packed.values()
+    assert packed.activation_format == activation_format
+    (packed,) = open_checkpoint(tmp_path, float_activations=True).packed.values()
+    assert packed.activation_format is None
+
+
+def test_another_scale_rule_of_activations_is_said(tmp_path: Path) -> None:
+    tensors, settings = made("quark-w4a4")
+    path = "global_quant_config/input_tensors/scale_calculation_mode"
+    assert not open_checkpoint(write(tmp_path, tensors, settings)).notes
+    (note,) = open_checkpoint(write(tmp_path, tensors, changed(settings, path, "floor"))).notes
+    assert note == "activations: the checkpoint's scale rule is 'floor', the operator's 'even'"
+    tensors, settings = made("auto-round")
+    settings |= {"act_bits": 4, "act_data_type": "mx_fp"}
+    (note,) = open_checkpoint(write(tmp_path / "auto-round", tensors, settings)).notes
+    assert note == "activations: AutoRound's scale rule is 'floor', the operator's 'even'"
 
 
 def open_with(tmp_path: Path, **tensors: torch.Tensor | None) -> Checkpoint:

@@ -80,7 +80,10 @@ def assert_bytes(tiny: checkpoints.Tiny, folder: Path) -> None:
         metadata = {entry.key: entry.value for entry in node.metadata_props}
         if "mxort.checkpoint" not in metadata:
             continue
-        parts = [rows_of(tiny, source) for source in json.loads(metadata["mxort.checkpoint"])]
+        sources = json.loads(metadata["mxort.checkpoint"])
+        if sources[0].partition(".weight")[0] not in tiny.packed:
+            continue
+        parts = [rows_of(tiny, source) for source in sources]
         np.testing.assert_array_equal(codes, np.concatenate([part[0] for part in parts]), node.name)
         np.testing.assert_array_equal(scales, np.concatenate([part[1] for part in parts]), node.name)
         rows += len(codes)
@@ -263,3 +266,30 @@ def test_a_missing_library_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         mxort.MxortError, match=r"import needs no_such_library: pip install 'mxort\[import\]'"
     ):
         mxort.import_checkpoint(tmp_path, tmp_path / "out")
+
+
+def test_calibration_of_what_is_float(tmp_path: Path) -> None:
+    """What an MXFP4 checkpoint left in floats is calibrated as by convert; its own codes stay what they are."""
+    tiny = checkpoints.make(
+        tmp_path / "checkpoint",
+        "llama",
+        "quark",
+        quantize=lambda module: "layers." in module and "mlp" not in module,
+    )
+    rng = np.random.default_rng(1)
+    data = [
+        {
+            "input_ids": rng.integers(3, checkpoints.VOCABULARY, (1, 64)),
+            "attention_mask": np.ones((1, 64), np.int64),
+        }
+        for _ in range(8)
+    ]
+    report = mxort.import_checkpoint(tiny.folder, tmp_path / "out", calibration=data, table_format="float")
+    assert_bytes(tiny, tmp_path / "out")
+    gains = {site.node: site.gain_db for site in report.conversion.converted}
+    assert {node for node, gain in gains.items() if gain} == {site.node for site in report.quantized}
+    assert len(report.quantized) == 2 * 3
+    mxort.import_checkpoint(tiny.folder, tmp_path / "plain", table_format="float")
+    expected = tiny.logits(TOKENS)
+    errors = [relative_rms(run(tmp_path / name, TOKENS), expected) for name in ("out", "plain")]
+    assert 0 < errors[0] < errors[1]

@@ -10,6 +10,7 @@ from mxort.models.formats.base import GROUP, Format, Layout, Linear, Settings, S
 _MX = ("mx_fp", "mx_fp4", "mx_fp_rceil", "mx_fp4_rceil")
 _ACTIVATIONS = {4: "mxfp4", 8: "mxfp8_e4m3"}
 _FLOAT_BITS = 16
+_UNROUNDED = (_FLOAT_BITS, 32)
 
 
 def _layout(source: Source) -> Layout:
@@ -23,8 +24,11 @@ def _layout(source: Source) -> Layout:
         override = next((source.table(layers, p) for p in layers if p == module or _matches(p, module)), {})
         return _linear(source, {**settings, **override}, f"linear {module}")
 
-    _linear(source, settings, "")
-    return Layout(".weight_packed", ".weight_scale", linear)
+    notes = ()
+    if _linear(source, settings, "").activation_format:
+        rule = "rceil" if "rceil" in str(settings.get("act_data_type")) else "floor"
+        notes = (f"activations: AutoRound's scale rule is {rule!r}, the operator's 'even'",)
+    return Layout(".weight_packed", ".weight_scale", linear, notes=notes)
 
 
 def _matches(pattern: str, module: str) -> bool:
@@ -47,9 +51,9 @@ def _linear(source: Source, settings: Settings, where: str) -> Linear:
                 f"{where} {name}".strip(), settings.get(name), " or ".join(map(repr, allowed))
             )
     bits = settings.get("act_bits") or _FLOAT_BITS
-    if bits >= _FLOAT_BITS or source.float_activations:
+    if bits in _UNROUNDED or source.float_activations:
         return Linear()
-    source.expect(where, settings, "act_bits", *_ACTIVATIONS)
+    source.expect(where, settings, "act_bits", *_ACTIVATIONS, *_UNROUNDED)
     source.expect(where, settings, "act_dynamic", True)
     source.expect(where, settings, "act_group_size", GROUP)
     source.expect(where, settings, "act_data_type", *_MX, "mx_fp8", "mx_fp8_rceil")

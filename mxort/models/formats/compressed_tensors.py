@@ -22,9 +22,10 @@ def _layout(source: Source) -> Layout:
             raise source.refuse(name, sorted(found), "none")
     groups = source.table(settings, "config_groups")
     targets = {name: source.names(source.table(groups, name), "targets") for name in groups}
+    patterns = _patterns(source, targets)
 
     def linear(module: str) -> Linear:
-        name = _group(targets, module)
+        name = _group(targets, patterns, module)
         if name is None:
             raise source.refuse(
                 f"config_groups: the group of {module!r}", None, "one with targets that match"
@@ -35,11 +36,24 @@ def _layout(source: Source) -> Layout:
     return Layout(".weight_packed", ".weight_scale", linear, ignored=(".weight_shape",), notes=notes)
 
 
-def _group(targets: dict[str, tuple[str, ...]], module: str) -> str | None:
+def _patterns(source: Source, targets: dict[str, tuple[str, ...]]) -> dict[str, re.Pattern[str]]:
+    """The targets that are regular expressions."""
+    found = {}
+    for target in (target for names in targets.values() for target in names if target.startswith("re:")):
+        try:
+            found[target] = re.compile(target.removeprefix("re:"))
+        except (re.error, RecursionError, OverflowError):
+            raise source.refuse("config_groups targets", target, "a regular expression") from None
+    return found
+
+
+def _group(
+    targets: dict[str, tuple[str, ...]], patterns: dict[str, re.Pattern[str]], module: str
+) -> str | None:
     """The group of a module: by its name, else by a pattern, else by its class."""
     for matches in (
         lambda target: target == module or module.endswith("." + target),
-        lambda target: target.startswith("re:") and re.match(target[3:], module),
+        lambda target: target.startswith("re:") and patterns[target].match(module),
         lambda target: target == "Linear",
     ):
         for name, names in targets.items():

@@ -75,7 +75,7 @@ def _activation(source: Source, where: str, spec: Any) -> str:
     source.expect(where, spec, "scale_format", "e8m0")
     source.expect(where, spec, "is_dynamic", True)
     dtype = spec.get("dtype")
-    if dtype not in _FORMATS or spec.get("group_size") is None:
+    if not isinstance(dtype, str) or dtype not in _FORMATS or spec.get("group_size") is None:
         raise source.refuse(f"{where} dtype", dtype, f"{', '.join(_FORMATS)} in groups of {GROUP}")
     return _FORMATS[dtype]
 
