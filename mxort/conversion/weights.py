@@ -102,9 +102,8 @@ class Packer:
             self._cache = WeightCache(Path(calibration.cache), source, self._recipe)
             feeds = self._cache.watch(feeds)
         if ALGORITHMS[self._algorithm].smooth:
-            floats = [site for site in found if not lazy_weights.is_packed(site)]
             self._smoother = Smoother(
-                source.model, floats, self._recipe, lambda site: self._operator(site, self._algorithm)
+                source.model, found, self._recipe, lambda site: self._operator(site, self._algorithm)
             )
         settings = calibration_run.Settings(
             lambda site: self._operator(site, self._algorithm),

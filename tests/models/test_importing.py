@@ -293,3 +293,21 @@ def test_calibration_of_what_is_float(tmp_path: Path) -> None:
     expected = tiny.logits(TOKENS)
     errors = [relative_rms(run(tmp_path / name, TOKENS), expected) for name in ("out", "plain")]
     assert 0 < errors[0] < errors[1]
+
+
+def test_no_smoothing_where_codes_are_kept(tmp_path: Path) -> None:
+    """A division that goes into a norm would need the codes behind it changed."""
+    tiny = checkpoints.make(
+        tmp_path / "checkpoint", "llama", "quark", quantize=lambda module: "up_proj" in module
+    )
+    rng = np.random.default_rng(1)
+    tokens = rng.integers(3, checkpoints.VOCABULARY, (8, 64))
+    data = [{"input_ids": row[None], "attention_mask": np.ones((1, 64), np.int64)} for row in tokens]
+    report = mxort.import_checkpoint(
+        tiny.folder, tmp_path / "out", calibration=data, algorithm="smoothquant", smooth_alpha="0.5", **EXACT
+    )
+    notes = {site.node: site.note for site in report.conversion.converted}
+    for layer in "01":
+        assert "smoothed with alpha" in notes[f"/model/layers.{layer}/attn/qkv_proj/MatMul"]
+        assert "not smoothed: codes of the checkpoint" in notes[f"/model/layers.{layer}/mlp/gate_proj/MatMul"]
+    assert_bytes(tiny, tmp_path / "out")
