@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Unpack
@@ -23,7 +23,7 @@ from mxort.conversion.recipe import Recipe, RecipeOptions
 from mxort.conversion.report import Report, SiteReport
 from mxort.conversion.weights import CHECKPOINT, Calibration
 from mxort.converters import model_io
-from mxort.converters.lazy_weights import LazyWeight
+from mxort.converters.lazy_weights import LazyWeight, Rows
 from mxort.errors import MxortError
 from mxort.models import builder, configuration
 from mxort.models.checkpoint import Checkpoint, open_checkpoint
@@ -145,11 +145,11 @@ def import_checkpoint(
         report_progress("building the graph", 0.0)
         graph = builder.build(opened, folder)
         warnings = (*doubts, *opened.notes, *_unused(opened, graph.unused))
-        _annotate(graph.model)
+        origins = _annotate(graph.model)
         report = convert(
             _source(opened, graph.model), folder / MODEL, chosen, calibration=calibration, progress=progress
         )
-        _check_all_kept(opened, report)
+        _check_all_kept(opened, report, origins)
         if library:
             _add_library(folder)
     report = replace(report, output=str(Path(out) / MODEL))
@@ -174,12 +174,23 @@ def _unused(checkpoint: Checkpoint, names: tuple[str, ...]) -> Iterator[str]:
         yield f"{checkpoint.architecture} has no place for {few(list(names))}"
 
 
-def _annotate(model: ir.Model) -> None:
-    """Writes into each node where its weight comes from."""
+def _annotate(model: ir.Model) -> dict[str, tuple[Rows, ...]]:
+    """Writes into each node where its weight comes from; the same by the node's name."""
+    found: dict[str, tuple[Rows, ...]] = {}
     for node in model.graph:
-        for value in node.inputs:
-            if value is not None and isinstance(value.const_value, LazyWeight):
-                node.metadata_props[METADATA] = json.dumps([piece.name for piece in value.const_value.pieces])
+        for weight in filter(None, map(_weight, node.inputs)):
+            found[node.name or ""] = weight.pieces
+            node.metadata_props[METADATA] = json.dumps([piece.name for piece in weight.pieces])
+    return found
+
+
+def _weight(value: ir.Value | None) -> LazyWeight | None:
+    """The weight that a node reads, through a Transpose too."""
+    node = None if value is None else value.producer()
+    if node is not None and node.op_type == "Transpose":
+        value = node.inputs[0]
+    tensor = None if value is None else value.const_value
+    return tensor if isinstance(tensor, LazyWeight) else None
 
 
 def _source(checkpoint: Checkpoint, model: ir.Model) -> model_io.Source:
@@ -190,13 +201,18 @@ def _source(checkpoint: Checkpoint, model: ir.Model) -> model_io.Source:
     )
 
 
-def _check_all_kept(checkpoint: Checkpoint, report: Report) -> None:
+def _check_all_kept(checkpoint: Checkpoint, report: Report, origins: Mapping[str, tuple[Rows, ...]]) -> None:
     """Every row of every MXFP4 weight is in the file. Raises MxortError otherwise."""
-    expected = sum(weight.shape[0] * weight.shape[1] for weight in checkpoint.packed.values())
-    kept = sum(site.K * site.N for site in report.converted if site.algorithm == CHECKPOINT)
-    if kept != expected:
+    expected = sum(weight.shape[0] for weight in checkpoint.packed.values())
+    kept = {
+        piece.name: piece.shape[0]
+        for site in report.converted
+        if site.algorithm == CHECKPOINT
+        for piece in origins[site.node]
+    }
+    if sum(kept.values()) != expected:
         raise MxortError(
-            f"{checkpoint.folder}: kept {kept} of {expected} MXFP4 elements: the graph of "
+            f"{checkpoint.folder}: kept {sum(kept.values())} of {expected} rows in MXFP4: the graph of "
             f"{checkpoint.architecture} does not hold the weights as the checkpoint does"
         )
 

@@ -37,7 +37,7 @@ def weights(folder: Path) -> dict[str, tuple[onnx.NodeProto, np.ndarray, np.ndar
     return {
         node.name: (node, *(numpy_helper.to_array(arrays[name]) for name in node.input[1:3]))
         for node in model.graph.node
-        if node.op_type == "MatMulMXFP4"
+        if node.op_type in ("MatMulMXFP4", "GatherMXFP4")
     }
 
 
@@ -74,20 +74,17 @@ def rows_of(tiny: checkpoints.Tiny, source: str) -> tuple[np.ndarray, np.ndarray
 
 
 def assert_bytes(tiny: checkpoints.Tiny, folder: Path) -> None:
-    """Every row of every MXFP4 weight of the checkpoint is in the model, once and unchanged."""
-    rows = 0
+    """Every row of every MXFP4 weight of the checkpoint is in the model, unchanged."""
+    rows: dict[str, int] = {}
     for node, codes, scales in weights(folder).values():
-        metadata = {entry.key: entry.value for entry in node.metadata_props}
-        if "mxort.checkpoint" not in metadata:
-            continue
-        sources = json.loads(metadata["mxort.checkpoint"])
+        sources = json.loads({entry.key: entry.value for entry in node.metadata_props}["mxort.checkpoint"])
         if sources[0].partition(".weight")[0] not in tiny.packed:
             continue
         parts = [rows_of(tiny, source) for source in sources]
         np.testing.assert_array_equal(codes, np.concatenate([part[0] for part in parts]), node.name)
         np.testing.assert_array_equal(scales, np.concatenate([part[1] for part in parts]), node.name)
-        rows += len(codes)
-    assert rows == sum(len(matrix.codes) for matrix in tiny.packed.values()) > 0
+        rows |= {source: len(part[0]) for source, part in zip(sources, parts, strict=True)}
+    assert sum(rows.values()) == sum(len(matrix.codes) for matrix in tiny.packed.values()) > 0
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2"])
@@ -129,12 +126,31 @@ def test_projections_of_different_kinds_are_not_merged(tmp_path: Path) -> None:
 @pytest.mark.parametrize("tied", [False, True])
 def test_an_output_projection_in_mxfp4(tied: bool, tmp_path: Path) -> None:
     """Its own codes, even where config.json ties it to the embedding."""
-    tiny = checkpoints.make(tmp_path / "checkpoint", "llama", "quark", quantize=lambda module: True)
+    tiny = checkpoints.make(
+        tmp_path / "checkpoint", "llama", "quark", quantize=lambda module: "embed" not in module
+    )
     if tied:
         config = json.loads((tiny.folder / "config.json").read_text()) | {"tie_word_embeddings": True}
         (tiny.folder / "config.json").write_text(json.dumps(config))
     report = mxort.import_checkpoint(tiny.folder, tmp_path / "out", library=False, **EXACT)
     assert "/lm_head/MatMul" in {site.node for site in report.kept}
+    assert_bytes(tiny, tmp_path / "out")
+    assert relative_rms(run(tmp_path / "out", TOKENS), tiny.logits(TOKENS)) < FLOAT_SUMS
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_an_embedding_in_mxfp4(tied: bool, tmp_path: Path) -> None:
+    tiny = checkpoints.make(
+        tmp_path / "checkpoint",
+        "llama",
+        "quark",
+        quantize=lambda module: module != "lm_head",
+        tie_word_embeddings=tied,
+    )
+    report = mxort.import_checkpoint(tiny.folder, tmp_path / "out", library=False, **EXACT)
+    kept = {site.node: site.op_type for site in report.kept}
+    assert kept["/model/embed_tokens/Gather"] == "Gather"
+    assert ("/lm_head/MatMul" in kept) == tied
     assert_bytes(tiny, tmp_path / "out")
     assert relative_rms(run(tmp_path / "out", TOKENS), tiny.logits(TOKENS)) < FLOAT_SUMS
 

@@ -54,6 +54,9 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
 
 
+QUANTIZABLE = (torch.nn.Linear, torch.nn.Embedding)
+
+
 @dataclass(frozen=True)
 class Matrix:
     """codes uint8 [N, K], 0 to 15; scales uint8 [N, K/32]."""
@@ -119,11 +122,11 @@ def make(
             parameter.copy_(parameter.bfloat16().float())
             state[name] = parameter.bfloat16()
         for name, module in model.named_modules():
-            if fmt != "float" and isinstance(module, torch.nn.Linear) and quantize(name):
+            if fmt != "float" and isinstance(module, QUANTIZABLE) and quantize(name):
                 matrix = random_matrix(rng, *module.weight.shape)
                 module.weight.copy_(torch.from_numpy(matrix.values))
                 tiny.packed[name] = matrix
-                del state[f"{name}.weight"]
+                state.pop(f"{name}.weight", None)  # a tied one is there once
     pack = FORMATS[fmt]
     config_json = settings.to_dict() | {"architectures": [type(model).__name__], "dtype": "bfloat16"}
     extra, described = pack(tiny.packed)
