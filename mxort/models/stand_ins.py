@@ -105,11 +105,12 @@ def _same(tensor: StandIn, *_: Any, **__: Any) -> StandIn:
     return StandIn(tensor.pieces, tensor.transposed)
 
 
-def _transpose(tensor: StandIn, *axes: Any) -> StandIn | None:
-    flat = tuple(axes[0]) if axes and isinstance(axes[0], list | tuple) else axes
-    if sorted(axis % 2 for axis in flat) not in ([], [0, 1]) or (flat in ((0, 1),) and len(axes) == 1):
-        return None
-    return StandIn(tensor.pieces, not tensor.transposed)
+def _transpose(tensor: StandIn, first: int = 0, second: int = 1) -> StandIn:
+    return StandIn(tensor.pieces, tensor.transposed != ((first - second) % 2 == 1))
+
+
+def _permute(tensor: StandIn, axes: list[int]) -> StandIn:
+    return _transpose(tensor, 0, axes[0])  # axes[0] is what becomes the first
 
 
 def _below(tensors: list[StandIn], axis: int = 0) -> StandIn | None:
@@ -147,7 +148,7 @@ _MOVES: dict[Any, Callable[..., StandIn | None]] = {
     _aten._to_copy: _same,
     _aten.t: _transpose,
     _aten.transpose: _transpose,
-    _aten.permute: _transpose,
+    _aten.permute: _permute,
     _aten.cat: _below,
     _aten.slice: _rows,
     _aten.view: _view,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from mxort.models.formats.base import GROUP, Format, Layout, Linear, Settings, Source
+from mxort.formats import BLOCK_SIZE
+from mxort.models.formats.base import Format, Layout, Linear, Settings, Source
 
 _MX = ("mx_fp", "mx_fp4", "mx_fp_rceil", "mx_fp4_rceil")
 _ACTIVATIONS = {4: "mxfp4", 8: "mxfp8_e4m3"}
@@ -24,11 +25,10 @@ def _layout(source: Source) -> Layout:
         override = next((source.table(layers, p) for p in layers if p == module or _matches(p, module)), {})
         return _linear(source, {**settings, **override}, f"linear {module}")
 
-    notes = ()
-    if _linear(source, settings, "").activation_format:
-        rule = "rceil" if "rceil" in str(settings.get("act_data_type")) else "floor"
-        notes = (f"activations: AutoRound's scale rule is {rule!r}, the operator's 'even'",)
-    return Layout(".weight_packed", ".weight_scale", linear, notes=notes)
+    rounded = _linear(source, settings, "").activation_format is not None
+    rule = "rceil" if "rceil" in str(settings.get("act_data_type")) else "floor"
+    note = f"activations: AutoRound's scale rule is {rule!r}, the operator's 'even'"
+    return Layout(".weight_packed", ".weight_scale", linear, notes=(note,) if rounded else ())
 
 
 def _matches(pattern: str, module: str) -> bool:
@@ -42,7 +42,7 @@ def _linear(source: Source, settings: Settings, where: str) -> Linear:
     expected: dict[str, tuple[Any, ...]] = {
         "bits": (4,),
         "data_type": _MX,
-        "group_size": (GROUP,),
+        "group_size": (BLOCK_SIZE,),
         "sym": (True,),
     }
     for name, allowed in expected.items():
@@ -55,7 +55,7 @@ def _linear(source: Source, settings: Settings, where: str) -> Linear:
         return Linear()
     source.expect(where, settings, "act_bits", *_ACTIVATIONS, *_UNROUNDED)
     source.expect(where, settings, "act_dynamic", True)
-    source.expect(where, settings, "act_group_size", GROUP)
+    source.expect(where, settings, "act_group_size", BLOCK_SIZE)
     source.expect(where, settings, "act_data_type", *_MX, "mx_fp8", "mx_fp8_rceil")
     return Linear(_ACTIVATIONS[bits])
 

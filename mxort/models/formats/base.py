@@ -9,9 +9,6 @@ from typing import Any
 
 from mxort.errors import MxortError
 
-GROUP = 32
-"""The block of MX formats."""
-
 Settings = Mapping[str, Any]
 
 

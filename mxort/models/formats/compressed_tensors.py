@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from mxort.models.formats.base import GROUP, Format, Layout, Linear, Settings, Source
+from mxort.formats import BLOCK_SIZE
+from mxort.models.formats.base import Format, Layout, Linear, Settings, Source
 
 _FORMAT = "mxfp4-pack-quantized"
 _ACTIVATIONS = {4: "mxfp4", 8: "mxfp8_e4m3"}
@@ -79,7 +80,7 @@ def _is_mx(source: Source, where: str, spec: Settings, bits: tuple[int, ...]) ->
         "num_bits": bits,
         "type": ("float",),
         "strategy": ("group",),
-        "group_size": (GROUP,),
+        "group_size": (BLOCK_SIZE,),
         "symmetric": (True,),
     }
     for name, allowed in expected.items():

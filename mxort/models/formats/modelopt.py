@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from mxort.models.formats.base import GROUP, Format, Layout, Linear, Source
+from mxort.formats import BLOCK_SIZE
+from mxort.models.formats.base import Format, Layout, Linear, Source
 
 _MIXED = "MIXED_PRECISION"
 _NOTES = {
@@ -41,7 +42,7 @@ def _algorithm(settings: Any) -> str:
 def _check(source: Source, where: str, settings: Any) -> None:
     if _algorithm(settings) not in _NOTES:
         raise source.refuse(where, settings.get("quant_algo"), "mxfp4 or W4A8_MXFP4_FP8")
-    source.expect(where.removesuffix("quant_algo").strip(), settings, "group_size", GROUP)
+    source.expect(where.removesuffix("quant_algo").strip(), settings, "group_size", BLOCK_SIZE)
 
 
 FORMAT = Format("ModelOpt", ("modelopt",), _layout)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from fnmatch import fnmatch
 from typing import Any
 
-from mxort.models.formats.base import GROUP, Format, Layout, Linear, Source
+from mxort.formats import BLOCK_SIZE
+from mxort.models.formats.base import Format, Layout, Linear, Source
 
 
 def _layout(source: Source) -> Layout:
@@ -49,7 +50,7 @@ def _is_mxfp4(source: Source, where: str, spec: Any) -> None:
     for name, allowed in (
         ("dtype", ("fp4", "mxfp4")),
         ("qscheme", ("per_group",)),
-        ("group_size", (GROUP,)),
+        ("group_size", (BLOCK_SIZE,)),
         ("ch_axis", (-1, 1)),
         ("scale_format", ("e8m0",)),
     ):
@@ -70,13 +71,13 @@ _FORMATS = {
 def _activation(source: Source, where: str, spec: Any) -> str:
     if not isinstance(spec, dict):
         raise source.refuse(where, spec, "one specification")
-    source.expect(where, spec, "group_size", GROUP)
+    source.expect(where, spec, "group_size", BLOCK_SIZE)
     source.expect(where, spec, "qscheme", "per_group")
     source.expect(where, spec, "scale_format", "e8m0")
     source.expect(where, spec, "is_dynamic", True)
     dtype = spec.get("dtype")
     if not isinstance(dtype, str) or dtype not in _FORMATS or spec.get("group_size") is None:
-        raise source.refuse(f"{where} dtype", dtype, f"{', '.join(_FORMATS)} in groups of {GROUP}")
+        raise source.refuse(f"{where} dtype", dtype, f"{', '.join(_FORMATS)} in groups of {BLOCK_SIZE}")
     return _FORMATS[dtype]
 
 
