@@ -37,6 +37,9 @@ _DIFFERENT = ("NemotronForCausalLM", "OlmoForCausalLM", "PhiForCausalLM")
 
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
+_LIMITS = {"max_position_embeddings": 1 << 24, "head_dim": 1 << 14}
+"""What the builder makes tables of that no weight of the checkpoint holds it to."""
+
 _LLAMA_ROPE = ("default", "llama3")
 
 
@@ -59,9 +62,11 @@ def check(checkpoint: Checkpoint) -> Iterator[str]:
                 raise MxortError(
                     f"{file}: {name} has {count} experts ({key}), which need an operator MoEMXFP4: there is none yet"
                 )
-    layers = checkpoint.config.get("num_hidden_layers", 0)
-    if not isinstance(layers, int) or layers > len(checkpoint.floats) + len(checkpoint.packed):
-        raise MxortError(f"{file}: num_hidden_layers: got {layers!r}, more than the checkpoint has tensors")
+    limits = {"num_hidden_layers": len(checkpoint.floats) + len(checkpoint.packed), **_LIMITS}
+    for key, most in limits.items():
+        value = checkpoint.config.get(key)
+        if value is not None and (not isinstance(value, int) or not 0 < value <= most):
+            raise MxortError(f"{file}: {key}: got {value!r}, expected a number from 1 to {most}")
     if name in _DIFFERENT:
         raise MxortError(f"{file}: architecture {name}: the model builder's graph computes something else")
     if name not in COMPARED:

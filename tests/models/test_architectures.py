@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -88,20 +89,68 @@ def test_a_llama_with_positions_that_the_builder_does_not_know_is_refused(kind: 
     assert not (tmp_path / "out").exists()
 
 
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "rope_theta": 1e4,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+
+
 def test_llama3_positions(tmp_path: Path) -> None:
-    rope = {
-        "rope_type": "llama3",
-        "factor": 8.0,
-        "rope_theta": 1e4,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 64,
-    }
-    tiny = checkpoints.make(tmp_path / "checkpoint", "llama", "quark", rope_parameters=rope)
+    tiny = checkpoints.make(tmp_path / "checkpoint", "llama", "quark", rope_parameters=LLAMA3)
     mxort.import_checkpoint(tiny.folder, tmp_path / "out", table_format="float", accuracy_level=1)
     _, logits = generate(tmp_path / "out")
     _, expected = reference(tiny.model)
     assert np.linalg.norm(logits - expected) < FLOAT_SUMS * np.linalg.norm(expected)
+
+
+def older_llama(config: dict[str, Any]) -> None:
+    rope = config.pop("rope_parameters")
+    config |= {"rope_theta": rope.pop("rope_theta"), "rope_scaling": rope}
+
+
+def older_gemma3(config: dict[str, Any]) -> None:
+    rope = config.pop("rope_parameters")
+    config["rope_theta"] = rope["full_attention"]["rope_theta"]
+    config["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
+    config["sliding_window_pattern"] = 2
+    del config["layer_types"]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "older", "settings"),
+    [
+        ("llama", older_llama, {"rope_parameters": LLAMA3}),
+        ("gemma3_text", older_gemma3, {"layer_types": ["sliding_attention", "full_attention"]}),
+    ],
+)
+def test_configurations_of_older_transformers(
+    architecture: str, older: Callable[[dict[str, Any]], None], settings: dict[str, Any], tmp_path: Path
+) -> None:
+    tiny = checkpoints.make(tmp_path / "checkpoint", architecture, "quark", **settings)
+    path = tiny.folder / "config.json"
+    config = json.loads(path.read_text())
+    older(config)
+    config["torch_dtype"] = config.pop("dtype")
+    path.write_text(json.dumps(config))
+    mxort.import_checkpoint(tiny.folder, tmp_path / "out", table_format="float", accuracy_level=1)
+    tokens, logits = generate(tmp_path / "out")
+    expected_tokens, expected = reference(tiny.model)
+    assert tokens == expected_tokens
+    assert np.linalg.norm(logits - expected) < FLOAT_SUMS * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("key", ["max_position_embeddings", "num_hidden_layers", "head_dim"])
+@pytest.mark.parametrize("value", [10**12, -1, 0, "8", [1]])
+def test_sizes_that_cannot_be_are_refused(key: str, value: Any, tmp_path: Path) -> None:
+    tiny = checkpoints.make(tmp_path / "checkpoint", "llama", "quark")
+    path = tiny.folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    with pytest.raises(mxort.MxortError, match=f"{key}: got .*, expected a number from 1 to"):
+        mxort.import_checkpoint(tiny.folder, tmp_path / "out")
 
 
 @pytest.mark.parametrize("architecture", ["mixtral", "qwen3_moe", "gpt_oss"])
