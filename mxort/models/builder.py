@@ -31,7 +31,7 @@ from mxort.models.shards import Tensor
 _NEEDED = ("accelerate", "onnxruntime_genai", "safetensors", "torch", "transformers")
 
 _COMPANIONS = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken")
-"""Files beside the weights: the tokenizer's, chat templates, generation settings."""
+"""Files beside the weights: the tokenizer's, chat templates, generation settings. No Python, which might be run."""
 
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _MATRIX = 2
@@ -126,9 +126,7 @@ class _Build:
                 genai.create_model(*arguments, **parsed)
         except MxortError:
             raise
-        except (
-            Exception
-        ) as error:  # whatever a configuration that does not fit raises, here or in transformers
+        except Exception as error:  # what a configuration that does not fit raises is open-ended
             raise MxortError(
                 f"{self._checkpoint.folder}: the model builder cannot build {self._checkpoint.architecture}: "
                 f"{type(error).__name__}: {first_line(error)}"
@@ -178,7 +176,7 @@ class _Build:
         from accelerate import init_empty_weights  # type: ignore[import-untyped]
         from transformers import AutoConfig, AutoModelForCausalLM
 
-        config = AutoConfig.from_pretrained(builder.model_name_or_path)
+        config = AutoConfig.from_pretrained(builder.model_name_or_path, trust_remote_code=False)
         with init_empty_weights(include_buffers=False):
             model = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
         tied = bool(getattr(config, "tie_word_embeddings", False)) and not self._own_head()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -327,3 +328,25 @@ def test_no_smoothing_where_codes_are_kept(tmp_path: Path) -> None:
         assert "smoothed with alpha" in notes[f"/model/layers.{layer}/attn/qkv_proj/MatMul"]
         assert "not smoothed: codes of the checkpoint" in notes[f"/model/layers.{layer}/mlp/gate_proj/MatMul"]
     assert_bytes(tiny, tmp_path / "out")
+
+
+def test_python_of_a_checkpoint_is_not_run(tmp_path: Path) -> None:
+    tiny = checkpoints.make(tmp_path / "checkpoint", "llama", "quark")
+    for name in ("evil", "configuration_evil", "tokenization_evil"):
+        (tiny.folder / f"{name}.py").write_text(f"open({str(tmp_path / 'was_run')!r}, 'w')")
+    evil = {"AutoConfig": "configuration_evil.Evil", "AutoModelForCausalLM": "evil.Evil"}
+    for name, change in (
+        ("config.json", {"auto_map": evil}),
+        ("config.json", {"auto_map": evil, "model_type": "evil"}),
+        ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["tokenization_evil.Evil", None]}}),
+    ):
+        path = tiny.folder / name
+        before = path.read_text()
+        path.write_text(json.dumps(json.loads(before) | change))
+        with contextlib.suppress(mxort.MxortError):
+            mxort.import_checkpoint(
+                tiny.folder, tmp_path / f"out{len(list(tmp_path.iterdir()))}", library=False
+            )
+        path.write_text(before)
+    assert not (tmp_path / "was_run").exists()
+    assert not list(tmp_path.glob("out*/*.py"))
