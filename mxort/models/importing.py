@@ -89,6 +89,8 @@ class ImportReport:
         if kept:
             nbytes = format_bytes(sum(site.converted_bytes for site in kept))
             lines.append(f"{len(kept)} weights kept as the checkpoint has them, byte for byte: {nbytes}")
+            rounded = sorted({site.activation_format for site in kept} - {"none"})
+            lines += [f"activations before them rounded to {', '.join(rounded)}"] if rounded else []
         if quantized:
             formats = ", ".join(sorted({site.weight_format for site in quantized}))
             lines.append(

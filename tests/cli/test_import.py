@@ -27,6 +27,7 @@ def test_a_checkpoint_becomes_a_folder(tmp_path: Path) -> None:
     assert any(
         line.startswith("10 weights kept as the checkpoint has them, byte for byte: ") for line in lines
     )
+    assert "activations before them rounded to mxfp4" in lines
     assert any(line.startswith("2 weights converted from float: mxint8 (") for line in lines)
     written = {path.name for path in (tmp_path / "out").iterdir()}
     assert {"model.onnx", "genai_config.json", "tokenizer.json", "libmxort.so"} <= written
