@@ -59,7 +59,11 @@ class Stored:
         return (self,)
 
     def array(self) -> NDArray[Any]:
+        """The numbers; those of a lazy weight in the type that its checkpoint has them in."""
         tensor = self.tensor
+        if (stored := getattr(tensor, "stored", None)) is not None:
+            lazy: NDArray[Any] = stored()
+            return lazy
         if isinstance(tensor, ir.ExternalTensor):  # a fresh one: the original would keep its mapping for ever
             tensor = ir.ExternalTensor(
                 tensor.location,

@@ -19,6 +19,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from mxort.converters import model_io
+from mxort.converters.lazy_weights import LazyWeight
 from mxort.converters.model_io import Source, size_of, to_proto
 from mxort.converters.walk import tensors
 from mxort.errors import MxortError
@@ -225,7 +226,7 @@ def _in_memory(tensor: ir.ExternalTensor) -> ir.TensorProtocol:
 
 def _copy(tensor: ir.TensorProtocol, file: BinaryIO) -> None:
     """Writes a tensor's bytes; those of external data go from file to file inside the kernel where it can."""
-    if isinstance(tensor, ir.ExternalTensor):
+    if isinstance(tensor, ir.ExternalTensor | LazyWeight):
         tensor.tofile(file)
     else:
         file.write(tensor.tobytes())

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mxort.calibration.calibrate import Operator
 from mxort.conversion.recipe import AUTO, Recipe
-from mxort.converters import folding, stages
+from mxort.converters import folding, lazy_weights, stages
 from mxort.converters.sites import Site
 from mxort.formats import BLOCK_SIZE, blocks_of
 from mxort.quantize import Settings, smoothquant
@@ -44,6 +44,9 @@ class Smoother:
         self, sites: Sequence[Site], rows: NDArray[np.float32], absmax: NDArray[np.float32]
     ) -> NDArray[np.float32] | None:
         """Decides about the operand that ``sites`` share; see :data:`mxort.calibration.calibrate.Smooth`."""
+        if any(lazy_weights.is_packed(site) for site in sites):
+            self._not(sites, "codes of the checkpoint read its input")
+            return None
         try:
             fold = folding.fold_of(self._model, sites, self._converted)
         except folding.NotFoldableError as reason:

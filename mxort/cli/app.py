@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from keyword import iskeyword
 from typing import Any, NoReturn
 
 from mxort.cli import shared
@@ -68,7 +69,7 @@ def _parser() -> _Parser:
     commands = parser.add_subparsers(required=True, metavar="command")
     for name, about in COMMANDS.items():
         sub = commands.add_parser(name, help=about, description=about[0].upper() + about[1:] + ".")
-        sub.module = f"mxort.cli.{name}"
+        sub.module = f"mxort.cli.{name}{'_' * iskeyword(name)}"
     return parser
 
 
@@ -85,6 +86,7 @@ class _Version(argparse.Action):
 
 COMMANDS = {
     "convert": "convert the MatMul weights of a model to MXFP4",
+    "import": "make a folder that onnxruntime-genai runs of a Hugging Face folder, its MXFP4 weights kept",
     "inspect": "show what a model holds: converted nodes, or those that can be",
     "compare": "run a model and its conversion and measure the difference",
     "eval": "measure a conversion on data: perplexity, KL, agreement",

@@ -26,6 +26,7 @@ from mxort.converters import (
     encoder_attention,
     epilogue,
     kv_cache,
+    lazy_weights,
     model_io,
     rewrite,
     sites,
@@ -62,7 +63,7 @@ class _Plan:
         return self.stored.size(self.source.nbytes)
 
 
-Model = str | os.PathLike[str] | onnx.ModelProto | ir.Model
+Model = str | os.PathLike[str] | onnx.ModelProto | ir.Model | model_io.Source
 
 
 def convert(
@@ -76,7 +77,8 @@ def convert(
 ) -> Report:
     """Converts the MatMul weights of an ONNX model to MX formats and writes the model to ``out``.
 
-    ``model`` is a path, a ModelProto or an onnx_ir Model; it is not changed. Without ``out`` a model in
+    ``model`` is a path, a ModelProto or an onnx_ir Model; it is not changed. (A Source is a model that was just
+    built: it is the conversion's own.) Without ``out`` a model in
     memory comes back, converted, as ``report.model``. ``recipe`` is a Recipe or the name of a preset;
     ``overrides`` change single options of it (``convert(path, out, rotation=32)``). ``calibration`` is data to
     run the model on: samples, or a file or folder of them (:mod:`mxort.calibration.data`). Where nothing can be
@@ -128,7 +130,9 @@ def convert(
 
 
 def _load(model: Model, out: str | os.PathLike[str] | None) -> model_io.Source:
-    if isinstance(model, onnx.ModelProto | ir.Model):
+    if isinstance(model, model_io.Source):
+        source = model
+    elif isinstance(model, onnx.ModelProto | ir.Model):
         source = model_io.from_memory(model)
     else:
         if out is None:
@@ -141,6 +145,7 @@ def _load(model: Model, out: str | os.PathLike[str] | None) -> model_io.Source:
 
 def _plan(source: model_io.Source, recipe: Recipe) -> _Plan:
     found, warnings = selection.find(source.model, recipe)
+    found = lazy_weights.settle(found)
     stored = storage.after(source.model, found)
     kept = report_rows.kept(stored, {site.node for site in found}, source.nbytes)
     possible = gains.find(source.model, recipe, source.nbytes, stored.size(source.nbytes))

@@ -23,7 +23,7 @@ from mxort.conversion.cache import Made, WeightCache
 from mxort.conversion.combinations import BEST_WITHOUT_DATA, algorithm_for
 from mxort.conversion.one_weight import operand_of, quantize_site, rotation_of, wanted_rotation
 from mxort.conversion.recipe import Recipe
-from mxort.converters import rewrite, stages
+from mxort.converters import lazy_weights, rewrite, stages
 from mxort.converters.model_io import Source
 from mxort.converters.sites import Site
 from mxort.progress import Progress
@@ -44,6 +44,10 @@ class Calibration:
     threads: int = 0
     cache: str | os.PathLike[str] | None = None
     device: str = "auto"
+
+
+CHECKPOINT = "checkpoint"
+"""In the place of an algorithm, for weights that were MXFP4 already."""
 
 
 @dataclass(frozen=True)
@@ -184,7 +188,10 @@ class Packer:
         if site.table:  # a Gather has no rotation
             reduced = "not rotated: a table" if self._recipe.rotation > 1 else ""
         smoothed = "" if self._smoother is None else self._smoother.notes.get(site.node, "")
-        notes = [self._notes.get(site.node, ""), _left_out(statistics), reduced, smoothed, quantized.note]
+        if kept := lazy_weights.is_packed(site):
+            algorithm, reduced = CHECKPOINT, ""
+        uncalibrated = "" if kept else self._notes.get(site.node, "")
+        notes = [uncalibrated, _left_out(statistics), reduced, smoothed, quantized.note]
         return Packed(
             rewrite.PackedTensors(codes, scales, quantized.column_scale, site.weight_format),
             sqnr,

@@ -1,1 +1,1 @@
-"""Folders of models, as onnxruntime-genai, optimum and sentence-transformers make and read them."""
+"""Models as people have them: checkpoints in, folders of onnxruntime-genai, optimum, sentence-transformers in and out."""

@@ -13,6 +13,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
+import checkpoints
 import mxort
 
 ROOT = Path(__file__).parents[2]
@@ -51,6 +52,15 @@ def test_quickstart(minilm: Path) -> None:
     # MXFP4 leaves an angle to the fp32 embedding whose cosine is about 0.98, an error of 20 % of the length.
     rounded = np.array(values.split(), np.float32)
     assert 0 < np.linalg.norm(rounded - exact) < 0.4 * np.linalg.norm(exact)
+
+
+def test_import(tmp_path: Path) -> None:
+    checkpoint = checkpoints.make(tmp_path / "checkpoint", "llama", "compressed-tensors").folder
+    first = python("import.py", checkpoint, tmp_path / "out", "Once").splitlines()
+    assert first[0] == "10 weights kept, 2 converted"
+    assert first[1].startswith("Once")
+    assert len(first[1]) > len("Once")
+    assert python("import.py", checkpoint, tmp_path / "out", "Once").splitlines() == first[1:]
 
 
 def test_embed_ranks_paraphrases_first(tmp_path: Path) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import models
 import pytest
 
-import models
 import mxort
 from document import run_blocks
 

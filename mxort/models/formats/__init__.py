@@ -1,0 +1,22 @@
+"""The formats of quantised checkpoints: one file and one row each."""
+
+from __future__ import annotations
+
+from mxort.errors import MxortError
+from mxort.models.formats import auto_round, compressed_tensors, gpt_oss, modelopt, quark
+from mxort.models.formats.base import Format, Layout, Linear, Source
+
+FORMATS: tuple[Format, ...] = tuple(
+    module.FORMAT for module in (gpt_oss, quark, compressed_tensors, modelopt, auto_round)
+)
+
+__all__ = ["FORMATS", "Format", "Layout", "Linear", "Source", "find"]
+
+
+def find(source: Source) -> Format:
+    """The format of a checkpoint. Raises MxortError for one that is not known."""
+    for row in FORMATS:
+        if source.method in row.methods:
+            return row
+    known = ", ".join(method for row in FORMATS for method in row.methods)
+    raise MxortError(f"{source.file}: quant_method: got {source.method!r}, expected one of {known}")

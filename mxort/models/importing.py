@@ -1,0 +1,256 @@
+"""The import, top to bottom: open the checkpoint, build the graph, convert, put the folder in its place, report."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Unpack
+
+import onnx_ir as ir
+from rich.console import Console
+
+from mxort.calibration.data import Data
+from mxort.conversion import tables
+from mxort.conversion.pipeline import convert
+from mxort.conversion.recipe import Recipe, RecipeOptions
+from mxort.conversion.report import Report, SiteReport
+from mxort.conversion.weights import CHECKPOINT, Calibration
+from mxort.converters import model_io
+from mxort.converters.lazy_weights import LazyWeight, Rows
+from mxort.errors import MxortError
+from mxort.models import builder, configuration
+from mxort.models.checkpoint import Checkpoint, open_checkpoint
+from mxort.progress import Progress, silent
+from mxort.runtime.session import get_library_path
+from mxort.text import few, format_bytes
+
+MODEL = "model.onnx"
+"""The name that genai_config.json has for it."""
+
+METADATA = "mxort.checkpoint"
+"""Metadata key of nodes: the tensors of the checkpoint that their weight is made of, with their rows where not all."""
+
+
+@dataclass(frozen=True)
+class ImportReport:
+    """What an import did. ``conversion`` has a row for each weight; its ``algorithm`` is "checkpoint" for those kept.
+
+    ``format`` is that of the checkpoint's MXFP4 weights, "" where there are none.
+    """
+
+    checkpoint: str
+    output: str
+    architecture: str
+    format: str
+    checkpoint_bytes: int
+    conversion: Report
+    seconds: float
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def kept(self) -> tuple[SiteReport, ...]:
+        """The weights whose codes and scales are the checkpoint's own."""
+        return tuple(site for site in self.conversion.converted if site.algorithm == CHECKPOINT)
+
+    @property
+    def quantized(self) -> tuple[SiteReport, ...]:
+        """The weights that were float and are converted as the recipe says."""
+        return tuple(site for site in self.conversion.converted if site.algorithm != CHECKPOINT)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields, as JSON types; ``kept`` and ``quantized`` by the names of their nodes."""
+        return {
+            "checkpoint": self.checkpoint,
+            "output": self.output,
+            "architecture": self.architecture,
+            "format": self.format,
+            "checkpoint_bytes": self.checkpoint_bytes,
+            "seconds": self.seconds,
+            "warnings": list(self.warnings),
+            "kept": [site.node for site in self.kept],
+            "quantized": [site.node for site in self.quantized],
+            "conversion": self.conversion.to_dict(),
+        }
+
+    def summary(self) -> str:
+        """Lines: which weights were kept and which converted."""
+        kept, quantized = self.kept, self.quantized
+        what = f"{self.architecture}{f', {self.format}' if self.format else ''}"
+        before, after = format_bytes(self.checkpoint_bytes), format_bytes(self.conversion.converted_bytes)
+        peak = format_bytes(self.conversion.peak_rss_bytes)
+        lines = [f"{what}: {before} -> {after} in {self.output}, {self.seconds:.1f} s, peak memory {peak}"]
+        if kept:
+            nbytes = format_bytes(sum(site.converted_bytes for site in kept))
+            lines.append(f"{len(kept)} weights kept as the checkpoint has them, byte for byte: {nbytes}")
+            rounded = sorted({site.activation_format for site in kept} - {"none"})
+            lines += [f"activations before them rounded to {', '.join(rounded)}"] if rounded else []
+        if quantized:
+            formats = ", ".join(sorted({site.weight_format for site in quantized}))
+            lines.append(
+                f"{len(quantized)} weights converted from float: {formats} ({few([s.node for s in quantized])})"
+            )
+        return "\n".join(lines)
+
+    def print(self, console: Console) -> None:
+        """Writes the tables of the weights and the summary."""
+        sites = self.conversion
+        for table in (
+            tables.grouped(sites.converted) if sites.converted else None,
+            tables.left_alone(sites.skipped, sites.converted_bytes) if sites.skipped else None,
+            *tables.fused(sites.fused),
+        ):
+            if table is not None:
+                console.print(table, highlight=False)
+        console.print(self.summary(), markup=False, highlight=False)
+
+
+def import_checkpoint(
+    checkpoint: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    recipe: Recipe | str = "weight-only",
+    *,
+    calibration: Calibration | Data | None = None,
+    float_activations: bool = False,
+    library: bool = True,
+    progress: Progress | None = None,
+    **overrides: Unpack[RecipeOptions],
+) -> ImportReport:
+    """Makes a folder that onnxruntime-genai runs of a Hugging Face folder: config.json, safetensors, a tokenizer.
+
+    Weights that are MXFP4 in the checkpoint keep their codes and scales byte for byte, and have their operands rounded
+    as the checkpoint asks, unless ``float_activations``. The others are converted as ``recipe`` and ``calibration``
+    say, as by :func:`mxort.convert`, in the same pass. ``library``: whether a copy of libmxort.so goes into the folder,
+    with which the folder runs where mxort is not imported. ``out`` appears whole or not at all.
+
+    Raises MxortError, before anything is written, for a checkpoint that is damaged, quantised in a way that cannot be
+    kept, or of an architecture that cannot be built; where a library is missing; and where ``out`` exists.
+    """
+    started = time.perf_counter()
+    report_progress = progress or silent
+    chosen = (
+        recipe.with_overrides(**overrides)
+        if isinstance(recipe, Recipe)
+        else Recipe.from_preset(recipe, **overrides)
+    )
+    builder.require()
+    report_progress("reading the checkpoint", 0.0)
+    opened = open_checkpoint(Path(checkpoint), float_activations=float_activations)
+    doubts = tuple(configuration.check(opened))
+    with _folder(Path(out)) as folder:
+        report_progress("building the graph", 0.0)
+        graph = builder.build(opened, folder)
+        warnings = (*doubts, *opened.notes, *_unused(opened, graph.unused))
+        origins = _annotate(graph.model)
+        report = convert(
+            _source(opened, graph.model), folder / MODEL, chosen, calibration=calibration, progress=progress
+        )
+        _check_all_kept(opened, report, origins)
+        if library:
+            _add_library(folder)
+    report = replace(report, output=str(Path(out) / MODEL))
+    return ImportReport(
+        str(opened.folder),
+        str(out),
+        opened.architecture,
+        opened.format,
+        opened.nbytes,
+        report,
+        time.perf_counter() - started,
+        (*warnings, *report.warnings),
+    )
+
+
+def _unused(checkpoint: Checkpoint, names: tuple[str, ...]) -> Iterator[str]:
+    """What is left of the checkpoint. Raises MxortError where that is an MXFP4 weight."""
+    for name in names:
+        if weight := checkpoint.packed.get(name):
+            raise MxortError(f"{weight.codes.label} is MXFP4, but no weight of {checkpoint.architecture}")
+    if names:
+        yield f"{checkpoint.architecture} has no place for {few(list(names))}"
+
+
+def _annotate(model: ir.Model) -> dict[str, tuple[Rows, ...]]:
+    """Writes into each node where its weight comes from; the same by the node's name."""
+    found: dict[str, tuple[Rows, ...]] = {}
+    for node in model.graph:
+        for weight in filter(None, map(_weight, node.inputs)):
+            found[node.name or ""] = weight.pieces
+            node.metadata_props[METADATA] = json.dumps([piece.name for piece in weight.pieces])
+    return found
+
+
+def _weight(value: ir.Value | None) -> LazyWeight | None:
+    """The weight that a node reads, through a Transpose too."""
+    node = None if value is None else value.producer()
+    if node is not None and node.op_type == "Transpose":
+        value = node.inputs[0]
+    tensor = None if value is None else value.const_value
+    return tensor if isinstance(tensor, LazyWeight) else None
+
+
+def _source(checkpoint: Checkpoint, model: ir.Model) -> model_io.Source:
+    """The graph as the conversion takes it, of the size that it has in float; its files are the checkpoint's."""
+    config = checkpoint.folder / "config.json"
+    return replace(
+        model_io.from_memory(model), name=str(checkpoint.folder), path=config, data_files=checkpoint.files
+    )
+
+
+def _check_all_kept(checkpoint: Checkpoint, report: Report, origins: Mapping[str, tuple[Rows, ...]]) -> None:
+    """Every row of every MXFP4 weight is in the file. Raises MxortError otherwise."""
+    expected = sum(weight.shape[0] for weight in checkpoint.packed.values())
+    kept = {
+        piece.name: piece.shape[0]
+        for site in report.converted
+        if site.algorithm == CHECKPOINT
+        for piece in origins[site.node]
+    }
+    if sum(kept.values()) != expected:
+        raise MxortError(
+            f"{checkpoint.folder}: kept {sum(kept.values())} of {expected} rows in MXFP4: the graph of "
+            f"{checkpoint.architecture} does not hold the weights as the checkpoint does"
+        )
+
+
+def _add_library(folder: Path) -> None:
+    """A copy of the library, named in the configuration by its bare name: genai looks beside the model."""
+    library = Path(get_library_path())
+    shutil.copyfile(library, folder / library.name)
+    path = folder / "genai_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["model"]["decoder"].setdefault("session_options", {})["custom_ops_library"] = library.name
+    path.write_text(json.dumps(config, indent=4), encoding="utf-8")
+
+
+@contextlib.contextmanager
+def _folder(out: Path) -> Iterator[Path]:
+    """A folder that becomes ``out`` when the block ends well, and vanishes otherwise."""
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise MxortError(f"{out}: exists already, expected a new folder")
+    if not out.absolute().parent.is_dir():
+        raise MxortError(f"{out}: cannot write: the folder {out.parent} does not exist")
+    try:
+        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.absolute().parent))
+    except OSError as error:
+        raise MxortError(f"{out}: cannot write: {error.strerror or error}") from None
+    try:
+        yield temporary
+        temporary.chmod(0o777 & ~_umask())
+        temporary.rename(out)
+    except OSError as error:
+        raise MxortError(f"{out}: cannot write: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
