@@ -1,1 +1,1 @@
-"""Models as people have them: checkpoints in, folders of onnxruntime-genai, optimum, sentence-transformers in and out."""
+"""Models as people have them: checkpoints in; folders of onnxruntime-genai, optimum and sentence-transformers."""
