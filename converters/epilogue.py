@@ -27,7 +27,7 @@ from mxort.converters.resolving import resolve
 from mxort.converters.rewrite import drop_dead
 
 FACTOR = "mxort_factor"
-"""Key in a node's metadata: the name of the node whose product is the second factor."""
+"""Key in a node's metadata: the name of the node whose product is the second factor; before that node's own keys."""
 
 _POINTWISE = frozenset(
     ["Add", "Sub", "Mul", "Div", "Neg", "Pow", "Erf", "Tanh", "Sigmoid", "Relu", "Gelu", "Swish", "Identity"]
@@ -179,6 +179,7 @@ def _replace(node: ir.Node, steps: _Steps) -> tuple[str, str]:
         up, last = gate
         removed += gate
         inputs += up.inputs[1:]
+        metadata |= {f"{FACTOR}.{key}": text for key, text in up.metadata_props.items()}
         metadata[FACTOR] = up.name or ""
     fused = ir.Node(
         functions.DOMAIN,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -138,12 +137,10 @@ def _convert(
     if model.keep:
         return ModelReport(str(model.path), model.part, model.keep, nbytes, nbytes)
     source, target = found.path / model.path, output.place(model.path)
-    try:
+    with output.naming():
         report = convert(
             source, target, recipe_for(found, model, recipe), calibration=calibration, progress=progress
         )
-    except MxortError as error:
-        raise MxortError(str(error).replace(str(output.staged), str(output.path))) from None
     nbytes_now = report.converted_bytes if report.converted else nbytes
     report = replace(report, output=str(output.path / model.path), converted_bytes=nbytes_now)
     if report.converted:
@@ -179,7 +176,6 @@ def _copy_rest(
     if written:
         if nbytes := max(row.report.cache_bytes for row in rows if row.report is not None):
             genai_config.set_head_size(config, nbytes)
-        text = json.dumps(config, indent=4, ensure_ascii=False) + "\n"
-        sizes.append(output.write(text, PurePath(genai_config.NAME)))
+        sizes.append(output.write(genai_config.text(config), PurePath(genai_config.NAME)))
         sizes.append(output.copy(Path(get_library_path()), PurePath(LIBRARY_NAME)))
     return len(sizes), sum(sizes)

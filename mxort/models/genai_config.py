@@ -93,3 +93,8 @@ def name_library(config: dict[str, Any], library: str) -> None:
 def set_head_size(config: dict[str, Any], size: int) -> None:
     """The last dimension of the decoder's caches: the bytes of a position where they are quantised (uint8)."""
     config["model"]["decoder"]["head_size"] = size
+
+
+def text(config: Mapping[str, Any]) -> str:
+    """The file of a configuration."""
+    return json.dumps(config, indent=4, ensure_ascii=False) + "\n"

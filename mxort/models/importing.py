@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import shutil
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Unpack
 
 import onnx_ir as ir
@@ -25,10 +22,11 @@ from mxort.conversion.weights import CHECKPOINT, Calibration
 from mxort.converters import model_io
 from mxort.converters.lazy_weights import LazyWeight, Rows
 from mxort.errors import MxortError
-from mxort.models import builder, configuration
+from mxort.models import builder, configuration, genai_config
 from mxort.models.checkpoint import Checkpoint, open_checkpoint
+from mxort.models.staged_folder import StagedFolder
 from mxort.progress import Progress, silent
-from mxort.runtime.session import get_library_path
+from mxort.runtime.session import LIBRARY_NAME, get_library_path
 from mxort.text import few, format_bytes
 
 MODEL = "model.onnx"
@@ -143,17 +141,20 @@ def import_checkpoint(
     report_progress("reading the checkpoint", 0.0)
     opened = open_checkpoint(Path(checkpoint), float_activations=float_activations)
     doubts = tuple(configuration.check(opened))
-    with _folder(Path(out)) as folder:
+    with StagedFolder(out, opened.folder) as output:
         report_progress("building the graph", 0.0)
-        graph = builder.build(opened, folder)
+        with output.naming():
+            graph = builder.build(opened, output.staged)
         warnings = (*doubts, *opened.notes, *_unused(opened, graph.unused))
         origins = _annotate(graph.model)
-        report = convert(
-            _source(opened, graph.model), folder / MODEL, chosen, calibration=calibration, progress=progress
-        )
+        target = output.place(PurePath(MODEL))
+        with output.naming():
+            report = convert(
+                _source(opened, graph.model), target, chosen, calibration=calibration, progress=progress
+            )
         _check_all_kept(opened, report, origins)
-        if library:
-            _add_library(folder)
+        _configure(output, report.cache_bytes, library)
+        output.commit()
     report = replace(report, output=str(Path(out) / MODEL))
     return ImportReport(
         str(opened.folder),
@@ -219,38 +220,12 @@ def _check_all_kept(checkpoint: Checkpoint, report: Report, origins: Mapping[str
         )
 
 
-def _add_library(folder: Path) -> None:
-    """A copy of the library, named in the configuration by its bare name: genai looks beside the model."""
-    library = Path(get_library_path())
-    shutil.copyfile(library, folder / library.name)
-    path = folder / "genai_config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
-    config["model"]["decoder"].setdefault("session_options", {})["custom_ops_library"] = library.name
-    path.write_text(json.dumps(config, indent=4), encoding="utf-8")
-
-
-@contextlib.contextmanager
-def _folder(out: Path) -> Iterator[Path]:
-    """A folder that becomes ``out`` when the block ends well, and vanishes otherwise."""
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise MxortError(f"{out}: exists already, expected a new folder")
-    if not out.absolute().parent.is_dir():
-        raise MxortError(f"{out}: cannot write: the folder {out.parent} does not exist")
-    try:
-        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.absolute().parent))
-    except OSError as error:
-        raise MxortError(f"{out}: cannot write: {error.strerror or error}") from None
-    try:
-        yield temporary
-        temporary.chmod(0o777 & ~_umask())
-        temporary.rename(out)
-    except OSError as error:
-        raise MxortError(f"{out}: cannot write: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _configure(output: StagedFolder, cache_bytes: int, library: bool) -> None:
+    """What the configuration says beyond what the builder wrote, and a copy of the library."""
+    config = genai_config.load(output.staged)
+    if library:
+        genai_config.name_library(config, LIBRARY_NAME)
+        output.copy(Path(get_library_path()), PurePath(LIBRARY_NAME))
+    if cache_bytes:
+        genai_config.set_head_size(config, cache_bytes)
+    output.write(genai_config.text(config), PurePath(genai_config.NAME))

@@ -66,6 +66,15 @@ class StagedFolder:
         except OSError as error:
             raise MxortError(f"{self.path}: cannot write: {error.strerror or error}") from None
 
+    @contextlib.contextmanager
+    def naming(self) -> Iterator[None]:
+        """Errors of others that write into the folder name files by where they are to be."""
+        with self._writing():
+            try:
+                yield
+            except MxortError as error:
+                raise MxortError(str(error).replace(str(self.staged), str(self.path))) from None
+
     @property
     def staged(self) -> Path:
         """Where the folder is before :meth:`commit`."""

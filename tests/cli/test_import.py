@@ -53,7 +53,7 @@ def test_a_checkpoint_becomes_a_folder(tmp_path: Path) -> None:
         ("damaged weights", "model.safetensors: not a safetensors file, or damaged"),
         ("unknown format", "config.json: quant_method: got 'awq'"),
         ("unknown option", "unknown rotation: got '48'"),
-        ("existing output", "out: exists already"),
+        ("existing output", "out: the folder is not empty"),
         ("no such parent", "does not exist"),
     ],
 )

@@ -19,8 +19,8 @@ from onnx import numpy_helper
 
 import checkpoints
 import mxort
-from mxort.converters import verify
-from mxort.models import builder, importing
+from mxort.converters import functions, verify
+from mxort.models import builder, staged_folder
 
 TOKENS = np.random.default_rng(3).integers(3, checkpoints.VOCABULARY, (1, 12))
 EXACT: dict[str, Any] = {"table_format": "float", "accuracy_level": 1}
@@ -31,15 +31,21 @@ FLOAT_SUMS = 2e-5
 each of 2^-24 times the root of its terms; norms and softmax pass that on. Ten times what was seen."""
 
 
-def weights(folder: Path) -> dict[str, tuple[onnx.NodeProto, np.ndarray, np.ndarray]]:
-    """(node, codes, scales) by node name."""
+def weights(folder: Path) -> dict[str, tuple[onnx.NodeProto, list[str], np.ndarray, np.ndarray]]:
+    """(node, the checkpoint's names, codes, scales) by the name of the weight's own node."""
     model = onnx.load(folder / "model.onnx")
-    arrays = {tensor.name: tensor for tensor in model.graph.initializer}
-    return {
-        node.name: (node, *(numpy_helper.to_array(arrays[name]) for name in node.input[1:3]))
-        for node in model.graph.node
-        if node.op_type in ("MatMulMXFP4", "GatherMXFP4")
-    }
+    arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    found = {}
+    for node in model.graph.node:
+        if node.domain != "mxort" or not node.op_type.endswith("MXFP4"):
+            continue
+        notes = {entry.key: entry.value for entry in node.metadata_props}
+        for operand in range(functions.operands_of(node.op_type)):
+            name = notes["mxort_factor"] if operand else node.name
+            sources = json.loads(notes["mxort_factor." * operand + "mxort.checkpoint"])
+            codes, scales = (arrays[key] for key in node.input[1 + 4 * operand : 3 + 4 * operand])
+            found[name] = (node, sources, codes, scales)
+    return found
 
 
 def run(folder: Path, tokens: np.ndarray, register: bool = True) -> np.ndarray:
@@ -77,13 +83,12 @@ def rows_of(tiny: checkpoints.Tiny, source: str) -> tuple[np.ndarray, np.ndarray
 def assert_bytes(tiny: checkpoints.Tiny, folder: Path) -> None:
     """Every row of every MXFP4 weight of the checkpoint is in the model, unchanged."""
     rows: dict[str, int] = {}
-    for node, codes, scales in weights(folder).values():
-        sources = json.loads({entry.key: entry.value for entry in node.metadata_props}["mxort.checkpoint"])
+    for name, (_, sources, codes, scales) in weights(folder).items():
         if sources[0].partition(".weight")[0] not in tiny.packed:
             continue
         parts = [rows_of(tiny, source) for source in sources]
-        np.testing.assert_array_equal(codes, np.concatenate([part[0] for part in parts]), node.name)
-        np.testing.assert_array_equal(scales, np.concatenate([part[1] for part in parts]), node.name)
+        np.testing.assert_array_equal(codes, np.concatenate([part[0] for part in parts]), name)
+        np.testing.assert_array_equal(scales, np.concatenate([part[1] for part in parts]), name)
         rows |= {source: len(part[0]) for source, part in zip(sources, parts, strict=True)}
     assert sum(rows.values()) == sum(len(matrix.codes) for matrix in tiny.packed.values()) > 0
 
@@ -190,7 +195,7 @@ class Rounded(torch.nn.Module):
 def test_activations_are_rounded_as_the_checkpoint_asks(fmt: str, tmp_path: Path) -> None:
     tiny = checkpoints.make(tmp_path / "checkpoint", "llama", fmt)
     mxort.import_checkpoint(tiny.folder, tmp_path / "out", library=False, **EXACT)
-    assert {attribute(node, "activation_format") for node, _, _ in weights(tmp_path / "out").values()} == {
+    assert {attribute(node, "activation_format") for node, *_ in weights(tmp_path / "out").values()} == {
         b"mxfp4"
     }
     unrounded = tiny.logits(TOKENS)
@@ -227,11 +232,11 @@ def test_a_float_checkpoint_becomes_what_convert_makes(tmp_path: Path) -> None:
 def test_the_folder_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny = checkpoints.make(tmp_path / "checkpoint", "llama", "quark")
 
-    def fail(folder: Path) -> None:
-        assert (folder / "model.onnx").exists()
+    def fail(path: Path) -> None:
+        assert (path.parent / "model.onnx").exists()
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(importing, "_add_library", fail)
+    monkeypatch.setattr(staged_folder, "synchronise", fail)
     with pytest.raises(mxort.MxortError, match="cannot write: No space left on device"):
         mxort.import_checkpoint(tiny.folder, tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint"]
@@ -245,7 +250,7 @@ def test_the_folder_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.Mo
         "tokenizer.json",
         "libmxort.so",
     }
-    with pytest.raises(mxort.MxortError, match="exists already, expected a new folder"):
+    with pytest.raises(mxort.MxortError, match="the folder is not empty"):
         mxort.import_checkpoint(tiny.folder, tmp_path / "out")
 
 
