@@ -14,6 +14,7 @@ import onnx.checker
 import onnx_ir as ir
 
 from mxort.calibration.data import Data
+from mxort.calibration.self_written import SelfWritten
 from mxort.conversion import combinations, gains, selection
 from mxort.conversion import rows as report_rows
 from mxort.conversion.gains import Gain
@@ -43,6 +44,7 @@ class _Plan:
     stored: Storage
     kept: tuple[SiteReport, ...]
     gains: tuple[Gain, ...]
+    calibration: str = ""
     fused: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     @property
@@ -59,7 +61,7 @@ def convert(
     out: str | os.PathLike[str] | None = None,
     recipe: Recipe | str = "weight-only",
     *,
-    calibration: Calibration | Data | None = None,
+    calibration: Calibration | Data | SelfWritten | None = None,
     progress: Progress | None = None,
     **overrides: Unpack[RecipeOptions],
 ) -> Report:
@@ -68,7 +70,8 @@ def convert(
     ``model`` is a path, a ModelProto or an onnx_ir Model; it is not changed. Without ``out`` a model in
     memory comes back, converted, as ``report.model``. ``recipe`` is a Recipe or the name of a preset;
     ``overrides`` change single options of it (``convert(path, out, rotation=32)``). ``calibration`` is data to
-    run the model on: samples, or a file or folder of them (:mod:`mxort.calibration.data`). Where nothing can be
+    run the model on: samples, or a file or folder of them (:mod:`mxort.calibration.data`); "self": a decoder writes
+    them (:class:`mxort.SelfWritten` says how much). Where nothing can be
     converted the model is written as it was.
 
     Raises MxortError for bad input or options, and where the output cannot be written; nothing is then
@@ -190,7 +193,8 @@ def _convert_sites(
                 plan = replace(plan, fused=_fuse(source.model))
         except OpsetError as error:
             raise MxortError(f"{source.name}: {error}") from None
-    return replace(plan, warnings=(*plan.warnings, *packer.warnings)), (*rows, *plan.kept)
+    warnings = (*plan.warnings, *packer.warnings)
+    return replace(plan, warnings=warnings, calibration=packer.calibrated_on), (*rows, *plan.kept)
 
 
 def _fuse(model: ir.Model) -> dict[str, dict[str, int]]:
@@ -285,5 +289,6 @@ def _report(
         warnings,
         plan.gains,
         plan.fused,
+        plan.calibration,
         model=result,
     )

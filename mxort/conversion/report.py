@@ -63,7 +63,7 @@ class Report:
 
     ``sites`` ends with rows for other nodes that hold much of the file, and for what of it is no constant. ``gains``:
     what options that were not given would make of its size. ``fused``: by operator how many nodes got a kernel of this
-    library, and how many did not by reason.
+    library, and how many did not by reason. ``calibration``: the data it was calibrated on, "" where there were none.
 
     ``model`` is the converted model where no output path was given (of the type that was handed in), else
     None; it is not part of the JSON.
@@ -84,6 +84,7 @@ class Report:
     warnings: tuple[str, ...] = ()
     gains: tuple[Gain, ...] = ()
     fused: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    calibration: str = ""
     model: onnx.ModelProto | ir.Model | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -167,6 +168,8 @@ class Report:
             out.print((tables.every_node if every_node else tables.grouped)(self.converted))
         if self.skipped:
             out.print(tables.left_alone(self.skipped, self.converted_bytes))
+        if self.calibration:
+            out.print(f"calibrated on {self.calibration}", markup=False, highlight=False)
         for line in tables.fused(self.fused):
             out.print(line, markup=False, highlight=False)
         for line in tables.options(self.gains, self.converted_bytes):

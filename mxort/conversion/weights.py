@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 
 from mxort.calibration import calibrate as calibration_run
 from mxort.calibration import data as calibration_data
+from mxort.calibration import self_written
 from mxort.calibration.calibrate import Operator
 from mxort.calibration.example_inputs import Inputs
+from mxort.calibration.self_written import SelfWritten, Written
 from mxort.calibration.smoothing import Smoother
 from mxort.conversion.cache import Made, WeightCache
 from mxort.conversion.combinations import BEST_WITHOUT_DATA, algorithm_for
@@ -34,16 +36,30 @@ from mxort.quantize import ALGORITHMS, QuantizedWeight, Statistics
 class Calibration:
     """The data to calibrate on (see :mod:`mxort.calibration.data`) and what the run may use.
 
+    ``data`` may also be "self" or a :class:`mxort.SelfWritten`: a decoder then writes it.
     ``memory``: bytes of activations held in memory, beyond which they go to temporary files. ``threads``: 0 all
     cores. ``cache``: a folder that keeps finished weights, for a run that is interrupted and started again.
-    ``device``: where torch computes (:func:`mxort.runtime.hardware.torch_device`).
+    ``device``: where torch computes (:func:`mxort.runtime.hardware.torch_device`). ``say`` is told once what writing
+    its data will take.
     """
 
-    data: calibration_data.Data
+    data: calibration_data.Data | SelfWritten
     memory: int = 512_000_000
     threads: int = 0
     cache: str | os.PathLike[str] | None = None
     device: str = "auto"
+    say: Callable[[str], None] = self_written.nothing
+
+    def read(self, source: Source, progress: Progress) -> calibration_data.Data:
+        """The data, written where there are none. Raises MxortError where the model cannot."""
+        settings = (
+            SelfWritten() if isinstance(self.data, str) and self.data == self_written.SELF else self.data
+        )
+        if not isinstance(settings, SelfWritten):
+            return settings
+        return self_written.write(
+            source, settings, threads=self.threads, cache=self.cache, progress=progress, say=self.say
+        )
 
 
 @dataclass(frozen=True)
@@ -83,6 +99,7 @@ class Packer:
         self._asked: set[Any] = set()
         self._cache: WeightCache | None = None
         self._smoother: Smoother | None = None
+        self.calibrated_on = ""
 
     def calibrate(
         self, source: Source, found: Sequence[Site], calibration: Calibration, progress: Progress
@@ -93,7 +110,9 @@ class Packer:
         """
         convertible = [s for s in found if not s.skip and s.weight is not None and not s.wide_table]
         self._notes = {site.node: stages.refusal(source.model, site) for site in convertible}
-        feeds: Iterable[Inputs] = calibration_data.samples(calibration.data, source.model, source.name)
+        data = calibration.read(source, progress)
+        self.calibrated_on = data.description if isinstance(data, Written) else _described(data)
+        feeds: Iterable[Inputs] = calibration_data.samples(data, source.model, source.name)
         if calibration.cache is not None:
             self._cache = WeightCache(Path(calibration.cache), source, self._recipe)
             feeds = self._cache.watch(feeds)
@@ -195,6 +214,10 @@ class Packer:
             ", ".join(note for note in notes if note),
             _gain_db(quantized),
         )
+
+
+def _described(data: calibration_data.Data) -> str:
+    return os.fspath(data) if isinstance(data, str | os.PathLike) else "samples in memory"
 
 
 def _gain_db(weight: QuantizedWeight) -> float | None:
