@@ -34,10 +34,15 @@ class DecoderLoop:
     over which a window slides), use_cache_branch and num_logits_to_keep. Without a cache every step runs the whole
     sequences again. A model with a fixed batch has that one; ``vocabulary`` is the number of tokens it knows.
 
+    ``capacity``: tokens that no sequence will exceed, so that GroupQueryAttention appends to its cache in place, where
+    it would otherwise return a copy that is a token longer; 0: not known.
+
     Raises MxortError where the model (called ``name``) is no such decoder.
     """
 
-    def __init__(self, session: ort.InferenceSession, model: ir.Model, name: str, batch: int) -> None:
+    def __init__(
+        self, session: ort.InferenceSession, model: ir.Model, name: str, batch: int, capacity: int = 0
+    ) -> None:
         self._session, self._name = session, name
         self._inputs = {v.name or "": v for v in model.graph.inputs if v.name not in model.graph.initializers}
         self._tokens = self._token_input()
@@ -52,7 +57,9 @@ class DecoderLoop:
         unknown = [key for key in self._inputs if key not in self._present and not self._is_known(key)]
         if unknown:
             raise self._refused(f"what to feed its input {unknown[0]} is not known")
-        self._empty = self._empty_cache(model)
+        in_place = capacity and all(self._appends(key) for key in self._present)
+        self._in_place = {output: key for key, output in self._present.items() if in_place}
+        self._empty = self._empty_cache(model, capacity)
         self.reset()
         self.step(np.zeros((self.batch, 1), np.int64))  # which says how large the vocabulary is
         self.reset()
@@ -76,7 +83,8 @@ class DecoderLoop:
         self._read = np.concatenate([self._read, tokens], axis=1)
         given = tokens if self.cached else self._read
         results = self._run(given, past if self.cached else 0)
-        self._past = {key: results[output] for key, output in self._present.items()}
+        if not self._in_place:
+            self._past = {key: results[output] for key, output in self._present.items()}
         logits = self._logits_of(results)
         self.vocabulary = min(self.vocabulary or logits.shape[-1], logits.shape[-1])
         return logits[:, -1].astype(np.float32)
@@ -93,10 +101,18 @@ class DecoderLoop:
         value = require_onnxruntime().OrtValue.ortvalue_from_numpy
         feeds = {key: value(self._fed(key, tokens, past)) for key in self._inputs if key not in self._present}
         try:
-            results = self._session.run_with_ort_values(self._outputs, feeds | self._past)
+            binding = self._session.io_binding()
+            for key, given in (feeds | self._past).items():
+                binding.bind_ortvalue_input(key, given)
+            for output in self._outputs:
+                if output in self._in_place:
+                    binding.bind_ortvalue_output(output, self._past[self._in_place[output]])
+                else:
+                    binding.bind_output(output, "cpu")
+            self._session.run_with_iobinding(binding)
+            return dict(zip(self._outputs, binding.get_outputs(), strict=True))
         except Exception as error:  # onnxruntime's exception types have no common base but this
             raise MxortError(f"{self._name}: fails to run token by token: {one_line(error)}") from error
-        return dict(zip(self._outputs, results, strict=True))
 
     def _fed(self, key: str, tokens: Tokens, past: int) -> NDArray[Any]:
         declared = self._inputs[key]
@@ -168,7 +184,16 @@ class DecoderLoop:
             found[key] = output
         return found
 
-    def _empty_cache(self, model: ir.Model) -> dict[str, NDArray[Any]]:
+    def _appends(self, key: str) -> bool:
+        """Whether this part of the cache is a GroupQueryAttention's alone, which appends where both are one buffer."""
+        uses = list(self._inputs[key].uses())
+        if len(uses) != 1 or cache_window(self._inputs[key]):
+            return False
+        node, index = uses[0].node, uses[0].idx
+        grown = {3: 1, 4: 2}.get(index) if node.op_type == "GroupQueryAttention" else None
+        return grown is not None and node.outputs[grown].name == self._present[key]
+
+    def _empty_cache(self, model: ir.Model, capacity: int) -> dict[str, NDArray[Any]]:
         batches = {key: self._inputs[key] for key in (self._tokens, *self._present)}
         symbols = {_symbol(v, 0) for v in batches.values()} - {""}
         made = generate_inputs(model, self._name, dims=dict.fromkeys(symbols, self.batch))
@@ -182,6 +207,8 @@ class DecoderLoop:
             fixed = len(shape) == 4 and shape[2] and not cache_window(value)
             if fixed and key.endswith(("key", "value")):
                 raise self._refused(f"its cache {key} has a fixed size of {shape[2]} positions")
+            if self._in_place:
+                shape[2] = capacity
             result[key] = np.zeros(shape, array.dtype)
         return result
 

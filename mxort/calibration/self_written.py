@@ -129,9 +129,9 @@ class _Writer:
         configuration = _configuration(source.path)
         self._name = source.name
         self._ends = np.array(configuration.get("ends", []), np.int64)
-        self._loop = _open(source, settings, threads)
         limits = [configuration.get("context"), _positions(source.model)]
-        self._settings = _resolved(settings, self._loop.cached, [x for x in limits if x])
+        longest = _fitting(settings, [limit for limit in limits if limit])
+        self._loop, self._settings = _open(source, longest, asked=settings.tokens > 0, threads=threads)
         self._clock = _Clock(self._settings, self._loop.cached, progress, say)
 
     def text(self) -> Tokens:
@@ -140,9 +140,7 @@ class _Writer:
         written = np.zeros((settings.windows, settings.tokens), np.int64)
         for start in range(0, settings.windows, batch):
             rows = range(start, min(start + batch, settings.windows))
-            drawn = np.zeros(
-                (batch, settings.tokens)
-            )  # a last batch is filled up with rows that nobody reads
+            drawn = np.zeros((batch, settings.tokens))  # rows beyond the last window are read by nobody
             for row in rows:  # each has numbers of its own, so that the batch does not matter
                 drawn[row - start] = np.random.default_rng([settings.seed, row]).random(settings.tokens)
             for position, tokens in enumerate(self._batch(drawn)):
@@ -166,25 +164,27 @@ class _Writer:
             yield tokens
 
 
-def _open(source: Source, settings: SelfWritten, threads: int) -> DecoderLoop:
+def _open(
+    source: Source, settings: SelfWritten, *, asked: bool, threads: int
+) -> tuple[DecoderLoop, SelfWritten]:
+    """The decoder, and the settings with fewer tokens where nobody ``asked`` for them and each is dear."""
     options = require_onnxruntime().SessionOptions()
     options.intra_op_num_threads = threads
-    model: bytes | Path
-    if source.path is None:
-        model = _in_memory(source)
-        if source.data_files:
-            folder = str(source.data_files[0].absolute().parent)
-            options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
-    else:
-        model = source.path
+    model = source.path or _in_memory(source)
+    if source.path is None and source.data_files:
+        folder = str(source.data_files[0].absolute().parent)
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
     session = open_session(model, options)
-    loop = DecoderLoop(session, source.model, source.name, min(_BATCH, settings.windows))
-    if not loop.cached:
-        tokens = settings.tokens or _TOKENS_WITHOUT_CACHE
-        fitting = max(1, _LOGITS_AT_ONCE // (tokens * loop.vocabulary))
-        if fitting < loop.batch:
-            loop = DecoderLoop(session, source.model, source.name, fitting)
-    return loop
+
+    def loop(batch: int) -> DecoderLoop:
+        return DecoderLoop(session, source.model, source.name, batch, settings.tokens)
+
+    found = loop(min(_BATCH, settings.windows))
+    if found.cached:
+        return found, settings
+    tokens = settings.tokens if asked else min(settings.tokens, _TOKENS_WITHOUT_CACHE)
+    fitting = max(1, _LOGITS_AT_ONCE // (tokens * found.vocabulary))
+    return found if fitting >= found.batch else loop(fitting), replace(settings, tokens=tokens)
 
 
 def _in_memory(source: Source) -> bytes:
@@ -197,10 +197,9 @@ def _in_memory(source: Source) -> bytes:
     return data
 
 
-def _resolved(settings: SelfWritten, cached: bool, limits: list[int]) -> SelfWritten:
-    """The settings with the number of tokens that they mean for a model."""
-    usual = _TOKENS if cached else _TOKENS_WITHOUT_CACHE
-    tokens = min([settings.tokens or usual, *limits])
+def _fitting(settings: SelfWritten, limits: list[int]) -> SelfWritten:
+    """The settings with a number of tokens that the model's context has."""
+    tokens = min([settings.tokens or _TOKENS, *limits])
     if settings.tokens > tokens:
         raise MxortError(
             f"tokens: got {settings.tokens}, expected at most the {tokens} of the model's context"

@@ -17,8 +17,8 @@ from sliding_window import WINDOW, sliding_window
 from tiny_models import mlp
 
 
-def loop_of(path, batch=2):
-    return DecoderLoop(open_session(path), model_io.load(path).model, "m.onnx", batch)
+def loop_of(path, batch=2, capacity=0):
+    return DecoderLoop(open_session(path), model_io.load(path).model, "m.onnx", batch, capacity)
 
 
 def stepwise(loop, tokens):
@@ -40,14 +40,19 @@ def test_logits_of_whole_sequences(tmp_path, cached, positions):
     np.testing.assert_allclose(loop.step(tokens[:, 7:9]), expected[:, 8], atol=1e-4)
 
 
+@pytest.mark.parametrize("capacity", [0, 3 * WINDOW, 100])
 @pytest.mark.parametrize("layers", [1, 2], ids=["a cache", "a cache that slides"])
-def test_group_query_attention(tmp_path, layers):
+def test_group_query_attention(tmp_path, layers, capacity):
     path = sliding_window(tmp_path / "m.onnx", layers)
-    loop = loop_of(path, batch=3)
+    loop = loop_of(path, 3, capacity)
     tokens = np.random.default_rng(0).integers(0, loop.vocabulary, (3, 3 * WINDOW))
     session, graph = open_session(path), model_io.load(path).model
     expected = np.stack([session.run(["logits"], complete(row, graph, "m"))[0][0] for row in tokens])
     np.testing.assert_allclose(stepwise(loop, tokens), expected, atol=2e-4 * np.abs(expected).max())
+    loop.reset()
+    np.testing.assert_allclose(
+        stepwise(loop, tokens[:, :5]), expected[:, :5], atol=2e-4 * np.abs(expected).max()
+    )
 
 
 def test_a_fixed_batch_and_narrow_tokens(tmp_path):
