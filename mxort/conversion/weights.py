@@ -100,6 +100,8 @@ class Packer:
         self._cache: WeightCache | None = None
         self._smoother: Smoother | None = None
         self.calibrated_on = ""
+        self._few_rows: dict[str, tuple[int, int]] = {}
+        """Nodes that met fewer rows than they have inputs -> (rows, inputs)."""
 
     def calibrate(
         self, source: Source, found: Sequence[Site], calibration: Calibration, progress: Progress
@@ -142,6 +144,8 @@ class Packer:
     def _calibrated(self, site: Site, statistics: Statistics) -> calibration_run.Result | None:
         assert site.weight is not None
         key = site.weight.identity, site.weight_format
+        if statistics.rows < site.K:
+            self._few_rows[site.name] = statistics.rows, site.K
         if key not in self._packed:
             self._packed[key] = self._pack(site, self._algorithm, statistics)
         packed = self._packed[key]
@@ -175,7 +179,12 @@ class Packer:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What the user should hear about the run."""
-        return (self._cache.warning,) if self._cache is not None and self._cache.warning else ()
+        kept = (self._cache.warning,) if self._cache is not None and self._cache.warning else ()
+        if not self._few_rows:
+            return kept
+        rows, most = min(x for x, _ in self._few_rows.values()), max(x for _, x in self._few_rows.values())
+        layers = f"{len(self._few_rows)} layers of up to {most} inputs"
+        return (*kept, f"few calibration data: {rows} rows for {layers}: several times as many do better")
 
     def _operator(self, site: Site, algorithm: str) -> Operator:
         """How a site will run, as far as that is known before its weight is quantised: but for the level."""
