@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -70,6 +71,11 @@ class DecoderLoop:
     def cached(self) -> bool:
         """Whether a step costs what its tokens cost, not what the whole sequences do."""
         return bool(self._present)
+
+    def cache_bytes(self, tokens: int) -> int:
+        """Bytes of the cache of one sequence of so many tokens."""
+        arrays = self._empty.values()
+        return sum(math.prod(size or tokens for size in x.shape) * x.itemsize // self.batch for x in arrays)
 
     def reset(self) -> None:
         """Forgets the sequences."""

@@ -34,6 +34,9 @@ _VERSION = 1
 _BATCH = 32
 """Windows written at once: a step reads every weight once for all of them."""
 
+_CACHE_BYTES = 1 << 30
+"""What the caches of the windows written at once may take."""
+
 _LOGITS_AT_ONCE = 1 << 27
 """Numbers of logits that a model without a cache may compute in a step: those of all its tokens, every time."""
 
@@ -179,12 +182,15 @@ def _open(
     def loop(batch: int) -> DecoderLoop:
         return DecoderLoop(session, source.model, source.name, batch, settings.tokens)
 
-    found = loop(min(_BATCH, settings.windows))
-    if found.cached:
-        return found, settings
-    tokens = settings.tokens if asked else min(settings.tokens, _TOKENS_WITHOUT_CACHE)
-    fitting = max(1, _LOGITS_AT_ONCE // (tokens * found.vocabulary))
-    return found if fitting >= found.batch else loop(fitting), replace(settings, tokens=tokens)
+    one = loop(1)
+    tokens = settings.tokens if one.cached or asked else min(settings.tokens, _TOKENS_WITHOUT_CACHE)
+    settings = replace(settings, tokens=tokens)
+    fitting = _CACHE_BYTES // max(1, one.cache_bytes(tokens))
+    if not one.cached:
+        fitting = _LOGITS_AT_ONCE // (tokens * one.vocabulary)
+    rounds = -(-settings.windows // max(1, min(_BATCH, fitting)))
+    batch = -(-settings.windows // rounds)
+    return one if one.batch == batch else loop(batch), settings
 
 
 def _in_memory(source: Source) -> bytes:

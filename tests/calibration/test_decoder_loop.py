@@ -13,7 +13,7 @@ from mxort.calibration.decoder_loop import DecoderLoop
 from mxort.converters import model_io
 from mxort.errors import MxortError
 from mxort.runtime.session import open_session
-from sliding_window import WINDOW, sliding_window
+from sliding_window import HEAD, HEADS, WINDOW, sliding_window
 from tiny_models import mlp
 
 
@@ -45,6 +45,10 @@ def test_logits_of_whole_sequences(tmp_path, cached, positions):
 def test_group_query_attention(tmp_path, layers, capacity):
     path = sliding_window(tmp_path / "m.onnx", layers)
     loop = loop_of(path, 3, capacity)
+    slides = (layers - 1) * 2 * HEADS * WINDOW * HEAD * 4
+    assert (
+        loop.cache_bytes(20) == slides + 2 * HEADS * (capacity if capacity and layers == 1 else 20) * HEAD * 4
+    )
     tokens = np.random.default_rng(0).integers(0, loop.vocabulary, (3, 3 * WINDOW))
     session, graph = open_session(path), model_io.load(path).model
     expected = np.stack([session.run(["logits"], complete(row, graph, "m"))[0][0] for row in tokens])

@@ -60,6 +60,10 @@ def test_the_batch_does_not_matter(tmp_path, monkeypatch):
     whole = written(path, settings)
     monkeypatch.setattr(self_written, "_BATCH", 3)  # 3 + 3 + 1
     np.testing.assert_array_equal(written(path, settings), whole)
+    monkeypatch.setattr(
+        self_written, "_CACHE_BYTES", 2 * 20 * HIDDEN * 4
+    )  # two windows' worth: 2 + 2 + 2 + 1
+    np.testing.assert_array_equal(written(path, settings), whole)
     fixed = prefix_sums(tmp_path / "fixed.onnx", fixed_batch=2)
     np.testing.assert_array_equal(written(fixed, settings), whole)
     monkeypatch.setattr(self_written, "_LOGITS_AT_ONCE", 2 * 20 * VOCABULARY)
