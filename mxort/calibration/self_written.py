@@ -95,7 +95,8 @@ def write(
     progress: Progress = silent,
     say: Callable[[str], None] = nothing,
 ) -> Written:
-    """The text that the model writes. ``cache``: a folder that keeps it, for the same model and settings.
+    """The text that the model writes. ``cache``: a folder that keeps it, for the same model, settings, and
+    configuration beside the model.
 
     ``say`` is told what it costs before most of it is done. Raises MxortError for a model that is no decoder.
     """
@@ -258,7 +259,8 @@ class _Clock:
 
 
 def _file_name(source: Source, settings: SelfWritten) -> str:
-    depends: Mapping[str, Any] = {"version": _VERSION, "model": source.sha256} | vars(settings)
+    known = {"version": _VERSION, "model": source.sha256, "beside it": _configuration(source.path)}
+    depends: Mapping[str, Any] = known | vars(settings)
     digest = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
     return f"self-written-{digest}.npy"
 

@@ -167,6 +167,10 @@ def test_kept_text_is_not_written_again(tmp_path, monkeypatch):
         ):
             with pytest.raises(AssertionError):
                 written(path, other, cache=cache)
+        (tmp_path / "config.json").write_text('{"eos_token_id": 3}')
+        with pytest.raises(AssertionError):
+            written(path, SelfWritten(3, 30), cache=cache)
+        (tmp_path / "config.json").unlink()
         prefix_sums(tmp_path / "m.onnx", cached=True, positions=True)  # another model of that name
         with pytest.raises(AssertionError):
             written(path, SelfWritten(3, 30), cache=cache)
