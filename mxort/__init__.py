@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mxort.calibration.self_written import SelfWritten as SelfWritten
     from mxort.conversion.inspection import inspect as inspect
     from mxort.conversion.pipeline import convert as convert
     from mxort.conversion.recipe import PRESETS as PRESETS
@@ -37,6 +38,7 @@ _HOME = {
     "PRESETS": "conversion.recipe",
     "Recipe": "conversion.recipe",
     "Report": "conversion.report",
+    "SelfWritten": "calibration.self_written",
     "SiteReport": "conversion.report",
     "compare": "evaluation.comparison",
     "convert": "conversion.pipeline",

@@ -154,7 +154,7 @@ def _generate(
         return np.broadcast_to(np.arange(shape[-1]), shape).astype(dtype.numpy())
     if "token_type" in name or "segment" in name:
         return np.zeros(shape, dtype.numpy())
-    rows = None if "mask" in name else _table_rows(value)
+    rows = None if "mask" in name else table_rows(value)
     if rows is None:
         return np.ones(shape, dtype.numpy())
     return rng.integers(0, rows, shape).astype(dtype.numpy())
@@ -242,7 +242,7 @@ def _copies(value: ir.Value) -> Iterator[ir.Value]:
             yield from _copies(node.outputs[0])
 
 
-def _table_rows(value: ir.Value) -> int | None:
+def table_rows(value: ir.Value) -> int | None:
     """Rows of the smallest table that ``value`` indexes, also through shape-only operators, or None."""
     sizes: list[int] = []
     pending, seen = [value], {value}

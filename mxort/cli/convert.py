@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from mxort.calibration.data import Data
+from mxort.calibration.self_written import SELF, SelfWritten
 from mxort.calibration.site_losses import Sensitivity
 from mxort.cli import folder, options, shared
 from mxort.cli.inspect import print_inspection
@@ -14,6 +16,7 @@ from mxort.conversion.recipe import Recipe
 from mxort.conversion.weights import Calibration
 from mxort.converters import model_io
 from mxort.errors import MxortError
+from mxort.progress import silent
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +38,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="also write FILE.{txt,json,html}",
     )
     data = parser.add_argument_group("calibration")
-    data.add_argument("--calibration", type=Path, metavar="PATH", help=shared.DATA_HELP)
+    data.add_argument(
+        "--calibration",
+        type=lambda text: text if text == SELF else Path(text),
+        metavar="PATH|self",
+        help=f"{shared.DATA_HELP}; self: a decoder writes them",
+    )
+    data.add_argument(
+        "--self-windows", type=shared.positive, default=32, metavar="N", help="how many it writes (32)"
+    )
+    data.add_argument(
+        "--self-tokens",
+        type=shared.positive,
+        default=0,
+        metavar="N",
+        help="of each (512; 128 for a model without a KV cache)",
+    )
     data.add_argument(
         "--memory",
         type=shared.positive,
@@ -75,7 +93,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(**dict.fromkeys(_DEFAULTS))
 
 
-_DEFAULTS = {"memory": 512, "threads": 0, "cache": None, "device": "auto", "samples": 2}
+_DEFAULTS = {
+    "memory": 512,
+    "threads": 0,
+    "cache": None,
+    "device": "auto",
+    "samples": 2,
+    "self_windows": 32,
+    "self_tokens": 0,
+}
 """Of the flags that mean something only beside others: the parser leaves None where they are not given."""
 
 
@@ -89,12 +115,14 @@ def _check_flags(a: argparse.Namespace) -> None:
     measures = goal and a.calibration is not None and (a.sensitivity is None or a.target_kl is not None)
     for flags, useful, needed in (
         (("memory", "threads", "cache", "device"), a.calibration is not None, "--calibration"),
+        (("self_windows", "self_tokens"), a.calibration == SELF, "--calibration self"),
         (("sensitivity",), goal, "--budget-bits or --target-kl"),
         (("samples",), measures, "a sensitivity that is measured (--calibration and --budget-bits)"),
     ):
         for flag in flags:
             if getattr(a, flag) is not None and not useful:
-                raise MxortError(f"--{flag} {getattr(a, flag)}: would change nothing: expected {needed} too")
+                name = flag.replace("_", "-")
+                raise MxortError(f"--{name} {getattr(a, flag)}: would change nothing: expected {needed} too")
     if goal and a.calibration is None and a.sensitivity is None:
         raise MxortError("--budget-bits, --target-kl: got no data, expected --calibration, or --sensitivity")
     for flag, default in _DEFAULTS.items():
@@ -106,9 +134,10 @@ def run(arguments: argparse.Namespace) -> int:
     _check_flags(arguments)
     chosen = options.from_arguments(arguments)
     combinations.check(chosen, arguments.calibration is not None)
-    chosen = _mixed(arguments, chosen)
+    data = _data(arguments)
+    chosen, data = _mixed(arguments, chosen, data)
     if arguments.model.is_dir():
-        return folder.convert(arguments, chosen, _calibration(arguments))
+        return folder.convert(arguments, chosen, None if data is None else _calibration(arguments, data))
     output = arguments.output or Path(str(arguments.model).removesuffix(".onnx") + ".mxfp4.onnx")
     for path in arguments.report:
         shared.check_report_path(path, (arguments.model, output))
@@ -118,8 +147,8 @@ def run(arguments: argparse.Namespace) -> int:
             raise MxortError(f"{arguments.model}: is converted already (by mxort)")
         shared.warn(found.warnings)
         return shared.show(arguments, found.to_dict, lambda: print_inspection(found, console()))
-    calibration = _calibration(arguments)
     with shared.progress() as progress:
+        calibration = None if data is None else _calibration(arguments, data)
         report = pipeline.convert(arguments.model, output, chosen, calibration=calibration, progress=progress)
     for path in arguments.report:
         shared.write_report(report, path)
@@ -128,16 +157,25 @@ def run(arguments: argparse.Namespace) -> int:
     return 0 if report.converted else shared.NOTHING_CONVERTED
 
 
-def _calibration(a: argparse.Namespace) -> Calibration | None:
-    if a.calibration is None:
-        return None
-    return Calibration(a.calibration, a.memory * 1_000_000, a.threads, a.cache, a.device)
+def _data(arguments: argparse.Namespace) -> Data | SelfWritten | None:
+    """What --calibration means."""
+    if arguments.calibration != SELF:
+        path: Path | None = arguments.calibration
+        return path
+    return SelfWritten(arguments.self_windows, arguments.self_tokens)
 
 
-def _mixed(arguments: argparse.Namespace, chosen: Recipe) -> Recipe:
-    """The recipe with the formats that --budget-bits or --target-kl ask for."""
+def _calibration(arguments: argparse.Namespace, data: Data | SelfWritten) -> Calibration:
+    memory = arguments.memory * 1_000_000
+    return Calibration(data, memory, arguments.threads, arguments.cache, arguments.device, shared.say)
+
+
+def _mixed(
+    arguments: argparse.Namespace, chosen: Recipe, data: Data | SelfWritten | None
+) -> tuple[Recipe, Data | SelfWritten | None]:
+    """The recipe with the formats that --budget-bits or --target-kl ask for; the data, written if they had to be."""
     if arguments.budget_bits is None and arguments.target_kl is None:
-        return chosen
+        return chosen, data
     mixed_precision.check(chosen)
     if arguments.model.is_dir():
         arguments = argparse.Namespace(**vars(arguments) | {"model": folder.only_model(arguments.model)})
@@ -149,6 +187,9 @@ def _mixed(arguments: argparse.Namespace, chosen: Recipe) -> Recipe:
     goal = mixed_precision.Goal(arguments.budget_bits or 0.0, arguments.target_kl or 0.0)
     with shared.progress() as progress:
         probe = None
-        if arguments.calibration is not None and (known is None or goal.target_kl):
-            probe = shared.probe(arguments, arguments.calibration, chosen, progress)
-        return mixed_precision.choose(chosen, goal, known, probe, tables)
+        if data is not None and (known is None or goal.target_kl):
+            if isinstance(data, SelfWritten):
+                source = model_io.load(arguments.model)
+                data = _calibration(arguments, data).read(source, progress or silent)
+            probe = shared.probe(arguments, data, chosen, progress)
+        return mixed_precision.choose(chosen, goal, known, probe, tables), data

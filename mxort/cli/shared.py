@@ -16,6 +16,7 @@ from mxort.errors import MxortError
 from mxort.text import to_json
 
 if TYPE_CHECKING:
+    from mxort.calibration.data import Data
     from mxort.calibration.sensitivity import Probe
     from mxort.conversion.recipe import Recipe
     from mxort.conversion.report import Report
@@ -80,6 +81,11 @@ def warn(warnings: Iterable[str]) -> None:
     """Says what the user should hear, where no program that reads the result meets it."""
     for warning in warnings:
         print(f"mxort: warning: {warning}", file=sys.stderr)
+
+
+def say(text: str) -> None:
+    """Tells what goes on, beside the results."""
+    print(f"mxort: {text}", file=sys.stderr)
 
 
 @contextmanager
@@ -148,7 +154,7 @@ def shape(text: str) -> tuple[int, int, int]:
 
 def probe(
     arguments: argparse.Namespace,
-    data: Path,
+    data: Data,
     chosen: Recipe,
     progress: Callable[[str, float], None] | None,
 ) -> Probe:

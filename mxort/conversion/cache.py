@@ -21,7 +21,7 @@ from mxort.formats import WEIGHT_FORMATS, blocks_of
 from mxort.quantize import QuantizedWeight
 from mxort.version import mxort_version
 
-_VERSION = 3
+_VERSION = 4
 """Raised when an algorithm changes what it makes of the same input."""
 
 Made = tuple[QuantizedWeight, float]

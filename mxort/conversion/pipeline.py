@@ -14,6 +14,7 @@ import onnx.checker
 import onnx_ir as ir
 
 from mxort.calibration.data import Data
+from mxort.calibration.self_written import SelfWritten
 from mxort.conversion import combinations, gains, selection
 from mxort.conversion import rows as report_rows
 from mxort.conversion.gains import Gain
@@ -54,6 +55,7 @@ class _Plan:
     stored: Storage
     kept: tuple[SiteReport, ...]
     gains: tuple[Gain, ...]
+    calibration: str = ""
     fused: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     cache_bytes: int = 0
 
@@ -71,7 +73,7 @@ def convert(
     out: str | os.PathLike[str] | None = None,
     recipe: Recipe | str = "weight-only",
     *,
-    calibration: Calibration | Data | None = None,
+    calibration: Calibration | Data | SelfWritten | None = None,
     progress: Progress | None = None,
     **overrides: Unpack[RecipeOptions],
 ) -> Report:
@@ -81,7 +83,8 @@ def convert(
     built: it is the conversion's own.) Without ``out`` a model in
     memory comes back, converted, as ``report.model``. ``recipe`` is a Recipe or the name of a preset;
     ``overrides`` change single options of it (``convert(path, out, rotation=32)``). ``calibration`` is data to
-    run the model on: samples, or a file or folder of them (:mod:`mxort.calibration.data`). Where nothing can be
+    run the model on: samples, or a file or folder of them (:mod:`mxort.calibration.data`); "self": a decoder writes
+    them (:class:`mxort.SelfWritten` says how much). Where nothing can be
     converted the model is written as it was.
 
     Raises MxortError for bad input or options, and where the output cannot be written; nothing is then
@@ -208,7 +211,8 @@ def _convert_sites(
                 plan = replace(plan, cache_bytes=kv_cache.quantise(source.model, recipe.kv_cache))
         except OpsetError as error:
             raise MxortError(f"{source.name}: {error}") from None
-    return replace(plan, warnings=(*plan.warnings, *packer.warnings)), (*rows, *plan.kept)
+    warnings = (*plan.warnings, *packer.warnings)
+    return replace(plan, warnings=warnings, calibration=packer.calibrated_on), (*rows, *plan.kept)
 
 
 def _fuse(model: ir.Model) -> dict[str, dict[str, int]]:
@@ -304,5 +308,6 @@ def _report(
         plan.gains,
         plan.fused,
         plan.cache_bytes,
+        plan.calibration,
         model=result,
     )

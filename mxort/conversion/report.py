@@ -64,7 +64,8 @@ class Report:
     ``sites`` ends with rows for other nodes that hold much of the file, and for what of it is no constant. ``gains``:
     what options that were not given would make of its size. ``fused``: by operator how many nodes got a kernel of this
     library, and how many did not by reason. ``cache_bytes``: of a head's position in a cache of keys and values that
-    the conversion made MXFP8 or MXFP4; 0 where it did not.
+    the conversion made MXFP8 or MXFP4; 0 where it did not. ``calibration``: the data it was calibrated on, "" where
+    there were none.
 
     ``model`` is the converted model where no output path was given (of the type that was handed in), else
     None; it is not part of the JSON.
@@ -86,6 +87,7 @@ class Report:
     gains: tuple[Gain, ...] = ()
     fused: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     cache_bytes: int = 0
+    calibration: str = ""
     model: onnx.ModelProto | ir.Model | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -169,6 +171,8 @@ class Report:
             out.print((tables.every_node if every_node else tables.grouped)(self.converted))
         if self.skipped:
             out.print(tables.left_alone(self.skipped, self.converted_bytes))
+        if self.calibration:
+            out.print(f"calibrated on {self.calibration}", markup=False, highlight=False)
         for line in tables.fused(self.fused):
             out.print(line, markup=False, highlight=False)
         if self.cache_bytes:

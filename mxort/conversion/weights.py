@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 
 from mxort.calibration import calibrate as calibration_run
 from mxort.calibration import data as calibration_data
+from mxort.calibration import self_written
 from mxort.calibration.calibrate import Operator
 from mxort.calibration.example_inputs import Inputs
+from mxort.calibration.self_written import SelfWritten, Written
 from mxort.calibration.smoothing import Smoother
 from mxort.conversion.cache import Made, WeightCache
 from mxort.conversion.combinations import BEST_WITHOUT_DATA, algorithm_for
@@ -34,16 +36,30 @@ from mxort.quantize import ALGORITHMS, QuantizedWeight, Statistics
 class Calibration:
     """The data to calibrate on (see :mod:`mxort.calibration.data`) and what the run may use.
 
+    ``data`` may also be "self" or a :class:`mxort.SelfWritten`: a decoder then writes it.
     ``memory``: bytes of activations held in memory, beyond which they go to temporary files. ``threads``: 0 all
     cores. ``cache``: a folder that keeps finished weights, for a run that is interrupted and started again.
-    ``device``: where torch computes (:func:`mxort.runtime.hardware.torch_device`).
+    ``device``: where torch computes (:func:`mxort.runtime.hardware.torch_device`). ``say`` is told once what writing
+    its data will take.
     """
 
-    data: calibration_data.Data
+    data: calibration_data.Data | SelfWritten
     memory: int = 512_000_000
     threads: int = 0
     cache: str | os.PathLike[str] | None = None
     device: str = "auto"
+    say: Callable[[str], None] = self_written.nothing
+
+    def read(self, source: Source, progress: Progress) -> calibration_data.Data:
+        """The data, written where there are none. Raises MxortError where the model cannot."""
+        settings = (
+            SelfWritten() if isinstance(self.data, str) and self.data == self_written.SELF else self.data
+        )
+        if not isinstance(settings, SelfWritten):
+            return settings
+        return self_written.write(
+            source, settings, threads=self.threads, cache=self.cache, progress=progress, say=self.say
+        )
 
 
 CHECKPOINT = "checkpoint"
@@ -87,6 +103,9 @@ class Packer:
         self._asked: set[Any] = set()
         self._cache: WeightCache | None = None
         self._smoother: Smoother | None = None
+        self.calibrated_on = ""
+        self._few_rows: dict[str, tuple[int, int]] = {}
+        """Nodes that met fewer rows than they have inputs -> (rows, inputs)."""
 
     def calibrate(
         self, source: Source, found: Sequence[Site], calibration: Calibration, progress: Progress
@@ -97,7 +116,9 @@ class Packer:
         """
         convertible = [s for s in found if not s.skip and s.weight is not None and not s.wide_table]
         self._notes = {site.node: stages.refusal(source.model, site) for site in convertible}
-        feeds: Iterable[Inputs] = calibration_data.samples(calibration.data, source.model, source.name)
+        data = calibration.read(source, progress)
+        self.calibrated_on = data.description if isinstance(data, Written) else _described(data)
+        feeds: Iterable[Inputs] = calibration_data.samples(data, source.model, source.name)
         if calibration.cache is not None:
             self._cache = WeightCache(Path(calibration.cache), source, self._recipe)
             feeds = self._cache.watch(feeds)
@@ -127,6 +148,8 @@ class Packer:
     def _calibrated(self, site: Site, statistics: Statistics) -> calibration_run.Result | None:
         assert site.weight is not None
         key = site.weight.identity, site.weight_format
+        if statistics.rows < site.K:
+            self._few_rows[site.name] = statistics.rows, site.K
         if key not in self._packed:
             self._packed[key] = self._pack(site, self._algorithm, statistics)
         packed = self._packed[key]
@@ -160,7 +183,12 @@ class Packer:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What the user should hear about the run."""
-        return (self._cache.warning,) if self._cache is not None and self._cache.warning else ()
+        kept = (self._cache.warning,) if self._cache is not None and self._cache.warning else ()
+        if not self._few_rows:
+            return kept
+        rows, most = min(x for x, _ in self._few_rows.values()), max(x for _, x in self._few_rows.values())
+        layers = f"{len(self._few_rows)} layers of up to {most} inputs"
+        return (*kept, f"few calibration data: {rows} rows for {layers}: several times as many do better")
 
     def _operator(self, site: Site, algorithm: str) -> Operator:
         """How a site will run, as far as that is known before its weight is quantised: but for the level."""
@@ -202,6 +230,10 @@ class Packer:
             ", ".join(note for note in notes if note),
             _gain_db(quantized),
         )
+
+
+def _described(data: calibration_data.Data) -> str:
+    return os.fspath(data) if isinstance(data, str | os.PathLike) else "samples in memory"
 
 
 def _gain_db(weight: QuantizedWeight) -> float | None:

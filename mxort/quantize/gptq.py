@@ -30,7 +30,7 @@ def quantize(rows: NDArray[np.float32], settings: Settings) -> QuantizedWeight:
     """
     solver = with_torch("solver")
     assert settings.statistics is not None, "an algorithm that needs calibration is given statistics"
-    problem = solver.prepare(settings.statistics, settings.damping)
+    problem = solver.prepare(settings.statistics, settings.damping, settings.statistics.chance)
     wanted = solver.wanted_rows(problem, rows)
     start = rtn.quantize(wanted, settings)
     if not start.finite:

@@ -54,24 +54,35 @@ class Problem:
 
     ``upper`` is U, U^T U = H^-1 (both in that order, H damped); None where H has no inverse even so.
     ``correction`` [K, K]: a row w times it is what to add to w to get the products with the float model's
-    operand out of the operand there is; None where they are the same.
+    operand out of the operand there is; None where they are the same. ``chance``: what is missing of the data's
+    ``hessian`` beside its diagonal.
     """
 
     hessian: Tensor
     order: Tensor
     upper: Tensor | None
     correction: Tensor | None
+    chance: float = 0.0
+
+    def on_data(self, losses: Tensor, error: Tensor) -> Tensor:
+        """The losses [n] of ``error`` [K, n] on the data alone."""
+        alone = (self.hessian.diagonal()[:, None] * error * error).sum(dim=0, dtype=torch.float64)
+        return ((losses - self.chance * alone) / (1 - self.chance)).clamp_(min=0)
 
 
-def prepare(statistics: Statistics, damping: float) -> Problem:
-    """The problem of one operand, made once: weights come in chunks and share operands."""
-    if damping not in statistics.prepared:
-        statistics.prepared[damping] = _prepare(statistics, damping)
-    problem: Problem = statistics.prepared[damping]
+def prepare(statistics: Statistics, damping: float, chance: float = 0.0) -> Problem:
+    """The problem of one operand, made once: weights come in chunks and share operands.
+
+    ``chance``: the part of what the Hessian says of pairs of inputs that is left out. Rows that are few relate inputs
+    by chance, and a weight made for that is worse on other rows, even than a rounded one.
+    """
+    if (damping, chance) not in statistics.prepared:
+        statistics.prepared[damping, chance] = _prepare(statistics, damping, chance)
+    problem: Problem = statistics.prepared[damping, chance]
     return problem
 
 
-def _prepare(statistics: Statistics, damping: float) -> Problem:
+def _prepare(statistics: Statistics, damping: float, chance: float) -> Problem:
     mean, exponent = math.frexp(float(statistics.hessian.diagonal().mean()))
     unit = 2.0**-exponent  # float32 has no room for the squares of all its numbers
     hessian = torch.as_tensor(statistics.hessian) * unit
@@ -83,6 +94,8 @@ def _prepare(statistics: Statistics, damping: float) -> Problem:
         factor, info = torch.linalg.cholesky_ex(_damped(hessian, DRIFT_DAMPING * mean))
         if not info:
             correction = torch.cholesky_solve(torch.as_tensor(statistics.drift).T * unit, factor).T.float()
+    hessian.mul_(1 - chance)
+    diagonal.div_(1 - chance)
     damped = _damped(hessian, damping * mean)
     order = torch.argsort(damped.diagonal(), descending=True, stable=True)
     upper = None
@@ -91,7 +104,7 @@ def _prepare(statistics: Statistics, damping: float) -> Problem:
         inverse = torch.cholesky_inverse(factor)
         factor, info = torch.linalg.cholesky_ex(inverse, upper=True)
         upper = None if info else factor.float().contiguous()
-    return Problem(hessian.float(), order, upper, correction)
+    return Problem(hessian.float(), order, upper, correction, chance)
 
 
 def _damped(hessian: Tensor, amount: float) -> Tensor:
@@ -133,7 +146,10 @@ def solve(
     reached, plain = (loss(problem, wanted - s.weights()) for s in (solution, first))
     solution.take(~(reached <= plain), first)
     squared = np.ldexp(1.0, 2 * unit)
-    losses = [float(squared @ sums.numpy(force=True)) for sums in (plain, torch.fmin(reached, plain))]
+    losses = []
+    for sums, taken in ((plain, first), (torch.fmin(reached, plain), solution)):
+        on_data = problem.on_data(sums, wanted - taken.weights())
+        losses.append(float(squared @ on_data.numpy(force=True)))
     return replace(solution.pack(unit), losses=(losses[0], losses[1]))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -9,6 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mxort.formats import hadamard_rotate
+
+CHANCE, MOST_CHANCE = 0.2, 0.5
+"""What relates inputs in few rows is chance in part: this part where there are as many rows as inputs, and at most."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,8 +28,16 @@ class Statistics:
     rows: int
     drift: NDArray[np.float64] | None = None
     left_out: int = 0
-    prepared: dict[float, Any] = field(default_factory=dict, init=False, repr=False)
-    """What the solver made of this, by its damping; it lives as long as this does."""
+    prepared: dict[tuple[float, float], Any] = field(default_factory=dict, init=False, repr=False)
+    """What the solver made of this, by its damping and chance; it lives as long as this does."""
+
+    @property
+    def chance(self) -> float:
+        """The part of what ``hessian`` says of pairs of inputs that a solver should put down to chance, 0..1.
+
+        It goes with 1 / sqrt(rows).
+        """
+        return min(MOST_CHANCE, CHANCE * math.sqrt(len(self.hessian) / max(1, self.rows)))
 
     def rotated(self, rotation: int) -> Statistics:
         """The same of x . H."""

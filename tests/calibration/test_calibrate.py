@@ -153,6 +153,17 @@ def test_calibrated_models_are_nearer_on_other_data(model, tmp_path, activation_
     assert errors["auto"] == errors["mr-gptq"]
 
 
+def test_few_data_are_a_warning(model, tmp_path):
+    """Where a layer has more inputs than it met rows."""
+    rows = sum(len(f["x"]) for f in feeds(1))
+    assert rows < K
+    (warning,) = mxort.convert(model, tmp_path / "out.onnx", calibration=feeds(1)).warnings
+    assert warning.startswith("few calibration data: ")
+    assert "inputs: several times as many do better" in warning
+    many = feeds(2 + 2 * K // rows)
+    assert mxort.convert(model, tmp_path / "out.onnx", calibration=many).warnings == ()
+
+
 def test_needs_data(model, tmp_path):
     with pytest.raises(mxort.MxortError, match=r"algorithm gptq: needs calibration data"):
         mxort.convert(model, tmp_path / "out.onnx", algorithm="gptq")

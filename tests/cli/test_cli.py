@@ -16,6 +16,7 @@ import onnx
 import pytest
 
 import mxort
+from decoders import prefix_sums
 from mxort.cli import app as cli
 from mxort.cli import doctor
 from mxort.conversion.report import Report
@@ -102,6 +103,14 @@ BAD_INPUT = {
     "calibration of other inputs": (["convert", "model.onnx", "--calibration", "wrong.npz"], "wrong.npz"),
     "no calibration": (["convert", "model.onnx", "--algorithm", "gptq"], "needs calibration data"),
     "--effort for rtn": (["convert", "model.onnx", "--effort", "2"], "effort 2: would change nothing"),
+    "text of a model that writes none": (
+        ["convert", "model.onnx", "-o", "out.onnx", "--calibration", "self"],
+        "model.onnx: is no decoder that can write text: input x is no integers",
+    ),
+    "--self-windows for data": (
+        ["convert", "model.onnx", "--calibration", "data.npz", "--self-windows", "9"],
+        "--self-windows 9: would change nothing: expected --calibration self too",
+    ),
     "--memory for no data": (["convert", "model.onnx", "--memory", "9"], "--memory 9: would change nothing"),
     "a format to measure": (
         ["sensitivity", "model.onnx", "--data", "data.npz", "--weight-format", "mxfp6_e2m3"],
@@ -172,6 +181,41 @@ def test_convert_with_calibration_and_eval(folder):
     shown = run("eval", "model.onnx", "out.onnx", "--data", "data.npz", cwd=folder)
     assert "embedding, 1 samples, 200 predictions" in shown.stdout
     assert "rank_agreement" in shown.stdout
+
+
+def test_calibration_that_the_model_writes(folder):
+    prefix_sums(folder / "decoder.onnx", cached=True)
+    flags = ["--calibration", "self", "--self-windows", "6", "--self-tokens", "40", "--cache", "cache"]
+    command = ["convert", "decoder.onnx", "-o", "out.onnx", *flags]
+    done = run(*command, "--json", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.startswith("mxort: the model writes 6 windows of 40 tokens to calibrate on: about ")
+    assert done.stderr.count("\n") == 1
+    assert "6 windows of 40 tokens that the model wrote itself" in json.loads(done.stdout)["calibration"]
+    first = {path: path.read_bytes() for path in sorted(folder.glob("out.onnx*"))}
+    text = next(iter((folder / "cache").glob("self-written-*.npy")))
+    assert np.load(text).shape == (6, 40)
+
+    again = run(*command, cwd=folder)
+    assert (again.returncode, again.stderr) == (0, ""), "the text was kept: nothing is written, nothing told"
+    assert "calibrated on 6 windows of 40 tokens that the model wrote itself" in again.stdout
+    assert {path: path.read_bytes() for path in sorted(folder.glob("out.onnx*"))} == first
+
+    (folder / "self").mkdir()  # a folder of that name has a path
+    np.save(folder / "self" / "0.npy", np.load(text)[0])
+    done = run("convert", "decoder.onnx", "-o", "out.onnx", "--calibration", "./self", "--json", cwd=folder)
+    assert json.loads(done.stdout)["calibration"] == "self", done.stderr
+
+
+def test_formats_by_what_the_model_writes(folder):
+    prefix_sums(folder / "decoder.onnx", cached=True)
+    flags = ["--calibration", "self", "--self-windows", "4", "--self-tokens", "40", "--budget-bits", "6.5"]
+    done = run("convert", "decoder.onnx", "-o", "out.onnx", *flags, "--json", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("\n") == 1, "written once, for both"
+    report = json.loads(done.stdout)
+    assert "wrote itself" in report["calibration"]
+    assert report["recipe"]["layer_formats"]
 
 
 def test_eval_of_several_models_and_its_page(folder):

@@ -252,11 +252,41 @@ def test_padding_stays_zero():
 
 
 def test_singular_hessian_falls_back_with_a_note():
-    x, w = correlated(n=1), weight()
-    settings = Settings(statistics=statistics(x), damping=0.0)
+    """Second moments that no data have: the largest relation there is, and more."""
+    w = weight()
+    settings = Settings(statistics=Statistics(np.full((96, 96), 2.0) - np.eye(96), 10**9), damping=0.0)
     q = gptq.quantize(w, settings)
     assert "singular" in q.note
     np.testing.assert_array_equal(q.codes, rtn.quantize(w, settings).codes)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("n", [8, 24, 96, 400])
+def test_few_rows_are_not_believed(n, seed):
+    """On other rows the solved weight is nearer than the rounded one.
+
+    The data: a quarter as many directions as inputs, and some of everything.
+    """
+    x, w = correlated(4000, seed=seed), weight()
+    few, rest = x[:n], x[1000:].astype(np.float64)
+    settings = Settings(statistics=statistics(few), column_multiplier=True)
+    unseen = rest.T @ rest / len(rest)
+    rounded, solved = (losses(w, method.quantize(w, settings), unseen).sum() for method in (rtn, gptq))
+    assert solved < rounded
+
+
+def test_chance_by_hand():
+    """2 x 2, half of it chance: the relation is halved."""
+    problem = solver.prepare(Statistics(np.array([[1.0, 0.5], [0.5, 0.5]]), 1), 0.0, 0.5)
+    unit = 0.75 / float(np.trace(problem.hessian) / 2)  # it is times a power of two
+    np.testing.assert_allclose(problem.hessian.numpy() * unit, [[1, 0.25], [0.25, 0.5]])
+    assert np.log2(unit) == round(np.log2(unit))
+    error = torch.tensor([[1.0], [2.0]])
+    on_data = problem.on_data(solver.loss(problem, error), error)
+    assert float(on_data) * unit == pytest.approx(1 + 2 * 0.5 * 2 + 4 * 0.5)
+    assert Statistics(np.eye(64), 64).chance == 0.2
+    assert Statistics(np.eye(64), 6400).chance == pytest.approx(0.02)
+    assert Statistics(np.eye(64), 1).chance == Statistics(np.eye(64), 0).chance == 0.5
 
 
 def test_not_finite():
@@ -422,7 +452,12 @@ def test_a_problem_is_made_once_and_ends_with_its_statistics():
     for _ in range(2):
         gptq.quantize(w, Settings(statistics=found))
     (problem,) = map(weakref.ref, found.prepared.values())
-    assert solver.prepare(found, 0.01) is problem() is not solver.prepare(found, 0.02)
+    assert (
+        solver.prepare(found, 0.01, found.chance)
+        is problem()
+        is not solver.prepare(found, 0.02, found.chance)
+    )
+    assert solver.prepare(found, 0.01) is not problem()
     del found
     gc.collect()
     assert problem() is None

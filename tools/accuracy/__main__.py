@@ -49,7 +49,8 @@ def measure(subject: Subject, row: Row, folder: Path, arguments: argparse.Namesp
         command = [sys.executable, "-m", "mxort", "convert", subject.model, "-o", target, "--json"]
         command += flags(row)
         if row.calibrated:
-            command += ["--calibration", data, "--threads", str(arguments.threads)]
+            wanted = ["self", "--self-windows", str(row.written)] if row.written else [data]
+            command += ["--calibration", *wanted, "--threads", str(arguments.threads)]
     started, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False)
     if done.returncode:

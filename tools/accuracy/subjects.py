@@ -33,6 +33,7 @@ class Row:
     calibrated: bool
     options: Mapping[str, Any] = field(default_factory=dict)
     times: float = 1
+    written: int = 0  # windows that the model writes itself, in the place of data
     quark: str = ""  # a preset of AMD Quark, which then makes the weights
 
 
@@ -107,6 +108,22 @@ class SmolLM2:
 
     def cells(self, result: Mapping[str, float]) -> tuple[str, ...]:
         return f"{result['perplexity']:.2f}", f"{result['kl']:.3f}", f"{result['top1']:.1%}"
+
+
+class SmolLM2Written(SmolLM2):
+    """No data: rounded, and calibrated on what the model writes."""
+
+    name = "smollm2-self"
+    rows = (
+        RTN,
+        Row(
+            "self-32",
+            "mr-gptq, 32 windows that the model writes **(`--calibration self`)**",
+            True,
+            written=32,
+        ),
+        Row("self-128", "mr-gptq, 128 windows that the model writes", True, written=128),
+    )
 
 
 class SmolLM2OnPlays(SmolLM2):
@@ -223,7 +240,15 @@ class MiniLMTables(MiniLM):
 
 
 Subject = SmolLM2 | MiniLM
-SUBJECTS: tuple[type[Subject], ...] = (MiniLM, MiniLMTables, MiniLML6, SmolLM2, SmolLM2Tables, SmolLM2OnPlays)
+SUBJECTS: tuple[type[Subject], ...] = (
+    MiniLM,
+    MiniLMTables,
+    MiniLML6,
+    SmolLM2,
+    SmolLM2Written,
+    SmolLM2Tables,
+    SmolLM2OnPlays,
+)
 
 
 def _tokens(folder: Path, content: str) -> Tokens:
