@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from mxort.calibration.self_written import SELF
 from mxort.cli import options, shared
 from mxort.console import console
 
@@ -40,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
             arguments.checkpoint,
             arguments.output,
             chosen,
-            calibration=arguments.calibration,
+            calibration=SELF if str(arguments.calibration) == SELF else arguments.calibration,
             float_activations=arguments.float_activations,
             library=not arguments.no_library,
             progress=progress,

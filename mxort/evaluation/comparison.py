@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from mxort.calibration.example_inputs import Inputs, InputSource, check_inputs, hint, inputs_for
 from mxort.converters import model_io
 from mxort.errors import MxortError
+from mxort.evaluation import caches
 from mxort.progress import Progress, silent
 from mxort.runtime.session import one_line, open_session, require_onnxruntime
 from mxort.text import plain
@@ -109,7 +110,8 @@ def compare(
     report("reading", 0.0)
     graph = read_graph(reference)
     feeds = inputs_for(graph, str(reference), inputs, seed=seed, dims=dims)
-    check_inputs(feeds, read_graph(converted), str(converted))
+    graph = read_graph(converted)
+    check_inputs(caches.fitted(feeds, caches.rows_of_model(graph)), graph, str(converted))
 
     plan = _plan_layers(reference, converted) if layers else _LayerPlan()
     runs: list[tuple[str, ...]] = [(), *plan.batches]  # the first one: all graph outputs
@@ -232,6 +234,7 @@ def _run(model: Path, feeds: Inputs, fetches: Sequence[str]) -> dict[str, Any]:
     """Name -> value of each of ``fetches``, or of each graph output where none is named."""
     session = _session_with_outputs(model, fetches) if fetches else open_session(model)
     names = list(fetches) or [output.name for output in session.get_outputs()]
+    feeds = caches.fitted(feeds, caches.rows_of_session(session))
     try:
         return dict(zip(names, session.run(names, feeds), strict=True))
     except Exception as error:  # onnxruntime's exception types have no common base but this

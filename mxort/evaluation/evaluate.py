@@ -15,6 +15,7 @@ from mxort.calibration.data import Data, samples
 from mxort.calibration.example_inputs import Inputs
 from mxort.converters import model_io
 from mxort.errors import MxortError
+from mxort.evaluation import caches
 from mxort.evaluation.comparison import read_graph
 from mxort.progress import Progress, silent
 from mxort.runtime.session import one_line, open_session, require_onnxruntime
@@ -103,6 +104,7 @@ class _Model:
         options = require_onnxruntime().SessionOptions()
         options.intra_op_num_threads = threads
         self._path, self._session = path, open_session(path, options)
+        self._caches = caches.rows_of_session(self._session)
         names = [o.name for o in self._session.get_outputs() if o.type in _FLOATS]
         if not names:
             raise MxortError(f"{path}: has no float output to compare")
@@ -110,7 +112,8 @@ class _Model:
 
     def run(self, inputs: Inputs, output: str) -> NDArray[Any]:
         try:
-            result: NDArray[Any] = self._session.run([output], inputs)[0]
+            fitted = caches.fitted(inputs, self._caches)
+            result: NDArray[Any] = self._session.run([output], fitted)[0]
         except Exception as error:  # onnxruntime's exception types have no common base but this
             raise MxortError(f"{self._path}: fails to run: {one_line(error)}") from error
         return result

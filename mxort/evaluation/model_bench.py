@@ -26,6 +26,7 @@ from mxort.calibration.example_inputs import (
 )
 from mxort.converters import model_io
 from mxort.errors import MxortError
+from mxort.evaluation import caches
 from mxort.evaluation.model_runs import is_decoder, make_runner, node_shares
 from mxort.evaluation.turns import Timing, interleave, pin, session_options, summarize
 from mxort.progress import Progress, silent
@@ -101,7 +102,7 @@ def bench_models(
     dims = {**_prompt_dims(sources[0].model, prompt), **(dims or {})}
     feeds = inputs_for(sources[0].model, sources[0].name, inputs, seed=seed, dims=dims)
     for source in sources[1:]:
-        check_inputs(feeds, source.model, source.name)
+        check_inputs(caches.fitted(feeds, caches.rows_of_model(source.model)), source.model, source.name)
     file_bytes = [source.nbytes for source in sources]
     job = _Job(feeds, threads, generate, sliding_caches(sources[0].model), hint(inputs))
     del sources

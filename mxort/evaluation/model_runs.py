@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from mxort.calibration.example_inputs import Inputs
+from mxort.evaluation import caches
 from mxort.evaluation.turns import session_options
 from mxort.runtime.session import open_session, require_onnxruntime
 
@@ -30,6 +31,7 @@ def make_runner(
 ) -> dict[str, Callable[[], float]]:
     """What takes turns: "run" is one run of ``feeds``; for decoders "decode" is ``generate`` tokens, one by one from an
     empty cache. Each returns seconds, of a run or of the median token. ``sliding``: see :func:`sliding_caches`."""
+    feeds = caches.fitted(feeds, caches.rows_of_session(session))
 
     def run() -> float:
         start = time.perf_counter()

@@ -112,6 +112,9 @@ class Recorder:
         self.session = ort.InferenceSession(path)
         self.seen = []
 
+    def get_inputs(self):
+        return self.session.get_inputs()
+
     def get_outputs(self):
         return self.session.get_outputs()
 
