@@ -31,6 +31,15 @@ _ALIGNMENT = 4096
 """Offset of tensors in the data file, so that runtimes which map pages need not copy."""
 
 
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Errors of the file system inside the block are about writing ``path``."""
+    try:
+        yield
+    except OSError as error:
+        raise MxortError(f"{path}: cannot write: {error.strerror or error}") from None
+
+
 class StagedOutput:
     """A model file, with its data file if it has one: both appear at their place on :meth:`commit`, or neither.
 
@@ -61,7 +70,7 @@ class StagedOutput:
         return path.exists() and any(path.samefile(file) for file in self._inputs)
 
     def __enter__(self) -> StagedOutput:
-        with self._writing():
+        with writing(self.path):
             self._staging = Path(tempfile.mkdtemp(prefix=f".{self.path.name}.", dir=self.path.parent))
             if self._external:
                 self._data = self._staged(self.data_path).open("wb")
@@ -75,13 +84,6 @@ class StagedOutput:
                 self._data.close()
         if self._staging is not None:
             shutil.rmtree(self._staging, ignore_errors=True)
-
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise MxortError(f"{self.path}: cannot write: {error.strerror or error}") from None
 
     def _staged(self, path: Path) -> Path:
         assert self._staging is not None, "used outside of its with block"
@@ -106,7 +108,7 @@ class StagedOutput:
 
     def _append(self, tensor: ir.TensorProtocol) -> ir.ExternalTensor:
         assert self._data is not None
-        with self._writing():
+        with writing(self.path):
             self._data.write(bytes(-self._data.tell() % _ALIGNMENT))
             offset = self._data.tell()
             if isinstance(tensor, ir.Tensor):
@@ -129,7 +131,7 @@ class StagedOutput:
     def write(self, model: ir.Model) -> None:
         """Writes the model into the staging folder. Raises MxortError if that cannot be done."""
         if self._data is None and size_of(model) > model_io.SINGLE_FILE_BYTES:
-            with self._writing():
+            with writing(self.path):
                 self._data = self._staged(self.data_path).open("wb")
         moved: dict[int, ir.ExternalTensor] = {}
         kept: list[ir.TensorProtocol] = []  # alive until the end, so that ids stay unique
@@ -148,14 +150,14 @@ class StagedOutput:
                 ours = self._is_ours(place.tensor)
                 place.put(self._renamed(place.tensor) if ours else _in_memory(place.tensor))
         proto = to_proto(model)
-        with self._writing():
+        with writing(self.path):
             self.staged_path.write_bytes(proto.SerializeToString())
 
     def _name_data(self) -> None:
         """Closes the data file and gives it the name of its content."""
         if self._data is None:
             return
-        with self._writing():
+        with writing(self.path):
             self._data.close()
             with self._staged(self.data_path).open("rb") as data:
                 digest = hashlib.file_digest(data, "sha256").hexdigest()
@@ -183,7 +185,7 @@ class StagedOutput:
         """Puts the written files in their place and returns their bytes; on failure the old files are as before."""
         files = [self.path] if self._data is None else [self.data_path, self.path]
         stale = self._data_of_before() - set(files)
-        with self._writing():
+        with writing(self.path):
             for path in files:
                 synchronise(self._staged(path))
             nbytes = sum(self._staged(path).stat().st_size for path in files)

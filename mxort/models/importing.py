@@ -14,6 +14,7 @@ import onnx_ir as ir
 from rich.console import Console
 
 from mxort.calibration.data import Data
+from mxort.calibration.self_written import SELF, SelfWritten
 from mxort.conversion import tables
 from mxort.conversion.pipeline import convert
 from mxort.conversion.recipe import Recipe, RecipeOptions
@@ -114,7 +115,7 @@ def import_checkpoint(
     out: str | os.PathLike[str],
     recipe: Recipe | str = "weight-only",
     *,
-    calibration: Calibration | Data | None = None,
+    calibration: Calibration | Data | SelfWritten | None = None,
     float_activations: bool = False,
     library: bool = True,
     progress: Progress | None = None,
@@ -128,7 +129,8 @@ def import_checkpoint(
     with which the folder runs where mxort is not imported. ``out`` appears whole or not at all.
 
     Raises MxortError, before anything is written, for a checkpoint that is damaged, quantised in a way that cannot be
-    kept, or of an architecture that cannot be built; where a library is missing; and where ``out`` exists.
+    kept, or of an architecture that cannot be built; for calibration that the model would have to write; where a
+    library is missing; and where ``out`` exists.
     """
     started = time.perf_counter()
     report_progress = progress or silent
@@ -137,6 +139,9 @@ def import_checkpoint(
         if isinstance(recipe, Recipe)
         else Recipe.from_preset(recipe, **overrides)
     )
+    data = calibration.data if isinstance(calibration, Calibration) else calibration
+    if isinstance(data, SelfWritten) or (isinstance(data, str) and data == SELF):
+        raise MxortError(f"{checkpoint}: calibration self: there is no model to write before it is imported")
     builder.require()
     report_progress("reading the checkpoint", 0.0)
     opened = open_checkpoint(Path(checkpoint), float_activations=float_activations)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePath
 from types import TracebackType
 
-from mxort.converters.staged_output import synchronise
+from mxort.converters.staged_output import synchronise, writing
 from mxort.errors import MxortError
 from mxort.models.folder import is_model_folder
 
@@ -47,7 +47,7 @@ class StagedFolder:
             raise MxortError(f"{path}: --overwrite replaces folders of models only, which this is not")
 
     def __enter__(self) -> StagedFolder:
-        with self._writing():
+        with writing(self.path):
             name = f".{self._target.name}."
             self._staging = Path(tempfile.mkdtemp(prefix=name, dir=self._target.parent))
             self.staged.mkdir()
@@ -60,16 +60,9 @@ class StagedFolder:
             shutil.rmtree(self._staging, ignore_errors=True)
 
     @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise MxortError(f"{self.path}: cannot write: {error.strerror or error}") from None
-
-    @contextlib.contextmanager
     def naming(self) -> Iterator[None]:
         """Errors of others that write into the folder name files by where they are to be."""
-        with self._writing():
+        with writing(self.path):
             try:
                 yield
             except MxortError as error:
@@ -84,14 +77,14 @@ class StagedFolder:
     def place(self, file: PurePath) -> Path:
         """Where to write ``file``, which is relative to the folder; the folder that it is in exists."""
         path = self.staged / file
-        with self._writing():
+        with writing(self.path):
             path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
     def copy(self, source: Path, file: PurePath) -> int:
         """Copies a file, what a link points to rather than the link -> its bytes."""
         path = self.place(file)
-        with self._writing():
+        with writing(self.path):
             shutil.copy(source, path)
             synchronise(path)
             return path.stat().st_size
@@ -99,7 +92,7 @@ class StagedFolder:
     def write(self, text: str, file: PurePath) -> int:
         """Writes a file of text -> its bytes."""
         path = self.place(file)
-        with self._writing():
+        with writing(self.path):
             path.write_text(text, encoding="utf-8")
             synchronise(path)
             return path.stat().st_size
@@ -107,7 +100,7 @@ class StagedFolder:
     def commit(self) -> None:
         """Puts the folder in its place; on failure the old one is as before."""
         before = self.staged.with_name("before" + self._target.name)
-        with self._writing():
+        with writing(self.path):
             replaced = self._target.exists()
             if replaced:
                 self._target.rename(before)

@@ -254,6 +254,13 @@ def test_the_folder_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.Mo
         mxort.import_checkpoint(tiny.folder, tmp_path / "out")
 
 
+@pytest.mark.parametrize("calibration", ["self", mxort.SelfWritten(8, 32)])
+def test_there_is_no_model_that_could_write_yet(tmp_path: Path, calibration: Any) -> None:
+    tiny = checkpoints.make(tmp_path / "checkpoint", "llama", "float")
+    with pytest.raises(mxort.MxortError, match="calibration self: there is no model to write"):
+        mxort.import_checkpoint(tiny.folder, tmp_path / "out", calibration=calibration)
+
+
 def test_what_the_model_needs_and_has_not(tmp_path: Path) -> None:
     tiny = checkpoints.make(tmp_path / "checkpoint", "llama", "quark")
     path = tiny.folder / "config.json"

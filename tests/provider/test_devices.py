@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("devices")
-    mxort.convert(mlp(folder / "mlp.onnx"), folder / "mlp.mxfp4.onnx")
+    mxort.convert(mlp(folder / "mlp.onnx"), folder / "mlp.mxfp4.onnx", fuse=False)
     return folder / "mlp.mxfp4.onnx"
 
 
@@ -81,6 +81,20 @@ def test_placement(converted: Path, device: str, provider: str) -> None:
     row = next(line for line in table.stdout.splitlines() if "MatMulMXFP4" in line)
     assert provider in row
     assert "2" in row
+
+
+def test_products_with_what_follows_them_stay_on_the_cpu(tmp_path: Path) -> None:
+    """The provider has no epilogues: what the converter makes by default runs, and says where."""
+    mxort.convert(mlp(tmp_path / "mlp.onnx"), tmp_path / "fused.onnx")
+    shown = json.loads(
+        program(
+            "-m", "mxort", "inspect", tmp_path / "fused.onnx", "--placement", "--device", "gpu", "--json"
+        ).stdout
+    )
+    assert {n["op_type"]: n["provider"] for n in shown["nodes"]} == {
+        "FusedMatMulMXFP4": "CPUExecutionProvider",
+        "MatMulMXFP4": scenarios.EP,
+    }
 
 
 def test_placement_on_a_gpu_that_is_not_there(converted: Path) -> None:
