@@ -159,6 +159,20 @@ class SmolLM2Tables(SmolLM2):
     )
 
 
+class SmolLM2Cache(SmolLM2):
+    """What it costs to round keys and values when they enter the cache."""
+
+    name = "smollm2-cache"
+    heading = (*SmolLM2.heading[:4], "file, MB", *COST)
+    rows = (
+        RTN,
+        *(
+            Row(f"rtn-cache-{cache}", f"rtn, the cache in {cache}", False, {"kv_cache": cache})
+            for cache in ("mxfp8", "mxfp4")
+        ),
+    )
+
+
 class MiniLM:
     """Mean over the layers of their outputs' SQNR on float operands, and the embeddings, on unseen text."""
 
@@ -247,6 +261,7 @@ SUBJECTS: tuple[type[Subject], ...] = (
     SmolLM2,
     SmolLM2Written,
     SmolLM2Tables,
+    SmolLM2Cache,
     SmolLM2OnPlays,
 )
 
