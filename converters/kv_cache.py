@@ -19,7 +19,16 @@ from onnxscript import opset15 as op
 from mxort.converters import attention, functions
 from mxort.converters.shapes import width
 from mxort.errors import MxortError
-from mxort.formats import BLOCK_SIZE, E2M1, E4M3, SCALE_NAN, ElementFormat, scale_value, unpack_codes
+from mxort.formats import (
+    BLOCK_SIZE,
+    E2M1,
+    E4M3,
+    SCALE_BIAS,
+    SCALE_NAN,
+    ElementFormat,
+    scale_value,
+    unpack_codes,
+)
 
 FLOAT = "float"
 CACHES = {"mxfp8": E4M3, "mxfp4": E2M1}
@@ -172,7 +181,8 @@ def _encode(fmt: ElementFormat) -> Any:
     units = _tensor("units", (2.0 ** (mantissa - lowest - steps)).astype(np.float32))
     carry, codes_of_step = 2 - 2.0 ** -(mantissa + 1), float(2**mantissa)
     most, sign = float(np.flatnonzero(fmt.values == fmt.max)[0]), float(2 ** (bits - 1))
-    offset, per_byte = 127.0 - fmt.emax, 8 // bits
+    offset, per_byte = float(SCALE_BIAS - fmt.emax), 8 // bits
+    largest = float(SCALE_NAN - 1)
     radix = _tensor("radix", 2.0 ** (bits * np.arange(per_byte, dtype=np.float32))[:, None])
 
     @no_type_check
@@ -200,11 +210,11 @@ def _encode(fmt: ElementFormat) -> Any:
         scale = op.Clip(
             carried + op.Constant(value_float=offset),
             op.Constant(value_float=0.0),
-            op.Constant(value_float=254.0),
+            op.Constant(value_float=largest),
         )
         inverse = op.Gather(
             op.Constant(value=_SCALES),
-            op.Cast(op.Constant(value_float=254.0) - scale, to=onnx.TensorProto.INT32),
+            op.Cast(op.Constant(value_float=largest) - scale, to=onnx.TensorProto.INT32),
         )
         scaled = clean * inverse
         magnitude = op.Abs(scaled)
