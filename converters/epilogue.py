@@ -105,6 +105,10 @@ def _next(
     for user in (user for value in known for user, _ in value.uses()):
         if user in nodes or user.domain != "" or user.op_type not in _POINTWISE or len(user.outputs) != 1:
             continue
+        if any(
+            user.graph is not value.graph for value in known
+        ):  # a body of the graph that the product is in
+            continue
         others = [value for value in user.inputs if value is not None and value not in known]
         if all(_is_scalar(value, model) for value in others):
             constants += others
@@ -156,7 +160,7 @@ def _gate(node: ir.Node, steps: _Steps) -> tuple[ir.Node, ir.Node] | None:
         return None
     other = mul.inputs[1 - at]
     up = None if other is None else other.producer()
-    if other is None or up is None or up is node or up.graph is not mul.graph is not node.graph:
+    if other is None or up is None or up is node or not up.graph is mul.graph is node.graph:
         return None
     if len(other.uses()) != 1 or other.is_graph_output() or up.inputs[0] is not node.inputs[0]:
         return None

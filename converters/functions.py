@@ -357,8 +357,8 @@ def _epilogue(operator: str, opset: int) -> onnx.FunctionProto:
     inner = function(product, opset)
     proto = activated.to_function_proto()
     (x,), (y,) = proto.input, proto.output
-    names = [*inner.input[1:]] if operands_of(operator) == 1 else []
-    names = names or [f"{part}_{name}" for part in ("gate", "up") for name in inner.input[1:]]
+    parts = ("",) if operands_of(operator) == 1 else ("gate_", "up_")
+    names = [part + name for part in parts for name in inner.input[1:]]
     products = [
         onnx.helper.make_node(product, [inner.input[0], *names[at : at + 4]], [out], domain=DOMAIN)
         for at, out in zip(range(0, len(names), 4), (x, "factor"), strict=False)

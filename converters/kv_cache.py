@@ -30,7 +30,6 @@ from mxort.formats import (
     unpack_codes,
 )
 
-FLOAT = "float"
 CACHES = {"mxfp8": E4M3, "mxfp4": E2M1}
 """Formats of a cache: the operator is GroupQueryAttentionMXFP8 or MXFP4."""
 
@@ -60,13 +59,17 @@ def quantise(model: ir.Model, cache: str) -> int:
     ]
     if not nodes:
         raise MxortError(f"kv_cache {cache}: the model has no attention with a cache that this library knows")
+    for node in model.graph.all_nodes():  # genai makes all caches of one size
+        if node.op_type == attention.NAME and node not in nodes:
+            raise MxortError(
+                f"kv_cache {cache}: {node.name or node.outputs[0].name!r} keeps its own kernel and cache"
+            )
     nbytes = 0
     for node in nodes:
         nbytes = _quantise(node, cache, _head_size(node, model.ir_version))
     for proto in functions_of(cache, model.opset_imports[""]):
         attention.add_function(model, proto)
-    if not any(n.op_type == attention.NAME for n in model.graph.all_nodes() if n.domain == functions.DOMAIN):
-        model.functions.pop((functions.DOMAIN, attention.NAME, ""), None)
+    model.functions.pop((functions.DOMAIN, attention.NAME, ""), None)
     return nbytes
 
 

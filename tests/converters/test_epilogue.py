@@ -177,3 +177,29 @@ def test_inspect_has_a_row_for_each_weight(tools, tmp_path):
         ("up", "wu_mxfp4", K, N),
     ]
     assert [row.converted_bytes for row in rows] == [row.converted_bytes for row in report.converted]
+
+
+BODY = "({dtype}[b,64] x, {dtype}[b,48] x2, bool c) => ({dtype}[b,48] y) "
+BRANCHES = {
+    "the activation": "g = MatMul(x, wg) y = If(c) <then_branch = a () => (float[b,48] t) { t = Relu(g) }, "
+    "else_branch = b () => (float[b,48] e) { e = Identity(x2) }>",
+    "the other factor": "g = MatMul(x, wg) r = Relu(g) y = If(c) <then_branch = a () => (float[b,48] t) "
+    "{ u = MatMul(x, wu) t = Mul(r, u) }, else_branch = b () => (float[b,48] e) { e = Identity(x2) }>",
+}
+
+
+@pytest.mark.parametrize("body", BRANCHES.values(), ids=BRANCHES)
+def test_what_stands_in_a_branch_is_not_taken_out_of_it(tools, body):
+    weights = {f"w{name}": w for name, w in W.items() if f"w{name}" in body}
+    proto = tools.make_model(BODY.replace("{dtype}", "float") + "{ " + body + " }", weights)
+    model = mxort.convert(proto, accuracy_level=1).model
+    plain = mxort.convert(proto, accuracy_level=1, fuse=False).model
+    rng = np.random.default_rng(5)
+    f = {
+        "x": rng.standard_normal((7, K), dtype=np.float32),
+        "x2": rng.standard_normal((7, N), dtype=np.float32),
+    }
+    for c in (True, False):
+        feeds = f | {"c": np.array(c)}
+        (got,), (want,) = session(model).run(None, feeds), session(plain, library=False).run(None, feeds)
+        np.testing.assert_allclose(got, want, rtol=0, atol=3e-6 * np.abs(want).max())

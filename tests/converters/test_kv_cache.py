@@ -92,6 +92,25 @@ def test_a_cache_that_something_else_reads():
         mxort.convert(proto, kv_cache="mxfp8")
 
 
+def test_another_attention_that_keeps_its_cache():
+    """genai makes all caches of the size that the configuration names."""
+    proto = decoder()
+    (old,) = (n for n in proto.graph.node if n.op_type == "GroupQueryAttention")
+    other = proto.graph.node.add()
+    other.CopyFrom(old)
+    other.name = "windowed"
+    other.attribute.append(onnx.helper.make_attribute("local_window_size", 8))
+    other.output[:] = ["a2", "present_key2", "present_value2"]
+    for name, value in zip(other.output, ("y", "present_key", "present_value"), strict=True):
+        (like,) = (v for v in proto.graph.output if v.name == value)
+        made = proto.graph.output.add()
+        made.CopyFrom(like)
+        made.name = name
+        made.type.tensor_type.ClearField("shape")
+    with pytest.raises(MxortError, match="'windowed' keeps its own kernel and cache"):
+        mxort.convert(proto, kv_cache="mxfp8")
+
+
 def test_options():
     with pytest.raises(MxortError, match="kv_cache mxfp8: would change nothing: got no fuse, expected fuse"):
         mxort.convert(decoder(), kv_cache="mxfp8", fuse=False)
