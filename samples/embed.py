@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
-from models import ModelError, minilm
+from models import ModelError, minilm, refuse_bad_target
 from tokenizers import Tokenizer
 
 import mxort
@@ -59,6 +59,7 @@ def main() -> None:
     if len(sentences) < 2:
         parser.error("one sentence has no similarity; give two or more")
 
+    refuse_bad_target(arguments.out)
     folder = minilm()
     source = folder / "model.onnx"
     target = arguments.out or folder / "model.mxfp4.onnx"

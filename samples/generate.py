@@ -14,7 +14,7 @@ import jinja2
 import numpy as np
 import onnxruntime as ort
 from decoder import Decoder
-from models import ModelError, smollm2
+from models import ModelError, refuse_bad_target, smollm2
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
@@ -59,6 +59,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64, help="most tokens to generate (64)")
     arguments = parser.parse_args()
 
+    refuse_bad_target(arguments.out)
     source = arguments.model or smollm2() / "model.onnx"
     target = arguments.out or source.with_suffix(".mxfp4.onnx")
     mxort.convert(source, target)

