@@ -3,7 +3,7 @@
 // vector policy `S` and compiled for each instruction set. No standard library here (mx_formats.h).
 //
 // S provides, beside what float_kernel.h asks for: WidenBytes and WidenNibbles (16 of them to DecodePair and Decode),
-// Load, SumEach (of 16 vectors' lanes), kProductRows and kProductVectors (a product's sums that fit its registers).
+// Load, Max (x > y ? x : y), Largest and Sum (of a vector's lanes), SumEach (of 16 vectors), kProductRows and kProductVectors (a product's sums that fit its registers).
 #ifndef MXORT_KERNELS_ATTENTION_KERNEL_H_
 #define MXORT_KERNELS_ATTENTION_KERNEL_H_
 
@@ -89,16 +89,12 @@ MXORT_INLINE void Transpose(const float* keys, int64_t stride, int64_t count, in
   }
 }
 
-// fold(x, y) over all of a block, by halves: loops that a compiler turns into vectors, in an order that does not depend
-// on how long those are.
-template <class Fold>
-MXORT_INLINE float FoldBlock(const float* block, const Fold& fold) {
-  float half[kKeyBlock / 2];
-  for (int i = 0; i < kKeyBlock / 2; ++i) half[i] = fold(block[i], block[i + kKeyBlock / 2]);
-  for (int i = 0; i < kKeyBlock / 4; ++i) half[i] = fold(half[i], half[i + kKeyBlock / 4]);
-  for (int i = 0; i < kKeyBlock / 8; ++i) half[i] = fold(half[i], half[i + kKeyBlock / 8]);
-  for (int i = 0; i < kKeyBlock / 16; ++i) half[i] = fold(half[i], half[i + kKeyBlock / 16]);
-  return fold(fold(half[0], half[2]), fold(half[1], half[3]));
+// A block of scores: combine(x, y) of all its vectors, by halves, so that the order does not depend on their length.
+template <class S, class Combine>
+MXORT_INLINE typename S::Vector FoldBlock(const float* block, const Combine& combine) {
+  static_assert(kKeyBlock == 4 * kHeadVector);
+  const auto at = [&](int i) { return S::Load(block + i * kHeadVector); };
+  return combine(combine(at(0), at(2)), combine(at(1), at(3)));
 }
 
 // cap * tanh(score / cap), tanh(x) = (1 - e) / (1 + e) with e = exp(-2 |x|) and the sign of x.
@@ -122,19 +118,20 @@ MXORT_INLINE void AddMask(const AttentionTile& tile, int64_t begin, int64_t coun
 }
 
 // One row's scores of a block, `visible` of which count, to their share of the softmax; what came before is rescaled.
+template <class S>
 MXORT_INLINE void SoftmaxRow(const AttentionTile& tile, int64_t row, int visible, float* scores) {
   if (tile.softcap > 0) SoftCap(tile.softcap, scores);
   if (visible < kKeyBlock) {
     for (int k = 0; k < kKeyBlock; ++k) scores[k] = k < visible ? scores[k] : -__builtin_inff();
   }
-  const auto max = [](float x, float y) { return x > y ? x : y; };
-  const float largest = max(FoldBlock(scores, max), tile.largest[row]);
+  const float of_block = S::Largest(FoldBlock<S>(scores, [](auto x, auto y) { return S::Max(x, y); }));
+  const float largest = of_block > tile.largest[row] ? of_block : tile.largest[row];
   const float factor = Exp(tile.largest[row] - largest);
   for (int k = 0; k < kKeyBlock; ++k) scores[k] = Exp(scores[k] - largest);
   if (visible < kKeyBlock) {
     for (int k = 0; k < kKeyBlock; ++k) scores[k] = k < visible ? scores[k] : 0.0f;
   }
-  const float total = FoldBlock(scores, [](float x, float y) { return x + y; });
+  const float total = S::Sum(FoldBlock<S>(scores, [](auto x, auto y) { return S::Add(x, y); }));
   tile.total[row] = tile.total[row] * factor + total;
   tile.largest[row] = largest;
   float* sums = tile.sums + row * tile.head_size;
@@ -356,7 +353,7 @@ MXORT_INLINE void AttendRangeOf(const AttentionTile& tile) {
     for (int64_t r = 0; r < tile.rows; ++r) {
       const int64_t left = tile.limits[r] - begin, visible = left < 0 ? 0 : left < count ? left : count;
       if (visible > 0) {
-        SoftmaxRow(tile, r, static_cast<int>(visible), scores + r * kKeyBlock);
+        SoftmaxRow<S>(tile, r, static_cast<int>(visible), scores + r * kKeyBlock);
       } else {
         __builtin_memset(scores + r * kKeyBlock, 0, kKeyBlock * sizeof(float));
       }

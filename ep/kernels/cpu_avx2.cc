@@ -30,6 +30,13 @@ struct Avx2 {
 
   MXORT_INLINE Vector Zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
   MXORT_INLINE Vector Load(const float* x) { return {_mm256_loadu_ps(x), _mm256_loadu_ps(x + 8)}; }
+  MXORT_INLINE Vector Max(Vector a, Vector b) { return {_mm256_max_ps(a.low, b.low), _mm256_max_ps(a.high, b.high)}; }
+  MXORT_INLINE float Largest(Vector x) {
+    const __m256 eight = _mm256_max_ps(x.low, x.high);
+    const __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+  }
   MXORT_INLINE float Sum(Vector x) {
     const __m256 eight = _mm256_add_ps(x.low, x.high);
     const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
@@ -134,9 +141,7 @@ const Kernel kAvx2Mxint8 = {"avx2_mxint8", &kStrip16Int8, HasAvx2,     Everythin
 
 const VectorFunctions kAvx2Functions = {
     [](const AttentionTile& tile) { AttendRange<Avx2>(tile); },
-    [](Activation activation, const float* x, const float* factor, int64_t n, float* y) {
-      ActivateWith(activation, x, factor, n, y);
-    },
+    [](const ActivateArgs& args) { ActivateWith(args); },
     [](const QuantizeArgs& args, Range rows) { QuantizeRows(args, rows); },
 };
 

@@ -24,6 +24,9 @@ struct Avx512 {
 
   MXORT_INLINE Vector Zero() { return _mm512_setzero_ps(); }
   MXORT_INLINE Vector Load(const float* x) { return _mm512_loadu_ps(x); }
+  MXORT_INLINE Vector Max(Vector a, Vector b) { return _mm512_max_ps(a, b); }
+  MXORT_INLINE float Largest(Vector x) { return _mm512_reduce_max_ps(x); }
+  MXORT_INLINE float Sum(Vector x) { return _mm512_reduce_add_ps(x); }
   // out[i] = the sum of x[i]'s lanes: neighbours are interleaved and added, four times.
   MXORT_INLINE void SumEach(const Vector* x, float* out) {
     Vector four[4], two[2];
@@ -107,9 +110,7 @@ const Kernel kAvx512Mxint8 = {"avx512_mxint8", &kStrip16Int8, HasAvx512,   Every
 
 const VectorFunctions kAvx512Functions = {
     [](const AttentionTile& tile) { AttendRange<Avx512>(tile); },
-    [](Activation activation, const float* x, const float* factor, int64_t n, float* y) {
-      ActivateWith(activation, x, factor, n, y);
-    },
+    [](const ActivateArgs& args) { ActivateWith(args); },
     [](const QuantizeArgs& args, Range rows) { QuantizeRows(args, rows); },
 };
 

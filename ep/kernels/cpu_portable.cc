@@ -42,9 +42,18 @@ struct Generic {
     __builtin_memcpy(&vector, x, sizeof vector);
     return vector;
   }
+  MXORT_INLINE Floats MaxOf(Floats a, Floats b) { return a > b ? a : b; }
+  MXORT_INLINE Vector Max(const Vector& a, const Vector& b) {
+    return Map([&](int i) { return MaxOf(a.part[i], b.part[i]); });
+  }
+  MXORT_INLINE float Largest(const Vector& x) {
+    const Floats four = MaxOf(MaxOf(x.part[0], x.part[2]), MaxOf(x.part[1], x.part[3]));
+    const Floats two = MaxOf(four, __builtin_shufflevector(four, four, 2, 3, 0, 1));
+    return two[0] > two[1] ? two[0] : two[1];
+  }
   MXORT_INLINE float Sum(const Vector& x) {
-    const Floats four = (x.part[0] + x.part[1]) + (x.part[2] + x.part[3]);
-    return (four[0] + four[1]) + (four[2] + four[3]);
+    const Floats four = (x.part[0] + x.part[2]) + (x.part[1] + x.part[3]);
+    return (four[0] + four[2]) + (four[1] + four[3]);
   }
   MXORT_INLINE void SumEach(const Vector* x, float* out) {
     for (int i = 0; i < 16; ++i) out[i] = Sum(x[i]);
@@ -151,9 +160,7 @@ const Kernel kPortableMxint8 = {"portable_mxint8", &kStrip16Int8, Always,      E
 
 const VectorFunctions kPortableFunctions = {
     [](const AttentionTile& tile) { AttendRange<Generic>(tile); },
-    [](Activation activation, const float* x, const float* factor, int64_t n, float* y) {
-      ActivateWith(activation, x, factor, n, y);
-    },
+    [](const ActivateArgs& args) { ActivateWith(args); },
     [](const QuantizeArgs& args, Range rows) { QuantizeRows(args, rows); },
 };
 

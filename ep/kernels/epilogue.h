@@ -10,8 +10,16 @@ namespace mxort {
 enum class Activation { kNone = 0, kRelu = 1, kGelu = 2, kGeluTanh = 3, kSilu = 4 };
 inline constexpr int64_t kActivations = 5;
 
-// y[i] = activation(x[i]), times factor[i] where that is not null. y may be x.
-using Activate = void (*)(Activation, const float* x, const float* factor, int64_t n, float* y);
+// In place: y[r, i] = activation(y[r, i]), times factor[r, i] where that is not null.
+struct ActivateArgs {
+  Activation activation;
+  int64_t rows, columns;
+  float* y;
+  int64_t y_stride;
+  const float* factor;
+  int64_t factor_stride;
+};
+using Activate = void (*)(const ActivateArgs&);
 
 }  // namespace mxort
 

@@ -29,35 +29,46 @@ struct Silu {
 };
 
 template <class F, int kCount>
-MXORT_INLINE void ActivateBlock(const float* x, const float* factor, float* y) {
+MXORT_INLINE void ActivateBlock(float* y, const float* factor) {
   float block[kCount];
-  for (int i = 0; i < kCount; ++i) block[i] = F::Of(x[i]);
+  for (int i = 0; i < kCount; ++i) block[i] = F::Of(y[i]);
   if (factor) {
     for (int i = 0; i < kCount; ++i) block[i] *= factor[i];
   }
   __builtin_memcpy(y, block, sizeof block);
 }
 
-template <class F>
-MXORT_INLINE void ActivateAs(const float* x, const float* factor, int64_t n, float* y) {
-  constexpr int kStep = 64;
-  int64_t i = 0;
-  for (; i + kStep <= n; i += kStep) ActivateBlock<F, kStep>(x + i, factor ? factor + i : nullptr, y + i);
-  for (; i < n; ++i) ActivateBlock<F, 1>(x + i, factor ? factor + i : nullptr, y + i);
+// Columns from `first` on, kCount at a time; returns where that ends.
+template <class F, int kCount>
+MXORT_INLINE int64_t ActivateBlocks(const ActivateArgs& args, int64_t row, int64_t first) {
+  float* y = args.y + row * args.y_stride;
+  const float* factor = args.factor ? args.factor + row * args.factor_stride : nullptr;
+  for (; first + kCount <= args.columns; first += kCount) {
+    ActivateBlock<F, kCount>(y + first, factor ? factor + first : nullptr);
+  }
+  return first;
 }
 
-MXORT_INLINE void ActivateWith(Activation activation, const float* x, const float* factor, int64_t n, float* y) {
-  switch (activation) {
+template <class F>
+MXORT_INLINE void ActivateAs(const ActivateArgs& args) {
+  for (int64_t row = 0; row < args.rows; ++row) {
+    const int64_t wide = ActivateBlocks<F, 64>(args, row, 0);
+    ActivateBlocks<F, 1>(args, row, ActivateBlocks<F, 16>(args, row, wide));
+  }
+}
+
+MXORT_INLINE void ActivateWith(const ActivateArgs& args) {
+  switch (args.activation) {
     case Activation::kNone:
-      return ActivateAs<None>(x, factor, n, y);
+      return ActivateAs<None>(args);
     case Activation::kRelu:
-      return ActivateAs<Relu>(x, factor, n, y);
+      return ActivateAs<Relu>(args);
     case Activation::kGelu:
-      return ActivateAs<Gelu>(x, factor, n, y);
+      return ActivateAs<Gelu>(args);
     case Activation::kGeluTanh:
-      return ActivateAs<GeluTanh>(x, factor, n, y);
+      return ActivateAs<GeluTanh>(args);
     case Activation::kSilu:
-      return ActivateAs<Silu>(x, factor, n, y);
+      return ActivateAs<Silu>(args);
   }
 }
 

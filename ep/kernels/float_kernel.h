@@ -163,7 +163,8 @@ struct FloatTiles {
   }
 };
 
-// Tiles::Run<rows> for the panels and strips given. A strip's weights stay in the cache for all panels.
+// Tiles::Run<rows> for the panels and strips given. A panel, which is larger than a strip, is read once for all strips;
+// those stay in the second-level cache.
 template <class Tiles, int kRows = Tiles::kMaxRows>
 MXORT_INLINE void RunTile(int rows, const MatMulArgs& args, int64_t panel, int64_t strip) {
   if (rows == kRows) return Tiles::template Run<kRows>(args, panel, strip);
@@ -171,11 +172,10 @@ MXORT_INLINE void RunTile(int rows, const MatMulArgs& args, int64_t panel, int64
 }
 template <class Tiles>
 MXORT_INLINE void ComputeTiles(const MatMulArgs& args, Range panels, Range strips) {
-  for (int64_t strip = strips.begin; strip < strips.end; ++strip) {
-    for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
-      const int64_t left = args.M - panel * args.panel_rows;
-      RunTile<Tiles>(left < args.panel_rows ? static_cast<int>(left) : args.panel_rows, args, panel, strip);
-    }
+  for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
+    const int64_t left = args.M - panel * args.panel_rows;
+    const int rows = left < args.panel_rows ? static_cast<int>(left) : args.panel_rows;
+    for (int64_t strip = strips.begin; strip < strips.end; ++strip) RunTile<Tiles>(rows, args, panel, strip);
   }
 }
 

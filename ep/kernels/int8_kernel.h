@@ -143,24 +143,32 @@ MXORT_INLINE bool PrepareInt8Row(const MatMulSpec& spec, DataType type, const vo
   const int64_t blocks = (spec.K + kBlockSize - 1) / kBlockSize;
   const int terms = Int8Terms(spec);
   const int64_t padded = blocks * kBlockSize;
-  WidenRow(type, a, spec.K, padded, scratch);
-  RotateRow(spec.rotation, scratch, padded);
+  const float* values = scratch;
+  if (type == DataType::kFloat && spec.rotation == 1 && spec.K == padded) {
+    values = static_cast<const float*>(a);
+  } else {
+    WidenRow(type, a, spec.K, padded, scratch);
+    RotateRow(spec.rotation, scratch, padded);
+  }
   bool plain = true;
-  for (int64_t b = 0; b < blocks; ++b, panel += PanelBlockBytes(rows, terms), scratch += kBlockSize) {
-    const unsigned bits = S::Absmax(scratch);
+  for (int64_t b = 0; b < blocks; ++b, panel += PanelBlockBytes(rows, terms), values += kBlockSize) {
+    constexpr int kAhead = 256;  // 1 KB: more than a block's work hides what comes from the last-level cache
+    __builtin_prefetch(values + kAhead);
+    __builtin_prefetch(values + kAhead + kBlockSize / 2);
+    const unsigned bits = S::Absmax(values);
     if (!PlainActivation(bits)) return false;  // whatever the panel holds, nobody reads the row's sums
     const float absmax = BitsFloat(bits);
     int8_t* q = reinterpret_cast<int8_t*>(panel) + row * terms * kBlockSize;
     int32_t* scale = reinterpret_cast<int32_t*>(panel + ScaleOffset(rows, terms)) + row;
     int32_t* start = reinterpret_cast<int32_t*>(panel + StartOffset(rows, terms)) + row * terms;
     if (spec.activation_format == ActivationFormat::kMxfp4) {
-      plain &= PrepareMxBlock<S, W, E2M1, 2>(scratch, absmax, q, start, scale);
+      plain &= PrepareMxBlock<S, W, E2M1, 2>(values, absmax, q, start, scale);
     } else if (spec.activation_format == ActivationFormat::kMxfp6E2M3) {
-      plain &= PrepareMxBlock<S, W, E2M3, 8>(scratch, absmax, q, start, scale);
+      plain &= PrepareMxBlock<S, W, E2M3, 8>(values, absmax, q, start, scale);
     } else if (terms == 2) {
-      plain &= PrepareInt8Block<S, W, 2>(scratch, absmax, q, start, scale);
+      plain &= PrepareInt8Block<S, W, 2>(values, absmax, q, start, scale);
     } else {
-      plain &= PrepareInt8Block<S, W, 1>(scratch, absmax, q, start, scale);
+      plain &= PrepareInt8Block<S, W, 1>(values, absmax, q, start, scale);
     }
   }
   return plain;

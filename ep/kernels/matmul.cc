@@ -17,11 +17,12 @@ int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 // Work below which handing it to another thread costs more than it saves: some microseconds.
 constexpr int64_t kTaskValues = 16 * 1024;           // of A, when preparing
 constexpr int64_t kTaskMultiplies = 512 * 1024;      // when multiplying
+constexpr int64_t kTaskStrips = 4;                   // that a panel is read for once, where tasks are enough
 constexpr int64_t kPreparedCacheBytes = 256 * 1024;  // prepared panels of one task stay in L2
-// Panels prepared at once: those of more rows are prepared and multiplied a block of rows after the other. They do not
-// leave the last-level cache in between, and what a thread keeps does not grow with M. A block is many tasks of
-// multiplying, so the weights are read no more often than without.
-constexpr int64_t kWorkspaceBytes = 4 * 1024 * 1024;
+// Panels prepared at once: those of more rows are prepared and multiplied a block of rows after the other. Of one
+// thread they do not leave the second-level cache in between, and what a thread keeps does not grow with M. A block is
+// many tasks of multiplying, so the weights are read no more often than without.
+constexpr int64_t kWorkspaceBytes = 1024 * 1024;
 
 // Panels of equal height: 16 rows on a kernel of 12 become 8 + 8, not 12 + 4.
 int PanelRows(const MatMulCall& call, const Kernel& kernel) {
@@ -72,28 +73,41 @@ void StoreRow(const MatMulCall& call, int64_t m, int64_t n, int64_t count, const
   }
 }
 
-// The epilogue follows while a task's products are in the cache.
+// A piece of Y: where it is, or where it is made before it becomes another type.
+struct Piece {
+  float* data;
+  int64_t stride;
+};
+
+// A panel after the other: the epilogue follows while the products are in the first-level cache. Of floats they lie where
+// Y does.
 void ComputeActivated(const MatMulCall& call, const Kernel& kernel, const MatMulArgs& args, Range panels,
                       Range strips) {
-  thread_local Workspace workspace;  // two tasks' products: some hundred KB
-  const int64_t row = panels.begin * args.panel_rows, rows = std::min(call.M, panels.end * args.panel_rows) - row;
+  thread_local Workspace workspace;  // two panels' products
+  const Epilogue& epilogue = call.epilogue;
   const int64_t column = strips.begin * kStripColumns;
   const int64_t columns = std::min(call.spec->N, strips.end * kStripColumns) - column;
-  auto* products = reinterpret_cast<float*>(workspace.Get(static_cast<size_t>(2 * rows * columns) * sizeof(float)));
-  float* factors = call.epilogue.factor ? products + rows * columns : nullptr;
-  MatMulArgs part = args;
-  part.type = DataType::kFloat;
-  part.y = products;
-  part.y_stride = columns;
-  part.y_row = row;
-  part.y_column = column;
-  kernel.compute(part, panels, strips);
-  if (factors) {
-    part.y = factors;
-    kernel.compute(With(*call.epilogue.factor, part), panels, strips);
+  const auto floats = static_cast<size_t>(2 * args.panel_rows * columns);
+  auto* factors = reinterpret_cast<float*>(workspace.Get(floats * sizeof(float)));
+  for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
+    const int64_t row = panel * args.panel_rows, rows = std::min<int64_t>(call.M - row, args.panel_rows);
+    Piece y = {factors + args.panel_rows * columns, columns};
+    if (call.type == DataType::kFloat) y = {static_cast<float*>(call.y) + row * call.spec->N + column, call.spec->N};
+    const auto compute = [&](MatMulArgs to, const Piece& piece) {
+      to.type = DataType::kFloat;
+      to.y = piece.data;
+      to.y_stride = piece.stride;
+      to.y_row = row;
+      to.y_column = column;
+      kernel.compute(to, {panel, panel + 1}, strips);
+    };
+    compute(args, y);
+    if (epilogue.factor) compute(With(*epilogue.factor, args), {factors, columns});
+    epilogue.activate(
+        {epilogue.activation, rows, columns, y.data, y.stride, epilogue.factor ? factors : nullptr, columns});
+    if (call.type == DataType::kFloat) continue;
+    for (int64_t r = 0; r < rows; ++r) StoreRow(call, row + r, column, columns, y.data + r * columns);
   }
-  call.epilogue.activate(call.epilogue.activation, products, factors, rows * columns, products);
-  for (int64_t r = 0; r < rows; ++r) StoreRow(call, row + r, column, columns, products + r * columns);
 }
 
 void ComputeAll(const MatMulCall& call, const Kernel& kernel, const MatMulArgs& args, const ParallelFor& parallel) {
@@ -104,7 +118,8 @@ void ComputeAll(const MatMulCall& call, const Kernel& kernel, const MatMulArgs& 
   const int64_t strip_multiplies = std::min(call.M, panels_per_task * args.panel_rows) * args.blocks * kBlockSize *
                                    kStripColumns * (call.epilogue.factor ? 2 : 1);
   // Tasks of equal size: of two threads neither waits for the other.
-  const int64_t strip_tasks = std::clamp<int64_t>(CeilDiv(strips * strip_multiplies, kTaskMultiplies), 1, strips);
+  const int64_t most = panel_tasks > 1 ? CeilDiv(strips, kTaskStrips) : strips;
+  const int64_t strip_tasks = std::clamp<int64_t>(CeilDiv(strips * strip_multiplies, kTaskMultiplies), 1, most);
   parallel(panel_tasks * strip_tasks, [&](int64_t task) {
     const int64_t panel = task / strip_tasks * panels_per_task, strip = task % strip_tasks;
     const Range of_panels = {panel, std::min(panels, panel + panels_per_task)};
@@ -145,8 +160,8 @@ void ComputeReference(const MatMulCall& call, int64_t row) {
   std::vector<float> products(static_cast<size_t>(spec.N)), factors(products);
   product(call.operand, DataType::kFloat, products.data());
   if (call.epilogue.factor) product(*call.epilogue.factor, DataType::kFloat, factors.data());
-  call.epilogue.activate(call.epilogue.activation, products.data(), call.epilogue.factor ? factors.data() : nullptr,
-                         spec.N, products.data());
+  call.epilogue.activate({call.epilogue.activation, 1, spec.N, products.data(), spec.N,
+                          call.epilogue.factor ? factors.data() : nullptr, spec.N});
   StoreRow(call, row, 0, spec.N, products.data());
 }
 
