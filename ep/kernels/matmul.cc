@@ -16,7 +16,7 @@ int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Work below which handing it to another thread costs more than it saves: some microseconds.
 constexpr int64_t kTaskValues = 16 * 1024;           // of A, when preparing
-constexpr int64_t kTaskMultiplies = 512 * 1024;      // when multiplying
+constexpr int64_t kTaskMultiplies = 512 * 1024;      // when multiplying; of several panels four times as many
 constexpr int64_t kTaskStrips = 4;                   // that a panel is read for once, where tasks are enough
 constexpr int64_t kPreparedCacheBytes = 256 * 1024;  // prepared panels of one task stay in L2
 // Panels prepared at once: those of more rows are prepared and multiplied a block of rows after the other. Of one
@@ -118,8 +118,9 @@ void ComputeAll(const MatMulCall& call, const Kernel& kernel, const MatMulArgs& 
   const int64_t strip_multiplies = std::min(call.M, panels_per_task * args.panel_rows) * args.blocks * kBlockSize *
                                    kStripColumns * (call.epilogue.factor ? 2 : 1);
   // Tasks of equal size: of two threads neither waits for the other.
+  const int64_t task_multiplies = panels > 1 ? 4 * kTaskMultiplies : kTaskMultiplies;
   const int64_t most = panel_tasks > 1 ? CeilDiv(strips, kTaskStrips) : strips;
-  const int64_t strip_tasks = std::clamp<int64_t>(CeilDiv(strips * strip_multiplies, kTaskMultiplies), 1, most);
+  const int64_t strip_tasks = std::clamp<int64_t>(CeilDiv(strips * strip_multiplies, task_multiplies), 1, most);
   parallel(panel_tasks * strip_tasks, [&](int64_t task) {
     const int64_t panel = task / strip_tasks * panels_per_task, strip = task % strip_tasks;
     const Range of_panels = {panel, std::min(panels, panel + panels_per_task)};
