@@ -3,7 +3,8 @@
 // vector policy `S` and compiled for each instruction set. No standard library here (mx_formats.h).
 //
 // S provides, beside what float_kernel.h asks for: WidenBytes and WidenNibbles (16 of them to DecodePair and Decode),
-// Load, Max (x > y ? x : y), Largest and Sum (of a vector's lanes), SumEach (of 16 vectors), kProductRows and kProductVectors (a product's sums that fit its registers).
+// Load, Max (x > y ? x : y), Largest and Sum (of a vector's lanes), SumEach (of 16 vectors), kProductRows and
+// kProductVectors (a product's sums that fit its registers).
 #ifndef MXORT_KERNELS_ATTENTION_KERNEL_H_
 #define MXORT_KERNELS_ATTENTION_KERNEL_H_
 

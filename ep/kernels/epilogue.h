@@ -10,6 +10,11 @@ namespace mxort {
 enum class Activation { kNone = 0, kRelu = 1, kGelu = 2, kGeluTanh = 3, kSilu = 4 };
 inline constexpr int64_t kActivations = 5;
 
+// A gate's product in full: f(min(y, limit)) * (clip(factor, -limit, limit) + beta), SiLU with alpha in its sigmoid.
+struct GateShape {
+  float alpha = 1, beta = 0, limit = __builtin_inff();
+};
+
 // In place: y[r, i] = activation(y[r, i]), times factor[r, i] where that is not null.
 struct ActivateArgs {
   Activation activation;
@@ -18,6 +23,7 @@ struct ActivateArgs {
   int64_t y_stride;
   const float* factor;
   int64_t factor_stride;
+  GateShape shape = {};
 };
 using Activate = void (*)(const ActivateArgs&);
 

@@ -28,33 +28,59 @@ struct Silu {
   MXORT_INLINE float Of(float x) { return x * Sigmoid(x); }
 };
 
-template <class F, int kCount>
-MXORT_INLINE void ActivateBlock(float* y, const float* factor) {
+// As the product it is, and with a shape: x sigmoid(alpha x) is SiLU of alpha x, divided by alpha. NaN stays NaN.
+struct Plain {
+  template <class F>
+  MXORT_INLINE float Gate(const GateShape&, float x) {
+    return F::Of(x);
+  }
+  MXORT_INLINE float Factor(const GateShape&, float x) { return x; }
+};
+struct Shaped {
+  template <class F>
+  MXORT_INLINE float Gate(const GateShape& shape, float x) {
+    return F::Of((x > shape.limit ? shape.limit : x) * shape.alpha) / shape.alpha;
+  }
+  MXORT_INLINE float Factor(const GateShape& shape, float x) {
+    const float least = x < -shape.limit ? -shape.limit : x;
+    return (least > shape.limit ? shape.limit : least) + shape.beta;
+  }
+};
+
+template <class F, class G, int kCount>
+MXORT_INLINE void ActivateBlock(const GateShape& shape, float* y, const float* factor) {
   float block[kCount];
-  for (int i = 0; i < kCount; ++i) block[i] = F::Of(y[i]);
+  for (int i = 0; i < kCount; ++i) block[i] = G::template Gate<F>(shape, y[i]);
   if (factor) {
-    for (int i = 0; i < kCount; ++i) block[i] *= factor[i];
+    for (int i = 0; i < kCount; ++i) block[i] *= G::Factor(shape, factor[i]);
   }
   __builtin_memcpy(y, block, sizeof block);
 }
 
 // Columns from `first` on, kCount at a time; returns where that ends.
-template <class F, int kCount>
+template <class F, class G, int kCount>
 MXORT_INLINE int64_t ActivateBlocks(const ActivateArgs& args, int64_t row, int64_t first) {
   float* y = args.y + row * args.y_stride;
   const float* factor = args.factor ? args.factor + row * args.factor_stride : nullptr;
   for (; first + kCount <= args.columns; first += kCount) {
-    ActivateBlock<F, kCount>(y + first, factor ? factor + first : nullptr);
+    ActivateBlock<F, G, kCount>(args.shape, y + first, factor ? factor + first : nullptr);
   }
   return first;
 }
 
+template <class F, class G>
+MXORT_INLINE void ActivateRows(const ActivateArgs& args) {
+  for (int64_t row = 0; row < args.rows; ++row) {
+    const int64_t wide = ActivateBlocks<F, G, 64>(args, row, 0);
+    ActivateBlocks<F, G, 1>(args, row, ActivateBlocks<F, G, 16>(args, row, wide));
+  }
+}
 template <class F>
 MXORT_INLINE void ActivateAs(const ActivateArgs& args) {
-  for (int64_t row = 0; row < args.rows; ++row) {
-    const int64_t wide = ActivateBlocks<F, 64>(args, row, 0);
-    ActivateBlocks<F, 1>(args, row, ActivateBlocks<F, 16>(args, row, wide));
-  }
+  const GateShape plain, &shape = args.shape;
+  const bool is_plain = shape.alpha == plain.alpha && shape.beta == plain.beta && shape.limit == plain.limit;
+  if (is_plain || !args.factor) return ActivateRows<F, Plain>(args);
+  ActivateRows<F, Shaped>(args);
 }
 
 MXORT_INLINE void ActivateWith(const ActivateArgs& args) {

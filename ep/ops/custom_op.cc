@@ -15,6 +15,7 @@
 #include "kernels/weight_memory.h"
 #include "ops/attention_op.h"
 #include "ops/custom_op_base.h"
+#include "ops/experts_op.h"
 #include "ops/gather_op.h"
 #include "ops/matmul_inputs.h"
 #include "ops/matmul_spec.h"
@@ -138,22 +139,6 @@ constexpr Backend kRocm = {kRocmProvider, OrtMemTypeCPUInput,
                              return MakeRocmKernel(api, type, info);
                            }};
 
-// The types of an op: of A and Y, and of column_scale and bias. A tool that makes a model float16 casts every float
-// tensor of it, these too.
-struct NodeType {
-  ElementType a;
-  ONNXTensorElementDataType vectors;
-};
-
-std::vector<NodeType> NodeTypes() {
-  std::vector<NodeType> types;
-  for (const ElementType& a : kElementTypes) {
-    types.push_back({a, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT});
-    if (a.type != DataType::kFloat) types.push_back({a, a.onnx});
-  }
-  return types;
-}
-
 struct MatMulOp : OrtCustomOp {
   const OrtApi* api;
   const WeightOperator* what;
@@ -218,6 +203,7 @@ struct Domain {
   std::vector<MatMulOp> ops;
   std::vector<GatherOp> gathers;
   std::vector<AttentionOp> attentions;
+  std::vector<ExpertsOp> experts;
   OrtCustomOpDomain* domain = nullptr;
 };
 
@@ -248,12 +234,14 @@ OrtCustomOpDomain* CustomOpDomain(const OrtApiBase* base, const OrtApi** api) {
       entry.gathers = GatherOps(entry.api, version);
       entry.attentions = AttentionOps(entry.api, version);
       entry.attentions.push_back(MakeDenseAttentionOp(entry.api, version));
+      entry.experts = ExpertsOps(entry.api, version);
     }
     OrtCustomOpDomain* domain = nullptr;
     Check(*entry.api, entry.api->CreateCustomOpDomain(kDomain, &domain));
     for (const MatMulOp& op : entry.ops) Check(*entry.api, entry.api->CustomOpDomain_Add(domain, &op));
     for (const GatherOp& op : entry.gathers) Check(*entry.api, entry.api->CustomOpDomain_Add(domain, &op));
     for (const AttentionOp& op : entry.attentions) Check(*entry.api, entry.api->CustomOpDomain_Add(domain, &op));
+    for (const ExpertsOp& op : entry.experts) Check(*entry.api, entry.api->CustomOpDomain_Add(domain, &op));
     entry.domain = domain;
   }
   *api = entry.api;

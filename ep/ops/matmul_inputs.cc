@@ -19,6 +19,15 @@ const float* Widened(Input input, const Tensor& tensor, std::vector<float>* wide
 
 }  // namespace
 
+std::vector<NodeType> NodeTypes() {
+  std::vector<NodeType> types;
+  for (const ElementType& a : kElementTypes) {
+    types.push_back({a, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT});
+    if (a.type != DataType::kFloat) types.push_back({a, a.onnx});
+  }
+  return types;
+}
+
 DataType DataTypeOf(Input input, ONNXTensorElementDataType type) {
   for (const ElementType& row : kElementTypes) {
     if (row.onnx == type) return row.type;

@@ -25,6 +25,14 @@ inline constexpr ElementType kElementTypes[] = {{ONNX_TENSOR_ELEMENT_DATA_TYPE_F
                                                 {ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16, DataType::kFloat16},
                                                 {ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16, DataType::kBFloat16}};
 
+// The types of an op: of A and Y, and of column_scale and bias. A tool that makes a model float16 casts every float
+// tensor of it, these too.
+struct NodeType {
+  ElementType a;
+  ONNXTensorElementDataType vectors;
+};
+std::vector<NodeType> NodeTypes();
+
 // Throws std::invalid_argument for a type that the operator does not take.
 DataType DataTypeOf(Input input, ONNXTensorElementDataType type);
 
