@@ -71,16 +71,9 @@ def dequantized(B, B_scale):
 
 @no_type_check
 @onnxscript.script(_domain, default_opset=op)
-def rotated(x, rotation: int):
-    """x . H along its last axis."""
-    size = op.Reshape(op.Constant(value_int=rotation), op.Constant(value_ints=[-1]))
-    signs = op.Slice(
-        op.Constant(value=SYLVESTER),
-        op.Constant(value_ints=[0, 0]),
-        op.Concat(size, size, axis=0),
-        op.Constant(value_ints=[0, 1]),
-    )
-    hadamard = op.Cast(signs, to=onnx.TensorProto.FLOAT) / op.Sqrt(op.Cast(size, to=onnx.TensorProto.FLOAT))
+def rotated(x, hadamard):
+    """x . H along its last axis; H float [rotation, rotation]."""
+    size = op.Shape(hadamard, end=1)
     groups = op.Shape(x, start=-1) / size
     by_rotation = op.Reshape(x, op.Concat(op.Shape(x, end=-1), groups, size, axis=0), allowzero=1)
     return op.Reshape(op.MatMul(by_rotation, hadamard), op.Shape(x), allowzero=1)
@@ -133,8 +126,17 @@ def moe(
     by_row = op.ScatterElements(none, experts, op.Expand(op.Constant(value_float=1.0), op.Shape(p)), axis=1)
     chosen = op.Unsqueeze(op.Transpose(by_row, perm=[1, 0]), last) > nought  # [E, rows, 1]
 
+    size = op.Reshape(op.Constant(value_int=rotation), last)
+    sizes = op.Concat(size, size, axis=0)
+    signs = op.Slice(
+        op.Constant(value=SYLVESTER),
+        op.Constant(value_ints=[0, 0]),
+        sizes,
+        op.Constant(value_ints=[0, 1]),
+    )
+    hadamard = op.Cast(signs, to=onnx.TensorProto.FLOAT) / op.Sqrt(op.Cast(size, to=onnx.TensorProto.FLOAT))
     rows = op.Flatten(op.Cast(X, to=onnx.TensorProto.FLOAT), axis=-1)
-    first = op.Unsqueeze(rotated(rows, rotation=rotation), zero)  # [1, rows, D]
+    first = op.Unsqueeze(rotated(rows, hadamard), zero)  # [1, rows, D]
     up_scale = op.Unsqueeze(op.Cast(gate_up_column_scale, to=onnx.TensorProto.FLOAT), one)
     up_bias = op.Unsqueeze(op.Cast(gate_up_bias, to=onnx.TensorProto.FLOAT), one)
     product = op.MatMul(first, decoded(gate_up_B, gate_up_B_scale)) * up_scale + up_bias  # [E, rows, N]
@@ -159,7 +161,7 @@ def moe(
 
     down_scale = op.Unsqueeze(op.Cast(down_column_scale, to=onnx.TensorProto.FLOAT), one)
     bias = op.Unsqueeze(op.Cast(down_bias, to=onnx.TensorProto.FLOAT), one)
-    second = rotated(hidden * factor, rotation=rotation)
+    second = rotated(hidden * factor, hadamard)
     y = op.MatMul(second, decoded(down_B, down_B_scale)) * down_scale + bias  # [E, rows, D]
     of_experts = op.Unsqueeze(op.Transpose(weights, perm=[1, 0]), last)
     # Not a product with 0 alone: what an expert gives that a row did not choose may be NaN or infinite.
@@ -191,7 +193,7 @@ def function(opset: int) -> onnx.FunctionProto:
     """The function for a model of default-domain ``opset``."""
     proto: onnx.FunctionProto = moe.to_function_proto()
     parts = _parts(opset)
-    nodes = []
+    nodes: list[onnx.NodeProto] = []
     for at, node in enumerate(proto.node):
         called = parts.get(node.op_type) if node.domain == DOMAIN else None
         body = called.to_function_proto() if called else None

@@ -50,7 +50,7 @@ EPILOGUES = tuple(form + kind for form in (FUSED, GATED) for kind in _KINDS)
 EXPERTS = MOE + "MXFP4"
 """A mixture of experts: two stacks of weights, and the routing."""
 
-WITH_WEIGHTS = frozenset((*MATMULS, *GATHERS, *EPILOGUES))
+WITH_WEIGHTS = frozenset((*MATMULS, *GATHERS, *EPILOGUES, EXPERTS))
 
 ACTIVATION = "activation"
 RELU, GELU, GELU_TANH, SILU = 1, 2, 3, 4
@@ -74,6 +74,11 @@ def formats_of(operator: str) -> dict[str, ElementFormat]:
 def operands_of(operator: str) -> int:
     """How many weights an operator has, each with four inputs."""
     return 2 if operator.startswith((GATED, MOE)) else 1
+
+
+def first_weight(operator: str) -> int:
+    """Which input of an operator is the codes of its first weight."""
+    return 2 if operator == EXPERTS else 1
 
 
 def operator_of(weight_format: str, *, gather: bool = False) -> tuple[str, dict[str, Any]]:

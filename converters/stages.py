@@ -96,6 +96,8 @@ def refusal(model: ir.Model, site: Site) -> str:
     assert site.weight is not None
     if site.node.graph is not model.graph:
         return "inside a subgraph: not calibrated"
+    if site.experts:
+        return "experts: not calibrated"
     if site.node.op_type == "Gather":
         return "an embedding has no operand to calibrate on"
     if site.addend is not None:

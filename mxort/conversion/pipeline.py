@@ -201,6 +201,7 @@ def _convert_sites(
             )
         )
         rows.append(_converted(site, weight, plan, first))
+    replacements, rows = _whole(found, replacements, rows)
     if replacements:
         try:
             conversion = Conversion(mxort_version(), recipe.to_json(), source.sha256)
@@ -213,6 +214,17 @@ def _convert_sites(
             raise MxortError(f"{source.name}: {error}") from None
     warnings = (*plan.warnings, *packer.warnings)
     return replace(plan, warnings=warnings, calibration=packer.calibrated_on), (*rows, *plan.kept)
+
+
+def _whole(
+    found: Sequence[sites.Site], replacements: list[rewrite.Replacement], rows: list[SiteReport]
+) -> tuple[list[rewrite.Replacement], list[SiteReport]]:
+    """Without experts of which one product could not be converted; ``rows`` has one for each that was ``found``."""
+    left = {s.node for s, row in zip(found, rows, strict=True) if s.experts and row.status == SKIPPED}
+    if not left:
+        return replacements, rows
+    kept = [row for s, row in zip(found, rows, strict=True) if s.node not in left or row.status == SKIPPED]
+    return [made for made in replacements if made.site.node not in left], kept
 
 
 def _fuse(model: ir.Model) -> dict[str, dict[str, int]]:
