@@ -104,7 +104,9 @@ class Packer:
         self._cache: WeightCache | None = None
         self._smoother: Smoother | None = None
         self.calibrated_on = ""
-        self._experts = 0
+        self._calibrated_run = calibrated
+        self._experts: set[ir.Node] = set()
+        """Nodes with experts that were rounded beside a calibration."""
         self._few_rows: dict[str, tuple[int, int]] = {}
         """Nodes that met fewer rows than they have inputs -> (rows, inputs)."""
 
@@ -117,8 +119,6 @@ class Packer:
         """
         convertible = [s for s in found if not s.skip and s.weight is not None and not s.wide_table]
         self._notes = {site.node: stages.refusal(source.model, site) for site in convertible}
-        of_experts = (s for s in convertible if s.experts and not lazy_weights.is_packed(s))
-        self._experts = len({site.node for site in of_experts})
         data = calibration.read(source, progress)
         self.calibrated_on = data.description if isinstance(data, Written) else _described(data)
         feeds: Iterable[Inputs] = calibration_data.samples(data, source.model, source.name)
@@ -188,7 +188,7 @@ class Packer:
         """What the user should hear about the run."""
         kept = (self._cache.warning,) if self._cache is not None and self._cache.warning else ()
         if self._experts:
-            kept = (*kept, f"{self._experts} mixtures of experts are rounded without calibration")
+            kept = (*kept, f"{len(self._experts)} mixtures of experts are rounded without calibration")
         if not self._few_rows:
             return kept
         rows, most = min(x for x, _ in self._few_rows.values()), max(x for _, x in self._few_rows.values())
@@ -225,6 +225,9 @@ class Packer:
         if kept := lazy_weights.is_packed(site):
             algorithm, reduced = CHECKPOINT, ""
         uncalibrated = "" if kept else self._notes.get(site.node, "")
+        if site.experts and self._calibrated_run and not kept:
+            self._experts.add(site.node)
+            uncalibrated = stages.EXPERTS
         notes = [uncalibrated, _left_out(statistics), reduced, smoothed, quantized.note]
         return Packed(
             rewrite.PackedTensors(codes, scales, quantized.column_scale, site.weight_format),

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from mxort.converters.lazy_weights import Bytes, LazyWeight, Rows
 from mxort.errors import MxortError
+from mxort.formats import dequantize_mxfp4
 from mxort.models.checkpoint import Checkpoint, Packed
 from mxort.models.shards import Tensor
 
@@ -83,7 +84,9 @@ class Stack:
     def values(self) -> NDArray[Any]:
         if not isinstance(self.weight, Packed):
             return self.weight.array().transpose(0, 2, 1).reshape(self.shape)
-        return self.weight.values(0, self.shape[0])
+        codes, scales = self.weight.arrays()
+        rows, k = self.shape
+        return dequantize_mxfp4(codes.reshape(rows, -1), scales.reshape(rows, -1), k)
 
 
 @dataclass(frozen=True)
