@@ -41,13 +41,16 @@ def _kind(fmt: ElementFormat) -> str:
 
 
 _KINDS = tuple(dict.fromkeys(_kind(fmt) for fmt in WEIGHT_FORMATS.values()))
-MATMUL, FUSED, GATED, GATHER = "MatMul", "FusedMatMul", "GatedMatMul", "Gather"
+MATMUL, FUSED, GATED, GATHER, MOE = "MatMul", "FusedMatMul", "GatedMatMul", "Gather", "MoE"
 MATMULS = tuple(MATMUL + kind for kind in _KINDS)
 GATHERS = tuple(GATHER + kind for kind in _KINDS)
 EPILOGUES = tuple(form + kind for form in (FUSED, GATED) for kind in _KINDS)
 """The operators of each kind: products with a weight, rows of a table, products with what follows them."""
 
-WITH_WEIGHTS = frozenset((*MATMULS, *GATHERS, *EPILOGUES))
+EXPERTS = MOE + "MXFP4"
+"""A mixture of experts: two stacks of weights, and the routing."""
+
+WITH_WEIGHTS = frozenset((*MATMULS, *GATHERS, *EPILOGUES, EXPERTS))
 
 ACTIVATION = "activation"
 RELU, GELU, GELU_TANH, SILU = 1, 2, 3, 4
@@ -56,7 +59,7 @@ RELU, GELU, GELU_TANH, SILU = 1, 2, 3, 4
 
 def _kind_of(operator: str) -> str:
     """The kind and width of an operator's elements."""
-    for form in (FUSED, GATED, MATMUL, GATHER):
+    for form in (FUSED, GATED, MATMUL, GATHER, MOE):
         if operator.startswith(form):
             return operator.removeprefix(form)
     return ""
@@ -70,7 +73,12 @@ def formats_of(operator: str) -> dict[str, ElementFormat]:
 
 def operands_of(operator: str) -> int:
     """How many weights an operator has, each with four inputs."""
-    return 2 if operator.startswith(GATED) else 1
+    return 2 if operator.startswith((GATED, MOE)) else 1
+
+
+def first_weight(operator: str) -> int:
+    """Which input of an operator is the codes of its first weight."""
+    return 2 if operator == EXPERTS else 1
 
 
 def operator_of(weight_format: str, *, gather: bool = False) -> tuple[str, dict[str, Any]]:
@@ -97,7 +105,7 @@ def _sylvester(size: int) -> np.ndarray:
     return h
 
 
-_SYLVESTER = onnx.helper.make_tensor(
+SYLVESTER = onnx.helper.make_tensor(
     "sylvester", onnx.TensorProto.INT8, [ROTATIONS[-1]] * 2, _sylvester(ROTATIONS[-1]).tobytes(), raw=True
 )
 
@@ -175,7 +183,7 @@ def _matmul(operator: str) -> Any:
         size = op.Constant(value_int=rotation)
         sizes = op.Concat(op.Reshape(size, last), op.Reshape(size, last), axis=0)
         signs = op.Slice(
-            op.Constant(value=_SYLVESTER),
+            op.Constant(value=SYLVESTER),
             op.Constant(value_ints=[0, 0]),
             sizes,
             op.Constant(value_ints=[0, 1]),
@@ -297,7 +305,7 @@ def _integers(operator: str) -> Any:
         padded = op.Pad(rows, op.Concat(op.Constant(value_ints=[0, 0, 0]), tail, axis=0))
         size = op.Reshape(op.Constant(value_int=rotation), last)
         signs = op.Slice(
-            op.Constant(value=_SYLVESTER),
+            op.Constant(value=SYLVESTER),
             op.Constant(value_ints=[0, 0]),
             op.Concat(size, size, axis=0),
             op.Constant(value_ints=[0, 1]),
@@ -329,8 +337,8 @@ def _is_integer(operator: str) -> bool:
 
 @no_type_check
 @onnxscript.script(_domain, default_opset=op)
-def activated(product, activation: int):
-    """What follows a product, in float."""
+def activated(product, alpha, activation: int):
+    """What follows a product, in float; SiLU is x * sigmoid(alpha * x)."""
     x = op.Cast(product, to=onnx.TensorProto.FLOAT)
     which = op.Constant(value_int=activation)
     one, half = op.Constant(value_float=1.0), op.Constant(value_float=0.5)
@@ -345,7 +353,7 @@ def activated(product, activation: int):
                 y = half * x * (one + op.Tanh(op.Constant(value_float=0.7978845608028654) * cubic))
             else:
                 if which == op.Constant(value_int=SILU):
-                    y = x * op.Sigmoid(x)
+                    y = x * op.Sigmoid(alpha * x)
                 else:
                     y = op.Identity(x)
     return y
@@ -356,7 +364,7 @@ def _epilogue(operator: str, opset: int) -> onnx.FunctionProto:
     product = MATMUL + _kind_of(operator)
     inner = function(product, opset)
     proto = activated.to_function_proto()
-    (x,), (y,) = proto.input, proto.output
+    (x, alpha), (y,) = proto.input, proto.output
     parts = ("",) if operands_of(operator) == 1 else ("gate_", "up_")
     names = [part + name for part in parts for name in inner.input[1:]]
     products = [
@@ -368,8 +376,9 @@ def _epilogue(operator: str, opset: int) -> onnx.FunctionProto:
         for name in (*inner.attribute, *defaults):
             kind = defaults[name].type if name in defaults else onnx.AttributeProto.INT
             node.attribute.append(onnx.AttributeProto(name=name, ref_attr_name=name, type=kind))
+    products.append(onnx.helper.make_node("Constant", [], [alpha], value_float=1.0))
     last, result = y, []
-    if len(products) == 2:
+    if len(parts) == 2:
         last = "gated"
         result.append(onnx.helper.make_node("Cast", ["factor"], ["wide"], to=onnx.TensorProto.FLOAT))
         result.append(onnx.helper.make_node("Mul", [y, "wide"], [last]))
@@ -388,7 +397,7 @@ def _epilogue(operator: str, opset: int) -> onnx.FunctionProto:
 
 _FUNCTIONS = {name: _matmul(name) for name in MATMULS} | {name: _gather(name) for name in GATHERS}
 _INTEGER_FUNCTIONS = {name: _integers(name) for name in MATMULS if _is_integer(name)}
-_INTEGER_OPSETS = range(19, 28)
+INTEGER_OPSETS = range(19, 28)
 """onnx.reference has DequantizeLinear from 19 on; that of 28 no onnxruntime has yet (1.32)."""
 
 
@@ -407,9 +416,13 @@ def function(operator: str, opset: int) -> onnx.FunctionProto:
     """The function of ``operator`` for a model of default-domain ``opset``. Raises ValueError below MIN_OPSET."""
     if opset < MIN_OPSET:
         raise ValueError(f"{operator} needs opset {MIN_OPSET} or later, got {opset}")
+    if operator == EXPERTS:
+        from mxort.converters import experts_function  # built of this module's parts
+
+        return experts_function.function(opset)
     if operator in EPILOGUES:
         return _epilogue(operator, opset)
-    definition = _INTEGER_FUNCTIONS.get(operator) if opset in _INTEGER_OPSETS else None
+    definition = _INTEGER_FUNCTIONS.get(operator) if opset in INTEGER_OPSETS else None
     proto: onnx.FunctionProto = (definition or _FUNCTIONS[operator]).to_function_proto()
     proto.name = operator
     if len(formats_of(operator)) == 1:

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from mxort.converters.constants import Stored
-from mxort.converters.sites import Site
+
+if TYPE_CHECKING:
+    from mxort.converters.sites import Site
 
 MXFP4 = "mxfp4"
 
@@ -49,27 +51,35 @@ class Rows(Protocol):
 
 
 class LazyWeight(ir.LazyTensor):
-    """W^T [N, K], the rows of ``pieces`` below each other, or transposed to W [K, N]; in ``dtype`` for who asks."""
+    """W^T [N, K], the rows of ``pieces`` below each other, or transposed to W [K, N]; in ``dtype`` for who asks.
 
-    def __init__(self, pieces: Sequence[Rows], transposed: bool, dtype: ir.DataType, name: str) -> None:
+    With ``experts`` E they are a stack [E, N / E, K].
+    """
+
+    def __init__(
+        self, pieces: Sequence[Rows], transposed: bool, dtype: ir.DataType, name: str, experts: int = 0
+    ) -> None:
         self.pieces, self.transposed = tuple(pieces), transposed
-        shape = (sum(piece.shape[0] for piece in pieces), pieces[0].shape[1])
+        rows, k = sum(piece.shape[0] for piece in pieces), pieces[0].shape[1]
+        self.matrix = (rows, k)
+        shape = (experts, rows // experts, k) if experts else (k, rows) if transposed else (rows, k)
 
         def read() -> ir.TensorProtocol:
             array = self.stored().astype(dtype.numpy(), copy=False)
             return ir.Tensor(np.ascontiguousarray(array), dtype=dtype, name=name)
 
-        super().__init__(read, dtype, ir.Shape(shape[::-1] if transposed else shape), name=name)
+        super().__init__(read, dtype, ir.Shape(shape), name=name)
 
     def stored(self) -> NDArray[Any]:
         """The numbers in the type that they are stored in: a view of the file, where they are in one piece."""
         parts = [piece.values() for piece in self.pieces]
         array = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        return array.T if self.transposed else array
+        return array.T if self.transposed else array.reshape(self.shape.numpy())
 
     def tofile(self, file: Any) -> None:
         """Writes the bytes, some rows at a time."""
         array, dtype = self.stored(), self.dtype.numpy()
+        array = array.reshape(-1, array.shape[-1]) if array.ndim > 2 else array
         rows = max(1, _CHUNK_BYTES // max(1, array.shape[1] * dtype.itemsize))
         for start in range(0, len(array), rows):
             file.write(
@@ -94,7 +104,8 @@ def _tensor(site: Site) -> LazyWeight | None:
     tensor = weight.source.tensor
     if not isinstance(tensor, LazyWeight) or not tensor.is_packed:
         return None
-    return tensor if weight.steps == ((("T", (1, 0)),) if tensor.transposed else ()) else None
+    whole = {2: (("T", (1, 0)),) if tensor.transposed else (), 3: (("R", tensor.matrix),)}
+    return tensor if weight.steps == whole[len(tensor.shape)] else None
 
 
 def is_packed(site: Site) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from mxort.converters import functions
+from mxort.converters import experts, functions
 from mxort.converters.metadata import Conversion, conversions
 from mxort.converters.normalise import unique_node_names
 from mxort.converters.opset import opset_of, raise_versions
@@ -78,9 +78,16 @@ def apply(
     """Rewrites the model in place. Raises OpsetError where its opset cannot be raised far enough."""
     raise_versions(model)
     initializers = _Initializers(model, replacements, pool)
+    stacks: dict[ir.Node, Replacement] = {}
     for replacement in replacements:
-        replace = _replace_gather if _is_gather(replacement.site) else _replace_matmul
-        replace(replacement, initializers)
+        site = replacement.site
+        if site.experts and site.node not in stacks:
+            stacks[site.node] = replacement
+        elif site.experts:
+            _replace_experts((stacks[site.node], replacement), initializers)
+        else:
+            replace = _replace_gather if _is_gather(site) else _replace_matmul
+            replace(replacement, initializers)
     model.opset_imports[functions.DOMAIN] = functions.VERSION
     for operator in sorted({_operator(replacement)[0] for replacement in replacements}):
         function = ir.serde.deserialize_function(functions.function(operator, opset_of(model.graph)))
@@ -95,6 +102,8 @@ def _is_gather(site: Site) -> bool:
 
 def _operator(replacement: Replacement) -> tuple[str, dict[str, Any]]:
     """(the operator, the attributes that its weights' format gives it)."""
+    if replacement.site.experts:
+        return functions.EXPERTS, {}
     return functions.operator_of(replacement.weight.weight_format, gather=_is_gather(replacement.site))
 
 
@@ -111,10 +120,12 @@ class _Initializers:
             site = replacement.site
             divisor = np.float32(1) if replacement.output_divisor is None else replacement.output_divisor
             column_scale = replacement.weight.column_scale * np.float32(site.alpha) / divisor
-            vectors = [pool.put(column_scale)[0]]
+            if site.multiplier is not None:
+                column_scale = column_scale * site.multiplier
+            vectors = [pool.put(site.stacked(column_scale))[0]]
             if not _is_gather(site):
                 bias = np.zeros(site.N, np.float32) if site.bias is None else site.bias
-                vectors.append(pool.put(bias / divisor)[0])
+                vectors.append(pool.put(site.stacked(bias / divisor))[0])
             self._vectors[id(replacement)] = vectors
             assert isinstance(site.node.graph, ir.Graph)
             for tensor in (replacement.weight.codes, replacement.weight.scales, *vectors):
@@ -199,20 +210,34 @@ def _replace_gather(replacement: Replacement, initializers: _Initializers) -> No
     _put(site, new)
 
 
+def _replace_experts(stacks: tuple[Replacement, Replacement], initializers: _Initializers) -> None:
+    """The two products of a mixture of experts become one operator, with the stricter of their levels."""
+    first, second = sorted(stacks, key=lambda stack: stack.site.operand)
+    attributes = experts.attributes_of(first.site.node) | {
+        "rotation": first.rotation,
+        "activation_format": first.activation_format,
+        "accuracy_level": min(stack.accuracy_level for stack in stacks),
+    }
+    node = _node(first, first.site.node.inputs[0], initializers, attributes, second)
+    _put(first.site, [node])
+
+
 def _node(
     replacement: Replacement,
     first: ir.Value | None,
     initializers: _Initializers,
-    attributes: dict[str, int | str],
+    attributes: Mapping[str, Any],
+    second: Replacement | None = None,
 ) -> ir.Node:
     """The operator that takes a site's place, with the name and the notes of its node."""
     old = replacement.site.node
     operator, format_attributes = _operator(replacement)
+    router = old.inputs[1:2] if replacement.site.experts else ()
     return ir.Node(
         functions.DOMAIN,
         operator,
-        [first, *initializers.of(replacement)],
-        ir.convenience.convert_attributes(attributes | format_attributes),
+        [first, *router, *initializers.of(replacement), *(initializers.of(second) if second else ())],
+        ir.convenience.convert_attributes({**attributes, **format_attributes}),
         name=old.name,
         doc_string=old.doc_string,
         metadata_props=dict(old.metadata_props),

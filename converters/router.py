@@ -13,7 +13,12 @@ import onnx_ir as ir
 if TYPE_CHECKING:
     from mxort.converters.sites import Site
 
-_CHOOSERS = {("", "TopK"): 0, ("com.microsoft", "MoE"): 1, ("com.microsoft", "QMoE"): 1}
+_CHOOSERS = {
+    ("", "TopK"): 0,
+    ("com.microsoft", "MoE"): 1,
+    ("com.microsoft", "QMoE"): 1,
+    ("mxort", "MoEMXFP4"): 1,
+}
 """(domain, operator) -> the input that it chooses by."""
 
 _ON_THE_WAY = frozenset(

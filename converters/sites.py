@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from mxort.converters import embedding, lm_head, router
+from mxort.converters import embedding, experts, lazy_weights, lm_head, router
 from mxort.converters.constants import FLOAT_TYPES, Constant, NotConstantError
 from mxort.converters.functions import DOMAIN
 from mxort.converters.resolving import resolve
@@ -27,7 +28,7 @@ class Selection:
     ``weight_format``. Embedding tables of models without an output projection are taken with ``convert_embedding``.
     """
 
-    op_types: tuple[str, ...] = ("MatMul", "Gemm")
+    op_types: tuple[str, ...] = ("MatMul", "Gemm", experts.OP_TYPE)
     min_elements: int = 0
     convert_lm_head: bool = False
     convert_embedding: bool = False
@@ -54,6 +55,9 @@ class Site:
     takes over. ``addend`` is a third operand that cannot be a bias: it is added by a node of its own.
     ``table``: W^T is that of an embedding or of an output projection, or of both (``embedding.py``).
     ``weight_format`` is what the weight becomes.
+
+    A stack of ``experts`` is the matrix of all their rows, ``operand`` 0 or 1 of its node, and its multipliers are
+    multiplied by ``multiplier``, float32 [N]; ``rotation_width`` is what the rotation of both divides (experts.py).
     """
 
     node: ir.Node
@@ -68,6 +72,10 @@ class Site:
     note: str = field(default="", compare=False)
     weight_format: str = "mxfp4"
     number: int = field(default=1, compare=False)
+    experts: int = 0
+    operand: int = 0
+    rotation_width: int = 0
+    multiplier: NDArray[np.float32] | None = None
 
     @property
     def name(self) -> str:
@@ -96,6 +104,10 @@ class Site:
     def N(self) -> int:  # noqa: N802
         return self.weight.shape[0] if self.weight else 0
 
+    def stacked(self, array: NDArray[Any]) -> NDArray[Any]:
+        """What is stored of an array [N, ...]: [E, N / E, ...] of experts."""
+        return array.reshape(self.experts, -1, *array.shape[1:]) if self.experts else array
+
 
 OTHER_WEIGHT_OPS: dict[tuple[str, str], str] = {
     ("", "Conv"): "Conv has no MXFP4 operator",
@@ -116,8 +128,6 @@ OTHER_WEIGHT_OPS: dict[tuple[str, str], str] = {
     ("com.microsoft", "MatMulIntegerToFloat"): "is quantised already",
     ("com.microsoft", "QGemm"): "is quantised already",
     ("com.microsoft", "QAttention"): "is quantised already",
-    ("com.microsoft", "QMoE"): "is quantised already",
-    ("com.microsoft", "MoE"): "mixture-of-experts weights are not converted",
     (
         "com.microsoft",
         "Attention",
@@ -146,10 +156,13 @@ def find(model: ir.Model, selection: Selection) -> list[Site]:
     sites = [
         site for node in ir.traversal.RecursiveGraphIterator(model.graph) for site in finder.site_of(node)
     ]
+    of_experts = experts.together([s for s in sites if experts.is_one(s.node)])
+    sites = [s for s in sites if not experts.is_one(s.node)]
     heads = lm_head.find(model, [s for s in sites if not s.skip and s.weight is not None and not s.table])
     routers = router.find([s for s in sites if not s.skip and not s.table])
     sites = [replace(s, skip=routers[s.node]) if s.node in routers else s for s in sites]
     sites = [finder.checked(site) for site in embedding.settle(sites, heads, selection)]
+    sites += of_experts
     for function in model.functions.values():
         if function.domain != DOMAIN:
             sites += _inside_function(function)
@@ -196,6 +209,9 @@ class _Finder:
                 yield Site(node, str(skip))
             else:
                 yield self.checked(replace(site, weight_format=self.selection.format_of(site.name)))
+        elif experts.is_one(node):
+            for site in experts.find(node, self.ir_version, Site):
+                yield site if lazy_weights.is_packed(site) else self.checked(site)
         elif table := self._table(node):
             yield self.checked(Site(node, weight=table, table=True))
         elif reason := OTHER_WEIGHT_OPS.get((node.domain, node.op_type)):
@@ -323,8 +339,12 @@ class _Finder:
         dtype, elements = site.weight.dtype, site.K * site.N
         if reason := self.selection.name_reason(site.name):
             raise _Skip(reason)
-        if not site.table and site.node.op_type not in self.selection.op_types:
-            raise _Skip(f"op_types leaves {site.node.op_type} alone")
+        op_type = experts.OP_TYPE if site.experts else site.node.op_type
+        if not site.table and op_type not in self.selection.op_types:
+            raise _Skip(f"op_types leaves {op_type} alone")
+        wanted = self.selection.format_of(site.name)
+        if site.experts and wanted != site.weight_format:
+            raise _Skip(f"experts become {site.weight_format}, and the recipe asks for {wanted}")
         if dtype not in FLOAT_TYPES:
             raise _Skip(f"weight is {dtype.name.lower()}; float, float16 and bfloat16 are converted")
         if elements == 0:

@@ -23,6 +23,8 @@ from mxort.formats import BLOCK_SIZE, blocks_of
 _TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 """What onnxruntime hands to Python as numpy arrays."""
 
+EXPERTS = "experts: not calibrated"
+
 _WIDENED = "/float32"
 
 _RANDOM = frozenset(
@@ -96,6 +98,8 @@ def refusal(model: ir.Model, site: Site) -> str:
     assert site.weight is not None
     if site.node.graph is not model.graph:
         return "inside a subgraph: not calibrated"
+    if site.experts:
+        return EXPERTS
     if site.node.op_type == "Gather":
         return "an embedding has no operand to calibrate on"
     if site.addend is not None:

@@ -83,7 +83,8 @@ def _added(model: ir.Model, converted: Iterable[Site]) -> int:
         if not gather:
             bias = ("zeros", site.N) if site.bias is None else ("bias", site.id)
             vectors[bias] = site.N * _FLOAT_BYTES
-        operators.add(functions.operator_of(site.weight_format, gather=gather)[0])
+        operator = functions.operator_of(site.weight_format, gather=gather)[0]
+        operators.add(functions.EXPERTS if site.experts else operator)
     opset = max(opset_of(model.graph), functions.MIN_OPSET)
     written = sum(int(functions.function(name, opset).ByteSize()) for name in operators)
     return sum(weights.values()) + sum(vectors.values()) + written
@@ -117,7 +118,9 @@ def _unread(node: ir.Node, gone: set[ir.Node]) -> bool:
 
 def _constants(site: Site) -> Iterator[ir.Value]:
     """What the site's nodes read and the operator will not: weight and bias, be they constants or steps from one."""
-    stays = {site.node.inputs[1 if site.node.op_type == "Gather" else 0], site.addend, site.node.outputs[0]}
+    first = 1 if site.node.op_type == "Gather" else 0
+    operands = site.node.inputs[first : 2 if site.experts else first + 1]
+    stays = {*operands, site.addend, site.node.outputs[0]}
     for node in (site.node, site.bias_node):
         for value in () if node is None else node.inputs:
             if value is not None and value not in stays:

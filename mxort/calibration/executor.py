@@ -20,11 +20,13 @@ from numpy.typing import NDArray
 from onnx import TensorProto, TypeProto
 
 from mxort.converters import stages
+from mxort.converters.functions import DOMAIN
 from mxort.converters.sites import Site
 from mxort.converters.stages import Stage
 from mxort.errors import MxortError
 from mxort.quantize import with_torch
-from mxort.runtime.session import one_line, require_onnxruntime
+from mxort.runtime.hardware import CPU
+from mxort.runtime.session import one_line, register, require_onnxruntime
 
 Layer = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 """A site's operand [..., K] -> its output [..., N]."""
@@ -123,6 +125,8 @@ class _Nodes:
         options.intra_op_num_threads = threads
         options.log_severity_level = 4
         options.add_session_config_entry("session.force_spinning_stop", "1")  # torch has the cores next
+        if DOMAIN in (opset.domain for opset in proto.opset_import):  # experts, converted before
+            register(options, device=CPU)
         options.enable_cpu_mem_arena = False  # results are kept: an arena they lie in would be kept whole
         if folder := stage.data_folder:
             options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -12,7 +13,7 @@ from mxort.conversion import gains, rows, selection
 from mxort.conversion.gains import Gain
 from mxort.conversion.recipe import Recipe
 from mxort.conversion.report import CONVERTED, SKIPPED, SiteReport
-from mxort.converters import epilogue, functions, lm_head, model_io, rewrite, sites, storage
+from mxort.converters import epilogue, experts, functions, lm_head, model_io, rewrite, sites, storage
 from mxort.converters.metadata import Conversion, conversions
 from mxort.converters.opset import opset_of
 from mxort.converters.resolving import resolve
@@ -120,31 +121,41 @@ def _converted_rows(nodes: list[ir.Node]) -> list[SiteReport]:
     rows: list[SiteReport] = []
     seen: set[int] = set()
     for node, operand in ((n, i) for n in nodes for i in range(functions.operands_of(n.op_type))):
-        inputs = node.inputs[1 + 4 * operand :]
+        inputs = node.inputs[functions.first_weight(node.op_type) + 4 * operand :]
         tensors = [value.const_value for value in inputs[:2] if value is not None]
         new = [tensor for tensor in tensors if tensor is not None and id(tensor) not in seen]
         seen.update(map(id, new))
         attributes = node.attributes
         level = attributes.get_int("accuracy_level", 0)
         weight = next(iter(inputs), None)  # a damaged file may have none
-        name = node.metadata_props.get(epilogue.FACTOR, "") if operand else node.name
-        table = next(iter(tensors), None)
+        stacks = node.op_type == functions.EXPERTS
+        name = node.metadata_props.get(epilogue.FACTOR, "") if operand and not stacks else node.name
+        k, n = _matrix(node, next(iter(tensors), None))
+        notes = [f"{experts.STACKS[operand]} of the experts"] if stacks else []
         rows.append(
             SiteReport(
                 node=name or f"{node.op_type}({node.outputs[0].name})",
                 op_type=node.op_type,
                 status=CONVERTED,
-                K=attributes.get_int("K", 0),
-                N=attributes.get_int("N", 0 if table is None else len(table.numpy())),
+                K=attributes.get_int("K", k),
+                N=attributes.get_int("N", n),
                 weight="" if weight is None else weight.name or "",
                 converted_bytes=sum(tensor.nbytes for tensor in new),
                 rotation=attributes.get_int("rotation", 1),
                 activation_format=attributes.get_string("activation_format", "none"),
                 weight_format=_weight_format(node),
-                note=f"accuracy level {level}" if level else "",
+                note=", ".join([*notes, *([f"accuracy level {level}"] if level else [])]),
             )
         )
     return rows
+
+
+def _matrix(node: ir.Node, codes: ir.TensorProtocol | None) -> tuple[int, int]:
+    """(K, N) of a weight that has no attributes for them: N of a table, both of experts; 0: not known."""
+    if codes is None:
+        return 0, 0
+    *rows, nbytes = codes.shape.numpy()
+    return (2 * nbytes if node.op_type == functions.EXPERTS else 0), math.prod(rows)
 
 
 def _weight_format(node: ir.Node) -> str:

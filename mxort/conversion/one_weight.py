@@ -36,7 +36,7 @@ def rotation_of(site: Site, recipe: Recipe, algorithm: str) -> int:
     """
     unrotated = site.table or lazy_weights.is_packed(site)
     wanted = 1 if unrotated else wanted_rotation(recipe, algorithm)
-    return quantize.fitting_rotation(site.K, wanted, functions.ROTATIONS)
+    return quantize.fitting_rotation(site.rotation_width or site.K, wanted, functions.ROTATIONS)
 
 
 def operand_of(site: Site, recipe: Recipe, sqnr_db: float) -> tuple[str, int]:

@@ -174,8 +174,40 @@ def _convert_sites(
     """Quantises the weight of every convertible site and rewrites the model -> (plan with new warnings, rows)."""
     source, found, recipe = plan.source, plan.sites, plan.recipe
     packer = Packer(recipe, pool, calibration is not None)
-    if calibration is not None:
-        packer.calibrate(source, found, calibration, progress)
+    rows: list[SiteReport] = []
+    conversion = Conversion(mxort_version(), recipe.to_json(), source.sha256)
+    try:
+        for group in _groups(found, calibration is not None):
+            if calibration is not None and not any(site.experts for site in group):
+                packer.calibrate(source, group, calibration, progress)
+            replacements, more = _quantised(plan, group, packer, silent if calibration else progress)
+            rows += more
+            if replacements:
+                rewrite.apply(source.model, replacements, pool, conversion)
+        if any(row.status == CONVERTED for row in rows):
+            if recipe.fuse:
+                plan = replace(plan, fused=_fuse(source.model))
+            if recipe.kv_cache != FLOAT:
+                plan = replace(plan, cache_bytes=kv_cache.quantise(source.model, recipe.kv_cache))
+    except OpsetError as error:
+        raise MxortError(f"{source.name}: {error}") from None
+    warnings = (*plan.warnings, *packer.warnings)
+    return replace(plan, warnings=warnings, calibration=packer.calibrated_on), (*rows, *plan.kept)
+
+
+def _groups(found: Sequence[sites.Site], calibrated: bool) -> list[list[sites.Site]]:
+    """What is converted before the next is looked at. Calibration runs experts as they are going to be: in float those
+    of one layer may be more than a protobuf holds."""
+    if not calibrated:
+        return [list(found)]
+    of_experts = [s for s in found if s.experts]
+    return [*([of_experts] if of_experts else []), [s for s in found if not s.experts]]
+
+
+def _quantised(
+    plan: _Plan, found: Sequence[sites.Site], packer: Packer, progress: Progress
+) -> tuple[list[rewrite.Replacement], list[SiteReport]]:
+    """The sites' quantised weights, and a row for each site."""
     replacements: list[rewrite.Replacement] = []
     rows: list[SiteReport] = []
     total = sum(s.K * s.N for s in found if not s.skip) or 1
@@ -184,35 +216,34 @@ def _convert_sites(
         if site.skip or site.weight is None:
             rows.append(_skipped(site, site.skip, plan.stored.read_by.get(site.node, 0)))
             continue
-        if calibration is None:
-            progress(f"quantising {site.name}", done / total)
+        progress(f"quantising {site.name}", done / total)
         done += site.K * site.N
         weight, first = packer.pack(site)
         if weight is None:
-            rows.append(_not_finite(source, site, recipe))
+            rows.append(_not_finite(plan.source, site, plan.recipe))
             continue
         replacements.append(
             rewrite.Replacement(
                 site,
                 weight.tensors,
                 weight.rotation,
-                *operand_of(site, recipe, weight.sqnr_db),
+                *operand_of(site, plan.recipe, weight.sqnr_db),
                 packer.output_divisor(site),
             )
         )
         rows.append(_converted(site, weight, plan, first))
-    if replacements:
-        try:
-            conversion = Conversion(mxort_version(), recipe.to_json(), source.sha256)
-            rewrite.apply(source.model, replacements, pool, conversion)
-            if recipe.fuse:
-                plan = replace(plan, fused=_fuse(source.model))
-            if recipe.kv_cache != FLOAT:
-                plan = replace(plan, cache_bytes=kv_cache.quantise(source.model, recipe.kv_cache))
-        except OpsetError as error:
-            raise MxortError(f"{source.name}: {error}") from None
-    warnings = (*plan.warnings, *packer.warnings)
-    return replace(plan, warnings=warnings, calibration=packer.calibrated_on), (*rows, *plan.kept)
+    return _whole(found, replacements, rows)
+
+
+def _whole(
+    found: Sequence[sites.Site], replacements: list[rewrite.Replacement], rows: list[SiteReport]
+) -> tuple[list[rewrite.Replacement], list[SiteReport]]:
+    """Without experts of which one product could not be converted; ``rows`` has one for each that was ``found``."""
+    left = {s.node for s, row in zip(found, rows, strict=True) if s.experts and row.status == SKIPPED}
+    if not left:
+        return replacements, rows
+    kept = [row for s, row in zip(found, rows, strict=True) if s.node not in left or row.status == SKIPPED]
+    return [made for made in replacements if made.site.node not in left], kept
 
 
 def _fuse(model: ir.Model) -> dict[str, dict[str, int]]:

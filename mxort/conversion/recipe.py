@@ -26,7 +26,7 @@ ACCURACY_LEVELS = (0, 1, 3, 4)
 EFFORTS = (1, 2, 3)
 AUTO = "auto"
 FLOAT = "float"
-CONVERTIBLE_OPS = ("MatMul", "Gemm")
+CONVERTIBLE_OPS = ("MatMul", "Gemm", "MoE")
 
 
 def _option(default: Any, help_text: str, choices: Iterable[Any] | None = None) -> Any:

@@ -104,6 +104,9 @@ class Packer:
         self._cache: WeightCache | None = None
         self._smoother: Smoother | None = None
         self.calibrated_on = ""
+        self._calibrated_run = calibrated
+        self._experts: set[ir.Node] = set()
+        """Nodes with experts that were rounded beside a calibration."""
         self._few_rows: dict[str, tuple[int, int]] = {}
         """Nodes that met fewer rows than they have inputs -> (rows, inputs)."""
 
@@ -184,6 +187,8 @@ class Packer:
     def warnings(self) -> tuple[str, ...]:
         """What the user should hear about the run."""
         kept = (self._cache.warning,) if self._cache is not None and self._cache.warning else ()
+        if self._experts:
+            kept = (*kept, f"{len(self._experts)} mixtures of experts are rounded without calibration")
         if not self._few_rows:
             return kept
         rows, most = min(x for x, _ in self._few_rows.values()), max(x for _, x in self._few_rows.values())
@@ -207,18 +212,22 @@ class Packer:
         quantized, sqnr = make() if cache is None else cache.get(site, make)
         if not quantized.finite:
             return None
-        codes, new_codes = self._pool.put(quantized.codes)
-        scales, new_scales = self._pool.put(quantized.scales)
+        codes, new_codes = self._pool.put(site.stacked(quantized.codes))
+        scales, new_scales = self._pool.put(site.stacked(quantized.scales))
         nbytes = new_codes * codes.nbytes + new_scales * scales.nbytes
         rotation = rotation_of(site, self._recipe, algorithm)
         wanted = wanted_rotation(self._recipe, algorithm)
-        reduced = f"rotation {rotation}, as K = {site.K} does not fit {wanted}" if rotation != wanted else ""
+        width = f"K = {site.K}" if not site.experts else f"{site.rotation_width}, which divides both K,"
+        reduced = f"rotation {rotation}, as {width} does not fit {wanted}" if rotation != wanted else ""
         if site.table:  # a Gather has no rotation
             reduced = "not rotated: a table" if self._recipe.rotation > 1 else ""
         smoothed = "" if self._smoother is None else self._smoother.notes.get(site.node, "")
         if kept := lazy_weights.is_packed(site):
             algorithm, reduced = CHECKPOINT, ""
         uncalibrated = "" if kept else self._notes.get(site.node, "")
+        if site.experts and self._calibrated_run and not kept:
+            self._experts.add(site.node)
+            uncalibrated = stages.EXPERTS
         notes = [uncalibrated, _left_out(statistics), reduced, smoothed, quantized.note]
         return Packed(
             rewrite.PackedTensors(codes, scales, quantized.column_scale, site.weight_format),

@@ -24,7 +24,7 @@ import onnx_ir as ir
 
 from mxort.converters.lazy_weights import LazyWeight
 from mxort.errors import MxortError, first_line
-from mxort.models import configuration
+from mxort.models import configuration, experts
 from mxort.models.checkpoint import Checkpoint, Packed
 from mxort.models.shards import Tensor
 
@@ -111,6 +111,9 @@ class _Build:
         self._model: ir.Model | None = None
         self._used: set[str] = set()
         self._weights: dict[str, Tensor | Packed] = {**checkpoint.floats, **checkpoint.packed}
+        family = experts.FAMILIES.get(checkpoint.architecture)
+        self._experts = None if family is None else experts.Experts(checkpoint, family, self._used)
+        self._config: Any = None
 
     def run(self, companions: Path, folder: Path) -> Graph:
         genai = importlib.import_module("onnxruntime_genai.models.builder")
@@ -122,7 +125,10 @@ class _Build:
                 arguments = (None, str(companions), str(folder), "fp32", "cpu", str(companions))
                 parsed = genai.parse_extra_options(*arguments, options)
                 file = self._checkpoint.folder / "config.json"
-                configuration.prepare(parsed["hf_details"]["hf_config"], file)
+                self._config = parsed["hf_details"]["hf_config"]
+                configuration.prepare(self._config, file)
+                if self._experts is not None:
+                    self._config.architectures = [self._experts.family.stands_for]
                 genai.create_model(*arguments, **parsed)
         except MxortError:
             raise
@@ -157,6 +163,11 @@ class _Build:
             value.const_value = lazy
             builder.model.graph.register_initializer(value)
 
+        def make_moe(builder: Any, layer_id: int, moe: Any, root_input: str) -> None:
+            if self._experts is None:
+                raise MxortError(f"{self._checkpoint.architecture}: its experts are not imported")
+            self._experts.add(builder, self._config, layer_id, moe, root_input)
+
         def save_model(builder: Any, out_dir: str) -> None:
             builder.model.graph.sort()
             self._model = builder.model
@@ -165,6 +176,8 @@ class _Build:
             mock.patch.object(cls, "load_weights", load_weights),
             mock.patch.object(cls, "make_initializer", initializer),
             mock.patch.object(cls, "save_model", save_model),
+            mock.patch.object(cls, "make_moe", make_moe),
+            mock.patch.object(cls, "get_moe_module", lambda builder, layer_id, layer: layer.mlp),
         ):
             yield
 
@@ -183,6 +196,10 @@ class _Build:
         for name, parameter in list(model.named_parameters(remove_duplicate=False)):
             module, _, attribute = name.rpartition(".")
             source = _EMBEDDING if tied and name == _HEAD else name
+            if self._experts is not None:
+                if self._experts.holds(name):
+                    continue  # read when the graph gets to them
+                source = self._experts.renamed(source)
             setattr(model.get_submodule(module), attribute, self._parameter(source, tuple(parameter.shape)))
             self._used.add(source)
         self._used |= {_HEAD} if tied else set()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mxort.errors import MxortError
+from mxort.models import experts
 from mxort.models.checkpoint import Checkpoint
 
 COMPARED = frozenset(
@@ -19,14 +20,17 @@ COMPARED = frozenset(
         "Gemma2ForCausalLM",
         "Gemma3ForCausalLM",
         "GemmaForCausalLM",
+        "GptOssForCausalLM",
         "GraniteForCausalLM",
         "HunYuanDenseV1ForCausalLM",
         "Lfm2ForCausalLM",
         "LlamaForCausalLM",
         "MistralForCausalLM",
+        "MixtralForCausalLM",
         "Phi3ForCausalLM",
         "Qwen2ForCausalLM",
         "Qwen3ForCausalLM",
+        "Qwen3MoeForCausalLM",
         "SmolLM3ForCausalLM",
     }
 )
@@ -59,9 +63,7 @@ def check(checkpoint: Checkpoint) -> Iterator[str]:
     for config in (checkpoint.config, inner if isinstance(inner, Mapping) else {}):
         for key in _EXPERTS:
             if isinstance(count := config.get(key), int) and count > 1:
-                raise MxortError(
-                    f"{file}: {name} has {count} experts ({key}), which need an operator MoEMXFP4: there is none yet"
-                )
+                experts.check(checkpoint, config, key, count)
     limits = {"num_hidden_layers": len(checkpoint.floats) + len(checkpoint.packed), **_LIMITS}
     for key, most in limits.items():
         value = checkpoint.config.get(key)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -187,8 +188,9 @@ def _annotate(model: ir.Model) -> dict[str, tuple[Rows, ...]]:
     found: dict[str, tuple[Rows, ...]] = {}
     for node in model.graph:
         for weight in filter(None, map(_weight, node.inputs)):
-            found[node.name or ""] = weight.pieces
-            node.metadata_props[METADATA] = json.dumps([piece.name for piece in weight.pieces])
+            pieces = (*found.get(node.name or "", ()), *weight.pieces)
+            found[node.name or ""] = pieces
+            node.metadata_props[METADATA] = json.dumps([piece.name for piece in pieces])
     return found
 
 
@@ -211,7 +213,7 @@ def _source(checkpoint: Checkpoint, model: ir.Model) -> model_io.Source:
 
 def _check_all_kept(checkpoint: Checkpoint, report: Report, origins: Mapping[str, tuple[Rows, ...]]) -> None:
     """Every row of every MXFP4 weight is in the file. Raises MxortError otherwise."""
-    expected = sum(weight.shape[0] for weight in checkpoint.packed.values())
+    expected = sum(math.prod(weight.shape[:-1]) for weight in checkpoint.packed.values())
     kept = {
         piece.name: piece.shape[0]
         for site in report.converted

@@ -75,7 +75,7 @@ def test_what_experts_are_chosen_by():
     )
     skipped, taken = converted([moe], [("y", TensorProto.FLOAT)], **experts)
     assert skipped["router"] == "router: decides what 'experts' chooses"
-    assert taken == ["layer"], "the experts' input is computed by an ordinary layer"
+    assert taken == ["layer", "experts", "experts"], "the experts' input is computed by an ordinary layer"
 
 
 def test_a_vocabulary_is_no_set_of_experts():

@@ -18,6 +18,8 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+import expert_tensors
+
 VOCABULARY = 200
 """The width of no projection: the builder knows the output projection by it."""
 
@@ -48,6 +50,21 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "ernie4_5": {},
     "hunyuan_v1_dense": {"head_dim": 16},
     "lfm2": {"layer_types": ["conv", "full_attention"]},
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "qwen3_moe": {
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 64,
+        "head_dim": 32,
+        "norm_topk_prob": True,
+    },
+    "gpt_oss": {
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "head_dim": 16,
+        "sliding_window": 6,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
 }
 """model_type -> what its tiny configuration has beyond the common. Windows are shorter than the texts of tests."""
 
@@ -59,22 +76,22 @@ QUANTIZABLE = (torch.nn.Linear, torch.nn.Embedding)
 
 @dataclass(frozen=True)
 class Matrix:
-    """codes uint8 [N, K], 0 to 15; scales uint8 [N, K/32]."""
+    """codes uint8 [..., N, K], 0 to 15; scales uint8 [..., N, K/32]."""
 
     codes: np.ndarray
     scales: np.ndarray
 
     @property
     def values(self) -> np.ndarray:
-        """float32 [N, K]."""
-        factors = np.repeat(2.0 ** (self.scales.astype(np.float64) - 127), 32, axis=1)
+        """float32 [..., N, K]."""
+        factors = np.repeat(2.0 ** (self.scales.astype(np.float64) - 127), 32, axis=-1)
         with np.errstate(over="ignore"):  # the largest scales go beyond float
             return (E2M1[self.codes] * factors).astype(np.float32)
 
     @property
     def bytes(self) -> np.ndarray:
-        """uint8 [N, K/2], the even k in the low nibble."""
-        return self.codes[:, 0::2] | self.codes[:, 1::2] << 4
+        """uint8 [..., N, K/2], the even k in the low nibble."""
+        return self.codes[..., 0::2] | self.codes[..., 1::2] << 4
 
 
 @dataclass
@@ -91,10 +108,9 @@ class Tiny:
             return self.model(torch.from_numpy(tokens)).logits.numpy()
 
 
-def random_matrix(rng: np.random.Generator, n: int, k: int) -> Matrix:
-    return Matrix(
-        rng.integers(0, 16, (n, k), dtype=np.uint8), rng.integers(119, 123, (n, k // 32), dtype=np.uint8)
-    )
+def random_matrix(rng: np.random.Generator, *shape: int) -> Matrix:
+    scales = (*shape[:-1], shape[-1] // 32)
+    return Matrix(rng.integers(0, 16, shape, dtype=np.uint8), rng.integers(119, 123, scales, dtype=np.uint8))
 
 
 def make(
@@ -122,11 +138,14 @@ def make(
             parameter.copy_(parameter.bfloat16().float())
             state[name] = parameter.bfloat16()
         for name, module in model.named_modules():
-            if fmt != "float" and isinstance(module, QUANTIZABLE) and quantize(name):
+            if fmt not in ("float", "gpt-oss") and isinstance(module, QUANTIZABLE) and quantize(name):
                 matrix = random_matrix(rng, *module.weight.shape)
                 module.weight.copy_(torch.from_numpy(matrix.values))
                 tiny.packed[name] = matrix
                 state.pop(f"{name}.weight", None)  # a tied one is there once
+            elif name.endswith(".experts"):
+                expert_tensors.write(architecture, name, module, state, tiny.packed, rng, fmt, quantize)
+        state = {expert_tensors.renamed(architecture, name): tensor for name, tensor in state.items()}
     pack = FORMATS[fmt]
     config_json = settings.to_dict() | {"architectures": [type(model).__name__], "dtype": "bfloat16"}
     extra, described = pack(tiny.packed)
@@ -286,5 +305,6 @@ FORMATS: dict[str, Callable[[Packed], tuple[Tensors, dict[str, Any] | None]]] = 
     "compressed-tensors-w4a4": _compressed_tensors_w4a4,
     "modelopt": _modelopt,
     "auto-round": _auto_round,
+    "gpt-oss": expert_tensors.gpt_oss,
 }
 """Name -> what puts matrices into the format's tensors and describes them."""

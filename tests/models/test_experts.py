@@ -1,0 +1,240 @@
+"""Checkpoints with experts become MoEMXFP4: the bytes, the logits beside transformers', what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from safetensors.torch import load_file
+
+import checkpoints
+import expert_tensors
+import mxort
+from generated import FLOAT_SUMS, TOKENS, generate, reference
+from mxort.converters import functions
+from mxort.models.importing import METADATA
+
+KEPT = [
+    ("gpt_oss", "gpt-oss"),
+    *(
+        (a, f)
+        for a in expert_tensors.PARTS
+        for f in ("quark", "compressed-tensors", "modelopt", "auto-round")
+    ),
+]
+
+EXACT: dict[str, Any] = {"table_format": "float", "accuracy_level": 1, "exclude": ["*"], "library": False}
+"""What is MXFP4 already is kept all the same. Without the library onnxruntime runs the function."""
+
+
+def made_of(folder: Path) -> dict[str, tuple[dict[str, np.ndarray], list[str], onnx.NodeProto]]:
+    """By layer's node: (the operator's constants by its names of them, the checkpoint's names, the node)."""
+    model = onnx.load(folder / "model.onnx")
+    constants = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    inputs = functions.function(functions.EXPERTS, 21).input
+    found = {}
+    for node in model.graph.node:
+        if node.op_type == functions.EXPERTS:
+            values = {n: constants[g] for n, g in zip(inputs, node.input, strict=True) if g in constants}
+            names = next(p.value for p in node.metadata_props if p.key == METADATA)
+            found[node.name] = values, json.loads(names), node
+    return found
+
+
+def attribute(node: onnx.NodeProto, name: str) -> Any:
+    return next(onnx.helper.get_attribute_value(a) for a in node.attribute if a.name == name)
+
+
+@pytest.mark.parametrize(("architecture", "fmt"), KEPT)
+def test_bytes_and_logits(architecture: str, fmt: str, tmp_path: Path) -> None:
+    """Every byte of every expert is in the file, at its expert's and row's place, and none is anywhere else."""
+    tiny = checkpoints.make(tmp_path / "checkpoint", architecture, fmt)
+    report = mxort.import_checkpoint(tiny.folder, tmp_path / "out", **EXACT)
+    assert len([row for row in report.kept if row.op_type == "MoE"]) == 4  # two layers of two stacks
+    assert {row.reason for row in report.conversion.skipped} == {"excluded by pattern '*'"}
+    layers = made_of(tmp_path / "out")
+    assert list(layers) == [f"/model/layers.{i}/moe/MoE" for i in range(2)]
+    for number, (values, names, node) in enumerate(layers.values()):
+        prefix = f"model.layers.{number}.mlp.experts"
+        for product, stack in (("gate_up", "gate_up_proj"), ("down", "down_proj")):
+            if architecture == "gpt_oss":
+                matrix = tiny.packed[f"{prefix}.{stack}"]
+                codes, scales = matrix.bytes, matrix.scales
+                np.testing.assert_array_equal(
+                    values[f"{product}_bias"],
+                    tiny.model.state_dict()[f"{prefix}.{stack}_bias"].numpy(),
+                )
+            else:
+                parts = expert_tensors.PARTS[architecture][stack]
+                linears = [
+                    [
+                        tiny.packed[expert_tensors.renamed(architecture, f"{prefix}.{e}.{part}")]
+                        for part in parts
+                    ]
+                    for e in range(4)
+                ]
+                codes = np.stack([np.concatenate([m.bytes for m in row]) for row in linears])
+                scales = np.stack([np.concatenate([m.scales for m in row]) for row in linears])
+                assert not values[f"{product}_bias"].any()
+            np.testing.assert_array_equal(values[f"{product}_B"], codes)
+            np.testing.assert_array_equal(values[f"{product}_B_scale"], scales)
+            assert (values[f"{product}_column_scale"] == 1).all()
+        assert attribute(node, "swiglu_fusion") == (1 if architecture == "gpt_oss" else 2)
+        assert len(names) == (2 if architecture == "gpt_oss" else 12)
+    (tokens, got), (expected_tokens, expected) = generate(tmp_path / "out"), reference(tiny.model)
+    assert tokens == expected_tokens
+    assert np.linalg.norm(got - expected) < FLOAT_SUMS * np.linalg.norm(expected)
+
+
+def test_tensors_of_gpt_oss_are_copied(tmp_path: Path) -> None:
+    """Against the file itself, in the shape that the operator has for them."""
+    tiny = checkpoints.make(tmp_path / "checkpoint", "gpt_oss", "gpt-oss", shards=3)
+    mxort.import_checkpoint(tiny.folder, tmp_path / "out", **EXACT)
+    tensors: dict[str, torch.Tensor] = {}
+    for shard in tiny.folder.glob("*.safetensors"):
+        tensors |= load_file(shard)
+    layers = made_of(tmp_path / "out")
+    for number, (values, _, node) in enumerate(layers.values()):
+        for product in ("gate_up", "down"):
+            name = f"model.layers.{number}.mlp.experts.{product}_proj"
+            assert tensors[f"{name}_blocks"].numpy().tobytes() == values[f"{product}_B"].tobytes()
+            assert tensors[f"{name}_scales"].numpy().tobytes() == values[f"{product}_B_scale"].tobytes()
+        assert {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute} == {
+            "k": 2,
+            "normalize_routing_weights": 1,
+            "activation": functions.SILU,
+            "swiglu_fusion": 1,
+            "activation_alpha": pytest.approx(1.702),
+            "activation_beta": 1.0,
+            "swiglu_limit": 7.0,
+            "rotation": 1,
+            "activation_format": b"none",
+            "accuracy_level": 1,
+        }
+
+
+def test_activations_are_what_the_checkpoint_says(tmp_path: Path) -> None:
+    tiny = checkpoints.make(tmp_path / "checkpoint", "mixtral", "quark-w4a4")
+    mxort.import_checkpoint(tiny.folder, tmp_path / "out", table_format="float")
+    assert {attribute(n, "activation_format") for _, _, n in made_of(tmp_path / "out").values()} == {b"mxfp4"}
+
+
+@pytest.mark.parametrize("architecture", ["gpt_oss", *expert_tensors.PARTS])
+def test_float_experts_are_rounded_as_the_recipe_says(architecture: str, tmp_path: Path) -> None:
+    """Weights that MXFP4 holds lose nothing; the bfloat16 ones of the checkpoint some 20 dB."""
+    tiny = checkpoints.make(tmp_path / "checkpoint", architecture, "float")
+    report = mxort.import_checkpoint(
+        tiny.folder, tmp_path / "out", table_format="float", accuracy_level=1, library=False
+    )
+    rows = [row for row in report.quantized if row.op_type == "MoE"]
+    assert len(rows) == 4 and all(18 < (row.sqnr_db or 0) < 25 for row in rows)
+    got, expected = generate(tmp_path / "out")[1][0], reference(tiny.model)[1][0]
+    assert 1e-3 < np.linalg.norm(got - expected) / np.linalg.norm(expected) < 0.3
+    for _, _, node in made_of(tmp_path / "out").values():
+        assert attribute(node, "swiglu_fusion") == 1
+
+
+@pytest.mark.parametrize("architecture", ["gpt_oss", *expert_tensors.PARTS])
+def test_experts_that_stay_float_run(architecture: str, tmp_path: Path) -> None:
+    tiny = checkpoints.make(tmp_path / "checkpoint", architecture, "float")
+    report = mxort.import_checkpoint(tiny.folder, tmp_path / "out", **EXACT)
+    rows = [row for row in report.conversion.skipped if row.op_type == "MoE"]
+    held = sum(p.numel() * 4 for n, p in tiny.model.named_parameters() if ".experts." in n)
+    assert len(rows) == 2 and sum(row.original_bytes for row in rows) == held
+    (tokens, got), (expected_tokens, expected) = generate(tmp_path / "out"), reference(tiny.model)
+    assert tokens == expected_tokens
+    assert np.linalg.norm(got - expected) < FLOAT_SUMS * np.linalg.norm(expected)
+
+
+def test_a_wide_router_stays_float(tmp_path: Path) -> None:
+    tiny = checkpoints.make(tmp_path / "checkpoint", "qwen3_moe", "float", num_experts=32)
+    report = mxort.import_checkpoint(tiny.folder, tmp_path / "out")
+    reasons = {row.node: row.reason for row in report.conversion.skipped}
+    for layer in range(2):
+        name = f"/model/layers.{layer}/moe/router/MatMul"
+        assert reasons[name] == f"router: decides what '/model/layers.{layer}/moe/MoE' chooses"
+
+
+def test_calibration_goes_through_experts(tmp_path: Path) -> None:
+    tiny = checkpoints.make(tmp_path / "checkpoint", "gpt_oss", "gpt-oss")
+    np.savez(tmp_path / "data.npz", input_ids=TOKENS, attention_mask=np.ones_like(TOKENS))
+    report = mxort.import_checkpoint(
+        tiny.folder, tmp_path / "out", calibration=str(tmp_path / "data.npz"), table_format="float"
+    )
+    assert {row.op_type for row in report.kept} == {"MoE"}
+    assert {row.algorithm for row in report.quantized} == {"mr-gptq"}
+
+
+def changed(folder: Path, change: Any) -> None:
+    """The checkpoint with other tensors."""
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    checkpoints.save_tensors(folder, tensors)
+
+
+def missing(tensors: dict[str, torch.Tensor]) -> None:
+    del tensors["model.layers.1.block_sparse_moe.experts.2.w3.weight"]
+    tensors.pop("model.layers.1.block_sparse_moe.experts.2.w3.weight_scale", None)
+
+
+def short(tensors: dict[str, torch.Tensor]) -> None:
+    name = "model.layers.1.block_sparse_moe.experts.2.w2.weight"
+    tensors[name] = tensors[name][:32].clone()
+
+
+def one_more(tensors: dict[str, torch.Tensor]) -> None:
+    for name in list(tensors):
+        if ".experts.3." in name:
+            tensors[name.replace(".experts.3.", ".experts.4.")] = tensors[name].clone()
+
+
+def one_float(tensors: dict[str, torch.Tensor]) -> None:
+    for part in ("w1", "w3"):
+        name = f"model.layers.0.block_sparse_moe.experts.1.{part}.weight"
+        tensors[name] = torch.zeros(96, 64, dtype=torch.bfloat16)
+        del tensors[name + "_scale"]
+
+
+@pytest.mark.parametrize(
+    ("fmt", "change", "message"),
+    [
+        ("float", missing, r"has no tensor 'model.layers.1.block_sparse_moe.experts.2.w3.weight'"),
+        ("quark", missing, r"has no tensor 'model.layers.1.block_sparse_moe.experts.2.w3.weight'"),
+        ("float", short, r"the experts have 224 rows, the model needs \[4, 64, 96\]"),
+        ("quark", one_more, r"is MXFP4, but no weight of MixtralForCausalLM"),
+        ("quark", one_float, r"some experts are MXFP4 and some are not"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_refused(fmt: str, change: Any, message: str, tmp_path: Path) -> None:
+    tiny = checkpoints.make(tmp_path / "checkpoint", "mixtral", fmt)
+    changed(tiny.folder, change)
+    with pytest.raises(mxort.MxortError, match=message) as caught:
+        mxort.import_checkpoint(tiny.folder, tmp_path / "out")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mlp_only_layers": [0]}, "some layers have no experts"),
+        ({"decoder_sparse_step": 2}, "some layers have no experts"),
+        ({"hidden_act": "gelu"}, "hidden_act: got 'gelu', expected 'silu' for experts"),
+        ({"num_experts_per_tok": 0}, "num_experts_per_tok: got 0, expected a number from 1 to 4"),
+        ({"num_experts_per_tok": 5}, "num_experts_per_tok: got 5, expected a number from 1 to 4"),
+        ({"num_experts_per_tok": "2"}, "num_experts_per_tok: got '2', expected a number from 1 to 4"),
+    ],
+)
+def test_configurations_that_are_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    tiny = checkpoints.make(tmp_path / "checkpoint", "qwen3_moe", "quark")
+    path = tiny.folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(mxort.MxortError, match=message):
+        mxort.import_checkpoint(tiny.folder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
