@@ -18,6 +18,7 @@
 
 #include "kernels/attention.h"
 #include "kernels/content_cache.h"
+#include "kernels/experts.h"
 #include "kernels/fingerprint.h"
 #include "kernels/kernel_table.h"
 #include "kernels/matmul.h"
@@ -174,6 +175,61 @@ void TestAttention(int64_t length, CacheFormat format) {
   const std::vector<float> expected = run(false, SerialFor);
   Expect(run(false, ThreadedLoop) == expected, "attention: threads give the same bits");
   Expect(run(true, ThreadedLoop) == expected, "attention: and so does a cache that grows in place");
+}
+
+// Experts: rows of one are prepared and multiplied by different threads, and so are the columns of their sums.
+void TestExperts(int64_t rows, Gating gating) {
+  constexpr int64_t kExperts = 5, kWidth = 96, kInner = 160;
+  ExpertsSpec spec;
+  spec.experts = kExperts;
+  spec.chosen = 2;
+  spec.hidden = kWidth;
+  spec.inner = kInner;
+  spec.gating = gating;
+  spec.activation = Activation::kSilu;
+  spec.shape = {1.702f, 1, 7};
+  spec.first.K = kWidth;
+  spec.first.N = kExperts * kInner * (gating == Gating::kNone ? 1 : 2);
+  spec.second.K = kInner;
+  spec.second.N = kExperts * kWidth;
+  std::mt19937 random(3);
+  std::normal_distribution<float> normal;
+  const auto numbers = [&](int64_t count) {
+    std::vector<float> x(static_cast<size_t>(count));
+    for (float& value : x) value = normal(random);
+    return x;
+  };
+  const Kernels kernels = SelectKernels(spec.first, DetectCpu(), "");
+  struct Product {
+    std::vector<uint8_t> codes, scales;
+    std::vector<float> column_scale, bias;
+    std::shared_ptr<const PackedWeights> packed;
+  } products[2];
+  MatMulOperand operands[2];
+  for (size_t i = 0; i < 2; ++i) {
+    const MatMulSpec& of = i == 0 ? spec.first : spec.second;
+    Product& product = products[i];
+    const int64_t blocks = of.N * BlocksOf(of.K);
+    for (int64_t b = 0; b < blocks * kPackedBlockBytes; ++b) product.codes.push_back(static_cast<uint8_t>(random()));
+    for (int64_t b = 0; b < blocks; ++b) product.scales.push_back(static_cast<uint8_t>(120 + random() % 4));
+    product.column_scale = numbers(of.N);
+    product.bias = numbers(of.N);
+    const Weights weights = {product.codes.data(), product.scales.data()};
+    product.packed = SharedPackedWeights(of, *kernels[0]->layout, weights);
+    operands[i] = {product.packed.get(), weights, product.column_scale.data(), product.bias.data()};
+  }
+  std::vector<float> x = numbers(rows * kWidth);
+  const std::vector<float> router = numbers(rows * kExperts);
+  x[7] = 1e38f;  // one row goes through the reference
+  const auto run = [&](const ParallelFor& parallel) {
+    std::vector<float> y(x.size());
+    Experts({&spec, &kernels, SelectFunctions(DetectCpu(), "").activate, operands[0], operands[1], DataType::kFloat,
+             rows, x.data(), router.data(), y.data()},
+            parallel);
+    return y;
+  };
+  const std::vector<float> expected = run(SerialFor);
+  for (int i = 0; i < kRuns; ++i) Expect(run(ThreadedLoop) == expected, "experts: threads give the same bits");
 }
 
 // ---- the cache of contents ------------------------------------------------------------------------------------------
@@ -372,6 +428,9 @@ int main() {
   }
   for (const CacheFormat format : {CacheFormat::kFloat, CacheFormat::kMxfp8, CacheFormat::kMxfp4}) {
     for (const int64_t length : {1, 40}) TestAttention(length, format);
+  }
+  for (const Gating gating : {Gating::kNone, Gating::kInterleaved, Gating::kHalves}) {
+    for (const int64_t rows : {1, 70}) TestExperts(rows, gating);
   }
   std::printf("%d passed, %d failed\n", passed, failed);
   return failed == 0 && passed > 0 ? 0 : 1;

@@ -15,6 +15,7 @@ from tools.bench import cases as bench_cases
 from tools.bench import report as bench_report
 from tools.bench.bounds import BEYOND, BOUNDS, MET, NOT_MEASURED, OTHER_CPU, SHORT, Bound, judge
 from tools.bench.cases import CASES, Measured, Place, Row, Size
+from tools.bench.experts import CANDIDATES, Layer
 from tools.bench.peers import PEERS
 
 LEVEL_3, LEVEL_4, LEVEL_1, MXFP6 = "mxort", "mxort-int8", "mxort-fp32", "mxort-mxfp6"
@@ -81,7 +82,7 @@ def test_every_upper_limit_is_in_the_table():
 
 
 def test_bounds_name_what_there_is():
-    peers = {peer.name for peer in PEERS}
+    peers = {peer.name for peer in PEERS} | set(CANDIDATES)
     for bound in BOUNDS:
         assert bound.case in CASES
         if bound.kind != bench_bounds.VALUE:
@@ -185,7 +186,18 @@ def test_what_was_not_measured_says_why():
     )
 
 
-TINY = Size(runs=1, seconds=0.01, large=64, small_shapes=((32, 64),), small_rows=(1, 3), prompt=4, generate=2)
+LEFT_OUT = {"m1-m16", "m64", "m256-m512", "threads"}
+
+TINY = Size(
+    runs=1,
+    seconds=0.01,
+    large=64,
+    small_shapes=((32, 64),),
+    small_rows=(1, 3),
+    prompt=4,
+    generate=2,
+    experts=Layer(experts=4, chosen=2, width=64),
+)
 
 
 @pytest.fixture(scope="module")
@@ -203,7 +215,7 @@ def place(tmp_path_factory):
 def run(place):
     """Cases of every kind; "m64" is left out, as if it had been interrupted."""
     run = bench_report.Run(place.work)
-    run.measure(["cold", "limits", "small", "overhead", "memory", "minilm", "smollm2"], TINY, place)
+    run.measure(list(set(CASES) - LEFT_OUT), TINY, place)
     return run
 
 
@@ -231,7 +243,16 @@ def test_a_tiny_run_is_well_formed(run, place):
 def test_a_run_goes_on_where_it_was(run, place):
     again = bench_report.Run(place.work)
     assert again.measured == run.measured
-    assert again.missing() == ["m1-m16", "m64", "m256-m512", "threads"]
+    assert set(again.missing()) == LEFT_OUT
+
+
+def test_experts(run):
+    """Candidates of one row and of many; llama.cpp's where it is installed."""
+    one, many = (run.measured[name] for name in ("experts", "experts-256"))
+    assert {"mxort-int8", "ort-int4-a8", "read-mxfp4"} <= {row.peer for row in one.rows}
+    assert one.missing["matmul-mxfp4"] == "fewer rows than experts"
+    assert {"mxort-int8", "ort-int4-a8", "matmul-mxfp4"} <= {row.peer for row in many.rows}
+    assert {row.shape for row in (*one.rows, *many.rows)} == {"1x64x64", "256x64x64"}
 
 
 def test_a_case_that_fails_is_reported_and_the_others_are_measured(run, place, monkeypatch, tmp_path):

@@ -29,6 +29,7 @@ _NAMES = {
     "torch-bf16": "torch bf16",
     "openvino-mxfp4": "OpenVINO f4e2m1",
     "ggml-mxfp4": "llama.cpp MXFP4",
+    "matmul-mxfp4": "dense products",
     "read-mxfp4": "plain read",
     "read-fp32": "plain read of fp32",
     "peak-amx": "AMX peak",
@@ -113,6 +114,10 @@ BOUNDS: tuple[Bound, ...] = (
         Bound("small", (ours,), "ort-fp32", 1, what="384x1536, 576x576, 768x3072, every M")
         for ours in ("mxort", "mxort-int8", "mxort-mxfp6")
     ),
+    Bound("experts", ("mxort-int8",), "read-mxfp4", 0.85, what="experts, M = 1, cold"),
+    Bound("experts", ("mxort-int8",), "ort-int4-a8", 1.5, what="experts, M = 1, cold"),
+    Bound("experts", ("mxort-int8",), "ggml-mxfp4", 1.5, what="experts, M = 1, cold"),
+    Bound("experts-256", ("mxort-int8",), "matmul-mxfp4", 0.9, what="experts, M = 256"),
     Bound("overhead", ("microseconds above Identity",), "", 3, VALUE),
     Bound("memory", ("anonymous / packed",), "", 1.15, VALUE),
     Bound("memory", ("second session / packed",), "", 0.05, VALUE),

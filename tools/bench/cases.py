@@ -28,7 +28,8 @@ from mxort.evaluation.model_bench import bench_models
 from mxort.evaluation.turns import interleave, pin, session_options
 from mxort.runtime.machine import Machine, describe_machine, status_bytes
 from mxort.runtime.op_models import MatMulMXFP4, one_node_model, random_mxfp4
-from mxort.runtime.session import open_session, require_onnxruntime
+from mxort.runtime.session import one_line, open_session, require_onnxruntime
+from tools.bench import experts
 from tools.bench.ops import OpBench, bench_ops
 from tools.bench.peers import PEERS, Peer, choose_peers, on_threads, session_peer
 
@@ -87,6 +88,7 @@ class Size:
     small_rows: tuple[int, ...] = SMALL_ROWS
     prompt: int = 512
     generate: int = 16
+    experts: experts.Layer = field(default_factory=experts.Layer)
 
 
 @dataclass(frozen=True)
@@ -175,6 +177,38 @@ def _limits(size: Size, place: Place) -> _Parts:
                 else:
                     values[f"{row.peer} GFLOP/s, {threads} threads"] = row.gflop_per_s
     return (), values, missing
+
+
+def _experts(rows: int, size: Size, place: Place) -> _Parts:
+    """A layer of experts: as many turns as fit, each with logits of its own."""
+    pin(1)
+    layer = size.experts
+    weights, turn = experts.Weights(layer), experts.Turn(layer, rows)
+    seconds: dict[str, experts.Seconds] = {}
+    missing: dict[str, str] = {}
+    for name, make in experts.CANDIDATES.items():
+        try:
+            seconds[name] = make(weights, turn, 1)
+        except Exception as error:  # what a library cannot run
+            missing[name] = one_line(error)
+    turns = [
+        _with_new_logits(turn, seconds["mxort-int8"]),
+        *(s for n, s in seconds.items() if n != "mxort-int8"),
+    ]
+    times = interleave(turns, runs=size.runs, warmup=1, max_seconds=3 * size.seconds)
+    shape = f"{rows}x{layer.width}x{layer.width}"
+    rows_of = tuple(
+        Row(name, shape, tuple(round(s * 1e3, 6) for s in t)) for name, t in zip(seconds, times, strict=True)
+    )
+    return rows_of, {}, missing
+
+
+def _with_new_logits(turn: experts.Turn, seconds: experts.Seconds) -> experts.Seconds:
+    def first() -> float:
+        turn.next()
+        return seconds()
+
+    return first
 
 
 _CALLS = 200  # of a turn: a call takes microseconds
@@ -339,6 +373,8 @@ CASES: dict[str, Case] = {
     "threads": Case("K = N = 4096, hot, two threads and one", _two_threads),
     "limits": Case("plain read and register peaks", _limits),
     "small": Case("small layers, hot", _small),
+    "experts": Case("gpt-oss-20b's experts, one row, weights from memory", partial(_experts, 1)),
+    "experts-256": Case("gpt-oss-20b's experts, 256 rows", partial(_experts, 256)),
     "overhead": Case("one call of the smallest operator", _overhead),
     "memory": Case(f"{_LAYERS} layers of K = N = 4096 with external data", _memory),
     "minilm": Case("paraphrase-MiniLM-L3-v2, 1 x 128 tokens", partial(_whole_model, "minilm", 128), "minilm"),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import time
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +17,7 @@ from numpy.typing import NDArray
 from mxort.errors import MxortError
 from mxort.formats import BLOCK_SIZE, unpack_nibbles
 
-_F32, _MXFP4 = 0, 39  # enum ggml_type
+_F32, _I32, _MXFP4 = 0, 26, 39  # enum ggml_type
 _CONTEXT_BYTES = 1 << 20  # a few tensors and a graph, without their data
 
 
@@ -38,7 +40,9 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "ggml_init": (_POINTER, _InitParams),
     "ggml_free": (None, _POINTER),
     "ggml_new_tensor_2d": (_POINTER, _POINTER, _INT, _INT64, _INT64),
+    "ggml_new_tensor_3d": (_POINTER, _POINTER, _INT, _INT64, _INT64, _INT64),
     "ggml_mul_mat": (_POINTER, _POINTER, _POINTER, _POINTER),
+    "ggml_mul_mat_id": (_POINTER, _POINTER, _POINTER, _POINTER, _POINTER),
     "ggml_new_graph": (_POINTER, _POINTER),
     "ggml_build_forward_expand": (None, _POINTER, _POINTER),
     "ggml_backend_cpu_init": (_POINTER,),
@@ -88,27 +92,38 @@ def ggml_blocks(codes: NDArray[np.uint8], scales: NDArray[np.uint8]) -> NDArray[
     return np.concatenate([scales[..., None], packed], axis=-1).reshape(len(scales), -1).astype(np.uint8)
 
 
-class GgmlMatMul:
-    """Y [M, N] = A [M, K] . W^T on ggml's CPU backend, W in the buffer type that llama.cpp would choose for it."""
+class _GgmlWeight:
+    """A weight on ggml's CPU backend, in the buffer type that llama.cpp would choose for it, and products with it.
 
-    def __init__(self, codes: NDArray[np.uint8], scales: NDArray[np.uint8], k: int, threads: int) -> None:
-        if k % BLOCK_SIZE:
-            raise MxortError(f"ggml's MXFP4 takes whole blocks of {BLOCK_SIZE}, got K {k}")
+    ``codes`` uint8 [N, K / 2], of experts [E, N, K / 2]; their ``scales``.
+    """
+
+    def __init__(self, codes: NDArray[np.uint8], scales: NDArray[np.uint8], threads: int) -> None:
         self._ggml = _library()
-        self._k, self._n = k, len(codes)
+        self._shape = (2 * codes.shape[-1], *codes.shape[-2::-1])  # as ggml has it: K, N and the experts
         self._backend = self._ggml.backend_cpu_init()
         self._ggml.backend_cpu_set_n_threads(self._backend, threads)
         self._context = self._new_context()
-        self._weight = self._ggml.new_tensor_2d(self._context, _MXFP4, k, self._n)
+        self._weight = self._new_weight(self._context)
         for buffer_type in self._buffer_types():
             if self._multiplies(buffer_type):
                 self._ggml.backend_alloc_ctx_tensors_from_buft(self._context, buffer_type)
                 break
-        blocks = ggml_blocks(codes, scales)
+        rows = (-1, codes.shape[-1]), (-1, scales.shape[-1])
+        blocks = ggml_blocks(codes.reshape(rows[0]), scales.reshape(rows[1]))
         self._ggml.backend_tensor_set(self._weight, blocks.ctypes.data, 0, blocks.nbytes)
 
     def _new_context(self) -> Any:
         return self._ggml.init(_InitParams(_CONTEXT_BYTES, None, True))
+
+    def _new_weight(self, context: Any) -> Any:
+        if len(self._shape) == 2:
+            return self._ggml.new_tensor_2d(context, _MXFP4, *self._shape)
+        return self._ggml.new_tensor_3d(context, _MXFP4, *self._shape)
+
+    def _product(self, context: Any, weight: Any, rows: int) -> tuple[Any, Any]:
+        """(the product of ``rows`` of A, A) as tensors without memory."""
+        raise NotImplementedError
 
     def _buffer_types(self) -> list[Any]:
         """Repacking ones first, the plain one last."""
@@ -127,35 +142,88 @@ class GgmlMatMul:
         asks, with a weight in an empty buffer."""
         context = self._new_context()
         buffer = self._ggml.backend_buft_alloc_buffer(buffer_type, 0)
-        weight = self._ggml.new_tensor_2d(context, _MXFP4, self._k, self._n)
+        weight = self._new_weight(context)
         ctypes.cast(weight, ctypes.POINTER(_TensorHead)).contents.buffer = buffer
-        product = self._ggml.mul_mat(context, weight, self._ggml.new_tensor_2d(context, _F32, self._k, 1))
+        product, _ = self._product(context, weight, 1)
         supported = bool(self._ggml.backend_dev_supports_op(self._device, product))
         self._ggml.backend_buffer_free(buffer)
         self._ggml.free(context)
         return supported
 
-    def bind(self, a: NDArray[np.float32]) -> tuple[Any, NDArray[np.float32]]:
-        """(function that computes, float32 [M, N] that it fills) for A [M, K]."""
-        context = self._new_context()
-        rows = self._ggml.new_tensor_2d(context, _F32, self._k, len(a))
-        product = self._ggml.mul_mat(context, self._weight, rows)
+    def _runner(self, context: Any, product: Any) -> Callable[[], None]:
+        """What computes a product whose tensors are in ``context``; allocates them."""
         graph = self._ggml.new_graph(context)
         self._ggml.build_forward_expand(graph, product)
         self._ggml.backend_alloc_ctx_tensors_from_buft(
             context, self._ggml.backend_dev_buffer_type(self._device)
         )
-        a = np.ascontiguousarray(a)
-        self._ggml.backend_tensor_set(rows, a.ctypes.data, 0, a.nbytes)
-        size = len(a) * self._n
-        data = (ctypes.c_float * size).from_address(self._ggml.get_data(product))
         compute, backend = self._ggml.backend_graph_compute, self._backend
 
         def run() -> None:
             if status := compute(backend, graph):
                 raise MxortError(f"ggml's computation ended with status {status}")
 
-        return run, np.ctypeslib.as_array(data).reshape(len(a), self._n)
+        return run
+
+    def _set(self, tensor: Any, values: NDArray[Any]) -> None:
+        values = np.ascontiguousarray(values)
+        self._ggml.backend_tensor_set(tensor, values.ctypes.data, 0, values.nbytes)
+
+    def _result(self, tensor: Any, shape: tuple[int, ...]) -> NDArray[np.float32]:
+        """The float32 that a product fills."""
+        data = (ctypes.c_float * int(np.prod(shape))).from_address(self._ggml.get_data(tensor))
+        return np.ctypeslib.as_array(data).reshape(shape)
+
+
+class GgmlMatMul(_GgmlWeight):
+    """Y [M, N] = A [M, K] . W^T."""
+
+    def __init__(self, codes: NDArray[np.uint8], scales: NDArray[np.uint8], k: int, threads: int) -> None:
+        if k % BLOCK_SIZE:
+            raise MxortError(f"ggml's MXFP4 takes whole blocks of {BLOCK_SIZE}, got K {k}")
+        super().__init__(codes, scales, threads)
+
+    def _product(self, context: Any, weight: Any, rows: int) -> tuple[Any, Any]:
+        a = self._ggml.new_tensor_2d(context, _F32, self._shape[0], rows)
+        return self._ggml.mul_mat(context, weight, a), a
+
+    def bind(self, a: NDArray[np.float32]) -> tuple[Callable[[], None], NDArray[np.float32]]:
+        """(function that computes, float32 [M, N] that it fills) for A [M, K]."""
+        context = self._new_context()
+        product, rows = self._product(context, self._weight, len(a))
+        run = self._runner(context, product)
+        self._set(rows, a)
+        return run, self._result(product, (len(a), self._shape[1]))
+
+
+class GgmlExperts(_GgmlWeight):
+    """Y [M, chosen, N] = A [M, 1 or chosen, K] . W[ids]^T, the experts of each row chosen anew for each call."""
+
+    def _product(self, context: Any, weight: Any, rows: int) -> tuple[Any, Any]:
+        product, a, _ = self._experts(context, weight, (rows, 1), 1)
+        return product, a
+
+    def _experts(self, context: Any, weight: Any, rows: tuple[int, int], chosen: int) -> tuple[Any, Any, Any]:
+        a = self._ggml.new_tensor_3d(context, _F32, self._shape[0], rows[1], rows[0])
+        ids = self._ggml.new_tensor_2d(context, _I32, chosen, rows[0])
+        return self._ggml.mul_mat_id(context, weight, a, ids), a, ids
+
+    def bind(
+        self, a: NDArray[np.float32], ids: Callable[[], NDArray[np.int32]]
+    ) -> tuple[Callable[[], float], NDArray[np.float32]]:
+        """(function that computes with the ids [M, chosen] of that moment and returns its seconds, what it fills)."""
+        context, chosen = self._new_context(), ids().shape[1]
+        product, rows, which = self._experts(context, self._weight, a.shape[:2], chosen)
+        run = self._runner(context, product)
+        self._set(rows, a)
+
+        def seconds() -> float:
+            self._set(which, ids())
+            start = time.perf_counter()
+            run()
+            return time.perf_counter() - start
+
+        return seconds, self._result(product, (len(a), chosen, self._shape[1]))
 
 
 class _TensorHead(ctypes.Structure):
