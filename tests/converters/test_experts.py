@@ -283,17 +283,3 @@ def test_recipes_that_leave_experts_alone(options: Any, reason: str) -> None:
     rows = [row for row in report.skipped if row.node == "moe"]
     assert len(rows) == 1 and reason in rows[0].reason
     assert rows[0].original_bytes == sum(v.nbytes for k, v in small().items() if k != "r")
-
-
-def test_calibration_rounds_experts_without_data() -> None:
-    """And says so; the products beside them are calibrated."""
-    rng = np.random.default_rng(6)
-    proto = model(small() | {"wide": rng.standard_normal((HIDDEN, HIDDEN)).astype(np.float32)}, **GPT_OSS)
-    proto.graph.node.append(helper.make_node("MatMul", ["y", "wide"], ["z"], name="after"))
-    proto.graph.output[0].name = "z"
-    data = [{"x": rng.standard_normal((64, HIDDEN)).astype(np.float32)} for _ in range(4)]
-    report = mxort.convert(proto, calibration=data)
-    algorithms = {row.node: row.algorithm for row in report.converted}
-    assert algorithms == {"moe": "rtn", "after": "mr-gptq"}
-    assert all("experts: not calibrated" in row.note for row in report.converted[:2])
-    assert "1 mixtures of experts are rounded without calibration" in report.warnings

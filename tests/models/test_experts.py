@@ -161,14 +161,28 @@ def test_a_wide_router_stays_float(tmp_path: Path) -> None:
         assert reasons[name] == f"router: decides what '/model/layers.{layer}/moe/MoE' chooses"
 
 
-def test_calibration_goes_through_experts(tmp_path: Path) -> None:
-    tiny = checkpoints.make(tmp_path / "checkpoint", "gpt_oss", "gpt-oss")
+@pytest.fixture
+def data(tmp_path: Path) -> str:
     np.savez(tmp_path / "data.npz", input_ids=TOKENS, attention_mask=np.ones_like(TOKENS))
-    report = mxort.import_checkpoint(
-        tiny.folder, tmp_path / "out", calibration=str(tmp_path / "data.npz"), table_format="float"
-    )
+    return str(tmp_path / "data.npz")
+
+
+def test_calibration_goes_through_experts_that_are_kept(data: str, tmp_path: Path) -> None:
+    tiny = checkpoints.make(tmp_path / "checkpoint", "gpt_oss", "gpt-oss")
+    report = mxort.import_checkpoint(tiny.folder, tmp_path / "out", calibration=data, table_format="float")
     assert {row.op_type for row in report.kept} == {"MoE"}
     assert {row.algorithm for row in report.quantized} == {"mr-gptq"}
+
+
+@pytest.mark.parametrize("architecture", ["gpt_oss", *expert_tensors.PARTS])
+def test_float_experts_are_calibrated(architecture: str, data: str, tmp_path: Path) -> None:
+    tiny = checkpoints.make(tmp_path / "checkpoint", architecture, "float")
+    report = mxort.import_checkpoint(tiny.folder, tmp_path / "out", calibration=data, table_format="float")
+    rows = [row for row in report.quantized if row.op_type == "MoE"]
+    assert [row.algorithm for row in rows] == ["mr-gptq"] * 4
+    assert all(sum(row.expert_rows) == 2 * TOKENS.size and row.rotation == 32 for row in rows)
+    got, expected = generate(tmp_path / "out")[1][0], reference(tiny.model)[1][0]
+    assert np.linalg.norm(got - expected) / np.linalg.norm(expected) < 0.3
 
 
 def changed(folder: Path, change: Any) -> None:
