@@ -96,7 +96,7 @@ def picked(node: ir.Node, ir_version: int) -> str:
         or not any(u.op_type == "MatMul" for u in users)
     ):
         return ""
-    return "experts picked for each row (export them as com.microsoft MoE: onnxruntime-genai's builder does)"
+    return "experts picked for each row (mxort import takes them from the checkpoint)"
 
 
 def together(sites: Sequence[Site]) -> list[Site]:
