@@ -81,6 +81,24 @@ def find(node: ir.Node, ir_version: int, site: type[Site]) -> list[Site]:
     return found
 
 
+def picked(node: ir.Node, ir_version: int) -> str:
+    """Why experts stay float that a node picks from a stack for each row, for products behind it; "" for others."""
+    if node.domain != "" or node.op_type not in ("Gather", "GatherND") or len(node.inputs) < 2:
+        return ""
+    try:
+        stack = resolve(node.inputs[0], ir_version)
+    except NotConstantError:
+        return ""
+    users = (user for user, _ in node.outputs[0].uses())
+    if (
+        len(stack.shape) != 3
+        or stack.dtype not in FLOAT_TYPES
+        or not any(u.op_type == "MatMul" for u in users)
+    ):
+        return ""
+    return "experts picked for each row (mxort import takes them from the checkpoint)"
+
+
 def together(sites: Sequence[Site]) -> list[Site]:
     """The sites; experts of which one stack is left alone are left alone as one site."""
     left = {s.node: s for s in reversed(sites) if s.experts and s.skip}
@@ -99,15 +117,18 @@ def attributes_of(node: ir.Node) -> dict[str, Any]:
     name = given.get_string("activation_type", "relu")
     fusion = given.get_int("swiglu_fusion", 0)
     third = _THIRD[node.domain, node.op_type]
-    if any(index < len(node.inputs) and node.inputs[index] is not None for index in third):
+    if any(packed_experts.input_of(node, index) is not None for index in third):
         raise LeftError("experts with a third product, zero points or weights of their own for the router")
+    if len(node.inputs) < 2 or None in node.inputs[:2]:
+        raise LeftError("experts without rows or logits")
     if given.get_int("use_sparse_mixer", 0):
         raise LeftError("experts chosen by a sparse mixer")
     if name not in _ACTIVATIONS:
         raise LeftError(f"experts with the activation {name!r}")
     if (name == "swiglu") != (fusion in (1, 2)):
         raise LeftError(f"experts with the activation {name} and swiglu_fusion {fusion}")
-    limit = given.get_float("swiglu_limit", 0.0)
+    if (limit := given.get_float("swiglu_limit", 0.0)) < 0:
+        raise LeftError(f"experts with the swiglu_limit {limit:g}")
     return {
         "k": given.get_int("k", 1),
         "normalize_routing_weights": int(bool(given.get_int("normalize_routing_weights", 0))),
@@ -130,7 +151,7 @@ def _stacks(node: ir.Node, ir_version: int) -> Iterator[Constant]:
             yield stack
             continue
         try:
-            stack = resolve(node.inputs[index], ir_version)
+            stack = resolve(packed_experts.input_of(node, index), ir_version)
         except NotConstantError as reason:
             raise LeftError(f"the experts' weight {reason}") from None
         if len(stack.shape) != 3 or stack.dtype not in FLOAT_TYPES:
@@ -153,7 +174,7 @@ def _check_shapes(node: ir.Node, stacks: Sequence[Constant]) -> None:
 def _bias(node: ir.Node, operand: int, stack: Constant, ir_version: int) -> NDArray[np.float32] | None:
     """The bias of a product, float32 [E N]; None where it has none. Raises LeftError."""
     index = _OPERANDS[node.domain, node.op_type][operand][1]
-    value = node.inputs[index] if index < len(node.inputs) else None
+    value = packed_experts.input_of(node, index)
     if value is None:
         return None
     try:

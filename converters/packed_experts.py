@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from mxort.converters.constants import Constant, NotConstantError, Stored
+from mxort.converters.constants import FLOAT_TYPES, Constant, NotConstantError, Stored
 from mxort.converters.lazy_weights import Bytes, LazyWeight
 from mxort.converters.resolving import resolve
 from mxort.formats import BLOCK_SIZE, dequantize_mxfp4, pack_nibbles, unpack_nibbles
@@ -49,12 +49,17 @@ class _Rows:
         return dequantize_mxfp4(*self.packed(), self.shape[1])
 
 
+def input_of(node: ir.Node, index: int) -> ir.Value | None:
+    """An input that may be absent, also at the end."""
+    return node.inputs[index] if index < len(node.inputs) else None
+
+
 def stack(node: ir.Node, operand: int, ir_version: int) -> Constant | str:
     """The weights [E, N, K] of a product, MXFP4 already; why they stay as they are where they do."""
     if (kind := node.attributes.get_string("quant_type", "int")) != "fp4":
         return f"{LEFT} ({kind})" if kind != "int" else LEFT
     try:
-        codes, scales = (resolve(node.inputs[index[operand]], ir_version) for index in (_WEIGHTS, _SCALES))
+        codes, scales = (resolve(input_of(node, index[operand]), ir_version) for index in (_WEIGHTS, _SCALES))
         _ = _global_scale(node, operand, ir_version)
     except NotConstantError as reason:
         return f"the experts' weight {reason}"
@@ -63,7 +68,7 @@ def stack(node: ir.Node, operand: int, ir_version: int) -> Constant | str:
     e, n, blocks = scales.shape
     if codes.dtype != ir.DataType.UINT8 or codes.shape != (e, blocks * BLOCK_SIZE, n // 2) or n % 2:
         return f"experts with codes of shape {list(codes.shape)} and scales of shape {list(scales.shape)}"
-    lazy = LazyWeight([_Rows(codes, scales)], False, ir.DataType.FLOAT, codes.name, experts=e)
+    lazy = LazyWeight([_Rows(codes, scales)], False, ir.DataType.FLOAT4E2M1, codes.name, experts=e)
     root = codes.source.roots[0]
     return Constant(Stored(root.root, lazy, root.holder), (e, n, blocks * BLOCK_SIZE), codes.name)
 
@@ -79,10 +84,8 @@ def multiplier(
 
 def _global_scale(node: ir.Node, operand: int, ir_version: int) -> NDArray[np.float32]:
     """float32 [E]. Raises NotConstantError."""
-    index = _GLOBAL[operand]
-    value = node.inputs[index] if index < len(node.inputs) else None
-    scale = resolve(value, ir_version)
-    experts = resolve(node.inputs[_SCALES[operand]], ir_version).shape[0]
-    if scale.shape != (experts,):
-        raise NotConstantError(f"has a scale of shape {list(scale.shape)}, expected [{experts}]")
+    scale = resolve(input_of(node, _GLOBAL[operand]), ir_version)
+    experts = resolve(input_of(node, _SCALES[operand]), ir_version).shape[:1]
+    if scale.shape != experts or scale.dtype not in FLOAT_TYPES:
+        raise NotConstantError(f"has a scale of shape {list(scale.shape)}, expected {list(experts)}")
     return scale.numpy().astype(np.float32)

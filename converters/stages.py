@@ -23,8 +23,6 @@ from mxort.formats import BLOCK_SIZE, blocks_of
 _TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 """What onnxruntime hands to Python as numpy arrays."""
 
-EXPERTS = "experts: not calibrated"
-
 _WIDENED = "/float32"
 
 _RANDOM = frozenset(
@@ -98,8 +96,6 @@ def refusal(model: ir.Model, site: Site) -> str:
     assert site.weight is not None
     if site.node.graph is not model.graph:
         return "inside a subgraph: not calibrated"
-    if site.experts:
-        return EXPERTS
     if site.node.op_type == "Gather":
         return "an embedding has no operand to calibrate on"
     if site.addend is not None:
@@ -134,7 +130,7 @@ class _Plan:
     def __init__(self, model: ir.Model, sites: Sequence[Site], outputs: Sequence[ir.Value]) -> None:
         self._model = model
         self._outputs = outputs
-        self._site_of = {site.node: site for site in sites}
+        self._site_of = {site.node: site for site in reversed(sites)}
         self._needed = self._ancestors()
         self._level: dict[ir.Node, int] = {}
         """Stage of every needed node; -1 for those that depend on constants only."""
@@ -148,18 +144,18 @@ class _Plan:
         needed = set(pending)
         while pending:
             node = pending.pop()
-            values = node.inputs[:1] if node in self._site_of else read_values(node)
-            for value in values:
-                producer = None if value is None else value.producer()
+            for value in self._inputs(node):
+                producer = value.producer()
                 if producer is not None and producer not in needed:
                     needed.add(producer)
                     pending.append(producer)
         return needed
 
     def _inputs(self, node: ir.Node) -> Iterable[ir.Value]:
-        """The values a node reads; of a site's node only A."""
-        values = node.inputs[:1] if node in self._site_of else read_values(node)
-        return (value for value in values if value is not None)
+        """The values a node reads; of a site's node only its operands."""
+        if node in self._site_of:
+            return operands(self._site_of[node])
+        return (value for value in read_values(node) if value is not None)
 
     def _value_level(self, value: ir.Value) -> int:
         node = value.producer()
@@ -195,7 +191,7 @@ class _Plan:
         for level in range(count):
             made = {value for node in nodes[level] for value in node.outputs}
             read = dict.fromkeys(value for node in nodes[level] for value in self._inputs(node))
-            at_sites = {site.node.inputs[0] for site in sites[level]}
+            at_sites = {value for site in sites[level] for value in operands(site)}
             # Of what is made here, what sites read or a later stage. (A site may also read a graph input.)
             outputs = [v for v in made if v in at_sites or last_use.get(v.name or "", -1) > level]
             inner = {v.name for v in made} - {v.name for v in outputs}
@@ -222,6 +218,11 @@ class _Plan:
                     wanted.add(node)
                     pending.append(node)
         return [node for node in self._model.graph if node in wanted]
+
+
+def operands(site: Site) -> list[ir.Value]:
+    """What a site's node reads beside constants: A, or X and the router's logits of experts."""
+    return [value for value in site.node.inputs[: 2 if site.experts else 1] if value is not None]
 
 
 def read_values(node: ir.Node) -> Iterator[ir.Value]:

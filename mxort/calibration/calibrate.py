@@ -21,8 +21,10 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from mxort import _native
+from mxort.calibration import experts
 from mxort.calibration.example_inputs import Inputs
 from mxort.calibration.executor import Executor, Layer, State, Store, drop, float_layer, operand_name
+from mxort.calibration.operator import Operator
 from mxort.converters import stages
 from mxort.converters.sites import Site
 from mxort.converters.stages import Stage
@@ -30,15 +32,6 @@ from mxort.formats import BLOCK_SIZE, blocks_of
 from mxort.progress import Progress, silent
 from mxort.quantize import QuantizedWeight, Statistics, smoothquant, with_torch
 from mxort.runtime import hardware
-
-
-@dataclass(frozen=True)
-class Operator:
-    """How a site will run: the operator's attributes."""
-
-    rotation: int
-    activation_format: str
-    accuracy_level: int
 
 
 @dataclass(frozen=True)
@@ -57,6 +50,10 @@ Quantize = Callable[[Site, Statistics], Result | None]
 """Called once for each site, in the order of the model. None: the site stays as it is."""
 
 
+QuantizeExperts = Callable[[Site, experts.Read, int, int], list[list[NDArray[np.float32]]]]
+"""(site of a mixture, how to read its operands, samples, stores) -> its outputs; see :func:`experts.run`."""
+
+
 @dataclass
 class Settings:
     """``operator`` tells how a site will run. ``memory`` bounds the bytes of activations held, the rest is on disk.
@@ -72,6 +69,7 @@ class Settings:
     progress: Progress = silent
     smooth: Smooth | None = None
     device: str = "auto"
+    experts: QuantizeExperts | None = None
 
 
 def run(
@@ -111,11 +109,14 @@ class _Run:
             what = f"calibrating, stage {number + 1} of {len(self._plan)}"
             self._settings.progress(what, done / work)
             statistics = self._collect(number)
-            users = Counter(map(_operand, stage.sites))
+            users = Counter(_operand(site) for site in stage.sites if not site.experts)
             self._before = {}
             for site in stage.sites:
                 self._settings.progress(f"quantising {site.name}", done / work)
                 done += site.K * site.N
+                if site.experts:
+                    self._quantise_experts(site)
+                    continue
                 operand = _operand(site)
                 users[operand] -= 1
                 # Large, with what a solver makes of it: gone with its last site.
@@ -123,6 +124,24 @@ class _Run:
                 if number + 1 < len(self._plan):
                     self._before[site.node] = self._layers(site, result)
             _return_free_memory()
+
+    def _quantise_experts(self, site: Site) -> None:
+        """Quantises a mixture; its outputs are then part of every state."""
+        assert self._settings.experts is not None
+        x, logits = (value.name or "" for value in stages.operands(site))
+
+        def read(sample: int, store: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+            state = self._samples[sample][store]
+            operands = (state[name] for name in (x, logits))
+            rows, scores = (np.asarray(v, np.float32).reshape(-1, v.shape[-1]) for v in operands)
+            return rows, scores
+
+        outputs = self._settings.experts(site, read, len(self._samples), len(self._stores))
+        for store, of_samples in enumerate(outputs):
+            for i, y in enumerate(of_samples):
+                state = self._samples[i][store]
+                operand = state[x]
+                state[site.node.outputs[0].name or ""] = y.reshape(operand.shape).astype(operand.dtype)
 
     def _layers(self, site: Site, result: Result | None) -> list[Layer]:
         """For each store the site's layer: with the quantised weight, and with the float one."""
@@ -139,8 +158,10 @@ class _Run:
         stage = self._plan[number]
         groups: dict[_Operand, list[Site]] = {}
         for site in stage.sites:
-            groups.setdefault(_operand(site), []).append(site)
-        unneeded = set(stage.dead) - {operand.name for operand in groups}
+            if not site.experts:
+                groups.setdefault(_operand(site), []).append(site)
+        needed = {value.name for site in stage.sites for value in stages.operands(site)}
+        unneeded = set(stage.dead) - needed
         for i, states in enumerate(self._samples):
             for which, state in enumerate(states):
                 if number:

@@ -78,7 +78,10 @@ class Probe:
             for site in sites.find(self._source.model, self._recipe.selection())
             if not site.skip and site.weight and not site.wide_table
         ]
-        reasons = {site.id: stages.refusal(self._source.model, site) for site in found}
+        reasons = {
+            site.id: "experts are not measured" if site.experts else stages.refusal(self._source.model, site)
+            for site in found
+        }
         self._refused = {site.name: reasons[site.id] for site in found if reasons[site.id]}
         samples = calibration_data.samples(data, self._source.model, self._source.name)
         self._feeds = list(islice(samples, self._options.samples))

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from mxort.calibration.calibrate import Operator
+from mxort.calibration.operator import Operator
 from mxort.conversion.recipe import AUTO, Recipe
 from mxort.converters import folding, lazy_weights, stages
 from mxort.converters.sites import Site

@@ -68,7 +68,14 @@ def quantize_site(
             rows[:, : site.K] *= divisor
         return rows
 
-    settings = Settings(
+    settings = settings_of(site, recipe, statistics)
+    rotation = rotation_of(site, recipe, algorithm)
+    return quantize.quantize_weight(read, site.N, site.K, ALGORITHMS[algorithm].quantize, settings, rotation)
+
+
+def settings_of(site: Site, recipe: Recipe, statistics: Statistics | None) -> Settings:
+    """What an algorithm is told about the site's weight."""
+    return Settings(
         recipe.scale_rule,
         recipe.column_multiplier,
         statistics,
@@ -76,5 +83,3 @@ def quantize_site(
         site.weight_format,
         recipe.effort,
     )
-    rotation = rotation_of(site, recipe, algorithm)
-    return quantize.quantize_weight(read, site.N, site.K, ALGORITHMS[algorithm].quantize, settings, rotation)

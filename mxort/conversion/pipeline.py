@@ -177,8 +177,9 @@ def _convert_sites(
     rows: list[SiteReport] = []
     conversion = Conversion(mxort_version(), recipe.to_json(), source.sha256)
     try:
-        for group in _groups(found, calibration is not None):
-            if calibration is not None and not any(site.experts for site in group):
+        groups = _groups(found, calibration is not None)
+        for group in groups:
+            if calibration is not None and group is groups[-1]:
                 packer.calibrate(source, group, calibration, progress)
             replacements, more = _quantised(plan, group, packer, silent if calibration else progress)
             rows += more
@@ -196,12 +197,13 @@ def _convert_sites(
 
 
 def _groups(found: Sequence[sites.Site], calibrated: bool) -> list[list[sites.Site]]:
-    """What is converted before the next is looked at. Calibration runs experts as they are going to be: in float those
-    of one layer may be more than a protobuf holds."""
-    if not calibrated:
-        return [list(found)]
-    of_experts = [s for s in found if s.experts]
-    return [*([of_experts] if of_experts else []), [s for s in found if not s.experts]]
+    """What is converted before the next is looked at. Calibration runs experts that are MXFP4 already as they are: in
+    float those of one layer may be more than a protobuf holds."""
+    first: list[sites.Site] = []
+    rest: list[sites.Site] = []
+    for site in found:
+        (first if calibrated and site.experts and lazy_weights.is_packed(site) else rest).append(site)
+    return [first, rest] if first else [rest]
 
 
 def _quantised(
@@ -231,7 +233,8 @@ def _quantised(
                 packer.output_divisor(site),
             )
         )
-        rows.append(_converted(site, weight, plan, first))
+        row = _converted(site, weight, plan, first)
+        rows.append(replace(row, expert_rows=packer.expert_rows(site)))
     return _whole(found, replacements, rows)
 
 

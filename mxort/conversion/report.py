@@ -34,7 +34,7 @@ class SiteReport:
     the same weight. ``sqnr_db`` is 10*log10(sum(w^2) / sum((w - dequantised w)^2)): infinite for an exact
     weight, None for a skipped node. ``gain_db``: of a calibrated weight, 10*log10 of the squared error of its outputs
     with plain rounding over that with this one, on the calibration data. ``original_bytes`` of a skipped node: of all
-    its constants.
+    its constants. ``expert_rows``: of calibrated experts, how many rows each saw.
     """
 
     node: str
@@ -55,6 +55,7 @@ class SiteReport:
     algorithm: str = ""
     seconds: float = 0.0
     note: str = ""
+    expert_rows: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,9 @@ class Report:
                 | {
                     "recipe": Recipe.from_dict(values["recipe"]),
                     "warnings": tuple(values["warnings"]),
-                    "sites": tuple(SiteReport(**row) for row in rows),
+                    "sites": tuple(
+                        SiteReport(**row | {"expert_rows": tuple(row.get("expert_rows", ()))}) for row in rows
+                    ),
                     "gains": tuple(Gain(gain["options"], gain["nbytes"]) for gain in values.get("gains", ())),
                 }
             )
@@ -173,7 +176,7 @@ class Report:
             out.print(tables.left_alone(self.skipped, self.converted_bytes))
         if self.calibration:
             out.print(f"calibrated on {self.calibration}", markup=False, highlight=False)
-        for line in tables.fused(self.fused):
+        for line in (*tables.expert_rows(self.converted), *tables.fused(self.fused)):
             out.print(line, markup=False, highlight=False)
         if self.cache_bytes:
             line = f'cache in {self.recipe.kv_cache}: genai_config.json needs "head_size": {self.cache_bytes}'

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from statistics import median
 from typing import TYPE_CHECKING
 
 from rich.markup import escape
@@ -92,6 +93,13 @@ def fused(by_operator: Mapping[str, Mapping[str, int]]) -> Iterator[str]:
             yield f"{done} x {operator} on this library's kernel" + (f"; {left}" if left else "")
         elif left:
             yield f"{operator}: {left}"
+
+
+def expert_rows(sites: Sequence[SiteReport]) -> Iterator[str]:
+    """A line about the calibration data that experts saw, where any did."""
+    seen = [rows for site in sites for rows in site.expert_rows]
+    if seen:
+        yield f"rows of the calibration data that an expert saw: {min(seen)} at least, {median(seen):g} in the median"
 
 
 def options(gains: Sequence[Gain], nbytes: int) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import time
@@ -16,11 +17,12 @@ from numpy.typing import NDArray
 
 from mxort.calibration import calibrate as calibration_run
 from mxort.calibration import data as calibration_data
-from mxort.calibration import self_written
-from mxort.calibration.calibrate import Operator
+from mxort.calibration import experts, self_written
 from mxort.calibration.example_inputs import Inputs
+from mxort.calibration.operator import Operator
 from mxort.calibration.self_written import SelfWritten, Written
 from mxort.calibration.smoothing import Smoother
+from mxort.conversion import expert_weights
 from mxort.conversion.cache import Made, WeightCache
 from mxort.conversion.combinations import BEST_WITHOUT_DATA, algorithm_for
 from mxort.conversion.one_weight import operand_of, quantize_site, rotation_of, wanted_rotation
@@ -104,9 +106,8 @@ class Packer:
         self._cache: WeightCache | None = None
         self._smoother: Smoother | None = None
         self.calibrated_on = ""
-        self._calibrated_run = calibrated
-        self._experts: set[ir.Node] = set()
-        """Nodes with experts that were rounded beside a calibration."""
+        self._stacks: dict[ir.Node, tuple[Site, Site]] = {}
+        self._expert_rows: dict[ir.Node, tuple[int, ...]] = {}
         self._few_rows: dict[str, tuple[int, int]] = {}
         """Nodes that met fewer rows than they have inputs -> (rows, inputs)."""
 
@@ -129,6 +130,9 @@ class Packer:
             self._smoother = Smoother(
                 source.model, found, self._recipe, lambda site: self._operator(site, self._algorithm)
             )
+        reached = [site for site in convertible if not self._notes[site.node]]
+        pairs = itertools.pairwise(site for site in reached if site.experts)
+        self._stacks = {first.node: (first, second) for first, second in pairs if first.node is second.node}
         settings = calibration_run.Settings(
             lambda site: self._operator(site, self._algorithm),
             self._recipe.sequential,
@@ -137,10 +141,11 @@ class Packer:
             progress,
             self._smoother,
             calibration.device,
+            lambda *where: self._calibrated_experts(*where, threads=calibration.threads),
         )
         calibration_run.run(
             source.model,
-            [site for site in convertible if not self._notes[site.node]],
+            [site for site in reached if not site.operand],
             feeds,
             self._calibrated,
             settings,
@@ -163,6 +168,37 @@ class Packer:
         if self._smoother is not None:
             self._smoother.converted(site)
         return calibration_run.Result(packed.quantized(), operator, self._divisor(site))
+
+    def _calibrated_experts(
+        self, site: Site, read: experts.Read, samples: int, stores: int, *, threads: int
+    ) -> list[list[NDArray[np.float32]]]:
+        """Quantises a mixture of experts; see :data:`mxort.calibration.calibrate.QuantizeExperts`."""
+        started = time.perf_counter()
+        pair = self._stacks[site.node]
+        made = [expert_weights.Stack(stack, self._recipe, self._algorithm) for stack in pair]
+        rotation = rotation_of(site, self._recipe, self._algorithm)
+        operator = Operator(rotation, *operand_of(site, self._recipe, 0.0))
+        outputs = experts.run(
+            experts.Mixture(pair, operator, threads),
+            read,
+            samples,
+            stores,
+            lambda stack, expert, array, statistics: made[stack.operand].add(expert, array, statistics),
+        )
+        for stack in made:
+            weight = stack.site.weight
+            assert weight is not None
+            key = weight.identity, stack.site.weight_format
+            whole = stack.weight() if all(s.finite for s in made) else None
+            self._packed[key] = (
+                None if whole is None else self._stored(stack.site, self._algorithm, *whole, started)
+            )
+        self._expert_rows[site.node] = tuple(made[0].rows)
+        return outputs
+
+    def expert_rows(self, site: Site) -> tuple[int, ...]:
+        """How many rows of the calibration data each expert of a mixture saw; () for other sites."""
+        return self._expert_rows.get(site.node, ())
 
     def _divisor(self, site: Site) -> NDArray[np.float32] | None:
         """What the operand of the site is divided by before it gets there, float32 [K]."""
@@ -187,8 +223,6 @@ class Packer:
     def warnings(self) -> tuple[str, ...]:
         """What the user should hear about the run."""
         kept = (self._cache.warning,) if self._cache is not None and self._cache.warning else ()
-        if self._experts:
-            kept = (*kept, f"{len(self._experts)} mixtures of experts are rounded without calibration")
         if not self._few_rows:
             return kept
         rows, most = min(x for x, _ in self._few_rows.values()), max(x for _, x in self._few_rows.values())
@@ -212,6 +246,18 @@ class Packer:
         quantized, sqnr = make() if cache is None else cache.get(site, make)
         if not quantized.finite:
             return None
+        return self._stored(site, algorithm, quantized, sqnr, started, statistics)
+
+    def _stored(
+        self,
+        site: Site,
+        algorithm: str,
+        quantized: QuantizedWeight,
+        sqnr: float,
+        started: float,
+        statistics: Statistics | None = None,
+    ) -> Packed:
+        """Stores a quantised weight."""
         codes, new_codes = self._pool.put(site.stacked(quantized.codes))
         scales, new_scales = self._pool.put(site.stacked(quantized.scales))
         nbytes = new_codes * codes.nbytes + new_scales * scales.nbytes
@@ -225,9 +271,6 @@ class Packer:
         if kept := lazy_weights.is_packed(site):
             algorithm, reduced = CHECKPOINT, ""
         uncalibrated = "" if kept else self._notes.get(site.node, "")
-        if site.experts and self._calibrated_run and not kept:
-            self._experts.add(site.node)
-            uncalibrated = stages.EXPERTS
         notes = [uncalibrated, _left_out(statistics), reduced, smoothed, quantized.note]
         return Packed(
             rewrite.PackedTensors(codes, scales, quantized.column_scale, site.weight_format),

@@ -16,6 +16,7 @@ import mxort
 from branching import OPERANDS, K, branching, feeds
 from mxort.calibration import calibrate, executor
 from mxort.calibration.data import samples
+from mxort.calibration.operator import Operator
 from mxort.conversion import weights as packing
 from mxort.converters import model_io, sites, stages
 from mxort.formats import dequantize_mxfp4
@@ -39,7 +40,7 @@ def calibrated(path, data, quantize=lambda site, statistics: None, **settings):
     source = model_io.load(path)
     found = [s for s in sites.find(source.model, sites.Selection()) if not s.skip]
     reached = [s for s in found if not stages.refusal(source.model, s)]
-    plain = calibrate.Operator(1, "none", 1)
+    plain = Operator(1, "none", 1)
     calibrate.run(
         source.model, reached, data, quantize, calibrate.Settings(lambda site: plain, threads=1, **settings)
     )
@@ -242,7 +243,7 @@ def test_the_weight_of_a_result_reaches_the_next_layer(model):
         codes, scales = np.zeros((site.N, K // 2), np.uint8), np.zeros((site.N, K // 32), np.uint8)
         assert not dequantize_mxfp4(codes, scales, K).any()
         weight = QuantizedWeight(codes, scales, np.ones(site.N, np.float32))
-        return calibrate.Result(weight, calibrate.Operator(1, "none", 1))
+        return calibrate.Result(weight, Operator(1, "none", 1))
 
     calibrated(model, feeds(), zero)
     assert seen["a"].hessian.any()

@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from mxort.calibration import calibrate, executor
 from mxort.calibration.executor import Store
+from mxort.calibration.operator import Operator
 from mxort.converters import model_io, sites
 
 K = 64
@@ -107,7 +108,7 @@ def test_values_of_every_type_cross_the_cuts(name, memory):
     found = [site for site in sites.find(model, sites.Selection()) if not site.skip]
     assert [site.name for site in found] == ["one", "two", "three"]
     seen = {}
-    settings = calibrate.Settings(lambda site: calibrate.Operator(1, "none", 1), memory=memory, threads=1)
+    settings = calibrate.Settings(lambda site: Operator(1, "none", 1), memory=memory, threads=1)
     calibrate.run(model, found, data, lambda site, s: seen.update({site.name: s}), settings)
     whole = onnx.ModelProto.FromString(proto.SerializeToString())
     whole.graph.output.append(onnx.ValueInfoProto(name="c"))

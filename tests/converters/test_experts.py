@@ -206,6 +206,7 @@ def test_codes_of_qmoe_are_kept() -> None:
     proto, codes, scales = packed_model(rng)
     report = mxort.convert(proto, weight_format="mxfp8_e4m3", min_elements=1 << 30)
     assert [s.algorithm for s in report.converted] == ["checkpoint"] * 2
+    assert [s.original_bytes for s in report.converted] == [c.size // 2 for c in codes.values()]
     made = made_of(report.model)
     constants = {t.name: t for t in proto.graph.initializer}
     for product, name in (("gate_up", "w1"), ("down", "w2")):
@@ -236,6 +237,20 @@ def with_nan(name: str) -> dict[str, np.ndarray]:
     return constants
 
 
+FP4 = {"quant_type": "fp4"}
+
+
+def without(proto: onnx.ModelProto, index: int) -> onnx.ModelProto:
+    proto.graph.node[1].input[index] = ""
+    return proto
+
+
+def rescaled(proto: onnx.ModelProto) -> onnx.ModelProto:
+    (scale,) = (t for t in proto.graph.initializer if t.name == "w1_global")
+    scale.CopyFrom(numpy_helper.from_array(np.ones(3, np.float32), "w1_global"))
+    return proto
+
+
 THIRD = "x logits w1 b1 w2 b2 w1"
 
 
@@ -243,6 +258,18 @@ THIRD = "x logits w1 b1 w2 b2 w1"
     ("proto", "reason"),
     [
         (lambda: model(small(), THIRD, **GPT_OSS), "experts with a third product"),
+        (lambda: model(small(), "x logits w1 b1", **GPT_OSS), "the experts' weight is absent"),
+        (lambda: model(small(w1=(768, 64)), **GPT_OSS), "experts of shape [768, 64] and type float"),
+        (lambda: model(small(), **GPT_OSS | {"swiglu_limit": -1.0}), "experts with the swiglu_limit -1"),
+        (
+            lambda: model(small(), "x logits w1 w1 b1 w2", "QMoE", **GPT_OSS | FP4),
+            "experts' weight is absent",
+        ),
+        (lambda: without(packed_model(np.random.default_rng(5))[0], 15), "the experts' weight is absent"),
+        (
+            lambda: rescaled(packed_model(np.random.default_rng(5))[0]),
+            "has a scale of shape [3], expected [4]",
+        ),
         (lambda: model(small(), use_sparse_mixer=1, **GPT_OSS), "experts chosen by a sparse mixer"),
         (lambda: model(small(), activation_type="tanh"), "experts with the activation 'tanh'"),
         (lambda: model(small(), activation_type="swiglu"), "the activation swiglu and swiglu_fusion 0"),
@@ -285,15 +312,33 @@ def test_recipes_that_leave_experts_alone(options: Any, reason: str) -> None:
     assert rows[0].original_bytes == sum(v.nbytes for k, v in small().items() if k != "r")
 
 
-def test_calibration_rounds_experts_without_data() -> None:
-    """And says so; the products beside them are calibrated."""
-    rng = np.random.default_rng(6)
-    proto = model(small() | {"wide": rng.standard_normal((HIDDEN, HIDDEN)).astype(np.float32)}, **GPT_OSS)
-    proto.graph.node.append(helper.make_node("MatMul", ["y", "wide"], ["z"], name="after"))
-    proto.graph.output[0].name = "z"
-    data = [{"x": rng.standard_normal((64, HIDDEN)).astype(np.float32)} for _ in range(4)]
-    report = mxort.convert(proto, calibration=data)
-    algorithms = {row.node: row.algorithm for row in report.converted}
-    assert algorithms == {"moe": "rtn", "after": "mr-gptq"}
-    assert all("experts: not calibrated" in row.note for row in report.converted[:2])
-    assert "1 mixtures of experts are rounded without calibration" in report.warnings
+def test_a_node_without_logits_stays() -> None:
+    """Its router has nothing to decide then, and is a product as any other."""
+    proto = model(small(), "x - w1 b1 w2 b2", **GPT_OSS)
+    report = mxort.convert(proto, include=["moe"])
+    assert {row.node: row.reason for row in report.skipped}["moe"] == "experts without rows or logits"
+
+
+@pytest.mark.parametrize("op_type", ["Gather", "GatherND"])
+def test_experts_that_are_picked_for_each_row_are_named(op_type: str) -> None:
+    """As torch.onnx exports them: every row's weights, gathered."""
+    stack = np.ones((EXPERTS, HIDDEN, INNER), np.float32)
+    nodes = [
+        helper.make_node(op_type, ["stack", "chosen"], ["weights"], name="pick"),
+        helper.make_node("MatMul", ["x", "weights"], ["y"], name="product"),
+    ]
+    value = helper.make_tensor_value_info
+    shape = ["rows"] if op_type == "Gather" else ["rows", 1]
+    graph = helper.make_graph(
+        nodes,
+        "picked",
+        [value("x", TensorProto.FLOAT, ["rows", 1, HIDDEN]), value("chosen", TensorProto.INT64, shape)],
+        [value("y", TensorProto.FLOAT, ["rows", 1, INNER])],
+        [numpy_helper.from_array(stack, "stack")],
+    )
+    report = mxort.convert(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    )
+    rows = {row.node: (row.reason, row.original_bytes) for row in report.skipped}
+    assert rows["pick"][0].startswith("experts picked for each row") and rows["pick"][1] == stack.nbytes
+    assert rows["product"] == ("no operand is constant", 0)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +44,7 @@ def made_of(folder: Path) -> dict[str, tuple[dict[str, np.ndarray], list[str], o
     for node in model.graph.node:
         if node.op_type == functions.EXPERTS:
             values = {n: constants[g] for n, g in zip(inputs, node.input, strict=True) if g in constants}
-            names = next(p.value for p in node.metadata_props if p.key == METADATA)
+            names = next((p.value for p in node.metadata_props if p.key == METADATA), "[]")
             found[node.name] = values, json.loads(names), node
     return found
 
@@ -161,14 +163,49 @@ def test_a_wide_router_stays_float(tmp_path: Path) -> None:
         assert reasons[name] == f"router: decides what '/model/layers.{layer}/moe/MoE' chooses"
 
 
-def test_calibration_goes_through_experts(tmp_path: Path) -> None:
-    tiny = checkpoints.make(tmp_path / "checkpoint", "gpt_oss", "gpt-oss")
+@pytest.fixture
+def data(tmp_path: Path) -> str:
     np.savez(tmp_path / "data.npz", input_ids=TOKENS, attention_mask=np.ones_like(TOKENS))
-    report = mxort.import_checkpoint(
-        tiny.folder, tmp_path / "out", calibration=str(tmp_path / "data.npz"), table_format="float"
-    )
+    return str(tmp_path / "data.npz")
+
+
+def test_calibration_goes_through_experts_that_are_kept(data: str, tmp_path: Path) -> None:
+    tiny = checkpoints.make(tmp_path / "checkpoint", "gpt_oss", "gpt-oss")
+    report = mxort.import_checkpoint(tiny.folder, tmp_path / "out", calibration=data, table_format="float")
     assert {row.op_type for row in report.kept} == {"MoE"}
     assert {row.algorithm for row in report.quantized} == {"mr-gptq"}
+
+
+@pytest.mark.parametrize("architecture", ["gpt_oss", *expert_tensors.PARTS])
+def test_float_experts_are_calibrated(architecture: str, data: str, tmp_path: Path) -> None:
+    tiny = checkpoints.make(tmp_path / "checkpoint", architecture, "float")
+    report = mxort.import_checkpoint(tiny.folder, tmp_path / "out", calibration=data, table_format="float")
+    rows = [row for row in report.quantized if row.op_type == "MoE"]
+    assert [row.algorithm for row in rows] == ["mr-gptq"] * 4
+    assert all(sum(row.expert_rows) == 2 * TOKENS.size and row.rotation == 32 for row in rows)
+    got, expected = generate(tmp_path / "out")[1][0], reference(tiny.model)[1][0]
+    assert np.linalg.norm(got - expected) / np.linalg.norm(expected) < 0.3
+
+
+@pytest.mark.slow
+def test_what_the_builder_makes_for_cuda_keeps_its_bytes(tmp_path: Path) -> None:
+    """onnxruntime-genai's own QMoE of the checkpoint's MXFP4, which no CPU runs."""
+    tiny = checkpoints.make(tmp_path / "checkpoint", "gpt_oss", "gpt-oss")
+    folders = ["-i", str(tiny.folder), "-o", str(tmp_path / "built"), "-c", str(tmp_path / "cache")]
+    options = ["-p", "int4", "-e", "cuda", "--extra_options", "moe_quant_type=mxfp4"]
+    command = [sys.executable, "-m", "onnxruntime_genai.models.builder", *folders, *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    built = onnx.load(tmp_path / "built" / "model.onnx", load_external_data=False)
+    assert [n.op_type for n in built.graph.node if "MoE" in n.op_type] == ["QMoE"] * 2
+    (tmp_path / "out").mkdir()
+    report = mxort.convert(tmp_path / "built" / "model.onnx", tmp_path / "out" / "model.onnx")
+    assert [row.algorithm for row in report.converted if row.op_type == "QMoE"] == ["checkpoint"] * 4
+    for number, (values, _, _) in enumerate(made_of(tmp_path / "out").values()):
+        for product in ("gate_up", "down"):
+            matrix = tiny.packed[f"model.layers.{number}.mlp.experts.{product}_proj"]
+            np.testing.assert_array_equal(values[f"{product}_B"], matrix.bytes)
+            np.testing.assert_array_equal(values[f"{product}_B_scale"], matrix.scales)
 
 
 def changed(folder: Path, change: Any) -> None:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import mxort
 from mxort.calibration import calibrate
 from mxort.calibration import data as calibration_data
+from mxort.calibration.operator import Operator
 from mxort.converters import functions, model_io, sites, stages
 from mxort.converters.resolving import resolve
 from mxort.formats import WEIGHT_FORMATS, hadamard_rotate
@@ -24,7 +25,11 @@ SELECTION = sites.Selection(min_elements=mxort.Recipe().min_elements)
 def stored_weights(converted: Path) -> dict[str, npt.NDArray[np.float32]]:
     """W^T [N, K] of every layer, by the name of the layer's output: float32 as the file's numbers mean it."""
     model = model_io.load(converted).model
-    weights = {output(s): stages.float_weight(s) for s in sites.find(model, SELECTION) if not s.skip}
+    weights = {
+        output(s): stages.float_weight(s)
+        for s in sites.find(model, SELECTION)
+        if not s.skip and not s.experts
+    }
     for node in model.graph:
         if node.domain == "mxort" and node.op_type in functions.MATMULS:
             codes, scales, multiplier = (resolve(node.inputs[i], model.ir_version).numpy() for i in (1, 2, 3))
@@ -54,8 +59,8 @@ def layer_sqnr(model: Path, converted: Path, data: Sequence[Tokens], threads: in
         signal, noise = (np.vdot(w @ statistics.hessian, w) for w in (weight, error))
         values.append(10 * np.log10(signal / noise))
 
-    found = [s for s in sites.find(source.model, SELECTION) if not s.skip]
-    plain = calibrate.Operator(1, "none", 1)
+    found = [s for s in sites.find(source.model, SELECTION) if not s.skip and not s.experts]
+    plain = Operator(1, "none", 1)
     feeds = calibration_data.samples(data, source.model, str(model))
     settings = calibrate.Settings(lambda site: plain, sequential=False, threads=threads)
     calibrate.run(source.model, found, feeds, compare, settings)
