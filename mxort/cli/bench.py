@@ -20,7 +20,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     kinds = parser.add_subparsers(required=True, metavar="kind")
     models = kinds.add_parser("model", help="time whole models in turns, each in its own process")
     models.add_argument(
-        "models", type=Path, nargs="+", metavar="MODEL", help="the first is what ratios refer to"
+        "models",
+        type=Path,
+        nargs="+",
+        metavar="MODEL",
+        help="the first is what ratios refer to; others may be GGUF files, which llama-cpp-python runs",
     )
     models.add_argument(
         "--prompt",

@@ -27,6 +27,7 @@ from mxort.calibration.example_inputs import (
 from mxort.converters import model_io
 from mxort.errors import MxortError
 from mxort.evaluation import caches
+from mxort.evaluation.gguf_runs import SUFFIX, GgufModel, size_of_gguf
 from mxort.evaluation.model_runs import is_decoder, make_runner, node_shares
 from mxort.evaluation.turns import Timing, interleave, pin, session_options, summarize
 from mxort.progress import Progress, silent
@@ -92,18 +93,26 @@ def bench_models(
     """Times the models in turns on the same inputs, each in a process of its own.
 
     Decoders with a KV cache (inputs past_key_values.*, outputs present.*) run ``prompt`` tokens where no inputs are
-    given (0: as many as are made up), and in another turn ``generate`` single tokens. Raises
+    given (0: as many as are made up), and in another turn ``generate`` single tokens; behind the first model there may
+    be GGUF files of decoders, which llama.cpp runs. Raises
     MxortError for models that cannot be opened or run and for inputs that do not fit every model.
     """
     paths = [Path(model) for model in models]
     report = progress or silent
     report("reading", 0.0)
-    sources = [model_io.load(path) for path in paths]
+    sources = [model_io.load(path) for path in paths if not _is_gguf(path)]
+    if _is_gguf(paths[0]):
+        raise MxortError(f"{paths[0]}: the first model gives the inputs: got a GGUF, expected an ONNX file")
     dims = {**_prompt_dims(sources[0].model, prompt), **(dims or {})}
     feeds = inputs_for(sources[0].model, sources[0].name, inputs, seed=seed, dims=dims)
     for source in sources[1:]:
         check_inputs(caches.fitted(feeds, caches.rows_of_model(source.model)), source.model, source.name)
-    file_bytes = [source.nbytes for source in sources]
+    if len(sources) < len(paths) and not is_decoder(feeds):
+        raise MxortError(
+            f"{sources[0].name}: a GGUF is compared with decoders that have a KV cache, got none"
+        )
+    sizes = iter([source.nbytes for source in sources])
+    file_bytes = [size_of_gguf(path) if _is_gguf(path) else next(sizes) for path in paths]
     job = _Job(feeds, threads, generate, sliding_caches(sources[0].model), hint(inputs))
     del sources
     kinds = ("run", "decode") if is_decoder(feeds) and generate else ("run",)
@@ -146,6 +155,10 @@ def bench_models(
     )
 
 
+def _is_gguf(path: Path) -> bool:
+    return path.suffix == SUFFIX
+
+
 def _prompt_dims(model: ir.Model, prompt: int) -> dict[str, int]:
     """The symbolic length of input_ids set to ``prompt``."""
     for value in model.graph.inputs:
@@ -165,6 +178,11 @@ class _Job:
     generate: int
     sliding: frozenset[str] = frozenset()
     hint: str = ""
+
+    @property
+    def positions(self) -> int:
+        """What a decoder's cache must hold."""
+        return max(int(self.feeds["input_ids"].shape[-1]), self.generate)
 
 
 @dataclass
@@ -246,16 +264,21 @@ def _answer(connection: Connection, model: str, job: _Job) -> None:
     options = session_options(job.threads)
     base, anonymous = status_bytes("VmRSS"), status_bytes("RssAnon")
     start = time.perf_counter()
-    session = open_session(model, options)
+    gguf = GgufModel(model, job.threads, job.positions) if _is_gguf(Path(model)) else None
+    session = None if gguf else open_session(model, options)
     loaded = {"seconds": time.perf_counter() - start, "base": base}
     connection.send(("ok", loaded | {"anonymous": status_bytes("RssAnon") - anonymous}))
-    runner = make_runner(session, job.feeds, job.generate, job.sliding)
+    runner = (
+        gguf.runner(job.feeds, job.generate)
+        if gguf
+        else make_runner(session, job.feeds, job.generate, job.sliding)
+    )
     while True:
         request = connection.recv()
         if request == "memory":
             answer: Any = status_bytes("VmHWM")
         elif request == "profile":
-            answer = node_shares(model, job.feeds, job.generate, job.threads, job.sliding)
+            answer = {} if gguf else node_shares(model, job.feeds, job.generate, job.threads, job.sliding)
         else:
             answer = runner[request]()
         connection.send(("ok", answer))
