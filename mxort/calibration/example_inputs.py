@@ -16,6 +16,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from mxort.converters import functions
 from mxort.errors import MxortError
 
 Inputs = dict[str, NDArray[np.generic]]
@@ -202,8 +203,11 @@ def _symbolic_size(value: ir.Value, axis: int, symbol: str | None, sizes: _DimSi
 def _attention_head_size(value: ir.Value) -> int | None:
     """Last axis of a KV-cache input, which some exporters leave symbolic: read from the rotary table."""
     for node, index in _uses(value):
-        if node.op_type == "GroupQueryAttention" and index in _CACHE_OPERANDS and len(node.inputs) > 7:
-            cosines = node.inputs[7]  # cos_cache [max_position, head_size / 2]
+        if node.op_type != "GroupQueryAttention":
+            continue
+        caches, table = ((1, 2), 5) if node.domain == functions.DOMAIN else (_CACHE_OPERANDS, 7)
+        if index in caches and len(node.inputs) > table:
+            cosines = node.inputs[table]  # cos_cache [max_position, head_size / 2]
             if cosines is not None and cosines.const_value is not None:
                 return 2 * cosines.const_value.shape.numpy()[1]
     return None

@@ -107,10 +107,12 @@ def test_two_tables_bound_by_the_smaller():
     assert generate([("ids", INT64, [500])], nodes, constants)["ids"].max() == 2
 
 
-def test_head_size_from_the_rotary_table():
+@pytest.mark.parametrize(("domain", "apart"), [("com.microsoft", ["", ""]), ("mxort", [])])
+def test_head_size_from_the_rotary_table(domain, apart):
+    """Of exported and of converted decoders."""
     inputs = [("q", FLOAT, ["batch", "seq", 192]), ("past", FLOAT, ["batch", 3, "past", "kv_cache_dim"])]
-    operands = ["q", "", "", "past", "past", "lens", "total", "cos", "sin"]
-    nodes = [helper.make_node("GroupQueryAttention", operands, ["a", "k", "v"], domain="com.microsoft")]
+    operands = ["q", *apart, "past", "past", "lens", "total", "cos", "sin"]
+    nodes = [helper.make_node("GroupQueryAttention", operands, ["a", "k", "v"], domain=domain)]
     constants = {name: np.zeros((128, 16), np.float32) for name in ("cos", "sin")}
     constants |= {"lens": np.zeros(1, np.int32), "total": np.zeros((), np.int32)}
     assert generate(inputs, nodes, constants)["past"].shape == (1, 3, 0, 32)
