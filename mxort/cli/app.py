@@ -86,7 +86,7 @@ class _Version(argparse.Action):
 
 COMMANDS = {
     "convert": "convert the MatMul weights of a model to MXFP4",
-    "import": "make a folder that onnxruntime-genai runs of a Hugging Face folder, its MXFP4 weights kept",
+    "import": "make a folder that onnxruntime-genai runs of a Hugging Face folder or a GGUF, its MXFP4 weights kept",
     "inspect": "show what a model holds: converted nodes, or those that can be",
     "compare": "run a model and its conversion and measure the difference",
     "eval": "measure a conversion on data: perplexity, KL, agreement",

@@ -62,15 +62,17 @@ def build(checkpoint: Checkpoint, folder: Path) -> Graph:
     companions = folder / ".checkpoint"
     companions.mkdir()
     try:
-        _copy_companions(checkpoint, companions)
         with _offline(), _silent():
+            _copy_companions(checkpoint, companions)
             return _Build(checkpoint).run(companions, folder)
     finally:
         shutil.rmtree(companions, ignore_errors=True)
 
 
 def _copy_companions(checkpoint: Checkpoint, folder: Path) -> None:
-    for pattern in _COMPANIONS:
+    if checkpoint.write_tokenizer is not None:
+        checkpoint.write_tokenizer(folder)
+    for pattern in _COMPANIONS if checkpoint.write_tokenizer is None else ():
         for file in checkpoint.folder.glob(pattern):
             if not file.name.endswith(".index.json"):
                 shutil.copyfile(file, folder / file.name)
@@ -121,8 +123,7 @@ class _Build:
             with self._hooks(base.Model):
                 arguments = (None, str(companions), str(folder), "fp32", "cpu", str(companions))
                 parsed = genai.parse_extra_options(*arguments, options)
-                file = self._checkpoint.folder / "config.json"
-                configuration.prepare(parsed["hf_details"]["hf_config"], file)
+                configuration.prepare(parsed["hf_details"]["hf_config"], self._checkpoint.settings)
                 genai.create_model(*arguments, **parsed)
         except MxortError:
             raise

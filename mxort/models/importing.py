@@ -25,10 +25,13 @@ from mxort.converters.lazy_weights import LazyWeight, Rows
 from mxort.errors import MxortError
 from mxort.models import builder, configuration, genai_config
 from mxort.models.checkpoint import Checkpoint, open_checkpoint
+from mxort.models.gguf_checkpoint import open_gguf
 from mxort.models.staged_folder import StagedFolder
 from mxort.progress import Progress, silent
 from mxort.runtime.session import LIBRARY_NAME, get_library_path
 from mxort.text import few, format_bytes
+
+GGUF = ".gguf"
 
 MODEL = "model.onnx"
 """The name that genai_config.json has for it."""
@@ -121,7 +124,8 @@ def import_checkpoint(
     progress: Progress | None = None,
     **overrides: Unpack[RecipeOptions],
 ) -> ImportReport:
-    """Makes a folder that onnxruntime-genai runs of a Hugging Face folder: config.json, safetensors, a tokenizer.
+    """Makes a folder that onnxruntime-genai runs of a Hugging Face folder (config.json, safetensors, a tokenizer) or a
+    GGUF file.
 
     Weights that are MXFP4 in the checkpoint keep their codes and scales byte for byte, and have their operands rounded
     as the checkpoint asks, unless ``float_activations``. The others are converted as ``recipe`` and ``calibration``
@@ -144,7 +148,9 @@ def import_checkpoint(
         raise MxortError(f"{checkpoint}: calibration self: there is no model to write before it is imported")
     builder.require()
     report_progress("reading the checkpoint", 0.0)
-    opened = open_checkpoint(Path(checkpoint), float_activations=float_activations)
+    path = Path(checkpoint)
+    is_gguf = path.suffix.lower() == GGUF and not path.is_dir()
+    opened = open_gguf(path) if is_gguf else open_checkpoint(path, float_activations=float_activations)
     doubts = tuple(configuration.check(opened))
     with StagedFolder(out, opened.folder) as output:
         report_progress("building the graph", 0.0)
@@ -174,12 +180,15 @@ def import_checkpoint(
 
 
 def _unused(checkpoint: Checkpoint, names: tuple[str, ...]) -> Iterator[str]:
-    """What is left of the checkpoint. Raises MxortError where that is an MXFP4 weight."""
+    """What is left of the checkpoint. Raises MxortError where that is an MXFP4 weight, or anything of a GGUF."""
     for name in names:
         if weight := checkpoint.packed.get(name):
             raise MxortError(f"{weight.codes.label} is MXFP4, but no weight of {checkpoint.architecture}")
     if names:
-        yield f"{checkpoint.architecture} has no place for {few(list(names))}"
+        text = f"{checkpoint.architecture} has no place for {few(list(names))}"
+        if checkpoint.write_tokenizer is not None:  # no part of another model goes along in such a file
+            raise MxortError(f"{checkpoint.folder}: {text}")
+        yield text
 
 
 def _annotate(model: ir.Model) -> dict[str, tuple[Rows, ...]]:
@@ -203,9 +212,11 @@ def _weight(value: ir.Value | None) -> LazyWeight | None:
 
 def _source(checkpoint: Checkpoint, model: ir.Model) -> model_io.Source:
     """The graph as the conversion takes it, of the size that it has in float; its files are the checkpoint's."""
-    config = checkpoint.folder / "config.json"
     return replace(
-        model_io.from_memory(model), name=str(checkpoint.folder), path=config, data_files=checkpoint.files
+        model_io.from_memory(model),
+        name=str(checkpoint.folder),
+        path=checkpoint.settings,
+        data_files=checkpoint.files,
     )
 
 
