@@ -11,7 +11,6 @@ import contextlib
 import importlib
 import importlib.util
 import io
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -24,19 +23,17 @@ import onnx_ir as ir
 
 from mxort.converters.lazy_weights import LazyWeight
 from mxort.errors import MxortError, first_line
-from mxort.models import configuration
+from mxort.models import configuration, origin
 from mxort.models.checkpoint import Checkpoint, Packed
 from mxort.models.shards import Tensor
 
 _NEEDED = ("accelerate", "onnxruntime_genai", "safetensors", "torch", "transformers")
 
-_COMPANIONS = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken")
+COMPANIONS = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken")
 """Files beside the weights: the tokenizer's, chat templates, generation settings. No Python, which might be run."""
 
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _MATRIX = 2
-
-_QUANTIZATION = ("quantization_config", "compression_config")
 
 
 def require() -> None:
@@ -72,12 +69,11 @@ def build(checkpoint: Checkpoint, folder: Path) -> Graph:
 def _copy_companions(checkpoint: Checkpoint, folder: Path) -> None:
     if checkpoint.write_tokenizer is not None:
         checkpoint.write_tokenizer(folder)
-    for pattern in _COMPANIONS if checkpoint.write_tokenizer is None else ():
+    for pattern in COMPANIONS if checkpoint.write_tokenizer is None else ():
         for file in checkpoint.folder.glob(pattern):
             if not file.name.endswith(".index.json"):
                 shutil.copyfile(file, folder / file.name)
-    config = {name: value for name, value in checkpoint.config.items() if name not in _QUANTIZATION}
-    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    (folder / origin.CONFIG).write_text(origin.plain_config(checkpoint), encoding="utf-8")
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ from mxort.conversion.weights import CHECKPOINT, Calibration
 from mxort.converters import model_io
 from mxort.converters.lazy_weights import LazyWeight, Rows
 from mxort.errors import MxortError
-from mxort.models import builder, configuration, genai_config
+from mxort.models import builder, configuration, genai_config, origin
 from mxort.models.checkpoint import Checkpoint, open_checkpoint
 from mxort.models.gguf_checkpoint import open_gguf
 from mxort.models.staged_folder import StagedFolder
@@ -35,9 +35,6 @@ GGUF = ".gguf"
 
 MODEL = "model.onnx"
 """The name that genai_config.json has for it."""
-
-METADATA = "mxort.checkpoint"
-"""Metadata key of nodes: the tensors of the checkpoint that their weight is made of, with their rows where not all."""
 
 
 @dataclass(frozen=True)
@@ -165,6 +162,9 @@ def import_checkpoint(
             )
         _check_all_kept(opened, report, origins)
         _configure(output, report.cache_bytes, library)
+        output.write(origin.plain_config(opened), PurePath(origin.CONFIG))
+        with output.naming():
+            origin.write(opened, output.place(PurePath(origin.FILE)))
         output.commit()
     report = replace(report, output=str(Path(out) / MODEL))
     return ImportReport(
@@ -197,7 +197,8 @@ def _annotate(model: ir.Model) -> dict[str, tuple[Rows, ...]]:
     for node in model.graph:
         for weight in filter(None, map(_weight, node.inputs)):
             found[node.name or ""] = weight.pieces
-            node.metadata_props[METADATA] = json.dumps([piece.name for piece in weight.pieces])
+            node.metadata_props[origin.NAMES] = json.dumps([piece.name for piece in weight.pieces])
+            node.metadata_props[origin.ROWS] = json.dumps([piece.shape[0] for piece in weight.pieces])
     return found
 
 
