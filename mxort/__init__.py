@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mxort.evaluation.comparison import compare as compare
     from mxort.evaluation.evaluate import evaluate as evaluate
     from mxort.models.conversion import convert_folder as convert_folder
+    from mxort.models.exporting import export as export
     from mxort.models.importing import import_checkpoint as import_checkpoint
     from mxort.models.report import FolderReport as FolderReport
     from mxort.runtime.hardware import Device as Device
@@ -45,6 +46,7 @@ _HOME = {
     "convert_folder": "models.conversion",
     "devices": "runtime.hardware",
     "evaluate": "evaluation.evaluate",
+    "export": "models.exporting",
     "get_ep_name": "runtime.session",
     "get_ep_names": "runtime.session",
     "get_library_path": "runtime.session",

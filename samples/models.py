@@ -8,6 +8,7 @@ No model hub is needed: weights come out of packages on the Python package index
 * minilm-l6: all-MiniLM-L6-v2, a sentence encoder of twice the layers; checkpoint -> 90 MB of fp32 ONNX.
 * smollm2: SmolLM2-135M-Instruct, a language model; GGUF (Q4_1) -> fp32 checkpoint -> 540 MB of decoder ONNX
   with KV cache, and 86 MB in 4 bits beside it. Building it takes a minute, 1.2 GB of memory and 1.3 GB of disk.
+* smollm2-gguf: that GGUF as it is, for `mxort import`.
 * plays: three of Shakespeare's, a text to calibrate on that is unlike what models are tested on.
 
 A model is built in a temporary directory and renamed when complete, so a directory that exists can be used.
@@ -141,6 +142,14 @@ def smollm2(cache: Path = CACHE) -> Path:
     return cache / "smollm2"
 
 
+def smollm2_gguf(cache: Path = CACHE) -> Path:
+    """Directory with model.gguf."""
+    with _built(cache, "smollm2-gguf", [SMOLLM2]) as work:
+        if work:
+            _download("smollm2-gguf", SMOLLM2, work / "out")
+    return cache / "smollm2-gguf"
+
+
 def plays(cache: Path = CACHE) -> Path:
     """Directory with the plays as text files."""
     with _built(cache, "plays", [PLAYS]) as work:
@@ -149,7 +158,13 @@ def plays(cache: Path = CACHE) -> Path:
     return cache / "plays"
 
 
-MODELS = {"minilm": minilm, "minilm-l6": minilm_l6, "smollm2": smollm2, "plays": plays}
+MODELS = {
+    "minilm": minilm,
+    "minilm-l6": minilm_l6,
+    "smollm2": smollm2,
+    "smollm2-gguf": smollm2_gguf,
+    "plays": plays,
+}
 
 
 @contextmanager

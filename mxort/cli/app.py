@@ -1,4 +1,4 @@
-"""The command line: ``mxort convert | inspect | compare | eval | sensitivity | ...``. Parsing and printing only.
+"""The command line: ``mxort convert | import | export | inspect | compare | ...``. Parsing and printing only.
 
 Exit status: 0 done, 1 something is broken (or below --min-sqnr), 2 bad input (one line on stderr, nothing
 written), 3 nothing in the model was converted (it is written as it was), 130 interrupted. Each command imports what it
@@ -86,7 +86,8 @@ class _Version(argparse.Action):
 
 COMMANDS = {
     "convert": "convert the MatMul weights of a model to MXFP4",
-    "import": "make a folder that onnxruntime-genai runs of a Hugging Face folder, its MXFP4 weights kept",
+    "import": "make a folder that onnxruntime-genai runs of a Hugging Face folder or a GGUF, its MXFP4 weights kept",
+    "export": "write what was imported or converted in the format of others: compressed-tensors, Quark, standard ONNX",
     "inspect": "show what a model holds: converted nodes, or those that can be",
     "compare": "run a model and its conversion and measure the difference",
     "eval": "measure a conversion on data: perplexity, KL, agreement",

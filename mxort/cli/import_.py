@@ -12,7 +12,9 @@ from mxort.console import console
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "checkpoint", type=Path, help="a folder with config.json, safetensors and a tokenizer"
+        "checkpoint",
+        type=Path,
+        help="a folder with config.json, safetensors and a tokenizer, or a .gguf file",
     )
     parser.add_argument(
         "-o", "--output", type=Path, required=True, metavar="FOLDER", help="where to write; it must be new"

@@ -44,7 +44,12 @@ def operand_of(site: Site, recipe: Recipe, sqnr_db: float) -> tuple[str, int]:
     wanted = lazy_weights.activation_format(site) or recipe.activation_format
     if wanted != "none" and not site.wide_table:
         return wanted, 0  # which has no level
-    return "none", recipe.accuracy_level or (4 if sqnr_db < LEVEL_4_DB else 3)
+    return "none", level_of(recipe, sqnr_db)
+
+
+def level_of(recipe: Recipe, sqnr_db: float) -> int:
+    """The accuracy level of a product with activations in float, of its weight's SQNR."""
+    return recipe.accuracy_level or (4 if sqnr_db < LEVEL_4_DB else 3)
 
 
 def quantize_site(

@@ -11,7 +11,6 @@ import contextlib
 import importlib
 import importlib.util
 import io
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -24,19 +23,17 @@ import onnx_ir as ir
 
 from mxort.converters.lazy_weights import LazyWeight
 from mxort.errors import MxortError, first_line
-from mxort.models import configuration, experts
+from mxort.models import configuration, experts, origin
 from mxort.models.checkpoint import Checkpoint, Packed
 from mxort.models.shards import Tensor
 
 _NEEDED = ("accelerate", "onnxruntime_genai", "safetensors", "torch", "transformers")
 
-_COMPANIONS = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken")
+COMPANIONS = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken")
 """Files beside the weights: the tokenizer's, chat templates, generation settings. No Python, which might be run."""
 
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _MATRIX = 2
-
-_QUANTIZATION = ("quantization_config", "compression_config")
 
 
 def require() -> None:
@@ -62,20 +59,21 @@ def build(checkpoint: Checkpoint, folder: Path) -> Graph:
     companions = folder / ".checkpoint"
     companions.mkdir()
     try:
-        _copy_companions(checkpoint, companions)
         with _offline(), _silent():
+            _copy_companions(checkpoint, companions)
             return _Build(checkpoint).run(companions, folder)
     finally:
         shutil.rmtree(companions, ignore_errors=True)
 
 
 def _copy_companions(checkpoint: Checkpoint, folder: Path) -> None:
-    for pattern in _COMPANIONS:
+    if checkpoint.write_tokenizer is not None:
+        checkpoint.write_tokenizer(folder)
+    for pattern in COMPANIONS if checkpoint.write_tokenizer is None else ():
         for file in checkpoint.folder.glob(pattern):
             if not file.name.endswith(".index.json"):
                 shutil.copyfile(file, folder / file.name)
-    config = {name: value for name, value in checkpoint.config.items() if name not in _QUANTIZATION}
-    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    (folder / origin.CONFIG).write_text(origin.plain_config(checkpoint), encoding="utf-8")
 
 
 @contextlib.contextmanager
@@ -124,9 +122,8 @@ class _Build:
             with self._hooks(base.Model):
                 arguments = (None, str(companions), str(folder), "fp32", "cpu", str(companions))
                 parsed = genai.parse_extra_options(*arguments, options)
-                file = self._checkpoint.folder / "config.json"
                 self._config = parsed["hf_details"]["hf_config"]
-                configuration.prepare(self._config, file)
+                configuration.prepare(self._config, self._checkpoint.settings)
                 if self._experts is not None:
                     self._config.architectures = [self._experts.family.stands_for]
                 genai.create_model(*arguments, **parsed)

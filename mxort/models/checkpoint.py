@@ -6,7 +6,7 @@ stores them so, which is why an import is a copy.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,8 @@ class Packed:
 class Checkpoint:
     """``floats`` and ``packed`` by the name of the parameter (``model.layers.0.self_attn.q_proj.weight``).
 
-    ``format`` is what people call it, "" for a float checkpoint. ``config`` is config.json.
+    ``format`` is what people call it, "" for a float checkpoint. ``config`` is config.json. ``folder`` may be a file
+    that has everything (GGUF); ``write_tokenizer`` then writes the tokenizer's files into a folder.
     """
 
     folder: Path
@@ -71,6 +72,12 @@ class Checkpoint:
     floats: Mapping[str, Tensor]
     packed: Mapping[str, Packed]
     notes: tuple[str, ...] = ()
+    write_tokenizer: Callable[[Path], None] | None = None
+
+    @property
+    def settings(self) -> Path:
+        """The file that says what the model is, for messages."""
+        return self.folder if self.write_tokenizer else self.folder / "config.json"
 
     @property
     def nbytes(self) -> int:
@@ -81,7 +88,7 @@ class Checkpoint:
         """The name of the model's class. Raises MxortError where config.json has none."""
         names = self.config.get("architectures")
         if not isinstance(names, list) or not names or not isinstance(names[0], str):
-            raise MxortError(f"{self.folder / 'config.json'}: architectures: got {names!r}, expected a class")
+            raise MxortError(f"{self.settings}: architectures: got {names!r}, expected a class")
         return names[0]
 
 

@@ -58,7 +58,7 @@ def prepare(config: Any, file: Path) -> None:
 
 def check(checkpoint: Checkpoint) -> Iterator[str]:
     """Warnings about the architecture. Raises MxortError for one that cannot be imported, or would be wrong."""
-    file, name = checkpoint.folder / "config.json", checkpoint.architecture
+    file, name = checkpoint.settings, checkpoint.architecture
     inner = checkpoint.config.get("text_config")
     for config in (checkpoint.config, inner if isinstance(inner, Mapping) else {}):
         for key in _EXPERTS:

@@ -24,18 +24,18 @@ from mxort.conversion.weights import CHECKPOINT, Calibration
 from mxort.converters import model_io
 from mxort.converters.lazy_weights import LazyWeight, Rows
 from mxort.errors import MxortError
-from mxort.models import builder, configuration, genai_config
+from mxort.models import builder, configuration, genai_config, origin
 from mxort.models.checkpoint import Checkpoint, open_checkpoint
+from mxort.models.gguf_checkpoint import open_gguf
 from mxort.models.staged_folder import StagedFolder
 from mxort.progress import Progress, silent
 from mxort.runtime.session import LIBRARY_NAME, get_library_path
 from mxort.text import few, format_bytes
 
+GGUF = ".gguf"
+
 MODEL = "model.onnx"
 """The name that genai_config.json has for it."""
-
-METADATA = "mxort.checkpoint"
-"""Metadata key of nodes: the tensors of the checkpoint that their weight is made of, with their rows where not all."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,8 @@ def import_checkpoint(
     progress: Progress | None = None,
     **overrides: Unpack[RecipeOptions],
 ) -> ImportReport:
-    """Makes a folder that onnxruntime-genai runs of a Hugging Face folder: config.json, safetensors, a tokenizer.
+    """Makes a folder that onnxruntime-genai runs of a Hugging Face folder (config.json, safetensors, a tokenizer) or a
+    GGUF file.
 
     Weights that are MXFP4 in the checkpoint keep their codes and scales byte for byte, and have their operands rounded
     as the checkpoint asks, unless ``float_activations``. The others are converted as ``recipe`` and ``calibration``
@@ -145,7 +146,9 @@ def import_checkpoint(
         raise MxortError(f"{checkpoint}: calibration self: there is no model to write before it is imported")
     builder.require()
     report_progress("reading the checkpoint", 0.0)
-    opened = open_checkpoint(Path(checkpoint), float_activations=float_activations)
+    path = Path(checkpoint)
+    is_gguf = path.suffix.lower() == GGUF and not path.is_dir()
+    opened = open_gguf(path) if is_gguf else open_checkpoint(path, float_activations=float_activations)
     doubts = tuple(configuration.check(opened))
     with StagedFolder(out, opened.folder) as output:
         report_progress("building the graph", 0.0)
@@ -160,6 +163,9 @@ def import_checkpoint(
             )
         _check_all_kept(opened, report, origins)
         _configure(output, report.cache_bytes, library)
+        output.write(origin.plain_config(opened), PurePath(origin.CONFIG))
+        with output.naming():
+            origin.write(opened, output.place(PurePath(origin.FILE)))
         output.commit()
     report = replace(report, output=str(Path(out) / MODEL))
     return ImportReport(
@@ -175,12 +181,15 @@ def import_checkpoint(
 
 
 def _unused(checkpoint: Checkpoint, names: tuple[str, ...]) -> Iterator[str]:
-    """What is left of the checkpoint. Raises MxortError where that is an MXFP4 weight."""
+    """What is left of the checkpoint. Raises MxortError where that is an MXFP4 weight, or anything of a GGUF."""
     for name in names:
         if weight := checkpoint.packed.get(name):
             raise MxortError(f"{weight.codes.label} is MXFP4, but no weight of {checkpoint.architecture}")
     if names:
-        yield f"{checkpoint.architecture} has no place for {few(list(names))}"
+        text = f"{checkpoint.architecture} has no place for {few(list(names))}"
+        if checkpoint.write_tokenizer is not None:  # no part of another model goes along in such a file
+            raise MxortError(f"{checkpoint.folder}: {text}")
+        yield text
 
 
 def _annotate(model: ir.Model) -> dict[str, tuple[Rows, ...]]:
@@ -190,7 +199,8 @@ def _annotate(model: ir.Model) -> dict[str, tuple[Rows, ...]]:
         for weight in filter(None, map(_weight, node.inputs)):
             pieces = (*found.get(node.name or "", ()), *weight.pieces)
             found[node.name or ""] = pieces
-            node.metadata_props[METADATA] = json.dumps([piece.name for piece in pieces])
+            node.metadata_props[origin.NAMES] = json.dumps([piece.name for piece in pieces])
+            node.metadata_props[origin.ROWS] = json.dumps([piece.shape[0] for piece in pieces])
     return found
 
 
@@ -205,9 +215,11 @@ def _weight(value: ir.Value | None) -> LazyWeight | None:
 
 def _source(checkpoint: Checkpoint, model: ir.Model) -> model_io.Source:
     """The graph as the conversion takes it, of the size that it has in float; its files are the checkpoint's."""
-    config = checkpoint.folder / "config.json"
     return replace(
-        model_io.from_memory(model), name=str(checkpoint.folder), path=config, data_files=checkpoint.files
+        model_io.from_memory(model),
+        name=str(checkpoint.folder),
+        path=checkpoint.settings,
+        data_files=checkpoint.files,
     )
 
 

@@ -122,18 +122,23 @@ def _weight_map(index: Path) -> Mapping[str, str]:
 
 
 def _tensors(file: Path) -> dict[str, Tensor]:
+    return read_file(file)[0]
+
+
+def read_file(file: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:
+    """(the tensors of a file by name, its metadata). Raises MxortError for a damaged file."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(file, framework="np") as checked:
-            names = set(checked.keys())
+            names, metadata = set(checked.keys()), checked.metadata() or {}
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(_LENGTH_BYTES), "little")
             header = json.loads(stream.read(length))
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise MxortError(f"{file}: not a safetensors file, or damaged: {first_line(error)}") from None
     start = _LENGTH_BYTES + length
-    return {
+    tensors = {
         name: Tensor(
             name,
             file,
@@ -144,6 +149,7 @@ def _tensors(file: Path) -> dict[str, Tensor]:
         for name in header
         if name in names
     }
+    return tensors, metadata
 
 
 def read_json(path: Path) -> dict[str, Any]:

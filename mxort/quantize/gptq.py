@@ -2,8 +2,8 @@
 
 Scales are static: rounding to nearest chooses them, and the column's multiplier, before. The order, inputs of
 the largest second moment first, leaves the blocks where they are. Then every value is set once more to the best
-there is with all others held, and the multipliers are fitted: the loss never rises. With more effort GPTQ runs
-with many multipliers, and each row keeps the one that leaves it the least loss.
+there is with all others held, and the multipliers (where they are wanted) are fitted: the loss never rises. With more
+effort GPTQ runs with many multipliers, and each row keeps the one that leaves it the least loss.
 """
 
 from __future__ import annotations
@@ -41,5 +41,6 @@ def quantize(rows: NDArray[np.float32], settings: Settings) -> QuantizedWeight:
     if settings.column_multiplier:
         count = rtn.STEPS_PER_OCTAVE * (settings.effort - 1)
         others = rtn.with_multipliers(wanted, count, settings)
-    result: QuantizedWeight = solver.solve(problem, wanted, start, SWEEPS * settings.effort, others)
+    sweeps, fit = SWEEPS * settings.effort, settings.column_multiplier
+    result: QuantizedWeight = solver.solve(problem, wanted, start, sweeps, others, fit)
     return result

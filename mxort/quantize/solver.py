@@ -126,8 +126,11 @@ def solve(
     start: QuantizedWeight,
     sweeps: int,
     others: Iterable[QuantizedWeight] = (),
+    fit: bool = True,
 ) -> QuantizedWeight:
     """GPTQ with the scales of ``start`` or, row by row, of the best of ``others``; then sweeps of :func:`descend`.
+
+    ``fit``: whether multipliers are set to the best there are, or stay.
 
     No row ends worse than it is in ``start``. Every row is worked on near one, at a power of two from where it is,
     as losses are squares.
@@ -142,7 +145,7 @@ def solve(
         reached = loss(problem, wanted - candidate.weights())
         solution.take(reached < least, candidate)
         least = torch.minimum(least, reached)
-    descend(problem, wanted, solution, sweeps)
+    descend(problem, wanted, solution, sweeps, fit)
     reached, plain = (loss(problem, wanted - s.weights()) for s in (solution, first))
     solution.take(~(reached <= plain), first)
     squared = np.ldexp(1.0, 2 * unit)
@@ -235,14 +238,15 @@ def gptq(problem: Problem, target: Tensor, scales: Tensor, fmt: ElementFormat = 
     return result
 
 
-def descend(problem: Problem, target: Tensor, solution: Solution, sweeps: int) -> None:
+def descend(problem: Problem, target: Tensor, solution: Solution, sweeps: int, fit: bool = True) -> None:
     """Improves ``solution`` in place: each k in turn gets the value that is best with all others held.
 
-    No step can increase the loss. Between sweeps the multiplier is set to the best one there is.
+    No step can increase the loss. Between sweeps the multiplier is set to the best one there is, where ``fit``.
     """
     hessian = problem.hessian
     for _ in range(sweeps):
-        refit(problem, target, solution)
+        if fit:
+            refit(problem, target, solution)
         scales = solution.scales
         gradient = hessian @ (target - solution.values * scales)
         for start in range(0, len(target), _PANEL):
@@ -258,7 +262,8 @@ def descend(problem: Problem, target: Tensor, solution: Solution, sweeps: int) -
                 panel.addr_(row, moves[i], alpha=-1)
             gradient[:start].addmm_(hessian[:start, start:stop], moves, alpha=-1)
             gradient[stop:].addmm_(hessian[stop:, start:stop], moves, alpha=-1)
-    refit(problem, target, solution)
+    if fit:
+        refit(problem, target, solution)
 
 
 def refit(problem: Problem, target: Tensor, solution: Solution) -> None:

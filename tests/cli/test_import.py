@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import checkpoints
+import ggufs
 
 
 def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -91,4 +92,22 @@ def test_what_an_import_should_hear_about(tmp_path: Path) -> None:
     assert done.returncode == 0
     assert done.stderr.startswith(
         "mxort: warning: quant_algo mxfp4 does not say whether activations are rounded"
+    )
+
+
+def test_a_gguf_becomes_a_folder(tmp_path: Path) -> None:
+    ggufs.make(tmp_path / "tiny.gguf", "llama", "Q8_0", quantize=lambda module: "mlp" in module)
+    done = run(tmp_path / "tiny.gguf", "-o", tmp_path / "out")
+    assert done.returncode == 0
+    told = "mxort: warning: 6 tensors in Q8_0: dequantised, then taken as float weights\n"
+    assert done.stderr == told
+    assert "LlamaForCausalLM: " in done.stdout
+    assert {"model.onnx", "genai_config.json", "tokenizer.json"} <= {
+        p.name for p in (tmp_path / "out").iterdir()
+    }
+    done = run(tmp_path / "absent.gguf", "-o", tmp_path / "other")
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"mxort: error: {tmp_path / 'absent.gguf'}: not a GGUF file, or damaged: "
+        f"[Errno 2] No such file or directory: '{tmp_path / 'absent.gguf'}'\n"
     )

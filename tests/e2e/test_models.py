@@ -8,10 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import models
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 from decoder import Decoder, perplexity, text_tokens
+from onnx import numpy_helper
 from tokenizers import Tokenizer
 
 import mxort
@@ -111,3 +114,30 @@ def test_perplexity_of_a_model_that_knows_nothing_is_its_vocabulary() -> None:
 
     tokens = np.arange(100, dtype=np.int64)
     assert perplexity(Uniform(), tokens, window=32) == pytest.approx(1000, rel=1e-6)  # type: ignore[arg-type]
+
+
+def test_a_gguf_imported_is_the_model_converted(smollm2: Path, tmp_path: Path) -> None:
+    """In one command what else takes a float checkpoint, a float graph and a conversion: the same weights."""
+    gguf = models.smollm2_gguf() / "model.gguf"
+    command = [sys.executable, "-m", "mxort", "import", gguf, "-o", tmp_path / "imported"]
+    subprocess.run(command, check=True, capture_output=True)
+    (tmp_path / "converted").mkdir()
+    mxort.convert(smollm2 / "model.onnx", tmp_path / "converted" / "model.onnx")
+    names = ("imported", "converted")
+    first, second = (
+        {
+            t.name: numpy_helper.to_array(t)
+            for t in onnx.load(tmp_path / name / "model.onnx").graph.initializer
+        }
+        for name in names
+    )
+    assert first.keys() == second.keys()
+    assert all(np.array_equal(first[name], second[name]) for name in first)
+    tokens = text_tokens(Tokenizer.from_file(str(tmp_path / "imported" / "tokenizer.json")), 1024)
+    options = ort.SessionOptions()
+    mxort.register(options)
+    found = [
+        perplexity(Decoder(ort.InferenceSession(tmp_path / name / "model.onnx", options), smollm2), tokens)
+        for name in names
+    ]
+    assert found[0] == found[1]

@@ -15,6 +15,7 @@ LIBRARIES = {
     "optimum": "optimum",
     "sentence_transformers": "sentence_transformers",
     "olive": "olive",
+    "compressed_tensors": "compressed_tensors",
     "triton": "tritonclient",  # torch brings a module called triton, which is something else
 }
 """Pipeline -> the module without which there is none."""

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from mxort.errors import MxortError
 from mxort.models.formats import auto_round, compressed_tensors, gpt_oss, modelopt, quark
-from mxort.models.formats.base import Format, Layout, Linear, Source
+from mxort.models.formats.base import Export, Format, Layout, Linear, Source
 
 FORMATS: tuple[Format, ...] = tuple(
     module.FORMAT for module in (gpt_oss, quark, compressed_tensors, modelopt, auto_round)
 )
 
-__all__ = ["FORMATS", "Format", "Layout", "Linear", "Source", "find"]
+EXPORTS = {row.methods[0]: row.export for row in FORMATS if row.export is not None}
+"""quant_method -> how a checkpoint of it is written."""
+
+__all__ = ["EXPORTS", "FORMATS", "Export", "Format", "Layout", "Linear", "Source", "find"]
 
 
 def find(source: Source) -> Format:

@@ -78,9 +78,27 @@ class Source:
 
 
 @dataclass(frozen=True)
+class Export:
+    """How a format is written: a linear X in the tensors X + ``codes`` and X + ``scales``.
+
+    ``settings`` makes quantization_config of the format of the operands ("none": they stay float) and the linears that
+    are float. ``activations``: the formats it has words for.
+    """
+
+    codes: str
+    scales: str
+    activations: tuple[str, ...]
+    settings: Callable[[str, tuple[str, ...]], dict[str, Any]]
+
+
+@dataclass(frozen=True)
 class Format:
-    """A row of the table: ``name`` for people; ``methods``: the quant_method values it answers to."""
+    """A row of the table: ``name`` for people; ``methods``: the quant_method values it answers to.
+
+    ``export``: how `mxort export` writes it, None where it does not.
+    """
 
     name: str
     methods: tuple[str, ...]
     layout: Callable[[Source], Layout]
+    export: Export | None = None

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from mxort.formats import BLOCK_SIZE
-from mxort.models.formats.base import Format, Layout, Linear, Settings, Source
+from mxort.models.formats.base import Export, Format, Layout, Linear, Settings, Source
 
 _FORMAT = "mxfp4-pack-quantized"
 _ACTIVATIONS = {4: "mxfp4", 8: "mxfp8_e4m3"}
@@ -89,4 +89,52 @@ def _is_mx(source: Source, where: str, spec: Settings, bits: tuple[int, ...]) ->
             raise source.refuse(f"{where} {name}", None, " or ".join(map(repr, allowed)))
 
 
-FORMAT = Format("compressed-tensors", ("compressed-tensors",), _layout)
+def _settings(activation_format: str, floats: tuple[str, ...]) -> dict[str, Any]:
+    """quantization_config as llm-compressor writes it."""
+    bits = {name: number for number, name in _ACTIVATIONS.items()}
+    return {
+        "quant_method": "compressed-tensors",
+        "format": _FORMAT,
+        "quantization_status": "compressed",
+        "global_compression_ratio": None,
+        "kv_cache_scheme": None,
+        "sparsity_config": {},
+        "transform_config": {},
+        "ignore": list(floats),
+        "config_groups": {
+            "group_0": {
+                "format": _FORMAT,
+                "targets": ["Linear"],
+                "weights": _in_groups(4, dynamic=False),
+                "input_activations": _in_groups(bits[activation_format], dynamic=True)
+                if activation_format in bits
+                else None,
+                "output_activations": None,
+            }
+        },
+    }
+
+
+def _in_groups(bits: int, *, dynamic: bool) -> dict[str, Any]:
+    return {
+        "num_bits": bits,
+        "type": "float",
+        "strategy": "group",
+        "group_size": BLOCK_SIZE,
+        "symmetric": True,
+        "dynamic": dynamic,
+        "scale_dtype": "torch.uint8",
+        "zp_dtype": None,
+        "actorder": None,
+        "block_structure": None,
+        "observer": None if dynamic else "memoryless_minmax",
+        "observer_kwargs": {},
+    }
+
+
+FORMAT = Format(
+    "compressed-tensors",
+    ("compressed-tensors",),
+    _layout,
+    Export(".weight_packed", ".weight_scale", ("none", *_ACTIVATIONS.values()), _settings),
+)

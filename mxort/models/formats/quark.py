@@ -6,7 +6,7 @@ from fnmatch import fnmatch
 from typing import Any
 
 from mxort.formats import BLOCK_SIZE
-from mxort.models.formats.base import Format, Layout, Linear, Source
+from mxort.models.formats.base import Export, Format, Layout, Linear, Source
 
 
 def _layout(source: Source) -> Layout:
@@ -89,4 +89,58 @@ def _notes(source: Source) -> tuple[str, ...]:
     return (f"activations: the checkpoint's scale rule is {rule!r}, the operator's 'even'",)
 
 
-FORMAT = Format("AMD Quark", ("quark",), _layout)
+def _settings(activation_format: str, floats: tuple[str, ...]) -> dict[str, Any]:
+    """quantization_config as Quark 0.13 writes it."""
+    words = {name: word for word, name in reversed(_FORMATS.items())}  # the first word of each format
+    operand = _tensor(words[activation_format], dynamic=True) if activation_format in words else None
+    return {
+        "quant_method": "quark",
+        "quant_mode": "eager_mode",
+        "algo_config": None,
+        "global_quant_config": {
+            "weight": _tensor("fp4", dynamic=False),
+            "input_tensors": operand,
+            "output_tensors": None,
+            "bias": None,
+            "target_device": None,
+        },
+        "layer_quant_config": {},
+        "layer_type_quant_config": {},
+        "exclude": list(floats),
+        "softmax_quant_spec": None,
+        "kv_cache_quant_config": {},
+        "kv_cache_post_rope": False,
+        "export": {
+            "kv_cache_group": [],
+            "min_kv_scale": 0.0,
+            "pack_method": "reorder",
+            "weight_format": "real_quantized",
+            "weight_merge_groups": None,
+        },
+    }
+
+
+def _tensor(dtype: str, *, dynamic: bool) -> dict[str, Any]:
+    return {
+        "dtype": dtype,
+        "qscheme": "per_group",
+        "group_size": BLOCK_SIZE,
+        "ch_axis": -1,
+        "is_dynamic": dynamic,
+        "symmetric": None,
+        "round_method": "half_even",
+        "scale_type": "float",
+        "scale_format": "e8m0",
+        "scale_calculation_mode": "even",
+        "mx_element_dtype": None,
+        "observer_cls": "PerBlockMXObserver",
+        "is_scale_quant": False,
+    }
+
+
+FORMAT = Format(
+    "AMD Quark",
+    ("quark",),
+    _layout,
+    Export(".weight", ".weight_scale", ("none", *dict.fromkeys(_FORMATS.values())), _settings),
+)

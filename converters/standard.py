@@ -1,0 +1,285 @@
+"""The operators with weights as ONNX itself says them: DequantizeLinear in blocks of 32 with E8M0 scales (opset 24).
+
+Codes and scales stay what they are, byte for byte: FLOAT4E2M1 has the even element in the low nibble, as the operators
+do. What else the operators do (attention, a cache) is put in as its own function says it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+import onnx_ir.passes.common as passes
+from numpy.typing import NDArray
+from onnxscript.version_converter import ConvertVersionPass
+
+from mxort.converters import functions
+from mxort.converters.constants import NotConstantError
+from mxort.converters.opset import opset_of
+from mxort.converters.resolving import resolve
+from mxort.converters.rewrite import drop_dead
+from mxort.formats import BLOCK_SIZE, WEIGHT_FORMATS
+
+OPSET = 24
+IR_VERSION = 13
+"""The first that goes with the opset."""
+
+_INT8_UNIT = 6
+"""MXINT8 is in units of 2^-6, DequantizeLinear's int8 in units of 1: the scale is smaller by so many powers of two."""
+
+_TYPES = {
+    "mxfp4": ir.DataType.FLOAT4E2M1,
+    "mxfp8_e4m3": ir.DataType.FLOAT8E4M3FN,
+    "mxint8": ir.DataType.INT8,
+}
+
+
+class StandardError(Exception):
+    """Says what of a model ONNX has no words for."""
+
+
+def rewrite(model: ir.Model) -> int:
+    """Rewrites the model in place and returns the number of weights. Raises StandardError; the model is then spoilt."""
+    for node in _weighted(model):
+        _check(node)
+    for identifier in [
+        i for i in model.functions if i[0] == functions.DOMAIN and i[1] in functions.WITH_WEIGHTS
+    ]:
+        del model.functions[identifier]  # so that their nodes stay
+    _raise_opset(model)
+    count = 0
+    for node in _weighted(model):
+        count += functions.operands_of(node.op_type)
+        parts = _gather if node.op_type.startswith(functions.GATHER) else _product
+        _put(node, parts(node, _Names(node)))
+    if left := {node.op_type for node in model.graph.all_nodes() if node.domain == functions.DOMAIN}:
+        raise StandardError(f"operators {', '.join(sorted(left))} have no standard form")
+    model.opset_imports.pop(functions.DOMAIN, None)
+    model.ir_version = max(model.ir_version, IR_VERSION)
+    for key in [key for key in model.metadata_props if key.startswith("mxort.")]:
+        del model.metadata_props[key]
+    return count
+
+
+def _weighted(model: ir.Model) -> list[ir.Node]:
+    return [
+        node
+        for node in model.graph.all_nodes()
+        if node.domain == functions.DOMAIN and node.op_type in functions.WITH_WEIGHTS
+    ]
+
+
+def _attribute(node: ir.Node, name: str, default: Any) -> Any:
+    return node.attributes[name].value if name in node.attributes else default
+
+
+def _format(node: ir.Node) -> str:
+    bits = _attribute(node, functions.EXPONENT_BITS, 0)
+    return functions.weight_format_of(node.op_type, bits)
+
+
+def _check(node: ir.Node) -> None:
+    """Raises StandardError for what no standard operator says."""
+    weight_format = _format(node)
+    if weight_format not in _TYPES:
+        raise StandardError(
+            f"node {node.name!r} has weights in {weight_format}, expected {', '.join(_TYPES)}"
+        )
+    if (rotation := _attribute(node, "rotation", 1)) != 1:
+        raise StandardError(f"node {node.name!r} has rotation {rotation}, expected 1")
+    if (rounded := _attribute(node, "activation_format", "none")) != "none":
+        raise StandardError(f"node {node.name!r} has activation_format {rounded}, expected none")
+
+
+def _raise_opset(model: ir.Model) -> None:
+    if opset_of(model.graph) >= OPSET:
+        passes.InlinePass()(model)
+        return
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        ConvertVersionPass(OPSET, fallback=True)(model)
+    finally:
+        logging.disable(level)
+    if opset_of(model.graph) < OPSET:
+        raise StandardError(f"opset {opset_of(model.graph)} cannot be raised to {OPSET}")
+
+
+class _Names:
+    """Names of the values and nodes that stand for a node, made from its own."""
+
+    def __init__(self, node: ir.Node) -> None:
+        self.base = node.name or node.outputs[0].name or ""
+        self.new: list[ir.Node] = []
+
+    def add(
+        self, operator: str, inputs: Sequence[ir.Value | None], attributes: dict[str, Any], what: str
+    ) -> ir.Value:
+        made = ir.node(operator, inputs, attributes, name=f"{self.base}/{what}")
+        made.outputs[0].name = f"{self.base}/{what}_output"
+        self.new.append(made)
+        return made.outputs[0]
+
+
+def _product(node: ir.Node, names: _Names) -> list[ir.Node]:
+    a = node.inputs[0]
+    assert a is not None
+    is_float = a.dtype == ir.DataType.FLOAT
+    wide = a if is_float else names.add("Cast", [a], {"to": ir.DataType.FLOAT}, "A")
+    factors = []
+    for operand in range(functions.operands_of(node.op_type)):
+        part = ("", "up_")[operand]
+        weight = _weight(node, 1 + 4 * operand, names, part, int(node.attributes["K"].value))
+        y = names.add(
+            "MatMul",
+            [wide, names.add("Transpose", [weight], {"perm": [1, 0]}, f"{part}B_T")],
+            {},
+            f"{part}product",
+        )
+        y = _vector(node, 3 + 4 * operand, "Mul", y, names, f"{part}column_scale")
+        y = _vector(node, 4 + 4 * operand, "Add", y, names, f"{part}bias")
+        factors.append(y)
+    y = _activated(factors[0], int(_attribute(node, functions.ACTIVATION, 0)), names)
+    if len(factors) > 1:
+        y = names.add("Mul", [y, factors[1]], {}, "gated")
+    if not is_float:
+        names.add("CastLike", [y, a], {}, "Y")
+    return names.new
+
+
+def _gather(node: ir.Node, names: _Names) -> list[ir.Node]:
+    table = _weight(node, 1, names, "", int(node.attributes["K"].value))
+    multiplier = node.inputs[3]
+    assert multiplier is not None
+    indices = node.inputs[0]
+    y = names.add("Gather", [table, indices], {"axis": 0}, "rows")
+    if (_array(node, 3) != 1).any():
+        picked = names.add("Gather", [multiplier, indices], {"axis": 0}, "multipliers")
+        axis = _constant(names, np.array([-1], np.int64), "last")
+        column = names.add("Unsqueeze", [picked, axis], {}, "column")
+        wide = names.add("Cast", [column], {"to": ir.DataType.FLOAT}, "multiplier")
+        y = names.add("Mul", [y, wide], {}, "scaled")
+    names.add("Cast", [y], {"to": multiplier.dtype or ir.DataType.FLOAT}, "Y")
+    return names.new
+
+
+def _weight(node: ir.Node, at: int, names: _Names, part: str, k: int) -> ir.Value:
+    """float32 [N, K] of codes and scales at two inputs of the node."""
+    weight_format = _format(node)
+    scales = _array(node, at + 1)
+    rows, width = scales.shape[0], scales.shape[1] * BLOCK_SIZE
+    if weight_format == "mxint8":
+        if scales.min() < _INT8_UNIT:
+            raise StandardError(
+                f"node {node.name!r} has the scale {scales.min()}, expected {_INT8_UNIT} or more"
+            )
+        scales = scales - np.uint8(_INT8_UNIT)
+    values = [
+        _initializer(
+            node, at, _retyped(node, at, _TYPES[weight_format], (rows, width)), f"{names.base}/{part}B"
+        ),
+        _initializer(
+            node,
+            at + 1,
+            ir.Tensor(scales.view(ml_dtypes.float8_e8m0fnu), dtype=ir.DataType.FLOAT8E8M0),
+            f"{names.base}/{part}B_scale",
+        ),
+    ]
+    attributes = {"axis": 1, "block_size": BLOCK_SIZE, "output_dtype": ir.DataType.FLOAT}
+    y = names.add("DequantizeLinear", values, attributes, f"{part}dequantised")
+    if width == k:
+        return y
+    bounds = [
+        _constant(names, np.array([n], np.int64), f"{part}{what}")
+        for n, what in ((0, "start"), (k, "end"), (1, "axis"))
+    ]
+    return names.add("Slice", [y, *bounds], {}, f"{part}cut")
+
+
+def _retyped(node: ir.Node, at: int, dtype: ir.DataType, shape: tuple[int, int]) -> ir.TensorProtocol:
+    """The codes at an input of the node, the same bytes as another type."""
+    value = node.inputs[at]
+    assert value is not None
+    tensor = value.const_value
+    if isinstance(tensor, ir.ExternalTensor):
+        return ir.ExternalTensor(
+            tensor.location,
+            tensor.offset,
+            tensor.length,
+            dtype,
+            shape=ir.Shape(shape),
+            name="",
+            base_dir=tensor.base_dir,
+        )
+    codes = _array(node, at)
+    if WEIGHT_FORMATS[_format(node)].bits == 4:
+        return ir.PackedTensor(codes.reshape(-1), dtype, shape=ir.Shape(shape))
+    return ir.Tensor(codes.view(dtype.numpy()), dtype=dtype)
+
+
+def _initializer(node: ir.Node, at: int, tensor: ir.TensorProtocol, name: str) -> ir.Value:
+    """A new initializer of the graph that holds the old one; the same for all nodes that read that."""
+    old = node.inputs[at]
+    assert old is not None
+    if (made := old.meta.get("mxort.standard")) is not None:
+        known: ir.Value = made
+        return known
+    graph = old.graph if isinstance(old.graph, ir.Graph) else node.graph
+    assert isinstance(graph, ir.Graph)
+    tensor.name = name
+    value = ir.Value(
+        name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape.numpy()), const_value=tensor
+    )
+    graph.register_initializer(value)
+    old.meta["mxort.standard"] = value
+    return value
+
+
+def _constant(names: _Names, array: NDArray[Any], what: str) -> ir.Value:
+    return names.add("Constant", [], {"value": ir.tensor(array)}, what)
+
+
+def _vector(node: ir.Node, at: int, operator: str, y: ir.Value, names: _Names, what: str) -> ir.Value:
+    """``y`` and the vector at an input of the node; ``y`` itself where that changes nothing."""
+    vector = node.inputs[at]
+    if (_array(node, at) == (1 if operator == "Mul" else 0)).all():
+        return y
+    if vector is not None and vector.dtype != ir.DataType.FLOAT:
+        vector = names.add("Cast", [vector], {"to": ir.DataType.FLOAT}, f"{what}_wide")
+    return names.add(operator, [y, vector], {}, what)
+
+
+def _array(node: ir.Node, at: int) -> NDArray[Any]:
+    value = node.inputs[at]
+    try:
+        if value is None:
+            raise NotConstantError("is absent")
+        return resolve(value, IR_VERSION).array()
+    except NotConstantError as error:
+        raise StandardError(f"node {node.name!r}: input {at} {error}") from None
+
+
+def _activated(y: ir.Value, activation: int, names: _Names) -> ir.Value:
+    if activation == functions.RELU:
+        return names.add("Relu", [y], {}, "activated")
+    if activation in (functions.GELU, functions.GELU_TANH):
+        approximate = "tanh" if activation == functions.GELU_TANH else "none"
+        return names.add("Gelu", [y], {"approximate": approximate}, "activated")
+    if activation == functions.SILU:
+        return names.add("Mul", [y, names.add("Sigmoid", [y], {}, "sigmoid")], {}, "activated")
+    return y
+
+
+def _put(node: ir.Node, new: list[ir.Node]) -> None:
+    """Puts ``new``, whose last gives the result, in the place of the node."""
+    old, output, graph = node.outputs[0], new[-1].outputs[0], node.graph
+    assert graph is not None
+    dead = [value for value in node.inputs if value is not None]
+    output.type, output.shape = old.type, old.shape
+    ir.convenience.replace_nodes_and_values(graph, node, [node], new, [old], [output])
+    output.name = old.name
+    drop_dead(dead)

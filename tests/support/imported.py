@@ -1,0 +1,78 @@
+"""Looking at what an import wrote: its logits, and the bytes of every weight by the checkpoint's names."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import onnxruntime_genai as og
+from onnx import numpy_helper
+
+import checkpoints
+import mxort
+from mxort.converters import functions
+
+
+def run(folder: Path, tokens: np.ndarray) -> np.ndarray:
+    """The logits of int64 [1, n] tokens, without a past."""
+    options = ort.SessionOptions()
+    mxort.register(options)
+    session = ort.InferenceSession(folder / "model.onnx", options, providers=["CPUExecutionProvider"])
+    head_size = json.loads((folder / "genai_config.json").read_text())["model"]["decoder"]["head_size"]
+    feeds = {"input_ids": tokens, "attention_mask": np.ones_like(tokens)}
+    for value in session.get_inputs():
+        if value.name.startswith("past"):
+            feeds[value.name] = np.zeros((1, value.shape[1], 0, head_size), np.float32)
+        elif value.name == "position_ids":
+            feeds[value.name] = np.arange(tokens.shape[1])[None]
+    return session.run(["logits"], feeds)[0]
+
+
+def last_logits(folder: Path, tokens: np.ndarray) -> np.ndarray:
+    """float32 [vocabulary]: what onnxruntime-genai computes for the token after int64 [1, n] tokens."""
+    parameters = og.GeneratorParams(model := og.Model(str(folder)))
+    parameters.set_search_options(max_length=64, do_sample=False)
+    generator = og.Generator(model, parameters)
+    generator.append_tokens(tokens[0].tolist())
+    return np.array(generator.get_logits())[0, -1]
+
+
+def relative_rms(got: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.linalg.norm(got - expected) / np.linalg.norm(expected))
+
+
+def packed_rows(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """(codes, scales) of every MXFP4 weight, by the names of its pieces with + between them."""
+    model = onnx.load(folder / "model.onnx")
+    arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    found = {}
+    for node in model.graph.node:
+        if node.domain != "mxort" or not node.op_type.endswith("MXFP4"):
+            continue
+        notes = {entry.key: entry.value for entry in node.metadata_props}
+        for operand in range(functions.operands_of(node.op_type)):
+            names = json.loads(notes["mxort_factor." * operand + "mxort.checkpoint"])
+            codes, scales = (arrays[key] for key in node.input[1 + 4 * operand : 3 + 4 * operand])
+            found["+".join(names)] = codes, scales
+    return found
+
+
+def assert_bytes(tiny: checkpoints.Tiny, folder: Path) -> None:
+    """Every row of every MXFP4 weight of the checkpoint is in the model, unchanged, and nothing else is."""
+    seen = 0
+    for names, (codes, scales) in packed_rows(folder).items():
+        parts = [_rows_of(tiny, name) for name in names.split("+")]
+        np.testing.assert_array_equal(codes, np.concatenate([part[0] for part in parts]), names)
+        np.testing.assert_array_equal(scales, np.concatenate([part[1] for part in parts]), names)
+        seen += len(codes)
+    assert seen == sum(len(matrix.codes) for matrix in tiny.packed.values()) > 0
+
+
+def _rows_of(tiny: checkpoints.Tiny, source: str) -> tuple[np.ndarray, np.ndarray]:
+    name, _, rows = source.removesuffix("]").partition("[")
+    matrix = tiny.packed[name.removesuffix(".weight")]
+    part = slice(*map(int, rows.split(":"))) if rows else slice(None)
+    return matrix.bytes[part], matrix.scales[part]
