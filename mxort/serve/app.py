@@ -27,7 +27,7 @@ from mxort.serve.protocol import ChatRequest, CompletionRequest, EmbeddingReques
 
 _HEADERS = {
     "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "cache-control": "no-store",
 }
 _STREAM = {"cache-control": "no-cache", "x-accel-buffering": "no"}

@@ -21,7 +21,7 @@ class Limits:
     max_prompt: int = _limit(4096, "tokens of a prompt, or of a text to embed")
     max_inputs: int = _limit(256, "texts of a request for embeddings")
     max_body: int = _limit(1_000_000, "bytes of a request")
-    batches: int = _limit(4, "batches that are decoded in turn, of up to 4 requests each")
+    batches: int = _limit(2, "batches that are decoded in turn, of up to 4 requests each")
     timeout: float = _limit(600.0, "seconds after which a request is given up, its waiting included")
     body_timeout: float = _limit(30.0, "seconds within which a request has to arrive")
     grace: float = _limit(30.0, "seconds that running requests get to end when the server is told to stop")

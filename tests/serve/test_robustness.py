@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from mxort.serve.lanes import EngineLane
 from serving import serving, started
 
 JSON = {"content-type": "application/json"}
@@ -162,8 +163,10 @@ def test_more_requests_than_the_limit(folders):
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_request_that_takes_too_long(folders, stream):
-    with serving(folders["tiny"], timeout=0.001) as (url, backends), httpx.Client(base_url=url) as http:
+def test_a_request_that_takes_too_long(folders, stream, monkeypatch):
+    step = EngineLane.step
+    monkeypatch.setattr(EngineLane, "step", lambda lane: time.sleep(0.02) or step(lane))
+    with serving(folders["tiny"], timeout=0.1) as (url, backends), httpx.Client(base_url=url) as http:
         response = post(http, "/v1/completions", {**LONG, "stream": stream})
         if stream:  # the status was sent before
             last = response.text.split("\n\n")[-3]
