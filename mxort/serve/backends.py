@@ -21,7 +21,7 @@ def open_folders(folders: Sequence[Path], limits: Limits, device: str) -> Iterat
 
     Raises MxortError for what is no folder of a language model or sentence encoder, and for names that come twice.
     """
-    names = [folder.resolve().name for folder in folders]
+    names = [folder.name or folder.resolve().name for folder in folders]  # a link's own, not its end's
     for name in names:
         if names.count(name) > 1:
             raise MxortError(f"{name}: two folders have this name, by which a request chooses its model")

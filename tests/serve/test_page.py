@@ -89,7 +89,7 @@ def test_an_answer_can_be_stopped(folders, page, monkeypatch):
         page.wait_for_selector("section h2")
         page.fill("#prompt", "a")
         page.click("#send")
-        page.wait_for_function("document.querySelector('.said:not(.user)')?.textContent")
+        page.wait_for_selector(".said:not(.user):not(:empty)")
         page.click("#stop")
         page.wait_for_selector("#send:not(:disabled)", state="attached")
         assert page.locator(".speed").last.inner_text() == "stopped"
@@ -101,7 +101,7 @@ def test_an_answer_can_be_stopped(folders, page, monkeypatch):
 def test_a_key_is_asked_for(folders, page):
     with serving(folders["float"], key="secret") as (url, _):
         page.goto(url)
-        page.wait_for_function("document.getElementById('note').textContent.includes('API key')")
+        page.wait_for_selector("#note:has-text('API key')")
         page.fill("#key", "secret")
         page.press("#key", "Tab")
         page.wait_for_selector("section h2")
