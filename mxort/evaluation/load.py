@@ -100,9 +100,11 @@ async def ask(client: Any, target: Target, prompt: str, tokens: int) -> Seen:
                         pieces.append(time.perf_counter() - started)
     except Exception as failure:  # of httpx, and answers of any form
         error = one_line(failure) or type(failure).__name__
-    if not error and not (pieces and usage):
-        error = "an answer without text, or without usage"
+    if not error and not usage:
+        error = "an answer without usage"
     ended = time.perf_counter()
+    if not (error or pieces):
+        pieces.append(ended - started)  # tokens that are no text: they were there when it ended
     count = usage.get("completion_tokens", 0)
     return Seen(started, tuple(pieces), ended, usage.get("prompt_tokens", 0), count, error)
 

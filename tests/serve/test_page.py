@@ -6,11 +6,12 @@ import re
 import shutil
 import time
 
+import httpx
 import pytest
 from playwright.sync_api import sync_playwright
 
 from mxort.serve.lanes import EngineLane
-from serving import serving
+from serving import LETTERS, serving
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
@@ -48,7 +49,6 @@ def page(browser):
 def say(page, text):
     page.fill("#prompt", text)
     page.press("#prompt", "Enter")
-    page.wait_for_selector("#send:disabled", state="attached")
     page.wait_for_selector("#send:not(:disabled)", state="attached")
 
 
@@ -82,12 +82,14 @@ def test_errors_are_told(folders, page):
 
 
 def test_an_answer_can_be_stopped(folders, page, monkeypatch):
-    step = EngineLane.step
-    monkeypatch.setattr(EngineLane, "step", lambda lane: time.sleep(0.1) or step(lane))
     with serving(folders["float"]) as (url, backends):
+        prompt = next(letter for letter in LETTERS if len(answer(url, letter)) > 8)
+        step = EngineLane.step
+        monkeypatch.setattr(EngineLane, "step", lambda lane: time.sleep(0.2) or step(lane))
         page.goto(url)
         page.wait_for_selector("section h2")
-        page.fill("#prompt", "a")
+        page.fill("#most", "40")
+        page.fill("#prompt", prompt)
         page.click("#send")
         page.wait_for_selector(".said:not(.user):not(:empty)")
         page.click("#stop")
@@ -96,6 +98,11 @@ def test_an_answer_can_be_stopped(folders, page, monkeypatch):
         end = time.monotonic() + 10
         while backends["float"].counts() != (0, 0):
             assert time.monotonic() < end
+
+
+def answer(url, prompt):
+    body = {"model": "float", "messages": [{"role": "user", "content": prompt}], "max_tokens": 20}
+    return httpx.post(f"{url}/v1/chat/completions", json=body).json()["choices"][0]["message"]["content"]
 
 
 def test_a_key_is_asked_for(folders, page):
