@@ -1,4 +1,4 @@
-# make demo        convert and run two real models (a few minutes; does all set-up itself)
+# make demo        convert and run two real models, then a chat (a few minutes; does all set-up itself)
 # make check       everything that must hold: format, lint, types, tests, sanitizers
 # make check-full  the same with the exhaustive sweeps
 # make wheel       dist/mxort-*.whl, for any Linux of glibc 2.28 and later
@@ -17,6 +17,7 @@ OTHER_ONNXRUNTIMES := 1.22.1 1.24.4 1.32.0
 
 demo: build/.demo
 	$(PYTHON) samples/demo.py
+	$(PYTHON) samples/chat.py
 
 check: lint cpp-test test wheel-test sanitize
 

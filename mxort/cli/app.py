@@ -92,7 +92,8 @@ COMMANDS = {
     "compare": "run a model and its conversion and measure the difference",
     "eval": "measure a conversion on data: perplexity, KL, agreement",
     "sensitivity": "rank layers by what quantising each alone costs",
-    "bench": "time models in turns",
+    "bench": "time models in turns, or a server under load",
+    "serve": "serve folders of models by OpenAI's HTTP interface",
     "doctor": "check this machine and the installation",
 }
 """Command -> what it does. Each is a module of this package, imported when its command was typed."""

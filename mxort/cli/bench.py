@@ -1,4 +1,4 @@
-"""``mxort bench model``: arguments, and what is printed."""
+"""``mxort bench model``: arguments, and what is printed. ``mxort bench serve`` is a module of its own."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from mxort.cli import shared
+from mxort.cli import bench_serve, shared
 from mxort.console import console, new_table
 from mxort.evaluation import peers
 from mxort.evaluation.model_bench import ModelBench, bench_models
@@ -47,6 +47,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_plot(models)
     add_timing(models, runs=20)
     shared.add_inputs(models)
+    models.set_defaults(bench=_run_models)
+    servers = kinds.add_parser("serve", help="servers under load: tokens a second, and how long users wait")
+    bench_serve.add_arguments(servers)
+    servers.set_defaults(bench=bench_serve.run)
 
 
 def add_plot(parser: argparse.ArgumentParser) -> None:
@@ -63,6 +67,11 @@ def add_timing(parser: argparse.ArgumentParser, runs: int) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    status: int = arguments.bench(arguments)
+    return status
+
+
+def _run_models(arguments: argparse.Namespace) -> int:
     with shared.progress() as progress, tempfile.TemporaryDirectory(prefix="mxort-peers-") as folder:
         made: list[Path] = []
         for name in peers.PEERS if arguments.peers else ():

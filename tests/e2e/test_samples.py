@@ -54,6 +54,15 @@ def test_quickstart(minilm: Path) -> None:
     assert 0 < np.linalg.norm(rounded - exact) < 0.4 * np.linalg.norm(exact)
 
 
+def test_chat(smollm2: Path) -> None:
+    """Where there is no terminal: both models answer behind the server."""
+    printed = python("chat.py", "--cache", smollm2.parent).splitlines()
+    for line, name in zip(printed, ("smollm2-mxfp4", "smollm2"), strict=False):
+        assert re.fullmatch(rf"{name}: \d+\.\d tokens/s behind the server, 0 errors", line)
+    assert printed[2].startswith("In a browser: mxort serve ")
+    assert mxort.inspect(smollm2.parent / "smollm2-mxfp4" / "model.onnx").converted
+
+
 def test_import(tmp_path: Path) -> None:
     checkpoint = checkpoints.make(tmp_path / "checkpoint", "llama", "compressed-tensors").folder
     first = python("import.py", checkpoint, tmp_path / "out", "Once").splitlines()

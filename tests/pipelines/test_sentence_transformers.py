@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from pathlib import Path
@@ -14,6 +15,8 @@ from sentence_transformers import SentenceTransformer
 import mxort.sentence_transformers
 import tiny_bert
 from document import run_blocks
+from mxort.serve.encoder import Encoder
+from mxort.serve.limits import Limits
 
 SENTENCES = ["the cat sat on the mat", "red apple", "the dog sat"]
 
@@ -54,3 +57,13 @@ def test_the_kernels_run(folder, tmp_path):
     )
     assert np.abs(found - plain).max() < 2e-2
     assert np.linalg.norm(found, axis=1) == pytest.approx(1, abs=1e-5)
+
+
+def test_a_server_embeds_the_same(folder, tmp_path):
+    """mxort serve reads the folder without torch; here with sentence-transformers beside it."""
+    model = mxort.sentence_transformers.open(folder / "minilm")
+    encoder = Encoder("minilm", folder / "minilm", Limits(), "cpu")
+    vectors, tokens = asyncio.run(encoder.embed(SENTENCES))
+    encoder.close()
+    np.testing.assert_allclose(vectors, model.encode(SENTENCES), atol=1e-5)
+    assert tokens == sum(len(sentence.split()) + 2 for sentence in SENTENCES)
