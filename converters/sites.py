@@ -16,6 +16,22 @@ from mxort.converters.resolving import resolve
 from mxort.converters.shapes import Ranks
 from mxort.formats import WEIGHT_FORMATS, packed_bytes
 
+CONVERTIBLE_OPS = (
+    "MatMul",
+    "Gemm",
+    "Conv",
+    "Einsum",
+    "Attention",
+    "FusedMatMul",
+    "FusedGemm",
+    "LSTM",
+    "GRU",
+)
+"""What is converted: products, and what ``mxort.converters.products`` makes of other operators."""
+
+ORIGIN, LEFT = "mxort.origin", "mxort.left"
+"""In a node's ``meta``: the operator that a product stands for, and why such an operator was left."""
+
 
 @dataclass(frozen=True)
 class Selection:
@@ -24,10 +40,11 @@ class Selection:
     ``name_reason`` tells why the node of this name is left alone (None: it is not). Its weight becomes what
     ``layer_format`` says, where it does; else an output projection (unless ``convert_lm_head`` counts it among the
     others) and an embedding table become ``table_format``, where they do not stay float (None), any other
-    ``weight_format``. Embedding tables of models without an output projection are taken with ``convert_embedding``.
+    ``weight_format``. Embedding tables of models without an output projection are taken with ``convert_embedding``,
+    convolutions that are faster as they are with ``convert_conv``.
     """
 
-    op_types: tuple[str, ...] = ("MatMul", "Gemm")
+    op_types: tuple[str, ...] = CONVERTIBLE_OPS
     min_elements: int = 0
     convert_lm_head: bool = False
     convert_embedding: bool = False
@@ -35,6 +52,7 @@ class Selection:
     layer_format: Callable[[str], str | None] = lambda name: None
     weight_format: str = "mxfp4"
     table_format: str | None = None
+    convert_conv: bool = False
 
     def format_of(self, name: str) -> str:
         """What the weight of an ordinary node becomes."""
@@ -73,6 +91,11 @@ class Site:
     def name(self) -> str:
         """The node's name, for people: several nodes may have the same. Where it has none, what it computes."""
         return self.node.name or f"{self.node.op_type}({output_name(self.node)})"
+
+    @property
+    def op_type(self) -> str:
+        """The node's operator, for people: what it was before it became a product."""
+        return str(self.node.meta.get(ORIGIN, self.node.op_type))
 
     @property
     def id(self) -> str:
@@ -199,7 +222,7 @@ class _Finder:
         elif table := self._table(node):
             yield self.checked(Site(node, weight=table, table=True))
         elif reason := OTHER_WEIGHT_OPS.get((node.domain, node.op_type)):
-            yield from self._other(node, reason)
+            yield from self._other(node, str(node.meta.get(LEFT, reason)))
 
     def _table(self, node: ir.Node) -> Constant | None:
         """The embedding table that a node reads, where it is worth the mention."""
@@ -321,20 +344,28 @@ class _Finder:
     def _check(self, site: Site) -> None:
         assert site.weight is not None
         dtype, elements = site.weight.dtype, site.K * site.N
-        if reason := self.selection.name_reason(site.name):
+        if reason := reason_against(self.selection, site.node, dtype, site.K, site.N, table=site.table):
             raise _Skip(reason)
-        if not site.table and site.node.op_type not in self.selection.op_types:
-            raise _Skip(f"op_types leaves {site.node.op_type} alone")
-        if dtype not in FLOAT_TYPES:
-            raise _Skip(f"weight is {dtype.name.lower()}; float, float16 and bfloat16 are converted")
-        if elements == 0:
-            raise _Skip(f"weight of shape [{site.K}, {site.N}] has no elements")
-        if elements < self.selection.min_elements:
-            raise _Skip(
-                f"weight has {elements} elements, fewer than min_elements = {self.selection.min_elements}"
-            )
         if packed_bytes(site.N, site.K, site.weight_format) >= elements * dtype.itemsize:
             raise _Skip(f"weight of shape [{site.K}, {site.N}] would not become smaller")
+
+
+def reason_against(
+    selection: Selection, node: ir.Node, dtype: ir.DataType, k: int, n: int, *, table: bool = False
+) -> str:
+    """Why a weight W [K, N] of this node is not converted; "" where it is."""
+    site, elements = Site(node), k * n
+    if reason := selection.name_reason(site.name):
+        return reason
+    if not table and site.op_type not in selection.op_types:
+        return f"op_types leaves {site.op_type} alone"
+    if dtype not in FLOAT_TYPES:
+        return f"weight is {dtype.name.lower()}; float, float16 and bfloat16 are converted"
+    if elements == 0:
+        return f"weight of shape [{k}, {n}] has no elements"
+    if elements < selection.min_elements:
+        return f"weight has {elements} elements, fewer than min_elements = {selection.min_elements}"
+    return ""
 
 
 def _as_matrix(weight: Constant) -> Constant:

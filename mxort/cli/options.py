@@ -22,6 +22,7 @@ MEASURED = (
     "table_format",
     "convert_lm_head",
     "convert_embedding",
+    "convert_conv",
 )
 """The options that a sensitivity depends on: it is of weights rounded to nearest, in every format."""
 

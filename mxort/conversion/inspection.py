@@ -81,6 +81,7 @@ def inspect(path: str | os.PathLike[str], recipe: Recipe | None = None) -> Inspe
     if converted and made.recipe:
         recipe = Recipe.from_json(made.recipe)
     recipe = recipe or Recipe()
+    nodes = sum(1 for _ in model.graph.all_nodes())
     found, warnings = selection.find(model, recipe)
     ours = [
         n
@@ -103,7 +104,7 @@ def inspect(path: str | os.PathLike[str], recipe: Recipe | None = None) -> Inspe
         ir_version=model.ir_version,
         opset=opset_of(model.graph),
         producer=f"{model.producer_name or ''} {model.producer_version or ''}".strip(),
-        nodes=sum(1 for _ in model.graph.all_nodes()),
+        nodes=nodes,
         lm_head=_lm_head(model, found, ours),
         sites=(
             *_converted_rows(ours),
@@ -160,7 +161,7 @@ def _unconverted_row(site: sites.Site, stored: Storage) -> SiteReport:
     weight, reason = site.weight, site.skip
     return SiteReport(
         node=site.name,
-        op_type=site.node.op_type,
+        op_type=site.op_type,
         status=SKIPPED if reason else CONVERTIBLE,
         reason=reason,
         K=site.K,

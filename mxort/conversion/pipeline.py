@@ -232,7 +232,7 @@ def _skipped(site: sites.Site, reason: str, nbytes: int) -> SiteReport:
     weight = site.weight
     return SiteReport(
         site.name,
-        site.node.op_type,
+        site.op_type,
         SKIPPED,
         reason,
         site.K,
@@ -250,7 +250,7 @@ def _converted(site: sites.Site, weight: Packed, plan: _Plan, first: bool) -> Si
     notes = [site.note, weight.note, shared, report_rows.float_too(plan.stored, site)]
     return SiteReport(
         site.name,
-        site.node.op_type,
+        site.op_type,
         CONVERTED,
         K=site.K,
         N=site.N,

@@ -8,13 +8,14 @@ from difflib import get_close_matches
 import onnx_ir as ir
 
 from mxort.conversion.recipe import Recipe, matches
-from mxort.converters import lm_head, sites
+from mxort.converters import lm_head, products, sites
 from mxort.converters.sites import Site
 from mxort.text import few
 
 
 def find(model: ir.Model, recipe: Recipe) -> tuple[list[Site], tuple[str, ...]]:
-    """(all sites of the model in graph order, warnings)."""
+    """(all sites of the model in graph order, warnings). Operators of the model that are products become MatMul."""
+    products.express(model, recipe.selection())
     found = sites.find(model, recipe.selection())
     warnings = (
         *unmatched(recipe, [site.name for site in found]),

@@ -1,0 +1,158 @@
+"""What the rules of this package share: the model they work on, and how they put nodes in another's place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from mxort.converters import router
+from mxort.converters.constants import Constant, NotConstantError
+from mxort.converters.resolving import resolve
+from mxort.converters.rewrite import drop_dead
+from mxort.converters.shapes import Ranks
+from mxort.converters.sites import LEFT, ORIGIN, Selection, output_name, reason_against
+
+
+class Left(Exception):  # noqa: N818 (not an error)
+    """Leaves an operator as it is, for the reason in its text."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """The model, and what the user's recipe says about its nodes."""
+
+    model: ir.Model
+    selection: Selection
+    ranks: Ranks
+    names: set[str] = field(repr=False)
+
+    @staticmethod
+    def of(model: ir.Model, selection: Selection) -> Context:
+        names = {v.name or "" for graph in model.graphs() for v in graph.initializers.values()}
+        names |= {v.name or "" for graph in model.graphs() for node in graph for v in node.outputs}
+        names |= {v.name or "" for graph in model.graphs() for v in graph.inputs}
+        return Context(model, selection, Ranks(model), names)
+
+    def constant(self, value: ir.Value | None, what: str = "weight") -> Constant:
+        """The constant behind a value. Raises Left."""
+        try:
+            return resolve(value, self.model.ir_version)
+        except NotConstantError as error:
+            raise Left(f"{what} {error}") from None
+
+    def is_constant(self, value: ir.Value | None) -> bool:
+        try:
+            resolve(value, self.model.ir_version)
+        except NotConstantError:
+            return False
+        return True
+
+    def check(self, node: ir.Node, weight: Constant, k: int, n: int) -> None:
+        """Raises Left where a product of this node, of W [K, N], would not be converted."""
+        if reason := reason_against(self.selection, node, weight.dtype, k, n):
+            raise Left(reason)
+        if chooser := router.chooser(node, n):
+            raise Left(router.reason(chooser))
+
+    def unique(self, name: str) -> str:
+        candidate, number = name, 1
+        while candidate in self.names:
+            number += 1
+            candidate = f"{name}_{number}"
+        self.names.add(candidate)
+        return candidate
+
+
+class Builder:
+    """The nodes that take the place of one. ``product`` is the one that stands for it in reports."""
+
+    def __init__(self, context: Context, node: ir.Node) -> None:
+        self._context, self._node = context, node
+        self._base = node.name or f"{node.op_type}({output_name(node)})"
+        self._nodes: list[ir.Node] = []
+
+    def op(
+        self, op_type: str, inputs: Sequence[ir.Value | None], outputs: int = 1, **attributes: Any
+    ) -> ir.Value:
+        """A node of the standard domain -> its first output."""
+        return self.ops(op_type, inputs, outputs, **attributes)[0]
+
+    def ops(
+        self,
+        op_type: str,
+        inputs: Sequence[ir.Value | None],
+        outputs: int = 1,
+        domain: str = "",
+        **attributes: Any,
+    ) -> Sequence[ir.Value]:
+        name = f"{self._base}/{op_type}"
+        node = ir.Node(
+            domain,
+            op_type,
+            inputs,
+            ir.convenience.convert_attributes(attributes),
+            num_outputs=outputs,
+            name=name,
+        )
+        for value in node.outputs:
+            value.name = self._context.unique(name)
+        self._nodes.append(node)
+        return node.outputs
+
+    def constant(self, array: NDArray[Any], dtype: ir.DataType | None = None) -> ir.Value:
+        """A Constant node: functions and subgraphs alike may hold one."""
+        return self.op("Constant", [], value=ir.Tensor(array, dtype=dtype))
+
+    def integers(self, numbers: Sequence[int]) -> ir.Value:
+        return self.constant(np.array(numbers, np.int64))
+
+    def product(self, left: ir.Value | None, right: ir.Value, suffix: str = "") -> ir.Value:
+        """A MatMul that is called as the node is."""
+        result = self.op("MatMul", [left, right])
+        made, old = self._nodes[-1], self._node
+        made.name = self._base + suffix
+        made.doc_string, made.meta[ORIGIN] = old.doc_string, old.op_type
+        made.metadata_props.update(old.metadata_props)
+        return result
+
+    def replace(
+        self,
+        new: Sequence[ir.Value],
+        outputs: Sequence[ir.Value] | None = None,
+        nodes: Sequence[ir.Node] | None = None,
+    ) -> None:
+        """Puts the nodes in the place of the one, and ``new`` in that of its outputs; unread constants go.
+
+        ``outputs`` and ``nodes`` say so where more than the one are replaced, the last of them in the end.
+        """
+        gone = list(nodes or [self._node])
+        old = list(outputs or self._node.outputs[: len(new)])
+        read = [value for node in gone for value in node.inputs if value is not None]
+        for before, after in zip(old, new, strict=True):
+            after.shape, after.type, after.doc_string = before.shape, before.type, before.doc_string
+        graph = gone[-1].graph
+        assert graph is not None
+        ir.convenience.replace_nodes_and_values(graph, gone[-1], gone, self._nodes, old, list(new))
+        drop_dead(read)
+
+
+Express = Callable[[Context, ir.Node], None]
+"""Puts products in the place of a node, or raises Left."""
+
+
+def leave(node: ir.Node, reason: str) -> None:
+    """Notes why a node stays, for its row in the report."""
+    node.meta[LEFT] = reason
+
+
+def attribute_ints(node: ir.Node, name: str, default: Sequence[int]) -> list[int]:
+    attribute = node.attributes.get(name)
+    return list(default) if attribute is None else list(attribute.as_ints())
+
+
+Table = Mapping[tuple[str, str], Express]
