@@ -21,11 +21,13 @@ CONVERTIBLE_OPS = (
     "Gemm",
     "Conv",
     "Einsum",
-    "Attention",
-    "FusedMatMul",
-    "FusedGemm",
     "LSTM",
     "GRU",
+    "Attention",
+    "FusedMatMul",
+    "TransposeMatMul",
+    "FusedGemm",
+    "FusedConv",
 )
 """What is converted: products, and what ``mxort.converters.products`` makes of other operators."""
 
@@ -145,6 +147,7 @@ OTHER_WEIGHT_OPS: dict[tuple[str, str], str] = {
         "com.microsoft",
         "Attention",
     ): "its weights are inside a fused attention (export without attention fusion)",
+    ("com.microsoft", "FusedConv"): "a fused operator is not converted (save the model without optimisation)",
     (
         "com.microsoft",
         "FusedMatMul",
@@ -216,7 +219,7 @@ class _Finder:
             try:
                 site = _FINDERS[node.op_type](self, node)
             except _Skip as skip:
-                yield Site(node, str(skip))
+                yield Site(node, str(node.meta.get(LEFT, skip)))
             else:
                 yield self.checked(replace(site, weight_format=self.selection.format_of(site.name)))
         elif table := self._table(node):

@@ -10,12 +10,21 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from mxort.converters.normalise import unique_node_names
-from mxort.converters.products import channel_last, convolution
+from mxort.converters.products import channel_last, convolution, einsum, fused, matmul, recurrent
 from mxort.converters.products.base import Context, Express, Left, leave
 from mxort.converters.sites import Selection
 
 RULES: dict[tuple[str, str], Express] = {
+    ("", "MatMul"): matmul.express,
     ("", "Conv"): convolution.express,
+    ("", "Einsum"): einsum.express,
+    ("", "LSTM"): recurrent.express,
+    ("", "GRU"): recurrent.express,
+    ("com.microsoft", "FusedMatMul"): fused.matmul,
+    ("com.microsoft", "TransposeMatMul"): fused.matmul,
+    ("com.microsoft", "FusedGemm"): fused.gemm,
+    ("com.microsoft", "FusedConv"): fused.conv,
+    ("com.microsoft", "Attention"): fused.attention,
 }
 """(domain, operator) -> what puts products in its place."""
 

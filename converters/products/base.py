@@ -12,10 +12,14 @@ from numpy.typing import NDArray
 
 from mxort.converters import router
 from mxort.converters.constants import Constant, NotConstantError
+from mxort.converters.opset import opset_of
 from mxort.converters.resolving import resolve
 from mxort.converters.rewrite import drop_dead
 from mxort.converters.shapes import Ranks
 from mxort.converters.sites import LEFT, ORIGIN, Selection, output_name, reason_against
+
+_SPLIT_BY_INPUT = 13
+"""The opset from which on the lengths of a Split are an input."""
 
 
 class Left(Exception):  # noqa: N818 (not an error)
@@ -108,15 +112,41 @@ class Builder:
         """A Constant node: functions and subgraphs alike may hold one."""
         return self.op("Constant", [], value=ir.Tensor(array, dtype=dtype))
 
+    def split(self, value: ir.Value | None, lengths: Sequence[int], axis: int) -> Sequence[ir.Value]:
+        """The parts of a value, as the model's opset says it."""
+        if opset_of(self._context.model.graph) < _SPLIT_BY_INPUT:
+            return self.ops("Split", [value], len(lengths), axis=axis, split=list(lengths))
+        return self.ops("Split", [value, self.integers(lengths)], len(lengths), axis=axis)
+
     def integers(self, numbers: Sequence[int]) -> ir.Value:
         return self.constant(np.array(numbers, np.int64))
 
+    def scalar(self, number: int) -> ir.Value:
+        return self.constant(np.array(number, np.int64))
+
+    def number(self, number: float, dtype: ir.DataType) -> ir.Value:
+        return self.constant(np.array(number, dtype.numpy()), dtype)
+
+    def zero(self, dtype: ir.DataType) -> ir.TensorProtocol:
+        """An attribute: one zero."""
+        return ir.Tensor(np.zeros(1, dtype.numpy()), dtype=dtype)
+
     def product(self, left: ir.Value | None, right: ir.Value, suffix: str = "") -> ir.Value:
         """A MatMul that is called as the node is."""
-        result = self.op("MatMul", [left, right])
+        return self.product_of("MatMul", [left, right], {}, suffix)
+
+    def product_of(
+        self,
+        op_type: str,
+        inputs: Sequence[ir.Value | None],
+        attributes: Mapping[str, Any],
+        suffix: str = "",
+    ) -> ir.Value:
+        """A node that is called as the one was, and stands for it in reports."""
+        result = self.op(op_type, inputs, **attributes)
         made, old = self._nodes[-1], self._node
         made.name = self._base + suffix
-        made.doc_string, made.meta[ORIGIN] = old.doc_string, old.op_type
+        made.doc_string, made.meta[ORIGIN] = old.doc_string, old.meta.get(ORIGIN, old.op_type)
         made.metadata_props.update(old.metadata_props)
         return result
 
@@ -139,6 +169,38 @@ class Builder:
         assert graph is not None
         ir.convenience.replace_nodes_and_values(graph, gone[-1], gone, self._nodes, old, list(new))
         drop_dead(read)
+
+
+class Body(Builder):
+    """The nodes of a Scan's body, which stands beside what another builder makes: ``outside``."""
+
+    def __init__(self, outside: Builder, suffix: str) -> None:
+        super().__init__(outside._context, outside._node)
+        self.outside, self._base = outside, self._base + suffix
+        self._inputs: list[ir.Value] = []
+
+    def input(self, name: str, dtype: ir.DataType, rank: int) -> ir.Value:
+        """An input of the body: the states first, then what is scanned."""
+        full = self._context.unique(f"{self._base}/{name}")
+        self._inputs.append(ir.Value(name=full, type=ir.TensorType(dtype), shape=ir.Shape([None] * rank)))
+        return self._inputs[-1]
+
+    def scan(
+        self, inputs: Sequence[ir.Value], outputs: Sequence[ir.Value], direction: int
+    ) -> Sequence[ir.Value]:
+        """The Scan, outside, over the last of the inputs -> its outputs: the states, then what is stacked."""
+        for value in outputs:
+            value.type, value.shape = self._inputs[0].type, self._inputs[0].shape
+        body = ir.Graph(self._inputs, outputs, nodes=self._nodes, name=self._base)
+        return self.outside.ops(
+            "Scan",
+            inputs,
+            len(outputs),
+            num_scan_inputs=1,
+            body=body,
+            scan_input_directions=[direction],
+            scan_output_directions=[direction],
+        )
 
 
 Express = Callable[[Context, ir.Node], None]

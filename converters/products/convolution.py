@@ -55,11 +55,8 @@ class _Axis:
 def express(context: Context, node: ir.Node) -> None:
     """Transpose, MatMul, Add, Transpose in the place of a Conv, with what a kernel needs before. Raises Left."""
     weight = context.constant(node.inputs[1])
-    axes = _axes(node, weight)
-    n, k = weight.shape[0], math.prod(weight.shape[1:])
-    _check(context, node, weight, axes)
-    context.check(node, weight, k, n)
-    rank = len(weight.shape)
+    axes = check(context, node, weight)
+    rank, n = len(weight.shape), weight.shape[0]
     build = Builder(context, node)
     rows = _rows(build, node.inputs[0], axes)
     norm = _norm_of(context, node, n)
@@ -79,6 +76,14 @@ def express(context: Context, node: ir.Node) -> None:
         y = build.op("Add", [y, bias])
     y = build.op("Transpose", [y], perm=[0, rank - 1, *range(1, rank - 1)])
     build.replace([y], [result], [node] if last is node else [node, last])
+
+
+def check(context: Context, node: ir.Node, weight: Constant) -> list[_Axis]:
+    """How the kernel moves along each axis. Raises Left where the convolution stays."""
+    axes = _axes(node, weight)
+    _check_kernel(context, node, weight, axes)
+    context.check(node, weight, math.prod(weight.shape[1:]), weight.shape[0])
+    return axes
 
 
 def _axes(node: ir.Node, weight: Constant) -> list[_Axis]:
@@ -105,7 +110,7 @@ def _axes(node: ir.Node, weight: Constant) -> list[_Axis]:
     return [_Axis(*a, *b) for a, b in zip(zip(kernel, strides, dilations, strict=True), sides, strict=True)]
 
 
-def _check(context: Context, node: ir.Node, weight: Constant, axes: Sequence[_Axis]) -> None:
+def _check_kernel(context: Context, node: ir.Node, weight: Constant, axes: Sequence[_Axis]) -> None:
     if (groups := node.attributes.get_int("group", 1)) != 1:
         raise Left(f"a convolution of {groups} groups has no MX operator")
     if any(axis.before < 0 or axis.after < 0 for axis in axes):

@@ -31,7 +31,7 @@ REASONS = {
         {},
         "no operand is constant",
     ),
-    "left": (TWO + "{ y = MatMul(w, x) }", {"w": normal(64, 64)}, "the constant is the left operand"),
+    "left": (TWO + "{ y = Gemm(w, x) }", {"w": normal(64, 64)}, "the constant is the left operand"),
     "batched": (
         "(T[b,s,k] x) => (T[b,s,n] y) { y = MatMul(x, w) }",
         {"w": normal(4, 64, 32)},
