@@ -118,11 +118,13 @@ class Builder:
             return self.ops("Split", [value], len(lengths), axis=axis, split=list(lengths))
         return self.ops("Split", [value, self.integers(lengths)], len(lengths), axis=axis)
 
+    def nth(self, value: ir.Value | None, i: int, shape: Sequence[int]) -> ir.Value:
+        """Element ``i`` along the first axis, of this shape. (A Gather of constants looks like a table.)"""
+        part = self.op("Slice", [value, *map(self.integers, ([i], [i + 1], [0]))])
+        return self.op("Reshape", [part, self.integers(shape)])
+
     def integers(self, numbers: Sequence[int]) -> ir.Value:
         return self.constant(np.array(numbers, np.int64))
-
-    def scalar(self, number: int) -> ir.Value:
-        return self.constant(np.array(number, np.int64))
 
     def number(self, number: float, dtype: ir.DataType) -> ir.Value:
         return self.constant(np.array(number, dtype.numpy()), dtype)

@@ -71,8 +71,5 @@ def _batched(context: Context, node: ir.Node, weight: Constant) -> None:
     else:
         parts = [x] * batch
     matrices = build.op("Reshape", [node.inputs[1], build.integers([batch, k, n])])
-    results = [
-        build.product(part, build.op("Gather", [matrices, build.scalar(i)], axis=0), f"/{i}")
-        for i, part in enumerate(parts)
-    ]
+    results = [build.product(part, build.nth(matrices, i, [k, n]), f"/{i}") for i, part in enumerate(parts)]
     build.replace([build.op("Concat", results, axis=-3)])

@@ -105,8 +105,8 @@ def express(context: Context, node: ir.Node) -> None:
     runs = []
     for i, direction in enumerate(directions):
         suffix = _SUFFIXES[direction] if len(directions) > 1 else ""
-        gates, bias = _gates(build, kind, node, (x, w, b), i, suffix, weight.shape[1])
-        matrix = build.op("Transpose", [build.op("Gather", [r, build.scalar(i)], axis=0)], perm=[1, 0])
+        gates, bias = _gates(build, kind, node, (x, w, b), i, suffix, weight.shape)
+        matrix = build.op("Transpose", [build.nth(r, i, recurrent.shape[1:])], perm=[1, 0])
         starts = [_start(build, x, state, i, size, weight.dtype) for state in states[: kind.states]]
         body = Body(build, f"{suffix}/recurrent")
         linear = bool(node.attributes.get_int("linear_before_reset", 0))
@@ -142,19 +142,18 @@ def _gates(
     values: tuple[ir.Value | None, ir.Value | None, ir.Value | None],
     i: int,
     suffix: str,
-    half: int,
+    shape: Sequence[int],
 ) -> tuple[ir.Value, ir.Value | None]:
     """(the product of the whole input with its bias [T, B, gates * H], the bias that belongs to the state's)."""
     x, w, b = values
-    matrix = build.op("Transpose", [build.op("Gather", [w, build.scalar(i)], axis=0)], perm=[1, 0])
+    matrix = build.op("Transpose", [build.nth(w, i, shape[1:])], perm=[1, 0])
     gates = build.product(x, matrix, suffix)
     if b is None:
         return gates, None
-    row = build.op("Reshape", [b, build.integers([-1])])  # a Gather of rows would be a table
-    begin = 2 * half * i
+    half = shape[1]
+    row = build.nth(b, i, [2 * half])
     first, second = (
-        build.op("Slice", [row, *map(build.integers, ([at], [at + half], [0]))])
-        for at in (begin, begin + half)
+        build.op("Slice", [row, *map(build.integers, ([at], [at + half], [0]))]) for at in (0, half)
     )
     if kind.states == 1 and node.attributes.get_int("linear_before_reset", 0):
         return build.op("Add", [gates, first]), second
@@ -166,7 +165,7 @@ def _start(
 ) -> ir.Value:
     """The state before the first position, [B, H]: zeros where none is given."""
     if state is not None:
-        return build.op("Gather", [state, build.scalar(i)], axis=0)
+        return build.nth(state, i, [-1, size])
     batch = build.op("Slice", [build.op("Shape", [x]), build.integers([1]), build.integers([2])])
     shape = build.op("Concat", [batch, build.integers([size])], axis=0)
     return build.op("ConstantOfShape", [shape], value=build.zero(dtype))
