@@ -1,4 +1,4 @@
-"""Convolutions that are a product: 1x1, with a kernel along one axis, or moved by whole kernels (patch embeddings).
+"""Convolutions of few positions as a product: 1x1, small kernels, and those moved by whole kernels (patch embeddings).
 
 The channels become the last axis, where a product has its K; the positions that a kernel meets come to lie beside
 each other there. Transposes that meet are taken away by ``channel_last``.
@@ -20,6 +20,9 @@ from mxort.converters.products.base import Builder, Context, Left, attribute_int
 _NARROW = 96
 """A convolution of K and N channels whose harmonic mean is less is faster as it is: the transposes around the product
 then cost as much as it wins (measured on Zen 4, of 8 x 8 to 160 x 160 positions)."""
+
+_NARROW_ALONG_AXES = 160
+"""The same where the kernel lies along several axes: its operand is laid out nine times for 3 x 3."""
 
 _MOST_TAPS = 16
 """Positions that are laid beside each other: an operand takes so many times its memory."""
@@ -120,10 +123,9 @@ def _check_kernel(context: Context, node: ir.Node, weight: Constant, axes: Seque
         raise Left(f"a kernel that meets {taps} positions, at most {_MOST_TAPS} are laid beside each other")
     if context.selection.convert_conv:
         return
-    if sum(axis.taps > 1 for axis in axes) > 1:
-        raise Left("a kernel along more than one axis is faster as it is (convert_conv)")
     n, k = weight.shape[0], math.prod(weight.shape[1:])
-    if 2 * k * n < _NARROW * (k + n):
+    several = sum(axis.taps > 1 for axis in axes) > 1
+    if 2 * k * n < (_NARROW_ALONG_AXES if several else _NARROW) * (k + n):
         raise Left(f"a convolution of {k} by {n} is faster as it is (convert_conv)")
 
 
