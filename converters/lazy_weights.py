@@ -53,6 +53,8 @@ class LazyWeight(ir.LazyTensor):
 
     def __init__(self, pieces: Sequence[Rows], transposed: bool, dtype: ir.DataType, name: str) -> None:
         self.pieces, self.transposed = tuple(pieces), transposed
+        self.source_bytes: int | None = None
+        """What the weight takes in the file that it comes from, where that is less; None: what it takes here."""
         shape = (sum(piece.shape[0] for piece in pieces), pieces[0].shape[1])
 
         def read() -> ir.TensorProtocol:
@@ -95,6 +97,21 @@ def _tensor(site: Site) -> LazyWeight | None:
     if not isinstance(tensor, LazyWeight) or not tensor.is_packed:
         return None
     return tensor if weight.steps == ((("T", (1, 0)),) if tensor.transposed else ()) else None
+
+
+def source_bytes(site: Site) -> int:
+    """What the site's weight takes in the model that it comes from."""
+    weight = site.weight
+    if weight is None:
+        return 0
+    known = [getattr(root.tensor, "source_bytes", None) for root in weight.source.roots]
+    return weight.nbytes if None in known else sum(known)
+
+
+def is_quantised(site: Site) -> bool:
+    """Whether the site's weight was read from a quantised one: it would grow where it stays float."""
+    roots = site.weight.source.roots if site.weight is not None else ()
+    return any(getattr(root.tensor, "source_bytes", None) is not None for root in roots)
 
 
 def is_packed(site: Site) -> bool:

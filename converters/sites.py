@@ -31,8 +31,8 @@ CONVERTIBLE_OPS = (
 )
 """What is converted: products, and what ``mxort.converters.products`` makes of other operators."""
 
-ORIGIN, LEFT = "mxort.origin", "mxort.left"
-"""In a node's ``meta``: the operator that a product stands for, and why such an operator was left."""
+ORIGIN, LEFT, NOTE = "mxort.origin", "mxort.left", "mxort.note"
+"""In a node's ``meta``: the operator that a product stands for, why such an operator was left, and what to say of it."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Selection:
     ``layer_format`` says, where it does; else an output projection (unless ``convert_lm_head`` counts it among the
     others) and an embedding table become ``table_format``, where they do not stay float (None), any other
     ``weight_format``. Embedding tables of models without an output projection are taken with ``convert_embedding``,
-    convolutions that are faster as they are with ``convert_conv``.
+    convolutions that are faster as they are with ``convert_conv``, weights that were quantised with ``requantize``.
     """
 
     op_types: tuple[str, ...] = CONVERTIBLE_OPS
@@ -55,6 +55,7 @@ class Selection:
     weight_format: str = "mxfp4"
     table_format: str | None = None
     convert_conv: bool = False
+    requantize: bool = False
 
     def format_of(self, name: str) -> str:
         """What the weight of an ordinary node becomes."""
@@ -354,14 +355,23 @@ class _Finder:
 
 
 def reason_against(
-    selection: Selection, node: ir.Node, dtype: ir.DataType, k: int, n: int, *, table: bool = False
+    selection: Selection,
+    node: ir.Node,
+    dtype: ir.DataType,
+    k: int,
+    n: int,
+    *,
+    table: bool = False,
+    op_type: str = "",
 ) -> str:
-    """Why a weight W [K, N] of this node is not converted; "" where it is."""
+    """Why a weight W [K, N] of this node is not converted; "" where it is. ``op_type``: what the node counts as."""
     site, elements = Site(node), k * n
+    op_type = op_type or site.op_type
+    table = table or op_type == "Gather"
     if reason := selection.name_reason(site.name):
         return reason
-    if not table and site.op_type not in selection.op_types:
-        return f"op_types leaves {site.op_type} alone"
+    if not table and op_type not in selection.op_types:
+        return f"op_types leaves {op_type} alone"
     if dtype not in FLOAT_TYPES:
         return f"weight is {dtype.name.lower()}; float, float16 and bfloat16 are converted"
     if elements == 0:

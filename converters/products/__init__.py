@@ -10,7 +10,17 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from mxort.converters.normalise import unique_node_names
-from mxort.converters.products import channel_last, convolution, einsum, fused, matmul, recurrent
+from mxort.converters.products import (
+    channel_last,
+    convolution,
+    dequantize,
+    einsum,
+    fused,
+    matmul,
+    nbits,
+    quark,
+    recurrent,
+)
 from mxort.converters.products.base import Context, Express, Left, leave
 from mxort.converters.sites import Selection
 
@@ -29,16 +39,32 @@ RULES: dict[tuple[str, str], Express] = {
 """(domain, operator) -> what puts products in its place."""
 
 
+QUANTISED: dict[tuple[str, str], Express] = {
+    ("", "DequantizeLinear"): dequantize.express,
+    **{(domain, name): quark.express for domain in quark.DOMAINS for name in quark.NAMES},
+    ("com.microsoft", "MatMulNBits"): nbits.matmul,
+    ("com.microsoft", "GatherBlockQuantized"): nbits.gather,
+}
+"""The same for what other tools have quantised: these come first, and the products that they make are ordinary ones."""
+
+
 def express(model: ir.Model, selection: Selection) -> None:
     """Rewrites the operators of ``model`` that hold weights and would be converted as products, in place."""
-    nodes = [n for n in model.graph.all_nodes() if (n.domain, n.op_type) in RULES]
-    if not nodes:
+    if not any((n.domain, n.op_type) in RULES.keys() | QUANTISED.keys() for n in model.graph.all_nodes()):
         return
     context = Context.of(model, selection)
-    for node in nodes:
-        try:
-            RULES[node.domain, node.op_type](context, node)
-        except Left as left:
-            leave(node, str(left))
+    for rules in (QUANTISED, RULES):
+        for node in list(model.graph.all_nodes()):
+            rule = rules.get((node.domain, node.op_type))
+            if rule is not None and node.graph is not None:
+                _apply(rule, context, node)
     channel_last.settle(context)
     unique_node_names(model)
+
+
+def _apply(rule: Express, context: Context, node: ir.Node) -> None:
+    try:
+        rule(context, node)
+    except Left as left:
+        for stays in left.nodes or (node,):
+            leave(stays, str(left))

@@ -16,14 +16,18 @@ from mxort.converters.opset import opset_of
 from mxort.converters.resolving import resolve
 from mxort.converters.rewrite import drop_dead
 from mxort.converters.shapes import Ranks
-from mxort.converters.sites import LEFT, ORIGIN, Selection, output_name, reason_against
+from mxort.converters.sites import LEFT, NOTE, ORIGIN, Selection, output_name, reason_against
 
 _SPLIT_BY_INPUT = 13
 """The opset from which on the lengths of a Split are an input."""
 
 
 class Left(Exception):  # noqa: N818 (not an error)
-    """Leaves an operator as it is, for the reason in its text."""
+    """Leaves an operator as it is, for the reason in its text; it stands in the rows of ``nodes`` where there are some."""
+
+    def __init__(self, reason: str, nodes: Sequence[ir.Node] = ()) -> None:
+        super().__init__(reason)
+        self.nodes = tuple(nodes)
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,7 @@ class Context:
     selection: Selection
     ranks: Ranks
     names: set[str] = field(repr=False)
+    tables: dict[tuple[Any, ...], ir.Value] = field(default_factory=dict, repr=False)
 
     @staticmethod
     def of(model: ir.Model, selection: Selection) -> Context:
@@ -56,9 +61,13 @@ class Context:
             return False
         return True
 
-    def check(self, node: ir.Node, weight: Constant, k: int, n: int) -> None:
-        """Raises Left where a product of this node, of W [K, N], would not be converted."""
-        if reason := reason_against(self.selection, node, weight.dtype, k, n):
+    def check(self, node: ir.Node, weight: Constant | None, k: int, n: int, op_type: str = "") -> None:
+        """Raises Left where a product of this node, of W [K, N] (None: of floats), would not be converted.
+
+        ``op_type``: what it counts as, where that is not its own.
+        """
+        dtype = ir.DataType.FLOAT if weight is None else weight.dtype
+        if reason := reason_against(self.selection, node, dtype, k, n, op_type=op_type):
             raise Left(reason)
         if chooser := router.chooser(node, n):
             raise Left(router.reason(chooser))
@@ -133,9 +142,9 @@ class Builder:
         """An attribute: one zero."""
         return ir.Tensor(np.zeros(1, dtype.numpy()), dtype=dtype)
 
-    def product(self, left: ir.Value | None, right: ir.Value, suffix: str = "") -> ir.Value:
+    def product(self, left: ir.Value | None, right: ir.Value, suffix: str = "", origin: str = "") -> ir.Value:
         """A MatMul that is called as the node is."""
-        return self.product_of("MatMul", [left, right], {}, suffix)
+        return self.product_of("MatMul", [left, right], {}, suffix, origin)
 
     def product_of(
         self,
@@ -143,14 +152,20 @@ class Builder:
         inputs: Sequence[ir.Value | None],
         attributes: Mapping[str, Any],
         suffix: str = "",
+        origin: str = "",
     ) -> ir.Value:
-        """A node that is called as the one was, and stands for it in reports."""
+        """A node that is called as the one was, and stands for it in reports: as ``origin``, or as what it was."""
         result = self.op(op_type, inputs, **attributes)
         made, old = self._nodes[-1], self._node
         made.name = self._base + suffix
-        made.doc_string, made.meta[ORIGIN] = old.doc_string, old.meta.get(ORIGIN, old.op_type)
+        made.doc_string, made.meta[ORIGIN] = old.doc_string, origin or old.meta.get(ORIGIN, old.op_type)
+        self._product = made
         made.metadata_props.update(old.metadata_props)
         return result
+
+    def note(self, text: str) -> None:
+        """Something for the report about the product made last."""
+        self._product.meta[NOTE] = text
 
     def replace(
         self,

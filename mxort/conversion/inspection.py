@@ -12,7 +12,7 @@ from mxort.conversion import gains, rows, selection
 from mxort.conversion.gains import Gain
 from mxort.conversion.recipe import Recipe
 from mxort.conversion.report import CONVERTED, SKIPPED, SiteReport
-from mxort.converters import epilogue, functions, lm_head, model_io, rewrite, sites, storage
+from mxort.converters import epilogue, functions, lazy_weights, lm_head, model_io, rewrite, sites, storage
 from mxort.converters.metadata import Conversion, conversions
 from mxort.converters.opset import opset_of
 from mxort.converters.resolving import resolve
@@ -167,10 +167,16 @@ def _unconverted_row(site: sites.Site, stored: Storage) -> SiteReport:
         K=site.K,
         N=site.N,
         weight=weight.name if weight else "",
-        original_bytes=weight.nbytes if weight and not reason else stored.read_by.get(site.node, 0),
+        original_bytes=lazy_weights.source_bytes(site)
+        if weight and not reason
+        else stored.read_by.get(site.node, 0),
         converted_bytes=packed_bytes(site.N, site.K, site.weight_format) if weight and not reason else 0,
         weight_format="" if reason else site.weight_format,
-        note=", ".join(note for note in (site.note, rows.float_too(stored, site)) if note),
+        note=", ".join(
+            note
+            for note in (site.note, str(site.node.meta.get(sites.NOTE, "")), rows.float_too(stored, site))
+            if note
+        ),
     )
 
 

@@ -247,7 +247,13 @@ def _converted(site: sites.Site, weight: Packed, plan: _Plan, first: bool) -> Si
     nbytes = weight.nbytes if first else 0
     shared = "" if nbytes else "weight shared"
     activation_format, level = operand_of(site, plan.recipe, weight.sqnr_db)
-    notes = [site.note, weight.note, shared, report_rows.float_too(plan.stored, site)]
+    notes = [
+        site.note,
+        str(site.node.meta.get(sites.NOTE, "")),
+        weight.note,
+        shared,
+        report_rows.float_too(plan.stored, site),
+    ]
     return SiteReport(
         site.name,
         site.op_type,
@@ -255,7 +261,7 @@ def _converted(site: sites.Site, weight: Packed, plan: _Plan, first: bool) -> Si
         K=site.K,
         N=site.N,
         weight=site.weight.name,
-        original_bytes=site.weight.nbytes,
+        original_bytes=lazy_weights.source_bytes(site),
         converted_bytes=nbytes,
         sqnr_db=weight.sqnr_db,
         rotation=weight.rotation,

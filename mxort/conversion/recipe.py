@@ -104,6 +104,7 @@ class RecipeOptions(TypedDict, total=False):
     convert_lm_head: bool
     convert_embedding: bool
     convert_conv: bool
+    requantize: bool
     fuse: bool
     kv_cache: str
     strict: bool
@@ -184,6 +185,9 @@ mxfp8_e4m3, mxint8; did you mean 'mxfp4'?
     convert_conv: bool = _option(
         False, "convert the convolutions too that are faster as they are: for the smallest file"
     )
+    requantize: bool = _option(
+        False, "convert weights that are quantised already too (MatMulNBits, int8, int4): they lose twice"
+    )
     fuse: bool = _option(
         True,
         "give attention this library's kernel, and products the activation that follows them",
@@ -259,6 +263,7 @@ mxfp8_e4m3, mxint8; did you mean 'mxfp4'?
             self.weight_format,
             None if self.table_format == FLOAT else self.table_format,
             self.convert_conv,
+            self.requantize,
         )
 
     def to_dict(self) -> dict[str, Any]:

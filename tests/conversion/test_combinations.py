@@ -61,6 +61,7 @@ OTHER = {
     "convert_lm_head": True,
     "convert_embedding": True,
     "convert_conv": True,
+    "requantize": True,
     "fuse": False,
     "kv_cache": "mxfp8",
     "strict": True,
