@@ -32,7 +32,7 @@ CONVERTIBLE_OPS = (
 """What is converted: products, and what ``mxort.converters.products`` makes of other operators."""
 
 ORIGIN, LEFT, NOTE = "mxort.origin", "mxort.left", "mxort.note"
-"""In a node's ``meta``: the operator that a product stands for, why such an operator was left, and what to say of it."""
+"""In a node's ``meta``: the operator that a product stands for, why one was left, and what to say of it."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,11 @@ class Site:
     def name(self) -> str:
         """The node's name, for people: several nodes may have the same. Where it has none, what it computes."""
         return self.node.name or f"{self.node.op_type}({output_name(self.node)})"
+
+    @property
+    def notes(self) -> tuple[str, str]:
+        """What to say of a converted site, and of what its node was."""
+        return self.note, str(self.node.meta.get(NOTE, ""))
 
     @property
     def op_type(self) -> str:

@@ -23,7 +23,7 @@ _SPLIT_BY_INPUT = 13
 
 
 class Left(Exception):  # noqa: N818 (not an error)
-    """Leaves an operator as it is, for the reason in its text; it stands in the rows of ``nodes`` where there are some."""
+    """Leaves an operator as it is, for the reason in its text; ``nodes``: in whose rows it then stands."""
 
     def __init__(self, reason: str, nodes: Sequence[ir.Node] = ()) -> None:
         super().__init__(reason)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from mxort.converters.constants import FLOAT_TYPES, Constant
 from mxort.converters.lazy_weights import Bytes
-from mxort.converters.products.base import Context, Left
+from mxort.converters.products.base import Context, Left, attribute_ints
 from mxort.converters.products.quantised import AGAIN, Quantised, exact, put
 from mxort.converters.rewrite import drop_dead
 from mxort.converters.sites import NOTE
@@ -77,11 +77,7 @@ def _products(value: ir.Value, turned: bool = False) -> Iterable[tuple[ir.Node, 
     """(product, axis of the weight that it sums; None: it is none that reads a weight)."""
     for user, index in value.uses():
         kind = user.op_type if user.domain == "" else ""
-        if (
-            kind == "Transpose"
-            and not turned
-            and list(user.attributes["perm"].as_ints() if "perm" in user.attributes else (1, 0)) == [1, 0]
-        ):
+        if kind == "Transpose" and not turned and attribute_ints(user, "perm", (1, 0)) == [1, 0]:
             yield from _products(user.outputs[0], True)
         elif kind == "MatMul" and index == 1:
             yield user, int(turned)
@@ -127,7 +123,7 @@ def express(context: Context, node: ir.Node) -> None:
 
 @dataclass(frozen=True)
 class _Form:
-    """A DequantizeLinear of a matrix: one scale for all, one for each index of ``axis``, or one for each block there."""
+    """A DequantizeLinear of a matrix: one scale for all, for each index of ``axis``, or for each block there."""
 
     weight: Constant
     factors: Constant

@@ -172,11 +172,7 @@ def _unconverted_row(site: sites.Site, stored: Storage) -> SiteReport:
         else stored.read_by.get(site.node, 0),
         converted_bytes=packed_bytes(site.N, site.K, site.weight_format) if weight and not reason else 0,
         weight_format="" if reason else site.weight_format,
-        note=", ".join(
-            note
-            for note in (site.note, str(site.node.meta.get(sites.NOTE, "")), rows.float_too(stored, site))
-            if note
-        ),
+        note=", ".join(note for note in (*site.notes, rows.float_too(stored, site)) if note),
     )
 
 

@@ -247,13 +247,7 @@ def _converted(site: sites.Site, weight: Packed, plan: _Plan, first: bool) -> Si
     nbytes = weight.nbytes if first else 0
     shared = "" if nbytes else "weight shared"
     activation_format, level = operand_of(site, plan.recipe, weight.sqnr_db)
-    notes = [
-        site.note,
-        str(site.node.meta.get(sites.NOTE, "")),
-        weight.note,
-        shared,
-        report_rows.float_too(plan.stored, site),
-    ]
+    notes = [*site.notes, weight.note, shared, report_rows.float_too(plan.stored, site)]
     return SiteReport(
         site.name,
         site.op_type,

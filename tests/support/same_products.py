@@ -41,8 +41,11 @@ def model(nodes, feeds, weights, outputs=("y",), opset=17, static=True):
     return helper.make_model(graph, opset_imports=opsets, ir_version=8)
 
 
-def run(proto, feeds, library=False):
+def run(proto, feeds, library=False, plain=False):
+    """``plain``: nothing is fused. (A product with what dequantises its weight is, and then rounds its input.)"""
     options = ort.SessionOptions()
+    if plain:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4
     options.intra_op_num_threads = 1
     if library:
