@@ -15,7 +15,8 @@ from mxort.converters.lazy_weights import Bytes
 from mxort.converters.products.base import Context, Left
 from mxort.converters.products.dequantize import readers_of
 from mxort.converters.products.quantised import Quantised, decoded, put
-from mxort.formats import BLOCK_SIZE, E2M1, pack_codes, to_blocks
+from mxort.converters.rewrite import drop_dead
+from mxort.formats import BLOCK_SIZE, E2M1, pack_codes, scale_value, to_blocks
 from mxort.scales import quantize_blocks
 
 _ELEMENT, _TIES_TO_EVEN = "fp4_e2m1", 2
@@ -27,20 +28,52 @@ def express(context: Context, node: ir.Node) -> None:
     if not context.is_constant(node.inputs[0]):
         return  # an operand: its product takes it up
     weight = context.constant(node.inputs[0])
-    readers = readers_of(context, node, weight)
     if not _is_mxfp4(node) or weight.dtype not in FLOAT_TYPES:
-        kind = node.attributes.get_string("element_dtype", "")
-        raise Left(f"is rounded to {kind or 'something else'} at each run ({node.op_type})", readers.nodes)
-    axis = node.attributes.get_int("axis", 1) % 2
-    if axis != readers.k_axis:
+        kind = node.attributes.get_string("element_dtype", "") or "something else"
+        raise Left(
+            f"is rounded to {kind} at each run ({node.op_type})", [user for user, _ in node.outputs[0].uses()]
+        )
+    try:
+        readers = readers_of(context, node, weight)
+    except Left:
+        _fold(context, node, weight)
+        raise
+    if node.attributes.get_int("axis", 1) % 2 != readers.k_axis:
         raise Left(f"is rounded along its columns at each run ({node.op_type})", readers.nodes)
-    operands = {reader: _rounded_operand(reader) for reader in readers.nodes}
+    operands = {reader: _rounded_operand(context, reader) for reader in readers.nodes}
     rounded = all(operands.values())
-    rows = _rows(weight, axis, node.name or node.op_type, _OPERAND if rounded else None)
+    rows = _rows(weight, readers.k_axis, node.name or node.op_type, _OPERAND if rounded else None)
     readers.read(context, put(context, rows, weight.dtype, (weight,)))
     if rounded:
         for reader, operand in operands.items():
             _take_up(reader, operand)
+
+
+def _fold(context: Context, node: ir.Node, weight: Constant) -> None:
+    """A constant that no product of ours reads (a bias): rounded now, in float, so that it needs no operator."""
+    rank = len(weight.shape)
+    axis = node.attributes.get_int("axis", 1)
+    if not -rank <= axis < rank or node.graph is None:
+        return
+    last = np.moveaxis(weight.numpy().astype(np.float32), axis, -1)
+    codes, scales = quantize_blocks(to_blocks(last), E2M1, "floor")
+    numbers = E2M1.values[codes] * scale_value(scales)[..., None]
+    whole = np.moveaxis(numbers.reshape(*last.shape[:-1], -1)[..., : last.shape[-1]], -1, axis)
+    array = np.ascontiguousarray(whole).astype(weight.dtype.numpy())
+    name = context.unique(f"{weight.name}/rounded")
+    value = ir.Value(
+        name=name,
+        type=ir.TensorType(weight.dtype),
+        shape=ir.Shape(array.shape),
+        const_value=ir.Tensor(array, dtype=weight.dtype, name=name),
+    )
+    context.model.graph.register_initializer(value)
+    node.outputs[0].replace_all_uses_with(value, replace_graph_outputs=False)
+    if node.outputs[0].is_graph_output():
+        return
+    sources = [v for v in node.inputs if v is not None]
+    node.graph.remove(node, safe=True)
+    drop_dead(sources)
 
 
 def _is_mxfp4(node: ir.Node) -> bool:
@@ -69,13 +102,13 @@ def _rows(weight: Constant, axis: int, name: str, activation_format: str | None)
     return Quantised(name, (n, k), values, codes, activation_format)
 
 
-def _rounded_operand(reader: ir.Node) -> ir.Node | None:
+def _rounded_operand(context: Context, reader: ir.Node) -> ir.Node | None:
     """The node that rounds a product's operand along its last axis, as ours would."""
     operand = reader.inputs[0]
     node = None if operand is None else operand.producer()
     if node is None or node.op_type not in NAMES or not _is_mxfp4(node):
         return None
-    rank = None if operand is None or operand.shape is None else operand.shape.rank()
+    rank = context.ranks.of(node.inputs[0])
     axis = node.attributes.get_int("axis", 1)
     transposed = bool(reader.attributes.get_int("transA", 0))
     return node if axis == -1 or (rank is not None and axis == rank - 1 and not transposed) else None

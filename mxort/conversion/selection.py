@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
@@ -10,6 +11,7 @@ import onnx_ir as ir
 
 from mxort.conversion.recipe import Recipe, matches
 from mxort.converters import lazy_weights, lm_head, products, sites
+from mxort.converters.products import quark
 from mxort.converters.sites import Selection, Site
 from mxort.text import few
 
@@ -22,11 +24,19 @@ def find(model: ir.Model, recipe: Recipe) -> tuple[list[Site], tuple[str, ...]]:
     products.express(model, chosen)
     found = sites.find(model, chosen)
     warnings = (
+        *_foreign(model),
         *unmatched(recipe, [site.name for site in found]),
         *_formats_of_nothing(recipe, found),
         *_absent(model, recipe, found),
     )
     return found, warnings
+
+
+def _foreign(model: ir.Model) -> Iterable[str]:
+    """A warning where operators stay that only the library of the tool that wrote the model has."""
+    names = Counter(n.op_type for n in model.graph.all_nodes() if n.op_type in quark.NAMES)
+    for name, count in names.items():
+        yield f"{count} x {name} stay, on activations: the model still needs the library that it was made with"
 
 
 def _without_what_stays(model: ir.Model, selection: Selection) -> Selection:

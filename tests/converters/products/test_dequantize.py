@@ -1,4 +1,4 @@
-"""converters/products/dequantize.py: what is MXFP4 already keeps its codes, bit for bit. onnx.reference is the oracle."""
+"""converters/products/dequantize.py: what is MXFP4 keeps its codes bit for bit; onnx.reference is the oracle."""
 
 from __future__ import annotations
 
