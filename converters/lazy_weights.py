@@ -105,7 +105,8 @@ def source_bytes(site: Site) -> int:
     if weight is None:
         return 0
     known = [getattr(root.tensor, "source_bytes", None) for root in weight.source.roots]
-    return weight.nbytes if None in known else sum(known)
+    whole = sum(root.tensor.size for root in weight.source.roots)
+    return weight.nbytes if None in known else sum(known) * weight.size // max(1, whole)
 
 
 def is_quantised(site: Site) -> bool:

@@ -144,6 +144,7 @@ OTHER_WEIGHT_OPS: dict[tuple[str, str], str] = {
     ("com.microsoft", "MatMulBnb4"): "is quantised already",
     ("com.microsoft", "GatherBlockQuantized"): "is quantised already",
     ("com.microsoft", "DynamicQuantizeMatMul"): "is quantised already",
+    ("com.microsoft", "DynamicQuantizeLSTM"): "is quantised already",
     ("com.microsoft", "MatMulIntegerToFloat"): "is quantised already",
     ("com.microsoft", "QGemm"): "is quantised already",
     ("com.microsoft", "QAttention"): "is quantised already",

@@ -16,6 +16,7 @@ from mxort.converters.products import (
     dequantize,
     einsum,
     fused,
+    integer,
     matmul,
     nbits,
     quark,
@@ -44,6 +45,11 @@ QUANTISED: dict[tuple[str, str], Express] = {
     **{(domain, name): quark.express for domain in quark.DOMAINS for name in quark.NAMES},
     ("com.microsoft", "MatMulNBits"): nbits.matmul,
     ("com.microsoft", "GatherBlockQuantized"): nbits.gather,
+    ("", "MatMulInteger"): integer.dynamic,
+    ("", "QLinearMatMul"): integer.static,
+    ("com.microsoft", "DynamicQuantizeMatMul"): integer.dynamic_fused,
+    ("com.microsoft", "MatMulIntegerToFloat"): integer.to_float,
+    ("com.microsoft", "DynamicQuantizeLSTM"): integer.lstm,
 }
 """The same for what other tools have quantised: these come first, and the products that they make are ordinary ones."""
 

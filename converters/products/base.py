@@ -88,6 +88,8 @@ class Builder:
         self._context, self._node = context, node
         self._base = node.name or f"{node.op_type}({output_name(node)})"
         self._nodes: list[ir.Node] = []
+        self.made: ir.Node
+        """The product that was made last."""
 
     def op(
         self, op_type: str, inputs: Sequence[ir.Value | None], outputs: int = 1, **attributes: Any
@@ -153,19 +155,20 @@ class Builder:
         attributes: Mapping[str, Any],
         suffix: str = "",
         origin: str = "",
+        outputs: int = 1,
     ) -> ir.Value:
         """A node that is called as the one was, and stands for it in reports: as ``origin``, or as what it was."""
-        result = self.op(op_type, inputs, **attributes)
+        result = self.op(op_type, inputs, outputs, **attributes)
         made, old = self._nodes[-1], self._node
         made.name = self._base + suffix
         made.doc_string, made.meta[ORIGIN] = old.doc_string, origin or old.meta.get(ORIGIN, old.op_type)
-        self._product = made
+        self.made = made
         made.metadata_props.update(old.metadata_props)
         return result
 
     def note(self, text: str) -> None:
         """Something for the report about the product made last."""
-        self._product.meta[NOTE] = text
+        self.made.meta[NOTE] = text
 
     def replace(
         self,

@@ -94,9 +94,8 @@ def express(context: Context, node: ir.Node) -> None:
     kind = _KINDS[node.op_type]
     x, w, r, b, lengths, *states = (*node.inputs, *[None] * 8)[:8]
     weight, recurrent = context.constant(w), context.constant(r, "recurrent weight")
-    directions = _check(node, kind, weight.shape, recurrent.shape)
-    if lengths is not None or (node.op_type == "LSTM" and states[2] is not None):
-        raise Left("sequences of several lengths and peepholes are not converted")
+    peepholes = states[2] if node.op_type == "LSTM" else None
+    directions = check(node, node.op_type, weight.shape, recurrent.shape, (lengths, peepholes))
     if b is not None and context.constant(b, "bias").shape != (len(directions), 2 * weight.shape[1]):
         raise Left(f"its bias does not fit a weight of shape {list(weight.shape)}")
     context.check(node, weight, weight.shape[2], weight.shape[1])
@@ -118,8 +117,17 @@ def express(context: Context, node: ir.Node) -> None:
     _put(build, node, kind, runs, size)
 
 
-def _check(node: ir.Node, kind: _Kind, w: tuple[int, ...], r: tuple[int, ...]) -> tuple[int, ...]:
-    """The directions. Raises Left for what no rule here computes."""
+def check(
+    node: ir.Node,
+    op_type: str,
+    w: tuple[int, ...],
+    r: tuple[int, ...],
+    refused: tuple[ir.Value | None, ir.Value | None],
+) -> tuple[int, ...]:
+    """The directions. Raises Left for what no rule here computes; ``refused``: lengths of sequences, and peepholes."""
+    if any(value is not None for value in refused):
+        raise Left("sequences of several lengths and peepholes are not converted")
+    kind = _KINDS[op_type]
     direction = node.attributes.get_string("direction", "forward")
     directions = _DIRECTIONS.get(direction or "forward", ())
     count = len(directions)
@@ -128,10 +136,10 @@ def _check(node: ir.Node, kind: _Kind, w: tuple[int, ...], r: tuple[int, ...]) -
     given = node.attributes.get("activations")
     names = [] if given is None else [name.lower() for name in given.as_strings()]
     if names and names != [name.lower() for name in kind.activations] * count:
-        raise Left(f"a {node.op_type} with the activations {', '.join(names)} is not converted")
+        raise Left(f"a {op_type} with the activations {', '.join(names)} is not converted")
     for name in ("clip", "input_forget", "layout"):
         if name in node.attributes and node.attributes[name].value:
-            raise Left(f"a {node.op_type} with {name} is not converted")
+            raise Left(f"a {op_type} with {name} is not converted")
     return directions
 
 
