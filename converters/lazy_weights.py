@@ -104,9 +104,13 @@ def source_bytes(site: Site) -> int:
     weight = site.weight
     if weight is None:
         return 0
-    known = [getattr(root.tensor, "source_bytes", None) for root in weight.source.roots]
-    whole = sum(root.tensor.size for root in weight.source.roots)
-    return weight.nbytes if None in known else sum(known) * weight.size // max(1, whole)
+    tensors = [root.tensor for root in weight.source.roots]
+    known = [
+        int(tensor.source_bytes) for tensor in tensors if getattr(tensor, "source_bytes", None) is not None
+    ]
+    if len(known) < len(tensors):
+        return weight.nbytes
+    return sum(known) * weight.size // max(1, sum(tensor.size for tensor in tensors))
 
 
 def is_quantised(site: Site) -> bool:

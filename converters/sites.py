@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from mxort.converters import embedding, lm_head, router
+from mxort.converters import embedding, lm_head, picked, router
 from mxort.converters.constants import FLOAT_TYPES, Constant, NotConstantError
 from mxort.converters.functions import DOMAIN
 from mxort.converters.resolving import resolve
@@ -133,6 +133,7 @@ OTHER_WEIGHT_OPS: dict[tuple[str, str], str] = {
     ("", "ConvTranspose"): "ConvTranspose has no MXFP4 operator",
     ("", "Einsum"): "Einsum is not converted (rewrite it as MatMul)",
     ("", "Gather"): embedding.LEFT,
+    ("", "GatherND"): "picks parts of a constant as the model runs",
     ("", "LSTM"): "a recurrent operator is not converted",
     ("", "GRU"): "a recurrent operator is not converted",
     ("", "RNN"): "a recurrent operator is not converted",
@@ -232,7 +233,8 @@ class _Finder:
         elif table := self._table(node):
             yield self.checked(Site(node, weight=table, table=True))
         elif reason := OTHER_WEIGHT_OPS.get((node.domain, node.op_type)):
-            yield from self._other(node, str(node.meta.get(LEFT, reason)))
+            picks = picked.reason(node, self.ir_version)
+            yield from self._other(node, picks or str(node.meta.get(LEFT, reason)))
 
     def _table(self, node: ir.Node) -> Constant | None:
         """The embedding table that a node reads, where it is worth the mention."""
@@ -248,7 +250,9 @@ class _Finder:
             try:
                 constant = resolve(value, self.ir_version)
             except NotConstantError as error:
-                if not error.computed and node.op_type != "Gather":  # of unknown size, but no activation
+                if (
+                    not error.computed and node.op_type not in picked.PICKERS
+                ):  # of unknown size, but no activation
                     yield Site(node, reason)
                     return
                 continue
@@ -262,7 +266,7 @@ class _Finder:
         try:
             weight = resolve(right, self.ir_version)
         except NotConstantError as reason:
-            raise _Skip(self._not_constant(left, reason)) from None
+            raise _Skip(self._not_constant(left, right, reason)) from None
         if len(weight.shape) > 2 and all(d == 1 for d in weight.shape[:-2]):
             rank = self.ranks.of(left)
             if rank is None:
@@ -280,7 +284,7 @@ class _Finder:
         try:
             weight = resolve(right, self.ir_version)
         except NotConstantError as reason:
-            raise _Skip(self._not_constant(left, reason)) from None
+            raise _Skip(self._not_constant(left, right, reason)) from None
         attributes = node.attributes
         matrix = _as_matrix(weight)
         if attributes.get_int("transB", 0):
@@ -332,9 +336,11 @@ class _Finder:
         row = constant.numpy().astype(np.float32).reshape(-1)
         return np.ascontiguousarray(np.broadcast_to(row, (n,)))
 
-    def _not_constant(self, left: ir.Value | None, right: NotConstantError) -> str:
-        if not right.computed:
-            return f"weight {right}"
+    def _not_constant(self, left: ir.Value | None, right: ir.Value | None, reason: NotConstantError) -> str:
+        if not reason.computed:
+            return f"weight {reason}"
+        if picks := picked.by(right, self.ir_version):
+            return picks
         try:
             resolve(left, self.ir_version)
         except NotConstantError:

@@ -53,10 +53,11 @@ def express(context: Context, node: ir.Node) -> None:
     matrix = _moved(build, node.inputs[at], terms.w, terms.summed + terms.columns)
     y = build.product(x, build.op("Reshape", [matrix, build.integers([k, n])]))
     if len(terms.columns) != 1:
-        y = build.op(
-            "Reshape", [y, build.integers([*[0] * len(terms.rows), *(size[a] for a in terms.columns)])]
-        )
-    build.replace([_moved(build, y, terms.rows + terms.columns, terms.y)])
+        columns = [size[a] for a in terms.columns]
+        y = build.op("Reshape", [y, build.integers([*[0] * len(terms.rows), *columns])])
+    result = _moved(build, y, terms.rows + terms.columns, terms.y)
+    assert result is not None
+    build.replace([result])
 
 
 def _moved(build: Builder, value: ir.Value | None, axes: str, wanted: str) -> ir.Value | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import onnx_ir as ir
 
 from mxort.converters.products import convolution
@@ -99,7 +101,8 @@ def _activated(build: Builder, y: ir.Value, node: ir.Node, parameters: list[floa
     name = _activation(node)
     if not name:
         return y
-    return build.op(name, [y], **dict(zip(_ACTIVATIONS[name], parameters, strict=False)))
+    settings: dict[str, Any] = dict(zip(_ACTIVATIONS[name], parameters, strict=False))
+    return build.op(name, [y], **settings)
 
 
 _KEPT = ("num_heads", "unidirectional", "mask_filter_value", "scale")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import onnx_ir as ir
 
@@ -60,16 +61,12 @@ def _batched(context: Context, node: ir.Node, weight: Constant) -> None:
     if rank > 2 and not isinstance(size, int):
         raise Left(f"weight of shape {list(weight.shape)} is a batch, and that of A is unknown")
     build = Builder(context, node)
+    parts: Sequence[ir.Value | None] = [x] * batch
     if rank > 2 and size == batch:
         parts = build.split(x, [1] * batch, rank - 3)
     elif rank < 3:
-        parts = [
-            build.op(
-                "Reshape", [x, build.op("Concat", [build.integers([1]), build.op("Shape", [x])], axis=0)]
-            )
-        ] * batch
-    else:
-        parts = [x] * batch
+        shape_of_one = build.op("Concat", [build.integers([1]), build.op("Shape", [x])], axis=0)
+        parts = [build.op("Reshape", [x, shape_of_one])] * batch
     matrices = build.op("Reshape", [node.inputs[1], build.integers([batch, k, n])])
     results = [build.product(part, build.nth(matrices, i, [k, n]), f"/{i}") for i, part in enumerate(parts)]
     build.replace([build.op("Concat", results, axis=-3)])

@@ -26,7 +26,7 @@ def matmul(context: Context, node: ir.Node) -> None:
     bits = attributes.get_int("bits", 4)
     if not context.selection.requantize:
         raise Left(AGAIN)
-    if bits not in _BITS or order is not None or attributes.get_int("weight_prepacked", 0):
+    if bits not in _BITS or order is not None or attributes.get_int("weight_prepacked", 0) != 0:
         raise Left(f"is quantised to {bits} bits, or reordered, in a way that is not read")
     integers, factors = context.constant(codes), context.constant(scales, "scale")
     zeros = None if points is None else context.constant(points, "zero point")

@@ -163,7 +163,7 @@ def _gates(
     first, second = (
         build.op("Slice", [row, *map(build.integers, ([at], [at + half], [0]))]) for at in (0, half)
     )
-    if kind.states == 1 and node.attributes.get_int("linear_before_reset", 0):
+    if kind.states == 1 and node.attributes.get_int("linear_before_reset", 0) != 0:
         return build.op("Add", [gates, first]), second
     return build.op("Add", [gates, build.op("Add", [first, second])]), None
 
