@@ -105,18 +105,21 @@ def source_bytes(site: Site) -> int:
     if weight is None:
         return 0
     tensors = [root.tensor for root in weight.source.roots]
-    known = [
-        int(tensor.source_bytes) for tensor in tensors if getattr(tensor, "source_bytes", None) is not None
-    ]
-    if len(known) < len(tensors):
+    known = [_bytes_before(tensor) for tensor in tensors]
+    if not all(known):
         return weight.nbytes
     return sum(known) * weight.size // max(1, sum(tensor.size for tensor in tensors))
+
+
+def _bytes_before(tensor: ir.TensorProtocol) -> int:
+    """0 where nothing is known."""
+    return (tensor.source_bytes or 0) if isinstance(tensor, LazyWeight) else 0
 
 
 def is_quantised(site: Site) -> bool:
     """Whether the site's weight was read from a quantised one: it would grow where it stays float."""
     roots = site.weight.source.roots if site.weight is not None else ()
-    return any(getattr(root.tensor, "source_bytes", None) is not None for root in roots)
+    return any(_bytes_before(root.tensor) for root in roots)
 
 
 def is_packed(site: Site) -> bool:

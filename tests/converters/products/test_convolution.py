@@ -192,3 +192,27 @@ def test_half_precision():
     report = mxort.convert(proto, min_elements=0, accuracy_level=1, **OPTIONS)
     assert len(report.converted) == 1
     assert_near(run(report.model, {"x": x}, True), want, 2 * 2**-11 * float(np.abs(want[0]).max()))
+
+
+def test_convolutions_are_calibrated():
+    """Their operands are sums of a few patterns: what is solved for them errs less than what is rounded."""
+    pytest.importorskip("torch")
+    rng = np.random.default_rng(8)
+    patterns = rng.standard_normal((6, 64), dtype=np.float32)
+    amounts = rng.standard_normal((4, 2, 6, 9, 9), dtype=np.float32)
+    data = [{"x": np.einsum("bphw,pc->bchw", sample, patterns)} for sample in amounts]
+    weights = {
+        "v": rng.standard_normal((64, 64, 3, 3), dtype=np.float32),
+        "w": rng.standard_normal((64, 64, 1, 1), dtype=np.float32),
+    }
+    nodes = [
+        conv("x", "v", "h", name="one"),
+        helper.make_node("Relu", ["h"], ["r"]),
+        conv("r", "w", "y", name="two"),
+    ]
+    report = mxort.convert(model(nodes, data[0], weights), calibration=data, **OPTIONS)
+    assert [(site.node, site.op_type, site.algorithm) for site in report.converted] == [
+        ("one", "Conv", "mr-gptq"),
+        ("two", "Conv", "mr-gptq"),
+    ]
+    assert report.converted[0].gain_db > 3
