@@ -24,6 +24,7 @@ from mxort.converters.products import (
 )
 from mxort.converters.products.base import Context, Express, Left, leave
 from mxort.converters.sites import Selection
+from mxort.errors import first_line
 
 RULES: dict[tuple[str, str], Express] = {
     ("", "MatMul"): matmul.express,
@@ -68,9 +69,15 @@ def express(model: ir.Model, selection: Selection) -> None:
     unique_node_names(model)
 
 
+_DAMAGED = (ArithmeticError, AttributeError, LookupError, MemoryError, TypeError, ValueError)
+"""What an operator of another domain raises that lacks inputs, or has attributes of another type: onnx checks none."""
+
+
 def _apply(rule: Express, context: Context, node: ir.Node) -> None:
     try:
         rule(context, node)
     except Left as left:
         for stays in left.nodes or (node,):
             leave(stays, str(left))
+    except _DAMAGED as error:
+        leave(node, f"is damaged, or of a form that is not known: {first_line(error)}")

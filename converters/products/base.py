@@ -22,6 +22,10 @@ _SPLIT_BY_INPUT = 13
 """The opset from which on the lengths of a Split are an input."""
 
 
+_OPTIONAL_INPUTS = ("Conv", "Gemm", "LSTM")
+"""Operators of those made here that do without some of their inputs."""
+
+
 class Left(Exception):  # noqa: N818 (not an error)
     """Leaves an operator as it is, for the reason in its text; ``nodes``: in whose rows it then stands."""
 
@@ -105,6 +109,9 @@ class Builder:
         domain: str = "",
         **attributes: Any,
     ) -> Sequence[ir.Value]:
+        needed = inputs[:2] if op_type in _OPTIONAL_INPUTS else inputs
+        if domain == "" and any(value is None for value in needed):
+            raise Left("lacks an input")
         name = f"{self._base}/{op_type}"
         node = ir.Node(
             domain,

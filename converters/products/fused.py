@@ -56,8 +56,9 @@ def gemm(context: Context, node: ir.Node) -> None:
     """FusedGemm: a Gemm, then its activation. Raises Left."""
     weight = context.constant(node.inputs[1])
     _whole(context, node, weight.shape)
-    names = ("transA", "transB", "alpha", "beta")
-    settings = {name: node.attributes[name].value for name in names if name in node.attributes}
+    attributes = node.attributes
+    settings: dict[str, Any] = {name: attributes.get_int(name, 0) for name in ("transA", "transB")}
+    settings |= {name: attributes.get_float(name, 1.0) for name in ("alpha", "beta")}
     k, n = reversed(weight.shape) if settings.get("transB") else weight.shape
     context.check(node, weight, k, n)
     parameters = [node.attributes.get_float(f"activation_{name}", 0.0) for name in ("alpha", "beta", "gamma")]

@@ -67,8 +67,8 @@ def _numbers(weight: NDArray[np.generic], scale: Constant, zero: Constant | None
     """[..., n] of integers, scales and zero points [..., n or 1]."""
     numbers = weight.astype(np.float32)
     if zero is not None:
-        numbers = numbers - zero.numpy().astype(np.float32)
-    return np.asarray(numbers * scale.numpy().astype(np.float32))
+        numbers = numbers - zero.numpy().astype(np.float32).reshape(-1)
+    return np.asarray(numbers * scale.numpy().astype(np.float32).reshape(-1))
 
 
 def _wanted(context: Context, node: ir.Node, integers: _Integers) -> str:
@@ -178,14 +178,16 @@ def lstm(context: Context, node: ir.Node) -> None:
     shapes = [(shape[0], shape[2], shape[1]) for shape in (c.shape for c in weights) if len(shape) == 3]
     if len(shapes) != 2 or any(constant.dtype not in _BYTES for constant in weights):
         raise Left("is quantised already, in a way that is not read")
+    for i, constant in enumerate(weights):
+        _check_stack(constant, *(context.constant(v, "scale") for v in scales[2 * i : 2 * i + 2]))
     recurrent.check(node, "LSTM", shapes[0], shapes[1], (lengths, peepholes))
     context.check(node, None, shapes[0][2], shapes[0][1], "LSTM")
     build = Builder(context, node)
     tables = []
-    for i, (constant, shape) in enumerate(zip(weights, shapes, strict=True)):
+    for i, constant in enumerate(weights):
         scale, zero = (context.constant(v, "scale") for v in scales[2 * i : 2 * i + 2])
-        table = _stack(context, constant, scale, zero, f"{node.name or 'lstm'}/{'wr'[i]}")
-        tables.append(build.op("Reshape", [table, build.integers(shape)]))
+        tables.append(_stack(context, constant, scale, zero, f"{node.name}/{i}"))
+    tables = [build.op("Reshape", [t, build.integers(s)]) for t, s in zip(tables, shapes, strict=True)]
     settings = {name: attribute.value for name, attribute in node.attributes.items()}
     count = len(node.outputs)
     build.product_of("LSTM", [x, *tables, b, None, h, c], settings, origin="LSTM", outputs=count)
@@ -195,11 +197,15 @@ def lstm(context: Context, node: ir.Node) -> None:
     recurrent.express(context, made)
 
 
+def _check_stack(weight: Constant, scale: Constant, zero: Constant) -> None:
+    d, _, n = weight.shape
+    if scale.size not in (d, d * n) or zero.size != scale.size or scale.dtype not in FLOAT_TYPES:
+        raise Left("is quantised already, with scales that do not fit its columns")
+
+
 def _stack(context: Context, weight: Constant, scale: Constant, zero: Constant, name: str) -> ir.Value:
     """Integers [D, K, N], scales [D] or [D, N] -> a table [D * N, K]."""
     d, k, n = weight.shape
-    if scale.size not in (d, d * n) or zero.size != scale.size or scale.dtype not in FLOAT_TYPES:
-        raise Left("is quantised already, with scales that do not fit its columns")
 
     def values() -> NDArray[np.float32]:
         whole = (d, 1, scale.size // d)
