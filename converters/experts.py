@@ -81,24 +81,6 @@ def find(node: ir.Node, ir_version: int, site: type[Site]) -> list[Site]:
     return found
 
 
-def picked(node: ir.Node, ir_version: int) -> str:
-    """Why experts stay float that a node picks from a stack for each row, for products behind it; "" for others."""
-    if node.domain != "" or node.op_type not in ("Gather", "GatherND") or len(node.inputs) < 2:
-        return ""
-    try:
-        stack = resolve(node.inputs[0], ir_version)
-    except NotConstantError:
-        return ""
-    users = (user for user, _ in node.outputs[0].uses())
-    if (
-        len(stack.shape) != 3
-        or stack.dtype not in FLOAT_TYPES
-        or not any(u.op_type == "MatMul" for u in users)
-    ):
-        return ""
-    return "experts picked for each row (mxort import takes them from the checkpoint)"
-
-
 def together(sites: Sequence[Site]) -> list[Site]:
     """The sites; experts of which one stack is left alone are left alone as one site."""
     left = {s.node: s for s in reversed(sites) if s.experts and s.skip}

@@ -60,6 +60,8 @@ class LazyWeight(ir.LazyTensor):
         self, pieces: Sequence[Rows], transposed: bool, dtype: ir.DataType, name: str, experts: int = 0
     ) -> None:
         self.pieces, self.transposed = tuple(pieces), transposed
+        self.source_bytes: int | None = None
+        """What the weight takes in the file that it comes from, where that is less; None: what it takes here."""
         rows, k = sum(piece.shape[0] for piece in pieces), pieces[0].shape[1]
         self.matrix = (rows, k)
         shape = (experts, rows // experts, k) if experts else (k, rows) if transposed else (rows, k)
@@ -106,6 +108,29 @@ def _tensor(site: Site) -> LazyWeight | None:
         return None
     whole = {2: (("T", (1, 0)),) if tensor.transposed else (), 3: (("R", tensor.matrix),)}
     return tensor if weight.steps == whole[len(tensor.shape)] else None
+
+
+def source_bytes(site: Site) -> int:
+    """What the site's weight takes in the model that it comes from."""
+    weight = site.weight
+    if weight is None:
+        return 0
+    tensors = [root.tensor for root in weight.source.roots]
+    known = [_bytes_before(tensor) for tensor in tensors]
+    if not all(known):
+        return weight.nbytes
+    return sum(known) * weight.size // max(1, sum(tensor.size for tensor in tensors))
+
+
+def _bytes_before(tensor: ir.TensorProtocol) -> int:
+    """0 where nothing is known."""
+    return (tensor.source_bytes or 0) if isinstance(tensor, LazyWeight) else 0
+
+
+def is_quantised(site: Site) -> bool:
+    """Whether the site's weight was read from a quantised one: it would grow where it stays float."""
+    roots = site.weight.source.roots if site.weight is not None else ()
+    return any(_bytes_before(root.tensor) for root in roots)
 
 
 def is_packed(site: Site) -> bool:

@@ -29,7 +29,7 @@ _DEFAULT_DOMAINS = ("", "ai.onnx")
 _KEPT_FUNCTIONS = ("", "ai.onnx", "com.microsoft", functions.DOMAIN)
 """Domains whose functions stay: a runtime may have a kernel for the operator, which inlining would lose."""
 
-_CONVERTED = ("MatMul", "Gemm", "Gather")
+_CONVERTED = ("MatMul", "Gemm", "Gather", "Conv", "Einsum", "LSTM", "GRU")
 
 _DENSE_BYTES = 1 << 31
 """A sparse tensor that is larger when dense is refused: a damaged file may claim any shape."""

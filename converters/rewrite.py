@@ -62,14 +62,17 @@ class TensorPool:
 
 
 def is_converted(model: ir.Model) -> bool:
-    """Whether mxort has been at this model."""
-    return bool(conversions(model.metadata_props)) or functions.DOMAIN in model.opset_imports
+    """Whether mxort has been at this model. (A model that onnxruntime saves imports every domain it has met.)"""
+    return bool(conversions(model.metadata_props)) or _has_ours(model)
 
 
 def is_unfolded(model: ir.Model) -> bool:
     """Whether another tool has put the operators' functions in their place since: no kernel of ours runs then."""
-    ours = any(node.domain == functions.DOMAIN for node in model.graph.all_nodes())
-    return bool(conversions(model.metadata_props)) and not ours
+    return bool(conversions(model.metadata_props)) and not _has_ours(model)
+
+
+def _has_ours(model: ir.Model) -> bool:
+    return any(node.domain == functions.DOMAIN for node in model.graph.all_nodes())
 
 
 def apply(

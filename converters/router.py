@@ -46,16 +46,22 @@ _MOST_EXPERTS = 2048
 
 def find(sites: Sequence[Site]) -> dict[ir.Node, str]:
     """The sites that are routers, with the reason to keep them."""
-    found = (
-        (site.node, _chooser(site.node))
-        for site in sites
-        if site.weight is not None and site.N <= _MOST_EXPERTS
-    )
-    return {node: f"router: decides what {chooser!r} chooses" for node, chooser in found if chooser}
+    found = ((site.node, chooser(site.node, site.N)) for site in sites if site.weight is not None)
+    return {node: reason(name) for node, name in found if name}
 
 
-def _chooser(node: ir.Node) -> str:
-    """The name of the node that chooses by what this one computes, elementwise steps between; "" if there is none."""
+def reason(name: str) -> str:
+    """Why a router stays, of the name that :func:`chooser` gives."""
+    return f"router: decides what {name!r} chooses"
+
+
+def chooser(node: ir.Node, n: int) -> str:
+    """The name of the node that chooses by the ``n`` columns that this one computes, elementwise steps between.
+
+    "" if there is none.
+    """
+    if n > _MOST_EXPERTS:
+        return ""
     pending, seen = [node], {node}
     while pending:
         for value in pending.pop().outputs:

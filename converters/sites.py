@@ -10,12 +10,31 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from mxort.converters import embedding, experts, lazy_weights, lm_head, router
+from mxort.converters import embedding, experts, lazy_weights, lm_head, picked, router
 from mxort.converters.constants import FLOAT_TYPES, Constant, NotConstantError
 from mxort.converters.functions import DOMAIN
 from mxort.converters.resolving import resolve
 from mxort.converters.shapes import Ranks
 from mxort.formats import WEIGHT_FORMATS, packed_bytes
+
+CONVERTIBLE_OPS = (
+    "MatMul",
+    "Gemm",
+    "Conv",
+    "Einsum",
+    "LSTM",
+    "GRU",
+    "Attention",
+    "FusedMatMul",
+    "TransposeMatMul",
+    "FusedGemm",
+    "FusedConv",
+    experts.OP_TYPE,
+)
+"""What is converted: products, and what ``mxort.converters.products`` makes of other operators."""
+
+ORIGIN, LEFT, NOTE = "mxort.origin", "mxort.left", "mxort.note"
+"""In a node's ``meta``: the operator that a product stands for, why one was left, and what to say of it."""
 
 
 @dataclass(frozen=True)
@@ -25,10 +44,11 @@ class Selection:
     ``name_reason`` tells why the node of this name is left alone (None: it is not). Its weight becomes what
     ``layer_format`` says, where it does; else an output projection (unless ``convert_lm_head`` counts it among the
     others) and an embedding table become ``table_format``, where they do not stay float (None), any other
-    ``weight_format``. Embedding tables of models without an output projection are taken with ``convert_embedding``.
+    ``weight_format``. Embedding tables of models without an output projection are taken with ``convert_embedding``,
+    convolutions that are faster as they are with ``convert_conv``, weights that were quantised with ``requantize``.
     """
 
-    op_types: tuple[str, ...] = ("MatMul", "Gemm", experts.OP_TYPE)
+    op_types: tuple[str, ...] = CONVERTIBLE_OPS
     min_elements: int = 0
     convert_lm_head: bool = False
     convert_embedding: bool = False
@@ -36,6 +56,8 @@ class Selection:
     layer_format: Callable[[str], str | None] = lambda name: None
     weight_format: str = "mxfp4"
     table_format: str | None = None
+    convert_conv: bool = False
+    requantize: bool = False
 
     def format_of(self, name: str) -> str:
         """What the weight of an ordinary node becomes."""
@@ -83,6 +105,16 @@ class Site:
         return self.node.name or f"{self.node.op_type}({output_name(self.node)})"
 
     @property
+    def notes(self) -> tuple[str, str]:
+        """What to say of a converted site, and of what its node was."""
+        return self.note, str(self.node.meta.get(NOTE, ""))
+
+    @property
+    def op_type(self) -> str:
+        """The node's operator, for people: what it was before it became a product."""
+        return str(self.node.meta.get(ORIGIN, self.node.op_type))
+
+    @property
     def id(self) -> str:
         """What no other site of the model is called: the name of the node's output, which does not change.
 
@@ -114,6 +146,7 @@ OTHER_WEIGHT_OPS: dict[tuple[str, str], str] = {
     ("", "ConvTranspose"): "ConvTranspose has no MXFP4 operator",
     ("", "Einsum"): "Einsum is not converted (rewrite it as MatMul)",
     ("", "Gather"): embedding.LEFT,
+    ("", "GatherND"): "picks parts of a constant as the model runs",
     ("", "LSTM"): "a recurrent operator is not converted",
     ("", "GRU"): "a recurrent operator is not converted",
     ("", "RNN"): "a recurrent operator is not converted",
@@ -125,6 +158,7 @@ OTHER_WEIGHT_OPS: dict[tuple[str, str], str] = {
     ("com.microsoft", "MatMulBnb4"): "is quantised already",
     ("com.microsoft", "GatherBlockQuantized"): "is quantised already",
     ("com.microsoft", "DynamicQuantizeMatMul"): "is quantised already",
+    ("com.microsoft", "DynamicQuantizeLSTM"): "is quantised already",
     ("com.microsoft", "MatMulIntegerToFloat"): "is quantised already",
     ("com.microsoft", "QGemm"): "is quantised already",
     ("com.microsoft", "QAttention"): "is quantised already",
@@ -132,6 +166,7 @@ OTHER_WEIGHT_OPS: dict[tuple[str, str], str] = {
         "com.microsoft",
         "Attention",
     ): "its weights are inside a fused attention (export without attention fusion)",
+    ("com.microsoft", "FusedConv"): "a fused operator is not converted (save the model without optimisation)",
     (
         "com.microsoft",
         "FusedMatMul",
@@ -206,18 +241,17 @@ class _Finder:
             try:
                 site = _FINDERS[node.op_type](self, node)
             except _Skip as skip:
-                yield Site(node, str(skip))
+                yield Site(node, str(node.meta.get(LEFT, skip)))
             else:
                 yield self.checked(replace(site, weight_format=self.selection.format_of(site.name)))
         elif experts.is_one(node):
             for site in experts.find(node, self.ir_version, Site):
                 yield site if lazy_weights.is_packed(site) else self.checked(site)
-        elif reason := experts.picked(node, self.ir_version):
-            yield Site(node, reason)
         elif table := self._table(node):
             yield self.checked(Site(node, weight=table, table=True))
         elif reason := OTHER_WEIGHT_OPS.get((node.domain, node.op_type)):
-            yield from self._other(node, reason)
+            picks = picked.reason(node, self.ir_version)
+            yield from self._other(node, picks or str(node.meta.get(LEFT, reason)))
 
     def _table(self, node: ir.Node) -> Constant | None:
         """The embedding table that a node reads, where it is worth the mention."""
@@ -233,7 +267,9 @@ class _Finder:
             try:
                 constant = resolve(value, self.ir_version)
             except NotConstantError as error:
-                if not error.computed and node.op_type != "Gather":  # of unknown size, but no activation
+                if (
+                    not error.computed and node.op_type not in picked.PICKERS
+                ):  # of unknown size, but no activation
                     yield Site(node, reason)
                     return
                 continue
@@ -247,7 +283,7 @@ class _Finder:
         try:
             weight = resolve(right, self.ir_version)
         except NotConstantError as reason:
-            raise _Skip(self._not_constant(left, reason)) from None
+            raise _Skip(self._not_constant(left, right, reason)) from None
         if len(weight.shape) > 2 and all(d == 1 for d in weight.shape[:-2]):
             rank = self.ranks.of(left)
             if rank is None:
@@ -265,7 +301,7 @@ class _Finder:
         try:
             weight = resolve(right, self.ir_version)
         except NotConstantError as reason:
-            raise _Skip(self._not_constant(left, reason)) from None
+            raise _Skip(self._not_constant(left, right, reason)) from None
         attributes = node.attributes
         matrix = _as_matrix(weight)
         if attributes.get_int("transB", 0):
@@ -317,9 +353,11 @@ class _Finder:
         row = constant.numpy().astype(np.float32).reshape(-1)
         return np.ascontiguousarray(np.broadcast_to(row, (n,)))
 
-    def _not_constant(self, left: ir.Value | None, right: NotConstantError) -> str:
-        if not right.computed:
-            return f"weight {right}"
+    def _not_constant(self, left: ir.Value | None, right: ir.Value | None, reason: NotConstantError) -> str:
+        if not reason.computed:
+            return f"weight {reason}"
+        if picks := picked.by(right, self.ir_version):
+            return picks
         try:
             resolve(left, self.ir_version)
         except NotConstantError:
@@ -339,24 +377,43 @@ class _Finder:
     def _check(self, site: Site) -> None:
         assert site.weight is not None
         dtype, elements = site.weight.dtype, site.K * site.N
-        if reason := self.selection.name_reason(site.name):
+        op_type = experts.OP_TYPE if site.experts else ""
+        if reason := reason_against(
+            self.selection, site.node, dtype, site.K, site.N, table=site.table, op_type=op_type
+        ):
             raise _Skip(reason)
-        op_type = experts.OP_TYPE if site.experts else site.node.op_type
-        if not site.table and op_type not in self.selection.op_types:
-            raise _Skip(f"op_types leaves {op_type} alone")
         wanted = self.selection.format_of(site.name)
         if site.experts and wanted != site.weight_format:
             raise _Skip(f"experts become {site.weight_format}, and the recipe asks for {wanted}")
-        if dtype not in FLOAT_TYPES:
-            raise _Skip(f"weight is {dtype.name.lower()}; float, float16 and bfloat16 are converted")
-        if elements == 0:
-            raise _Skip(f"weight of shape [{site.K}, {site.N}] has no elements")
-        if elements < self.selection.min_elements:
-            raise _Skip(
-                f"weight has {elements} elements, fewer than min_elements = {self.selection.min_elements}"
-            )
         if packed_bytes(site.N, site.K, site.weight_format) >= elements * dtype.itemsize:
             raise _Skip(f"weight of shape [{site.K}, {site.N}] would not become smaller")
+
+
+def reason_against(
+    selection: Selection,
+    node: ir.Node,
+    dtype: ir.DataType,
+    k: int,
+    n: int,
+    *,
+    table: bool = False,
+    op_type: str = "",
+) -> str:
+    """Why a weight W [K, N] of this node is not converted; "" where it is. ``op_type``: what the node counts as."""
+    site, elements = Site(node), k * n
+    op_type = op_type or site.op_type
+    table = table or op_type == "Gather"
+    if reason := selection.name_reason(site.name):
+        return reason
+    if not table and op_type not in selection.op_types:
+        return f"op_types leaves {op_type} alone"
+    if dtype not in FLOAT_TYPES:
+        return f"weight is {dtype.name.lower()}; float, float16 and bfloat16 are converted"
+    if elements == 0:
+        return f"weight of shape [{k}, {n}] has no elements"
+    if elements < selection.min_elements:
+        return f"weight has {elements} elements, fewer than min_elements = {selection.min_elements}"
+    return ""
 
 
 def _as_matrix(weight: Constant) -> Constant:

@@ -51,7 +51,8 @@ def after(model: ir.Model, sites: Sequence[Site]) -> Storage:
     products = {s.node for s in sites if s.weight is not None and s.node.op_type != "Gather"}
     preferred = [products, {s.node for s in sites}]
     for place in tensors(model):
-        nbytes = place.tensor.nbytes
+        kept = getattr(place.tensor, "source_bytes", None)  # a lazy weight: what it takes in its file
+        nbytes = place.tensor.nbytes if kept is None else kept
         total += nbytes
         if place.node in gone or place.value in dead:
             freed += nbytes

@@ -27,7 +27,7 @@ from mxort.calibration.executor import Executor, Layer, State, Store, float_laye
 from mxort.calibration.losses import Divergence, Loss, Noise
 from mxort.calibration.site_losses import BASE, KeptSites, Sensitivity, SiteSensitivity
 from mxort.conversion.recipe import Recipe
-from mxort.converters import model_io, sites, stages
+from mxort.converters import model_io, products, sites, stages
 from mxort.converters.sites import Site
 from mxort.errors import MxortError
 from mxort.formats import WEIGHT_FORMATS
@@ -73,6 +73,7 @@ class Probe:
     ) -> None:
         self._recipe, self._options = recipe or Recipe(), options or Options()
         self._source = model_io.load(model)
+        products.express(self._source.model, self._recipe.selection())
         found = [
             site
             for site in sites.find(self._source.model, self._recipe.selection())

@@ -22,6 +22,8 @@ MEASURED = (
     "table_format",
     "convert_lm_head",
     "convert_embedding",
+    "convert_conv",
+    "requantize",
 )
 """The options that a sensitivity depends on: it is of weights rounded to nearest, in every format."""
 

@@ -74,6 +74,8 @@ NEEDS: dict[str, Need] = {
     "convert_embedding": Need(
         lambda s: s.recipe.table_format != FLOAT, "another table_format", lambda s: "table_format float"
     ),
+    "convert_conv": Need(lambda s: "Conv" in s.recipe.op_types, "Conv among op_types", lambda s: "none"),
+    "requantize": _ALWAYS,
     "fuse": _ALWAYS,
     "kv_cache": Need(lambda s: s.recipe.fuse, "fuse", lambda s: "no fuse"),
     "strict": _ALWAYS,

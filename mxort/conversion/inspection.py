@@ -13,7 +13,17 @@ from mxort.conversion import gains, rows, selection
 from mxort.conversion.gains import Gain
 from mxort.conversion.recipe import Recipe
 from mxort.conversion.report import CONVERTED, SKIPPED, SiteReport
-from mxort.converters import epilogue, experts, functions, lm_head, model_io, rewrite, sites, storage
+from mxort.converters import (
+    epilogue,
+    experts,
+    functions,
+    lazy_weights,
+    lm_head,
+    model_io,
+    rewrite,
+    sites,
+    storage,
+)
 from mxort.converters.metadata import Conversion, conversions
 from mxort.converters.opset import opset_of
 from mxort.converters.resolving import resolve
@@ -82,6 +92,7 @@ def inspect(path: str | os.PathLike[str], recipe: Recipe | None = None) -> Inspe
     if converted and made.recipe:
         recipe = Recipe.from_json(made.recipe)
     recipe = recipe or Recipe()
+    nodes = sum(1 for _ in model.graph.all_nodes())
     found, warnings = selection.find(model, recipe)
     ours = [
         n
@@ -104,7 +115,7 @@ def inspect(path: str | os.PathLike[str], recipe: Recipe | None = None) -> Inspe
         ir_version=model.ir_version,
         opset=opset_of(model.graph),
         producer=f"{model.producer_name or ''} {model.producer_version or ''}".strip(),
-        nodes=sum(1 for _ in model.graph.all_nodes()),
+        nodes=nodes,
         lm_head=_lm_head(model, found, ours),
         sites=(
             *_converted_rows(ours),
@@ -171,16 +182,18 @@ def _unconverted_row(site: sites.Site, stored: Storage) -> SiteReport:
     weight, reason = site.weight, site.skip
     return SiteReport(
         node=site.name,
-        op_type=site.node.op_type,
+        op_type=site.op_type,
         status=SKIPPED if reason else CONVERTIBLE,
         reason=reason,
         K=site.K,
         N=site.N,
         weight=weight.name if weight else "",
-        original_bytes=weight.nbytes if weight and not reason else stored.read_by.get(site.node, 0),
+        original_bytes=lazy_weights.source_bytes(site)
+        if weight and not reason
+        else stored.read_by.get(site.node, 0),
         converted_bytes=packed_bytes(site.N, site.K, site.weight_format) if weight and not reason else 0,
         weight_format="" if reason else site.weight_format,
-        note=", ".join(note for note in (site.note, rows.float_too(stored, site)) if note),
+        note=", ".join(note for note in (*site.notes, rows.float_too(stored, site)) if note),
     )
 
 

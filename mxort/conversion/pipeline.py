@@ -266,7 +266,7 @@ def _skipped(site: sites.Site, reason: str, nbytes: int) -> SiteReport:
     weight = site.weight
     return SiteReport(
         site.name,
-        site.node.op_type,
+        site.op_type,
         SKIPPED,
         reason,
         site.K,
@@ -281,15 +281,15 @@ def _converted(site: sites.Site, weight: Packed, plan: _Plan, first: bool) -> Si
     nbytes = weight.nbytes if first else 0
     shared = "" if nbytes else "weight shared"
     activation_format, level = operand_of(site, plan.recipe, weight.sqnr_db)
-    notes = [site.note, weight.note, shared, report_rows.float_too(plan.stored, site)]
+    notes = [*site.notes, weight.note, shared, report_rows.float_too(plan.stored, site)]
     return SiteReport(
         site.name,
-        site.node.op_type,
+        site.op_type,
         CONVERTED,
         K=site.K,
         N=site.N,
         weight=site.weight.name,
-        original_bytes=site.weight.nbytes,
+        original_bytes=lazy_weights.source_bytes(site),
         converted_bytes=nbytes,
         sqnr_db=weight.sqnr_db,
         rotation=weight.rotation,

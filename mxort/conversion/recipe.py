@@ -15,7 +15,7 @@ from typing import Any, TypedDict, Unpack
 
 from mxort.converters.functions import ROTATIONS
 from mxort.converters.kv_cache import CACHES
-from mxort.converters.sites import Selection
+from mxort.converters.sites import CONVERTIBLE_OPS, Selection
 from mxort.errors import MxortError
 from mxort.formats import ACTIVATION_FORMATS, WEIGHT_FORMATS
 from mxort.quantize import ALGORITHMS
@@ -26,7 +26,6 @@ ACCURACY_LEVELS = (0, 1, 3, 4)
 EFFORTS = (1, 2, 3)
 AUTO = "auto"
 FLOAT = "float"
-CONVERTIBLE_OPS = ("MatMul", "Gemm", "MoE")
 
 
 def _option(default: Any, help_text: str, choices: Iterable[Any] | None = None) -> Any:
@@ -104,6 +103,8 @@ class RecipeOptions(TypedDict, total=False):
     min_elements: int
     convert_lm_head: bool
     convert_embedding: bool
+    convert_conv: bool
+    requantize: bool
     fuse: bool
     kv_cache: str
     strict: bool
@@ -181,6 +182,12 @@ mxfp8_e4m3, mxint8; did you mean 'mxfp4'?
     convert_embedding: bool = _option(
         False, "convert the embedding tables of models without an output projection too, to table_format"
     )
+    convert_conv: bool = _option(
+        False, "convert the convolutions too that are faster as they are: for the smallest file"
+    )
+    requantize: bool = _option(
+        False, "convert weights that are quantised already too (MatMulNBits, int8, int4): they lose twice"
+    )
     fuse: bool = _option(
         True,
         "give attention this library's kernel, and products the activation that follows them",
@@ -255,6 +262,8 @@ mxfp8_e4m3, mxint8; did you mean 'mxfp4'?
             lambda node: (self.layer_format_of(node) or "").rpartition("=")[2] or None,
             self.weight_format,
             None if self.table_format == FLOAT else self.table_format,
+            self.convert_conv,
+            self.requantize,
         )
 
     def to_dict(self) -> dict[str, Any]:

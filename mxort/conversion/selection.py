@@ -2,26 +2,54 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from difflib import get_close_matches
 
 import onnx_ir as ir
 
 from mxort.conversion.recipe import Recipe, matches
-from mxort.converters import lm_head, sites
-from mxort.converters.sites import Site
+from mxort.converters import lazy_weights, lm_head, products, sites
+from mxort.converters.products import quark
+from mxort.converters.sites import Selection, Site
 from mxort.text import few
 
 
 def find(model: ir.Model, recipe: Recipe) -> tuple[list[Site], tuple[str, ...]]:
-    """(all sites of the model in graph order, warnings)."""
-    found = sites.find(model, recipe.selection())
+    """(all sites of the model in graph order, warnings). Operators of the model that are products become MatMul."""
+    chosen = recipe.selection()
+    if recipe.requantize:
+        chosen = _without_what_stays(model, chosen)
+    products.express(model, chosen)
+    found = sites.find(model, chosen)
     warnings = (
+        *_foreign(model),
         *unmatched(recipe, [site.name for site in found]),
         *_formats_of_nothing(recipe, found),
         *_absent(model, recipe, found),
     )
     return found, warnings
+
+
+def _foreign(model: ir.Model) -> Iterable[str]:
+    """A warning where operators stay that only the library of the tool that wrote the model has."""
+    names = Counter(n.op_type for n in model.graph.all_nodes() if n.op_type in quark.NAMES)
+    for name, count in names.items():
+        yield f"{count} x {name} stay, on activations: the model still needs the library that it was made with"
+
+
+def _without_what_stays(model: ir.Model, selection: Selection) -> Selection:
+    """The selection without those quantised weights that would stay float in the end: they would only grow."""
+    trial = model.clone()
+    products.express(trial, selection)
+    reasons = {
+        site.name: site.skip
+        for site in sites.find(trial, selection)
+        if site.skip and lazy_weights.is_quantised(site)
+    }
+    given = selection.name_reason
+    return replace(selection, name_reason=lambda name: given(name) or reasons.get(name))
 
 
 def unmatched(recipe: Recipe, names: Sequence[str]) -> tuple[str, ...]:

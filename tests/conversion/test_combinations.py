@@ -36,6 +36,7 @@ def meant(options: dict, calibrated: bool) -> bool:
         and not {"accuracy_level", "activation_format"} <= options.keys()
         and (options.get("op_types") != () or "convert_embedding" in options)
         and not {"table_format", "convert_embedding"} <= options.keys()
+        and not {"op_types", "convert_conv"} <= options.keys()
         and not {"fuse", "kv_cache"} <= options.keys()
     )
 
@@ -59,6 +60,8 @@ OTHER = {
     "min_elements": 1,
     "convert_lm_head": True,
     "convert_embedding": True,
+    "convert_conv": True,
+    "requantize": True,
     "fuse": False,
     "kv_cache": "mxfp8",
     "strict": True,

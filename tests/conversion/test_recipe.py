@@ -90,7 +90,7 @@ def test_every_choice_is_accepted():
         ),
         ({"rotation": 16}, "unknown rotation: got '16', expected one of 1, 32, 64, 128"),
         ({"accuracy_level": 2}, "unknown accuracy_level: got '2', expected one of 0, 1, 3, 4"),
-        ({"op_types": ("MatMul", "Conv")}, "unknown op_types: got 'Conv', expected one of MatMul, Gemm"),
+        ({"op_types": ("MatMul", "Cnv")}, "unknown op_types: got 'Cnv', expected one of MatMul, Gemm"),
         ({"min_elements": -1}, "min_elements: expected 0 or more, got -1"),
         ({"min_elements": "many"}, "min_elements: expected an integer, got 'many'"),
         ({"rotation": True}, "rotation: expected an integer, got True"),

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 
 import mxort
+from mxort import cli
 from mxort.conversion.inspection import inspect
 from mxort.converters import functions
+from mxort.formats import WEIGHT_FORMATS
 
 V, K = 160, 72
 EMBED = "(int64[b,s] ids) => (T[b,s,k] y) { y = Gather(table, ids) }"
@@ -232,3 +237,28 @@ def test_an_encoder_keeps_its_table(tools, table):
     assert [row.op_type for row in mxort.convert(model).converted] == ["MatMul"]
     both = mxort.convert(model, convert_embedding=True).converted
     assert [(row.op_type, row.weight_format) for row in both] == [("Gather", "mxint8"), ("MatMul", "mxfp4")]
+
+
+LEAST_DB = {4: 17, 6: 25, 8: 30}
+"""SQNR of normal numbers that a format of so many bits surpasses, by its spacing (docs/format.md)."""
+
+
+@pytest.mark.parametrize("table_format", WEIGHT_FORMATS)
+def test_one_table_for_both_in_every_format(tools, table, ids, table_format, tmp_path, capsys):
+    """From the command line: one packed table, read alike with the library and by the functions in the file."""
+    source, out = tmp_path / "model.onnx", tmp_path / "out.onnx"
+    onnx.save(language_model(tools, table, False), source)
+    flags = ["--table-format", table_format, "--accuracy-level", "1", "--json"]
+    assert cli.main(["convert", str(source), "-o", str(out), *flags]) == 0
+    rows = {row["op_type"]: row for row in json.loads(capsys.readouterr().out)["sites"]}
+    assert rows["Gather"]["weight_format"] == table_format
+    assert rows["Gather"]["sqnr_db"] > LEAST_DB[WEIGHT_FORMATS[table_format].bits]
+    model = onnx.load(out)
+    gather, _, head = ours(model)
+    assert list(gather.input[1:3]) == list(head.input[1:3])
+    (want,) = tools.run_reference(model, {"ids": ids})
+    options = ort.SessionOptions()
+    mxort.register(options)
+    session = ort.InferenceSession(str(out), options, providers=["CPUExecutionProvider"])
+    (got,) = session.run(None, {"ids": ids})
+    assert np.linalg.norm(got - want) < 1e-5 * np.linalg.norm(want)

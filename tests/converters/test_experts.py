@@ -340,5 +340,5 @@ def test_experts_that_are_picked_for_each_row_are_named(op_type: str) -> None:
         helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
     )
     rows = {row.node: (row.reason, row.original_bytes) for row in report.skipped}
-    assert rows["pick"][0].startswith("experts picked for each row") and rows["pick"][1] == stack.nbytes
-    assert rows["product"] == ("no operand is constant", 0)
+    assert rows["pick"][0].startswith("picks from") and rows["pick"][1] == stack.nbytes
+    assert rows["product"] == (f"its weight is picked from {list(stack.shape)} by {op_type} 'pick'", 0)

@@ -31,7 +31,7 @@ REASONS = {
         {},
         "no operand is constant",
     ),
-    "left": (TWO + "{ y = MatMul(w, x) }", {"w": normal(64, 64)}, "the constant is the left operand"),
+    "left": (TWO + "{ y = Gemm(w, x) }", {"w": normal(64, 64)}, "the constant is the left operand"),
     "batched": (
         "(T[b,s,k] x) => (T[b,s,n] y) { y = MatMul(x, w) }",
         {"w": normal(4, 64, 32)},
@@ -74,7 +74,7 @@ REASONS = {
     ),
     "dequantized": (
         TWO + "{ w = DequantizeLinear(q, s) y = MatMul(x, w) }",
-        {"q": np.ones((64, 32), np.int8), "s": np.float32(1) * np.ones((), np.float32)},
+        {"q": np.arange(2048).reshape(64, 32).astype(np.int8), "s": np.float32(1) * np.ones((), np.float32)},
         "weight is quantised already (DequantizeLinear)",
     ),
     "cast from int8": (

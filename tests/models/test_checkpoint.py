@@ -50,7 +50,7 @@ def made(fmt: str, matrix: Matrix | None = None) -> tuple[dict[str, torch.Tensor
     return tensors | {"lm_head.weight": torch.ones(4, 4).bfloat16()}, settings
 
 
-@pytest.mark.parametrize("fmt", [name for name in checkpoints.FORMATS if name != "float"])
+@pytest.mark.parametrize("fmt", checkpoints.OF_MATRICES)
 def test_codes_and_scales_are_the_files(fmt: str, tmp_path: Path) -> None:
     tensors, settings = made(fmt)
     opened = open_checkpoint(write(tmp_path, tensors, settings))
@@ -235,7 +235,7 @@ def places(settings: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...
         yield from places(value, (*path, key))
 
 
-@pytest.mark.parametrize("fmt", [name for name in checkpoints.FORMATS if name != "float"])
+@pytest.mark.parametrize("fmt", checkpoints.OF_MATRICES)
 def test_odd_settings_are_taken_or_refused(fmt: str, tmp_path: Path) -> None:
     """Every setting replaced by things that it is not: one line, or what it was without it."""
     tensors, settings = made(fmt)

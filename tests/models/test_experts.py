@@ -20,7 +20,7 @@ import expert_tensors
 import mxort
 from generated import FLOAT_SUMS, TOKENS, generate, reference
 from mxort.converters import functions
-from mxort.models.importing import METADATA
+from mxort.models.origin import NAMES
 
 KEPT = [
     ("gpt_oss", "gpt-oss"),
@@ -44,7 +44,7 @@ def made_of(folder: Path) -> dict[str, tuple[dict[str, np.ndarray], list[str], o
     for node in model.graph.node:
         if node.op_type == functions.EXPERTS:
             values = {n: constants[g] for n, g in zip(inputs, node.input, strict=True) if g in constants}
-            names = next((p.value for p in node.metadata_props if p.key == METADATA), "[]")
+            names = next((p.value for p in node.metadata_props if p.key == NAMES), "[]")
             found[node.name] = values, json.loads(names), node
     return found
 

@@ -94,7 +94,7 @@ def assert_bytes(tiny: checkpoints.Tiny, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2"])
-@pytest.mark.parametrize("fmt", [name for name in checkpoints.FORMATS if name != "float"])
+@pytest.mark.parametrize("fmt", checkpoints.OF_MATRICES)
 def test_every_format(fmt: str, architecture: str, tmp_path: Path) -> None:
     tiny = checkpoints.make(tmp_path / "checkpoint", architecture, fmt)
     report = mxort.import_checkpoint(

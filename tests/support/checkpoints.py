@@ -308,3 +308,6 @@ FORMATS: dict[str, Callable[[Packed], tuple[Tensors, dict[str, Any] | None]]] = 
     "gpt-oss": expert_tensors.gpt_oss,
 }
 """Name -> what puts matrices into the format's tensors and describes them."""
+
+OF_MATRICES = tuple(name for name in FORMATS if name not in ("float", "gpt-oss"))
+"""Those with codes and scales of any linear layer; gpt-oss has them of experts alone."""
