@@ -82,7 +82,7 @@ sanitize: build/.dev hipsim
 
 # WHEEL_PYTHONS="python3.12 python3.13" builds and tests for those instead of the environment's own.
 wheel: dist/.built
-dist/.built: build/.wheel $(SOURCES) $(shell find mxort converters -name '*.py' -o -name '*.jinja') scripts/wheel.sh
+dist/.built: build/.wheel $(SOURCES) $(shell find mxort converters -name '*.py' -o -name '*.jinja' -o -name '*.html') scripts/wheel.sh
 	MXORT_HIP_OBJECTS="$(HIP_OBJECTS)" scripts/wheel.sh $(WHEEL_PYTHONS)
 	@touch $@
 
