@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +14,7 @@ import onnx.checker
 import onnx_ir as ir
 
 from mxort.converters import verify
+from mxort.converters.hashing import sha256_of
 from mxort.converters.normalise import normalise_model, normalise_proto, sparse_again
 from mxort.converters.walk import bodies, tensors
 from mxort.errors import MxortError, first_line
@@ -26,7 +27,8 @@ SINGLE_FILE_BYTES = 1_500_000_000
 class Source:
     """A loaded model. ``nbytes`` counts all its files; ``path`` is None for a model in memory.
 
-    The model is mxort's own to change. ``name`` is what messages call it.
+    The model is mxort's own to change. ``name`` is what messages call it. ``digest``: that of its files, where somebody
+    is at it already.
     """
 
     model: ir.Model
@@ -34,18 +36,14 @@ class Source:
     nbytes: int
     path: Path | None = None
     data_files: tuple[Path, ...] = ()
+    digest: Future[str] | None = None
 
     @cached_property
     def sha256(self) -> str:
         """Of the model file and its data files, read when first asked for; "" for a model in memory."""
         if self.path is None:
             return ""
-        digest = hashlib.sha256()
-        for file in (self.path, *self.data_files):
-            with file.open("rb") as stream:
-                while chunk := stream.read(1 << 22):
-                    digest.update(chunk)
-        return digest.hexdigest()
+        return self.digest.result() if self.digest else sha256_of((self.path, *self.data_files))
 
 
 def load(path: str | os.PathLike[str]) -> Source:

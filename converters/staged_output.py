@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import re
 import shutil
@@ -19,6 +18,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from mxort.converters import model_io
+from mxort.converters.hashing import Follower
 from mxort.converters.lazy_weights import LazyWeight
 from mxort.converters.model_io import Source, size_of, to_proto
 from mxort.converters.walk import tensors
@@ -54,6 +54,7 @@ class StagedOutput:
         self.data_path = self.path.with_name(self.path.name + ".data")  # while it is written
         self._external = external
         self._data: BinaryIO | None = None
+        self._follower: Follower | None = None
         self._staging: Path | None = None
         self._refuse_bad_target(source)
 
@@ -73,17 +74,24 @@ class StagedOutput:
         with writing(self.path):
             self._staging = Path(tempfile.mkdtemp(prefix=f".{self.path.name}.", dir=self.path.parent))
             if self._external:
-                self._data = self._staged(self.data_path).open("wb")
+                self._open_data()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._follower is not None:
+            self._follower.close()
         if self._data is not None:
             with contextlib.suppress(OSError):  # closing flushes: a full disk complains again
                 self._data.close()
         if self._staging is not None:
             shutil.rmtree(self._staging, ignore_errors=True)
+
+    def _open_data(self) -> None:
+        path = self._staged(self.data_path)
+        self._data = path.open("wb")
+        self._follower = Follower(path)
 
     def _staged(self, path: Path) -> Path:
         assert self._staging is not None, "used outside of its with block"
@@ -116,6 +124,8 @@ class StagedOutput:
             else:
                 _copy(tensor, self._data)
             self._data.flush()  # calibration reads back what was stored, by a mapping of the file
+            if self._follower is not None:
+                self._follower.advance(self._data.tell())
         return ir.ExternalTensor(
             self.data_path.name,
             offset,
@@ -132,7 +142,7 @@ class StagedOutput:
         """Writes the model into the staging folder. Raises MxortError if that cannot be done."""
         if self._data is None and size_of(model) > model_io.SINGLE_FILE_BYTES:
             with writing(self.path):
-                self._data = self._staged(self.data_path).open("wb")
+                self._open_data()
         moved: dict[int, ir.ExternalTensor] = {}
         kept: list[ir.TensorProtocol] = []  # alive until the end, so that ids stay unique
         for graph in model.graphs():
@@ -155,12 +165,12 @@ class StagedOutput:
 
     def _name_data(self) -> None:
         """Closes the data file and gives it the name of its content."""
-        if self._data is None:
+        if self._data is None or self._follower is None:
             return
         with writing(self.path):
+            self._data.flush()
+            digest = self._follower.hexdigest(self._data.tell())
             self._data.close()
-            with self._staged(self.data_path).open("rb") as data:
-                digest = hashlib.file_digest(data, "sha256").hexdigest()
             named = self.path.with_name(f"{self.path.name}.{digest[:8]}.data")
             self._staged(self.data_path).rename(self._staged(named))
         self.data_path = named

@@ -7,6 +7,7 @@ import math
 import os
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any, Unpack
@@ -21,7 +22,7 @@ from mxort.conversion.pipeline import convert
 from mxort.conversion.recipe import Recipe, RecipeOptions
 from mxort.conversion.report import Report, SiteReport
 from mxort.conversion.weights import CHECKPOINT, Calibration
-from mxort.converters import model_io
+from mxort.converters import hashing, model_io
 from mxort.converters.lazy_weights import LazyWeight, Rows
 from mxort.errors import MxortError
 from mxort.models import builder, configuration, genai_config, origin
@@ -150,7 +151,10 @@ def import_checkpoint(
     is_gguf = path.suffix.lower() == GGUF and not path.is_dir()
     opened = open_gguf(path) if is_gguf else open_checkpoint(path, float_activations=float_activations)
     doubts = tuple(configuration.check(opened))
-    with StagedFolder(out, opened.folder) as output:
+    with (
+        StagedFolder(out, opened.folder) as output,
+        hashing.beside((opened.settings, *opened.files)) as digest,
+    ):
         report_progress("building the graph", 0.0)
         with output.naming():
             graph = builder.build(opened, output.staged)
@@ -159,7 +163,11 @@ def import_checkpoint(
         target = output.place(PurePath(MODEL))
         with output.naming():
             report = convert(
-                _source(opened, graph.model), target, chosen, calibration=calibration, progress=progress
+                _source(opened, graph.model, digest),
+                target,
+                chosen,
+                calibration=calibration,
+                progress=progress,
             )
         _check_all_kept(opened, report, origins)
         _configure(output, report.cache_bytes, library)
@@ -213,13 +221,14 @@ def _weight(value: ir.Value | None) -> LazyWeight | None:
     return tensor if isinstance(tensor, LazyWeight) else None
 
 
-def _source(checkpoint: Checkpoint, model: ir.Model) -> model_io.Source:
+def _source(checkpoint: Checkpoint, model: ir.Model, digest: Future[str]) -> model_io.Source:
     """The graph as the conversion takes it, of the size that it has in float; its files are the checkpoint's."""
     return replace(
         model_io.from_memory(model),
         name=str(checkpoint.folder),
         path=checkpoint.settings,
         data_files=checkpoint.files,
+        digest=digest,
     )
 
 
