@@ -79,8 +79,8 @@ struct Piece {
   int64_t stride;
 };
 
-// A panel after the other: the epilogue follows while the products are in the first-level cache. Of floats they lie where
-// Y does.
+// A panel after the other: the epilogue follows while the products are in the first-level cache. Of floats they lie
+// where Y does.
 void ComputeActivated(const MatMulCall& call, const Kernel& kernel, const MatMulArgs& args, Range panels,
                       Range strips) {
   thread_local Workspace workspace;  // two panels' products
