@@ -89,7 +89,12 @@ def _session(node: Any, constants: dict[str, NDArray[Any]], turn: Turn, threads:
     return timed(lambda: session.run(None, feeds), lambda: session.run(None, feeds)[0]).seconds
 
 
-GATE: dict[str, Any] = {"k": 4, "normalize_routing_weights": 1, "activation_alpha": 1.702, "activation_beta": 1.0}
+GATE: dict[str, Any] = {
+    "k": 4,
+    "normalize_routing_weights": 1,
+    "activation_alpha": 1.702,
+    "activation_beta": 1.0,
+}
 GATE |= {"swiglu_limit": 7.0, "swiglu_fusion": 1}
 
 
