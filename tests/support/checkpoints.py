@@ -146,7 +146,7 @@ def make(
             elif name.endswith(".experts"):
                 expert_tensors.write(architecture, name, module, state, tiny.packed, rng, fmt, quantize)
         state = {expert_tensors.renamed(architecture, name): tensor for name, tensor in state.items()}
-    pack = FORMATS[fmt]
+    pack = expert_tensors.gpt_oss if fmt == "gpt-oss" else FORMATS[fmt]  # of experts alone
     config_json = settings.to_dict() | {"architectures": [type(model).__name__], "dtype": "bfloat16"}
     extra, described = pack(tiny.packed)
     if described is not None:
@@ -305,7 +305,6 @@ FORMATS: dict[str, Callable[[Packed], tuple[Tensors, dict[str, Any] | None]]] = 
     "compressed-tensors-w4a4": _compressed_tensors_w4a4,
     "modelopt": _modelopt,
     "auto-round": _auto_round,
-    "gpt-oss": expert_tensors.gpt_oss,
 }
 """Name -> what puts matrices into the format's tensors and describes them."""
 
