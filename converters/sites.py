@@ -212,8 +212,8 @@ class _Finder:
         elif experts.is_one(node):
             for site in experts.find(node, self.ir_version, Site):
                 yield site if lazy_weights.is_packed(site) else self.checked(site)
-        elif reason := experts.picked(node, self.ir_version):
-            yield Site(node, reason)
+        elif why := experts.picked(node, self.ir_version):
+            yield Site(node, why)
         elif table := self._table(node):
             yield self.checked(Site(node, weight=table, table=True))
         elif reason := OTHER_WEIGHT_OPS.get((node.domain, node.op_type)):
