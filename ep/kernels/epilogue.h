@@ -11,6 +11,7 @@ enum class Activation { kNone = 0, kRelu = 1, kGelu = 2, kGeluTanh = 3, kSilu = 
 inline constexpr int64_t kActivations = 5;
 
 // A gate's product in full: f(min(y, limit)) * (clip(factor, -limit, limit) + beta), SiLU with alpha in its sigmoid.
+// Without a factor alpha counts alone.
 struct GateShape {
   float alpha = 1, beta = 0, limit = __builtin_inff();
 };

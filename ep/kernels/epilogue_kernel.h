@@ -79,7 +79,7 @@ template <class F>
 MXORT_INLINE void ActivateAs(const ActivateArgs& args) {
   const GateShape plain, &shape = args.shape;
   const bool is_plain = shape.alpha == plain.alpha && shape.beta == plain.beta && shape.limit == plain.limit;
-  if (is_plain || !args.factor) return ActivateRows<F, Plain>(args);
+  if (is_plain) return ActivateRows<F, Plain>(args);
   ActivateRows<F, Shaped>(args);
 }
 

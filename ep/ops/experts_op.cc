@@ -17,8 +17,6 @@
 namespace mxort {
 namespace {
 
-constexpr const char* kName = "MoEMXFP4";
-
 enum ExpertsInput { kX, kRouter, kWeights, kExpertsInputs = kWeights + 8 };
 // Of a product, from kWeights on for one after the other.
 enum Part { kCodes, kScales, kColumnScales, kBiases, kParts };
@@ -73,7 +71,7 @@ class ExpertsKernel {
   }
 
   static std::string Where(const ExpertsOp& op, const OrtKernelInfo* info) {
-    return std::string(kName) + " '" + NodeName(*op.api, info) + "'";
+    return std::string(kExpertsName) + " '" + NodeName(*op.api, info) + "'";
   }
   const std::string& where() const { return where_; }
   const OrtApi& api() const { return api_; }
@@ -133,10 +131,12 @@ class ExpertsKernel {
     spec_.activation = static_cast<Activation>(Checked("activation", node.Required("activation"), 0, kActivations - 1));
     float limit = 0, alpha = 1;
     node.Float("activation_alpha", &alpha);
-    node.Float("activation_beta", &spec_.shape.beta);
     node.Float("swiglu_limit", &limit);
     if (spec_.activation == Activation::kSilu) spec_.shape.alpha = alpha;
-    if (limit > 0) spec_.shape.limit = limit;
+    if (spec_.gating != Gating::kNone) {
+      node.Float("activation_beta", &spec_.shape.beta);
+      if (limit > 0) spec_.shape.limit = limit;
+    }
     if (spec_.shape.alpha == 0) Fail("attribute activation_alpha", "0", "another number");
   }
 
@@ -223,7 +223,7 @@ ExpertsOp MakeOp(const OrtApi* api, uint32_t version, const NodeType& type) {
   static_cast<OrtCustomOp&>(op) = BasicOp(version);
   op.api = api;
   op.type = type;
-  op.GetName = [](const OrtCustomOp*) { return kName; };
+  op.GetName = [](const OrtCustomOp*) { return kExpertsName; };
   op.GetInputTypeCount = [](const OrtCustomOp*) -> size_t { return kExpertsInputs; };
   op.GetInputType = [](const OrtCustomOp* self, size_t index) {
     if (index < kWeights) return Self(self).type.a.onnx;
@@ -233,7 +233,7 @@ ExpertsOp MakeOp(const OrtApi* api, uint32_t version, const NodeType& type) {
   op.GetOutputType = [](const OrtCustomOp* self, size_t) { return Self(self).type.a.onnx; };
   op.InferOutputShapeFn = [](const OrtCustomOp* self, OrtShapeInferContext* context) -> OrtStatusPtr {
     const OrtApi& ort = *Self(self).api;
-    return Guard(ort, kName, [&] {
+    return Guard(ort, kExpertsName, [&] {
       const Dimensions y = InputDimensions(ort, context, kX);
       if (!y.sizes.empty()) SetOutputDimensions(ort, context, 0, y);
     });

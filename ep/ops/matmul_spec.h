@@ -13,6 +13,7 @@
 namespace mxort {
 
 inline constexpr const char* kMatMulName = "MatMulMXFP4";
+inline constexpr const char* kExpertsName = "MoEMXFP4";
 
 // One operator for each kind and width of the weights' elements. The attribute exponent_bits tells those of one width
 // apart.

@@ -124,6 +124,7 @@ py::dict Describe() {
       operators[op.name.c_str()] = exponent_bits;
     }
   }
+  operators[kExpertsName] = std::vector<int64_t>{ExponentBits(WeightFormat::kMxfp4)};
   const CpuFeatures cpu = DetectCpu();
   py::dict features;
   for (const auto& [name, member] : kCpuFeatures) features[name] = cpu.*member;
