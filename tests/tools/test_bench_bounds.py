@@ -249,9 +249,9 @@ def test_a_run_goes_on_where_it_was(run, place):
 def test_experts(run):
     """Candidates of one row and of many; llama.cpp's where it is installed."""
     one, many = (run.measured[name] for name in ("experts", "experts-256"))
-    assert {"mxort-int8", "ort-int4-a8", "read-mxfp4"} <= {row.peer for row in one.rows}
+    assert {"mxort-int8", "ort-qmoe", "read-mxfp4"} <= {row.peer for row in one.rows}
     assert one.missing["matmul-mxfp4"] == "fewer rows than experts"
-    assert {"mxort-int8", "ort-int4-a8", "matmul-mxfp4"} <= {row.peer for row in many.rows}
+    assert {"mxort-int8", "ort-qmoe", "matmul-mxfp4"} <= {row.peer for row in many.rows}
     assert {row.shape for row in (*one.rows, *many.rows)} == {"1x64x64", "256x64x64"}
 
 

@@ -29,6 +29,7 @@ _NAMES = {
     "torch-bf16": "torch bf16",
     "openvino-mxfp4": "OpenVINO f4e2m1",
     "ggml-mxfp4": "llama.cpp MXFP4",
+    "ort-qmoe": "QMoE int4",
     "matmul-mxfp4": "dense products",
     "read-mxfp4": "plain read",
     "read-fp32": "plain read of fp32",
@@ -115,7 +116,7 @@ BOUNDS: tuple[Bound, ...] = (
         for ours in ("mxort", "mxort-int8", "mxort-mxfp6")
     ),
     Bound("experts", ("mxort-int8",), "read-mxfp4", 0.85, what="experts, M = 1, cold"),
-    Bound("experts", ("mxort-int8",), "ort-int4-a8", 1.5, what="experts, M = 1, cold"),
+    Bound("experts", ("mxort-int8",), "ort-qmoe", 1.5, what="experts, M = 1, cold"),
     Bound("experts", ("mxort-int8",), "ggml-mxfp4", 1.5, what="experts, M = 1, cold"),
     Bound("experts-256", ("mxort-int8",), "matmul-mxfp4", 0.9, what="experts, M = 256"),
     Bound("overhead", ("microseconds above Identity",), "", 3, VALUE),
@@ -184,7 +185,7 @@ def judge(bound: Bound, measured: Mapping[str, Measured], why_not: Mapping[str, 
         text, allowed = _scaling([row for row in rows if row.shape == worst.shape])
     else:
         text, allowed = _bound_by(worst, others[worst.shape])
-        text = text if bound.shape else f"at {worst.shape}: {text}"
+        text = text if bound.shape or not text else f"at {worst.shape}: {text}"
     verdict = MET if value >= bound.limit else SHORT
     if verdict == SHORT and bound.needs and bound.needs not in result.machine.isa:
         verdict = OTHER_CPU

@@ -194,7 +194,7 @@ def read(weights: Weights, turn: Turn, threads: int) -> Seconds:
 
 CANDIDATES: dict[str, Callable[[Weights, Turn, int], Seconds]] = {
     "mxort-int8": mxort,
-    "ort-int4-a8": qmoe,
+    "ort-qmoe": qmoe,
     "ggml-mxfp4": ggml,
     "matmul-mxfp4": dense,
     "read-mxfp4": read,
