@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import ml_dtypes
@@ -47,17 +48,30 @@ def run(experts: Experts, x: np.ndarray, logits: np.ndarray, threads: int = 2, *
     return np.asarray(y)
 
 
-def check(experts: Experts, x: np.ndarray, logits: np.ndarray, **options: Any) -> np.ndarray:
+def check(experts: Experts, x: np.ndarray, logits: np.ndarray, **options: Any) -> None:
     y = run(experts, x, logits, **options)
     assert y.shape == x.shape and y.dtype == x.dtype
-    flat, flat_logits = x.reshape(-1, x.shape[-1]), logits.reshape(-1, logits.shape[-1])
-    moe_oracle.assert_close(experts, flat, flat_logits, y)
-    level = experts.gate_up[0].accuracy_level or 3
-    if experts.gate_up[0].activation_format == "none" and x.dtype == np.float32 and len(flat) > 2:
-        exact, _ = moe_oracle.evaluate(experts, flat, flat_logits)
+    exact, bound = moe_oracle.evaluate(experts, x, logits)
+    assert_right(experts, exact, bound, y)
+
+
+def assert_right(experts: Experts, exact: np.ndarray, bound: np.ndarray, y: np.ndarray) -> None:
+    """Every element within its bound and, of several rows, the whole within what the level allows."""
+    moe_oracle.assert_within(exact, bound, y)
+    first = experts.gate_up[0]
+    if first.activation_format == "none" and len(y) > 2:
         # Each product errs by what the level allows; the activation and the two factors of a gate pass that on.
-        assert oracle.relative_rms(y.reshape(exact.shape), exact) <= PRODUCTS * oracle.RELATIVE_RMS[level]
-    return y
+        assert oracle.relative_rms(y, exact) <= PRODUCTS * oracle.RELATIVE_RMS[first.accuracy_level]
+
+
+@cache
+def problem(
+    count: int, accuracy_level: int
+) -> tuple[Experts, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """(experts, X, logits, what evaluate gives), once for all kernels."""
+    experts = made(experts=6, d=96, hidden=160, accuracy_level=accuracy_level, **GPT_OSS)
+    x, logits = rows(experts, count)
+    return experts, x, logits, *moe_oracle.evaluate(experts, x, logits)
 
 
 @pytest.mark.parametrize("swiglu_fusion", [0, 1, 2])
@@ -68,21 +82,22 @@ def test_activations(activation: int, swiglu_fusion: int) -> None:
 
 
 @pytest.mark.parametrize("accuracy_level", [3, 4])
-@pytest.mark.parametrize("count", [1, 2, 3, 12, 13, 100, 400])
+@pytest.mark.parametrize("count", [1, 2, 13, 100])
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_kernels_and_rows(
     monkeypatch: pytest.MonkeyPatch, kernel: str, count: int, accuracy_level: int
 ) -> None:
     monkeypatch.setenv("MXORT_KERNEL", kernel)
-    experts = made(experts=6, d=96, hidden=160, accuracy_level=accuracy_level, **GPT_OSS)
-    check(experts, *rows(experts, count))
+    experts, x, logits, exact, bound = problem(count, accuracy_level)
+    assert_right(experts, exact, bound, run(experts, x, logits))
 
 
 @pytest.mark.parametrize("swiglu_fusion", [1, 2])
 def test_what_gpt_oss_computes(swiglu_fusion: int) -> None:
     experts = made(**(GPT_OSS | {"swiglu_fusion": swiglu_fusion}))
     x, logits = rows(experts, 33)
-    y = check(experts, x, logits)
+    y = run(experts, x, logits)
+    moe_oracle.assert_close(experts, x, logits, y)
     without = run(made(**(GPT_OSS | {"swiglu_fusion": swiglu_fusion, "swiglu_limit": 0.0})), x, logits)
     assert np.abs(y - without).max() > 0.01
 
@@ -219,11 +234,12 @@ def test_threads_give_the_same_bits(threads: int) -> None:
 
 
 def test_blocks_of_rows_give_what_one_row_gives() -> None:
-    """More rows than are taken at once: k (D + 2 I) floats each of 64 MB."""
-    experts = made(experts=4, d=1024, hidden=2048, k=2, **{"swiglu_fusion": 2})
-    x, logits = rows(experts, 1900)
+    """More rows than are taken at once: 64 MB hold k (D + 2 I) floats of each."""
+    experts = made(experts=4, d=32, hidden=32, k=2)
+    together = 64 * 2**20 // (4 * 2 * (32 + 2 * 32))
+    x, logits = rows(experts, together + 100)
     y = run(experts, x, logits)
-    some = [0, 1, 700, 1637, 1638, 1639, 1640, 1899]
+    some = [0, 1, 700, together - 1, together, together + 1, together + 99]
     moe_oracle.assert_close(experts, x[some], logits[some], y[some])
 
 

@@ -204,7 +204,11 @@ def assert_close(
     experts: Experts, x: np.ndarray, logits: np.ndarray, y: np.ndarray, what: str = "", kernel: str = ""
 ) -> None:
     """Every element within its bound, NaN where the oracle has NaN."""
-    exact, bound = evaluate(experts, x, logits, kernel)
+    assert_within(*evaluate(experts, x, logits, kernel), y, what)
+
+
+def assert_within(exact: np.ndarray, bound: np.ndarray, y: np.ndarray, what: str = "") -> None:
+    """The same of what :func:`evaluate` gave."""
     got = y.astype(np.float64).reshape(exact.shape)
     np.testing.assert_array_equal(np.isnan(got), np.isnan(exact), what)
     excess = np.where(np.isnan(exact), 0, np.abs(got - exact) - bound)
