@@ -18,16 +18,24 @@ import op_model
 import oracle
 from moe_oracle import Experts, random_experts
 from mxort import _native
-from oracle import FORMATS_AND_LEVELS
+from oracle import BFLOAT16_KERNEL, FORMATS_AND_LEVELS
 
-KERNELS = [k["name"] for k in _native.describe()["kernels"] if k["available"] and k["name"] != "amx"]
-"""AMX is allowed larger errors than the bounds of an element (test_matmul.py has its own)."""
+KERNELS = [k["name"] for k in _native.describe()["kernels"] if k["available"]]
+
+PROMISED = {3: 3e-3, 4: 1e-2}
+"""The operator's bound of a product's error by level: what the kernel of AMX keeps."""
 
 PRODUCTS = 3
 """Gate, up and down: their errors do not know of each other, and no activation doubles the error of its argument where
 that counts, so this is generous. Bounds of single elements tell little at level 4: they are sums of worst cases."""
 
 GPT_OSS = {"k": 4, "swiglu_fusion": 1, "activation_alpha": 1.702, "activation_beta": 1.0, "swiglu_limit": 0.5}
+
+
+@pytest.fixture(autouse=True)
+def _no_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Level 3 as its other kernels compute it, which is tighter than AMX does; that has its turn in test_kernels."""
+    monkeypatch.setenv("MXORT_KERNEL", next(k for k in KERNELS if k != BFLOAT16_KERNEL))
 
 
 def made(seed: int = 0, **attributes: Any) -> Experts:
@@ -84,12 +92,14 @@ def test_activations(activation: int, swiglu_fusion: int) -> None:
 @pytest.mark.parametrize("accuracy_level", [3, 4])
 @pytest.mark.parametrize("count", [1, 2, 13, 100])
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_kernels_and_rows(
-    monkeypatch: pytest.MonkeyPatch, kernel: str, count: int, accuracy_level: int
-) -> None:
+def test_kernels(monkeypatch: pytest.MonkeyPatch, kernel: str, count: int, accuracy_level: int) -> None:
     monkeypatch.setenv("MXORT_KERNEL", kernel)
     experts, x, logits, exact, bound = problem(count, accuracy_level)
-    assert_right(experts, exact, bound, run(experts, x, logits))
+    y = run(experts, x, logits)
+    if kernel == BFLOAT16_KERNEL:
+        assert oracle.relative_rms(y, exact) <= PRODUCTS * PROMISED[accuracy_level]
+    else:
+        assert_right(experts, exact, bound, y)
 
 
 @pytest.mark.parametrize("swiglu_fusion", [1, 2])
