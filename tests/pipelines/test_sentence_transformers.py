@@ -48,7 +48,7 @@ def test_the_kernels_run(folder, tmp_path):
     found = model.encode(SENTENCES)
     events = json.loads(Path(model[0].auto_model.session.end_profiling()).read_text())
     ran = [event["args"].get("op_name") for event in events if event.get("cat") == "Node"]
-    assert ran.count("MatMulMXFP4") == 12
+    assert sum((name or "").endswith("MatMulMXFP4") for name in ran) == 12  # two with the GELU behind them
 
     # Without the library, as float; each of the products is within 1e-2 of that.
     keywords = {"provider": "CPUExecutionProvider"}
