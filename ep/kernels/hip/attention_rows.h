@@ -8,11 +8,9 @@
 
 #include "kernels/hip/args_attention.h"
 #include "kernels/hip/attention_mma.h"
+#include "kernels/hip/math.h"
 
 namespace mxort::hip {
-
-inline constexpr float kLog2E = 1.44269504088896340736f;
-inline constexpr float kInfinity = __builtin_inff();
 
 MXORT_DEVICE float Exp2(float x) { return __builtin_amdgcn_exp2f(x); }
 MXORT_DEVICE float Larger(float a, float b) { return __builtin_fmaxf(a, b); }
