@@ -4,6 +4,8 @@
 #include <array>
 #include <string>
 
+#include "kernels/float16.h"
+
 namespace mxort::device {
 namespace {
 
@@ -15,6 +17,7 @@ constexpr unsigned kKeysWorthASplit = 256;
 constexpr unsigned kMostSplits = 64;
 constexpr unsigned kGroupsPerUnit = 2;  // workgroups that a compute unit holds
 constexpr unsigned kThreads = 256;
+constexpr unsigned kFewRows = 64;  // up to so many rows of a head of keys, reading keys several times costs less
 constexpr uintptr_t kAlignment = 16;
 
 const char* TypeName(DataType type) {
@@ -23,9 +26,13 @@ const char* TypeName(DataType type) {
 unsigned CeilDiv(unsigned a, unsigned b) { return (a + b - 1) / b; }
 size_t SizeIndex(const hip::AttentionArgs& args) {
   const unsigned size = std::max(args.head_size, args.value_size);
-  return static_cast<size_t>(std::find_if(kHeadSizes.begin(), kHeadSizes.end(),
-                                          [&](unsigned s) { return size <= s; }) -
+  return static_cast<size_t>(std::find_if(kHeadSizes.begin(), kHeadSizes.end(), [&](unsigned s) { return size <= s; }) -
                              kHeadSizes.begin());
+}
+// Rows of a workgroup of attention_prefill.hip (PrefillShape).
+unsigned RowsOfMany(DataType type, const hip::AttentionArgs& args) {
+  const bool two_tiles = type != DataType::kFloat && kHeadSizes[SizeIndex(args)] <= 128;
+  return hip::kAttentionRows * hip::kAttentionWaves * (two_tiles ? 2 : 1);
 }
 Status Invalid(const std::string& message) { return {ErrorCode::kInvalidArgument, message}; }
 
@@ -53,21 +60,31 @@ Status AttentionKernels::Load(const std::shared_ptr<Device>& device, DataType ty
   kernels->type_ = type;
   kernels->format_ = format;
   kernels->compute_units_ = device->info().compute_units;
-  const std::string prefix = std::string("attention_") + TypeName(type) + "_";
   for (size_t i = 0; i < kHeadSizes.size(); ++i) {
-    MXORT_RETURN_IF_ERROR(
-        Kernel::Load(device, "attention", prefix + std::to_string(kHeadSizes[i]), &kernels->few_[i]));
+    const std::string name = std::string(TypeName(type)) + "_" + std::to_string(kHeadSizes[i]);
+    MXORT_RETURN_IF_ERROR(Kernel::Load(device, "attention", "attention_" + name, &kernels->few_[i]));
+    MXORT_RETURN_IF_ERROR(Kernel::Load(device, "attention_prefill", "prefill_" + name, &kernels->many_[i]));
   }
   MXORT_RETURN_IF_ERROR(Kernel::Load(device, "attention", "attention_merge", &kernels->merge_));
   MXORT_RETURN_IF_ERROR(Kernel::Load(device, "attention_append", "attention_append", &kernels->append_));
   return Kernel::Load(device, "attention_append", "attention_copy", &kernels->copy_);
 }
 
+bool AttentionKernels::IsMany(const hip::AttentionArgs& args) const {
+  return format_ == hip::CacheFormat::kPlain && args.length * (args.heads / args.kv_heads) > kFewRows;
+}
+
 hip::AttentionArgs AttentionKernels::Completed(const hip::AttentionArgs& args) const {
   hip::AttentionArgs all = args;
   all.type = static_cast<int>(type_);
   all.group = args.heads / args.kv_heads;
-  all.tiles = CeilDiv(args.length * all.group, hip::kAttentionRows);
+  all.splits = 1;
+  const unsigned rows = args.length * all.group;
+  if (IsMany(args)) {
+    all.tiles = CeilDiv(rows, RowsOfMany(type_, args));
+    return all;
+  }
+  all.tiles = CeilDiv(rows, hip::kAttentionRows);
   const unsigned groups = std::max(1u, args.batch * args.kv_heads * all.tiles);
   const unsigned wanted = static_cast<unsigned>(compute_units_) * kGroupsPerUnit / groups;
   all.splits = std::clamp(std::min(wanted, CeilDiv(args.keys, kKeysWorthASplit)), 1u, kMostSplits);
@@ -107,7 +124,8 @@ Status AttentionKernels::Attend(void* stream, const hip::AttentionArgs& args, vo
   hip::AttentionArgs all = Completed(args);
   all.partial = static_cast<float*>(workspace);
   const unsigned heads = all.batch * all.kv_heads;
-  MXORT_RETURN_IF_ERROR(few_[SizeIndex(all)].Launch({all.tiles * all.splits, heads, 1}, kThreads, stream, &all));
+  const Kernel& kernel = (IsMany(args) ? many_ : few_)[SizeIndex(all)];
+  MXORT_RETURN_IF_ERROR(kernel.Launch({all.tiles * all.splits, heads, 1}, kThreads, stream, &all));
   return all.splits == 1 ? Status() : merge_.Launch({all.tiles, heads, 1}, kThreads, stream, &all);
 }
 

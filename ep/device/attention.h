@@ -3,12 +3,14 @@
 //   Append: new queries, keys and values biased, normalised, rotated -> queries, cache     (where there is any of that)
 //   Copy:   what was in another cache -> cache                                             (where it is another one)
 //   Attend: queries, cache -> Y; of few rows in several ranges of keys, whose sums a second kernel joins
+// A row is a query of one head.
 #ifndef MXORT_DEVICE_ATTENTION_H_
 #define MXORT_DEVICE_ATTENTION_H_
 
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <string>
 
 #include "device/device.h"
 #include "device/kernel.h"
@@ -32,8 +34,8 @@ class AttentionKernels {
   static Status Load(const std::shared_ptr<Device>& device, DataType type, hip::CacheFormat format,
                      AttentionKernels* kernels);
 
-  // All of AttentionArgs but partial, heads' grouping, tiles, splits and type, which follow from the rest. Null pointers
-  // where there is nothing. Pointers to q, k, v, y are multiples of 16 bytes, as are their strides.
+  // All of AttentionArgs but partial, heads' grouping, tiles, splits and type, which follow from the rest. Null
+  // pointers where there is nothing. Pointers to q, k, v, y are multiples of 16 bytes, as are their strides.
   size_t WorkspaceBytes(const hip::AttentionArgs& args) const;
   Status Attend(void* stream, const hip::AttentionArgs& args, void* workspace) const;
   // All of AppendArgs but type.
@@ -43,13 +45,14 @@ class AttentionKernels {
 
  private:
   static constexpr size_t kSizes = 4;
+  bool IsMany(const hip::AttentionArgs& args) const;
   hip::AttentionArgs Completed(const hip::AttentionArgs& args) const;
   Status Check(const hip::AttentionArgs& args) const;
 
   DataType type_ = DataType::kFloat;
   hip::CacheFormat format_ = hip::CacheFormat::kPlain;
   int compute_units_ = 0;
-  Kernel few_[kSizes], merge_, append_, copy_;
+  Kernel few_[kSizes], many_[kSizes], merge_, append_, copy_;
 };
 
 }  // namespace mxort::device

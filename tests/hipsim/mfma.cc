@@ -142,8 +142,8 @@ u32 fold(u64 lanes, int m) {  // lanes -> rows
                  : static_cast<u32>(lanes | lanes >> 32);
 }
 
-// D = C + sum; unknown rows of A and columns of B make the results of that row or column unknown. All of C is read before
-// D is written: compilers let them overlap in part.
+// D = C + sum; unknown rows of A and columns of B make the results of that row or column unknown. All of C is read
+// before D is written: compilers let them overlap in part.
 void finish(Wave& w, const Inst& i, int m, const double* sum, u32 bad_rows, u32 bad_columns, bool integer) {
   constexpr int kMostRegisters = 16;
   int registers = m * m / kLanes;

@@ -35,11 +35,14 @@ class AttentionArgs(ctypes.Structure):
     _fields_ = [
         *[(n, POINTER) for n in ("q", "k", "v", "y", "partial", "mask", "padding", "sink")],
         *[(n, HeadStrides) for n in ("q_strides", "k_strides", "v_strides", "y_strides")],
-        *[(n, LONG) for n in ("mask_batch", "mask_head", "mask_position", "padding_batch", "padding_position")],
+        *[
+            (n, LONG)
+            for n in ("mask_batch", "mask_head", "mask_position", "padding_batch", "padding_position")
+        ],
         ("lengths", DeviceLengths),
         *[(n, UINT) for n in ("batch", "heads", "kv_heads", "group", "length", "keys")],
         *[(n, UINT) for n in ("head_size", "value_size", "tiles", "splits")],
-        *[(n, INT) for n in ("causal", "from_end", "offset", "window")],
+        *[(n, INT) for n in ("causal", "from_end", "offset", "window", "smooth")],
         ("mask_keys", UINT),
         *[(n, INT) for n in ("mask_key", "mask_type", "type")],
         *[(n, FLOAT) for n in ("scale", "softcap", "filter")],
@@ -152,9 +155,7 @@ def expected(p: Problem) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """y in double, and sum of weight * |v|, which its errors are measured by."""
     batch, length, heads, kv_heads, keys = shapes(p)
     q = p.numbers(p.q).astype(np.float64).transpose(0, 2, 1, 3)
-    k, v = (
-        np.repeat(p.numbers(x).astype(np.float64), heads // kv_heads, axis=1) for x in (p.k, p.v)
-    )
+    k, v = (np.repeat(p.numbers(x).astype(np.float64), heads // kv_heads, axis=1) for x in (p.k, p.v))
     with np.errstate(invalid="ignore", over="ignore"):
         s = q @ k.transpose(0, 1, 3, 2) * p.scale
         if p.softcap:

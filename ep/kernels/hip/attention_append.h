@@ -25,8 +25,8 @@ struct NewPosition {
 };
 MXORT_DEVICE u32 PastOf(const DeviceLengths& lengths, u32 batch, u32 past, u32 length, u32 capacity) {
   if (!lengths.data) return past;
-  const u32 keys = LengthOf(lengths, batch, capacity);
-  return keys > length ? keys - length : 0;
+  const i32 before = static_cast<i32>(LengthOf(lengths, batch, capacity)) - static_cast<i32>(length);
+  return static_cast<u32>(Most(before, 0));
 }
 MXORT_DEVICE NewPosition PositionOf(const AppendArgs& args, u32 batch, u32 position) {
   NewPosition at;
@@ -35,7 +35,8 @@ MXORT_DEVICE NewPosition PositionOf(const AppendArgs& args, u32 batch, u32 posit
   const u32 past = PastOf(args.lengths, batch, args.past, args.length, args.capacity);
   at.stored = past + position;
   long long row = static_cast<long long>(at.stored) + static_cast<long long>(batch) * args.rotation_batch;
-  if (args.ids) row = args.ids[batch * args.ids_batch + (args.ids_position ? position : 0)] + (args.ids_position ? 0 : position);
+  if (args.ids)
+    row = args.ids[batch * args.ids_batch + (args.ids_position ? position : 0)] + (args.ids_position ? 0 : position);
   const long long last = static_cast<long long>(args.positions) - 1;
   at.rotation = static_cast<u32>(row < 0 ? 0 : row > last ? last : row);
   return at;
@@ -161,6 +162,7 @@ MXORT_DEVICE void CopyCache(const CopyCacheArgs& args) {
   const u32 batch = GroupY() / args.kv_heads;
   const u32 past = PastOf(args.lengths, batch, args.past, args.length, args.to_capacity);
   Unroll<0, 2>([&](auto i) __attribute__((always_inline)) {
+    if (args.from[i.value] == args.to[i.value]) return;
     const u64 row = args.row_bytes[i.value];
     u8* to = static_cast<u8*>(args.to[i.value]) + GroupY() * args.to_capacity * row;
     const u8* from = static_cast<const u8*>(args.from[i.value]) + GroupY() * args.from_capacity * row;

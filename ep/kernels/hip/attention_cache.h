@@ -91,9 +91,8 @@ struct PlainHead {
       });
     } else {
       Unroll<0, kPerLane / 2>([&](auto e) __attribute__((always_inline)) {
-        to[e.value] = static_cast<i32>(__builtin_amdgcn_perm(slice[2 * e.value + 1].w[kTile / 2],
-                                                             slice[2 * e.value].w[kTile / 2],
-                                                             kTile % 2 ? 0x07060302 : 0x05040100));
+        to[e.value] = static_cast<i32>(__builtin_amdgcn_perm(
+            slice[2 * e.value + 1].w[kTile / 2], slice[2 * e.value].w[kTile / 2], kTile % 2 ? 0x07060302 : 0x05040100));
       });
     }
     return to;

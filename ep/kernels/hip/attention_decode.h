@@ -1,6 +1,6 @@
 // Attention of a few rows: bound by reading keys and values, so every byte of them is read once for each tile of 16
-// rows, straight to registers. A workgroup takes a tile and one of `splits` ranges of its keys; its waves take blocks of
-// 32 keys in turn and join their sums through LDS. Where there are several ranges their sums go to memory and
+// rows, straight to registers. A workgroup takes a tile and one of `splits` ranges of its keys; its waves take blocks
+// of 32 keys in turn and join their sums through LDS. Where there are several ranges their sums go to memory and
 // attention_merge joins them.
 #ifndef MXORT_KERNELS_HIP_ATTENTION_DECODE_H_
 #define MXORT_KERNELS_HIP_ATTENTION_DECODE_H_
@@ -79,7 +79,8 @@ MXORT_DEVICE void JoinWaves(TileSums<Head::kHeadSize>& to, const f32x4 (&sum)[He
   }
   Meet();
   float most = -kInfinity, all = 0;
-  Unroll<0, kAttentionWaves>([&](auto w) __attribute__((always_inline)) { most = Larger(most, to.largest[w.value][row]); });
+  Unroll<0, kAttentionWaves>([&](auto w)
+                                 __attribute__((always_inline)) { most = Larger(most, to.largest[w.value][row]); });
   Unroll<0, kAttentionWaves>([&](auto w) __attribute__((always_inline)) {
     all += to.total[w.value][row] * Exp2(to.largest[w.value][row] - Reference(most));
   });
@@ -100,8 +101,9 @@ MXORT_DEVICE void JoinWaves(TileSums<Head::kHeadSize>& to, const f32x4 (&sum)[He
 }
 
 template <class Head>
-MXORT_DEVICE void StoreTile(const AttentionArgs& args, const Place& at, u32 first_row, u32 split,
+MXORT_DEVICE void StoreTile(const AttentionArgs& before, const Place& at, u32 first_row, u32 split,
                             TileSums<Head::kHeadSize>& from, float largest, float total) {
+  const AttentionArgs& args = Reloaded(before);
   const u32 size = args.value_size, tile = first_row / kAttentionRows;
   const bool whole = args.splits == 1;
   float* partial = whole ? nullptr
@@ -126,8 +128,8 @@ MXORT_DEVICE void StoreTile(const AttentionArgs& args, const Place& at, u32 firs
     }
     const Row row = RowOf(args, at, first_row + r);
     if (row.exists) {
-      const long long to = at.batch * args.y_strides.batch + row.position * args.y_strides.position +
-                           row.head * args.y_strides.head + d;
+      const long long to =
+          at.batch * args.y_strides.batch + row.position * args.y_strides.position + row.head * args.y_strides.head + d;
       StoreOne<Head::Mma::kType>(args.y, static_cast<u64>(to), x);
     }
   }

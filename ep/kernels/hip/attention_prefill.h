@@ -15,13 +15,13 @@ template <class Head>
 struct PrefillShape {
   using Mma = typename Head::Mma;
   static constexpr bool kWide = Mma::kType == Type::kFloat;
-  static constexpr int kRowTiles = !kWide && Head::kHeadSize <= 128 ? 2 : 1;    // of a wave
-  static constexpr int kKeyTiles = Head::kHeadSize <= 128 ? 4 : 2;              // of a block
+  static constexpr int kRowTiles = !kWide && Head::kHeadSize <= 128 ? 2 : 1;  // of a wave
+  static constexpr int kKeyTiles = Head::kHeadSize <= 128 ? 4 : 2;            // of a block
   static constexpr int kKeys = 16 * kKeyTiles;
-  static constexpr int kRows = kAttentionRows * kRowTiles * kAttentionWaves;    // of a workgroup
-  static constexpr int kParts = kAttentionWaves / kKeyTiles;                    // waves that share a tile of keys
+  static constexpr int kRows = kAttentionRows * kRowTiles * kAttentionWaves;  // of a workgroup
+  static constexpr int kParts = kAttentionWaves / kKeyTiles;                  // waves that share a tile of keys
   static constexpr int kSteps = Head::kSteps / kParts, kColumns = Head::kSlice / kParts;  // of a wave
-  static constexpr int kPlanes = kWide ? 2 : 1;                                 // 16 bytes of a lane's operand each
+  static constexpr int kPlanes = kWide ? 2 : 1;  // 16 bytes of a lane's operand each
   static constexpr int kColumnWords = kColumns * Head::kBytes / 4;
 };
 
@@ -103,14 +103,16 @@ struct PrefillRows {
     Unroll<0, Shape::kRowTiles>([&](auto r) __attribute__((always_inline)) {
       row[r.value] = RowOf(args, at, first_row + kAttentionRows * r.value + Lane() % 16);
       LoadQueries<Head>(args, at, row[r.value], q[r.value]);
-      Unroll<0, Head::kSlice>([&](auto j) __attribute__((always_inline)) { sum[r.value][j.value] = f32x4{0, 0, 0, 0}; });
+      Unroll<0, Head::kSlice>([&](auto j)
+                                  __attribute__((always_inline)) { sum[r.value][j.value] = f32x4{0, 0, 0, 0}; });
     });
   }
 
   MXORT_METHOD void Attend(const AttentionArgs& args, const Place& at, const PrefillMemory<Head>& block, i32 first) {
     f32x4 s[Shape::kRowTiles][Shape::kKeyTiles];
     Unroll<0, Shape::kKeyTiles>([&](auto t) __attribute__((always_inline)) {
-      Unroll<0, Shape::kRowTiles>([&](auto r) __attribute__((always_inline)) { s[r.value][t.value] = f32x4{0, 0, 0, 0}; });
+      Unroll<0, Shape::kRowTiles>([&](auto r)
+                                      __attribute__((always_inline)) { s[r.value][t.value] = f32x4{0, 0, 0, 0}; });
       Unroll<0, Head::kSteps>([&](auto step) __attribute__((always_inline)) {
         const auto left = ReadOperand<Head>(block.keys, t.value * Head::kSteps + step.value);
         Unroll<0, Shape::kRowTiles>([&](auto r) __attribute__((always_inline)) {
@@ -126,8 +128,8 @@ struct PrefillRows {
         Unroll<0, Head::kSlice>([&](auto j) __attribute__((always_inline)) { sum[r.value][j.value] *= factor; });
       }
       Unroll<0, Shape::kKeyTiles / 2>([&](auto t) __attribute__((always_inline)) {
-        p[r.value][t.value] = Mma::MakeRight(__builtin_shufflevector(
-            s[r.value][2 * t.value], s[r.value][2 * t.value + 1], 0, 1, 2, 3, 4, 5, 6, 7));
+        p[r.value][t.value] = Mma::MakeRight(
+            __builtin_shufflevector(s[r.value][2 * t.value], s[r.value][2 * t.value + 1], 0, 1, 2, 3, 4, 5, 6, 7));
       });
     });
     Unroll<0, Shape::kKeyTiles / 2>([&](auto t) __attribute__((always_inline)) {
@@ -141,15 +143,16 @@ struct PrefillRows {
   }
 
   // A lane has 4 kSlice neighbouring numbers of its row: stored 8 at a time.
-  MXORT_METHOD void Store(const AttentionArgs& args, const Place& at) const {
+  MXORT_METHOD void Store(const AttentionArgs& before, const Place& at) const {
+    const AttentionArgs& args = Reloaded(before);
     Unroll<0, Shape::kRowTiles>([&](auto r) __attribute__((always_inline)) {
       const Row& own = row[r.value];
       const float total =
           OverRow(gathered[r.value].total, [](float a, float b) __attribute__((always_inline)) { return a + b; });
       const float share = Share(args, own.head, gathered[r.value].largest, total);
       if (!own.exists) return;
-      const long long to = at.batch * args.y_strides.batch + own.position * args.y_strides.position +
-                           own.head * args.y_strides.head;
+      const long long to =
+          at.batch * args.y_strides.batch + own.position * args.y_strides.position + own.head * args.y_strides.head;
       Unroll<0, Head::kSlice / 2>([&](auto chunk) __attribute__((always_inline)) {
         const u32 d = Lane() / 16 * 4 * Head::kSlice + chunk.value * kPerLane;
         f32x8 x;

@@ -14,6 +14,16 @@ namespace mxort::hip {
 
 MXORT_DEVICE float Exp2(float x) { return __builtin_amdgcn_exp2f(x); }
 MXORT_DEVICE float Larger(float a, float b) { return __builtin_fmaxf(a, b); }
+// A kernel's arguments, loaded again where they are used: what only the beginning and the end need would otherwise
+// occupy scalar registers all through the loop.
+template <class Args>
+MXORT_DEVICE const Args& Reloaded(const Args&) {
+  typedef const __attribute__((address_space(4))) Args Constant;
+  auto* args = (Constant*)__builtin_amdgcn_kernarg_segment_ptr();
+  asm volatile("" : "+s"(args));
+  return *(const Args*)args;
+}
+
 MXORT_DEVICE i32 Least(i32 a, i32 b) { return a < b ? a : b; }
 MXORT_DEVICE i32 Most(i32 a, i32 b) { return a > b ? a : b; }
 
@@ -48,9 +58,9 @@ MXORT_DEVICE u32 LengthOf(const DeviceLengths& lengths, u32 batch, u32 most) {
 // What all rows of some tiles of one head of keys have in common, in scalar registers.
 struct Place {
   u32 batch, kv_head;
-  u32 keys;           // there are for this batch
-  i32 offset;         // a row at position p sees keys up to p + offset
-  i32 begin, end;     // keys that some row sees
+  u32 keys;              // there are for this batch
+  i32 offset;            // a row at position p sees keys up to p + offset
+  i32 begin, end;        // keys that some row sees
   i32 all_from, all_to;  // keys that all rows see, as far as causality and the window go
 };
 MXORT_DEVICE i32 FirstKey(const AttentionArgs& args, const Place& at, i32 position) {
@@ -80,7 +90,7 @@ MXORT_DEVICE Place PlaceOf(const AttentionArgs& args, u32 first_row, u32 rows) {
 struct Row {
   bool exists;  // else a copy of the last one, whose result is not stored
   u32 position, head;
-  i32 begin, end;    // keys that it sees, as far as causality and the window go
+  i32 begin, end;     // keys that it sees, as far as causality and the window go
   u64 mask, padding;  // where its masks begin, in elements
 };
 MXORT_DEVICE Row RowOf(const AttentionArgs& args, const Place& at, u32 row) {
@@ -104,9 +114,7 @@ struct Gathered {
 MXORT_DEVICE float Reference(float largest) { return largest == -kInfinity ? 0.0f : largest; }
 
 MXORT_DEVICE float Capped(const AttentionArgs& args, float product) {
-  const float x = product * (args.scale / args.softcap);
-  const float e = Exp2(__builtin_fabsf(x) * (-2.0f * kLog2E));
-  return __builtin_copysignf(args.softcap * kLog2E * (1.0f - e) * __builtin_amdgcn_rcpf(1.0f + e), x);
+  return args.softcap * kLog2E * Tanh(product * (args.scale / args.softcap));
 }
 
 // What is added to the score of a key that the row may see: the mask and the padding.
@@ -135,20 +143,20 @@ MXORT_DEVICE void Scores(const AttentionArgs& args, const Place& at, const Row& 
   const bool all_seen = first >= at.all_from && first + 16 * kTiles <= at.all_to;  // of all rows
   if (args.softcap > 0) {
     Unroll<0, kTiles>([&](auto t) __attribute__((always_inline)) {
-      Unroll<0, 4>([&](auto i) __attribute__((always_inline)) {
-        s[t.value][i.value] = Capped(args, s[t.value][i.value]);
-      });
+      Unroll<0, 4>([&](auto i)
+                       __attribute__((always_inline)) { s[t.value][i.value] = Capped(args, s[t.value][i.value]); });
     });
   } else {
     Unroll<0, kTiles>([&](auto t) __attribute__((always_inline)) { s[t.value] *= args.scale * kLog2E; });
   }
   if (all_seen && !masked) return;
+  const AttentionArgs& again = Reloaded(args);
   Unroll<0, kTiles>([&](auto t) __attribute__((always_inline)) {
     Unroll<0, 4>([&](auto i) __attribute__((always_inline)) {
       const i32 key = mine + 16 * t.value + i.value;
       const bool seen = key >= row.begin && key < row.end;
       float z = s[t.value][i.value];
-      if (masked && seen) z += Added(args, row, key) * kLog2E;
+      if (masked && seen) z += Added(again, row, key) * kLog2E;
       s[t.value][i.value] = seen ? z : -kInfinity;
     });
   });
@@ -177,10 +185,11 @@ MXORT_DEVICE float Weigh(f32x4 (&s)[kTiles], Gathered& gathered) {
 
 // What a row's sums are multiplied with at the end, `total` being that of all its lanes; the sink is one more score.
 MXORT_DEVICE float Share(const AttentionArgs& args, u32 head, float largest, float total) {
-  if (args.sink) {
-    const float sink = LoadOne(args.type, args.sink, head) * kLog2E;
+  if (args.sink || args.smooth) {
+    const float sink = args.sink ? LoadOne(args.type, args.sink, head) * kLog2E : 0.0f;
     const float reference = Reference(Larger(largest, sink)), factor = Exp2(Reference(largest) - reference);
-    return factor * __builtin_amdgcn_rcpf(total * factor + Exp2(sink - reference));
+    total = total * factor + Exp2(sink - reference);
+    return total == 0 ? 0.0f : factor * __builtin_amdgcn_rcpf(total);
   }
   return total == 0 ? 0.0f : __builtin_amdgcn_rcpf(total);
 }
@@ -196,9 +205,8 @@ MXORT_DEVICE void LoadQueries(const AttentionArgs& args, const Place& at, const 
     const u32 d = 32 * step.value + Lane() / 16 * kPerLane;
     f32x8 x = {0, 0, 0, 0, 0, 0, 0, 0};
     if (d < args.head_size) {
-      Unroll<0, kPerLane>([&](auto e) __attribute__((always_inline)) {
-        x[e.value] = LoadOne<kType>(args.q, base + d + e.value);
-      });
+      Unroll<0, kPerLane>(
+          [&](auto e) __attribute__((always_inline)) { x[e.value] = LoadOne<kType>(args.q, base + d + e.value); });
     }
     q[step.value] = Head::Mma::MakeRight(x);
   });
