@@ -43,9 +43,12 @@ bool OpRow::OnHost(const std::vector<size_t>& which, size_t index) {
 const std::vector<OpRow>& OpTable() {
   static const Rows table = [] {
     Rows rows;
+    AddDenseAttention(rows);
+    AddGroupQueryAttention(rows);
     AddMatMulMXFP4(rows);
     AddMovement(rows);
     AddPointwise(rows);
+    AddRotaryEmbedding(rows);
     AddRows(rows);
     AddShapes(rows);
     return rows;
