@@ -25,7 +25,10 @@ from mxort import formats  # noqa: E402
 SOURCES = ROOT / "ep" / "kernels" / "hip"
 FLAGS = ("-ffp-contract=off", "-Wall", "-Wextra", "-Werror")
 ARCHITECTURES = ("gfx950", "gfx942")
-OBJECTS = {"gfx950": ("gemm_mx", "gemm_bf16", "prepare"), "gfx942": ("gemm_bf16", "prepare")}
+OBJECTS = {
+    "gfx950": ("gemm_mx", "gemm_bf16", "prepare", "product"),
+    "gfx942": ("gemm_bf16", "prepare", "product"),
+}
 FORMATS = list(formats.ACTIVATION_FORMATS)
 TYPES: dict[str, Any] = {"float": np.float32, "float16": np.float16, "bfloat16": None}
 COMPUTE_UNITS = 256
