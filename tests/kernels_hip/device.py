@@ -26,8 +26,8 @@ SOURCES = ROOT / "ep" / "kernels" / "hip"
 FLAGS = ("-ffp-contract=off", "-Wall", "-Wextra", "-Werror")
 ARCHITECTURES = ("gfx950", "gfx942")
 OBJECTS = {
-    "gfx950": ("gemm_mx", "gemm_bf16", "prepare", "product"),
-    "gfx942": ("gemm_bf16", "prepare", "product"),
+    "gfx950": ("gemm_mx", "gemm_bf16", "prepare", "product", "gather_mx"),
+    "gfx942": ("gemm_bf16", "prepare", "product", "gather_mx"),
 }
 FORMATS = list(formats.ACTIVATION_FORMATS)
 TYPES: dict[str, Any] = {"float": np.float32, "float16": np.float16, "bfloat16": None}
