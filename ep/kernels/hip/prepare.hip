@@ -1,4 +1,5 @@
-// Kernels around the GEMM: A to records, and the sum of split-K.
+// Kernels around the GEMM: A to records, the sum of split-K, and what follows a product.
+#include "kernels/hip/activate.h"
 #include "kernels/hip/prepare.h"
 #include "kernels/hip/reduce.h"
 
@@ -21,4 +22,5 @@ MXORT_PREPARE(prepare_e3m2_bf16, PrepareEmulated<mxort::E3M2>)
 MXORT_PREPARE(prepare_e4m3_bf16, PrepareEmulated<mxort::E4M3>)
 MXORT_PREPARE(prepare_bf16, PrepareBFloat16)
 MXORT_KERNEL(256, 4) reduce(ReduceArgs args) { Reduce(args); }
+MXORT_KERNEL(256, 4) activate(ActivateArgs args) { Activate(args); }
 #endif
