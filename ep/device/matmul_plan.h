@@ -35,8 +35,8 @@ Status Supports(const DeviceInfo& device, const MatMulSpec& spec, DataType type,
 struct PlanOptions {
   bool self_check = true;               // before the first use of a kernel on the device in this process
   std::string kernel;                   // only this row of hip::GemmRows; empty: the best one for each M
-  std::optional<DataType> y_type = {};  // that of A where nothing is said
   int64_t most_rows = 0;                // of A in one launch, rounded up to 256; 0: what the kernels can. For tests
+  std::optional<DataType> y_type = {};  // that of A where nothing is said
 };
 
 // One product with its quantised weights, ready to launch. Immutable: any number of threads and streams at once.

@@ -48,6 +48,17 @@ struct ProductReduceArgs {
   int type;  // Type of C and bias
 };
 
+// The patches of images that a convolution's window sees, as the B of a product: columns[batch][c, i, j][y, x] =
+// x[batch][c][y stride - pad + i dilation][the same of x], zero outside. [2]: height, width.
+// Grid x: 256 elements of a batch, grid y: batches.
+struct PatchesArgs {
+  const void* x;  // T [batches, channels, size[0], size[1]]
+  void* columns;  // T [batches, channels * window[0] * window[1], output[0] * output[1]]
+  unsigned channels;
+  unsigned size[2], window[2], output[2], stride[2], pad[2], dilation[2];
+  unsigned elements;  // of columns, of a batch
+};
+
 }  // namespace mxort::hip
 
 #endif  // MXORT_KERNELS_HIP_ARGS_PRODUCT_H_

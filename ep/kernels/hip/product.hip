@@ -1,4 +1,5 @@
-// Products of two tensors, batched and of any strides: tiles, skinny ones, and the sum of split-K.
+// Products of two tensors, batched and of any strides: tiles, skinny ones, the sum of split-K; and what makes a product
+// of a convolution.
 #include "kernels/hip/product_skinny.h"
 #include "kernels/hip/product_tile.h"
 
@@ -43,4 +44,23 @@ MXORT_KERNEL(256, 4) product_reduce(ProductReduceArgs args) {
   }
   StoreOne(args.type, args.c, index, total);
 }
+
+template <class T>
+MXORT_DEVICE void Patches(const PatchesArgs& args) {
+  const u32 index = GroupX() * 256 + Thread();
+  if (index >= args.elements) return;
+  const u32 points = args.output[0] * args.output[1], point = index % points, k = index / points;
+  const u32 window = args.window[0] * args.window[1], channel = k / window, at = k % window;
+  // Unsigned: what lies before the image is beyond its end.
+  const u32 y = point / args.output[1] * args.stride[0] + at / args.window[1] * args.dilation[0] - args.pad[0];
+  const u32 x = point % args.output[1] * args.stride[1] + at % args.window[1] * args.dilation[1] - args.pad[1];
+  T value = 0;
+  if (y < args.size[0] && x < args.size[1]) {
+    const u64 row = (static_cast<u64>(GroupY()) * args.channels + channel) * args.size[0] + y;
+    value = static_cast<const T*>(args.x)[row * args.size[1] + x];
+  }
+  static_cast<T*>(args.columns)[static_cast<u64>(GroupY()) * args.elements + index] = value;
+}
+MXORT_KERNEL(256, 4) patches_2(PatchesArgs args) { Patches<u16>(args); }
+MXORT_KERNEL(256, 4) patches_4(PatchesArgs args) { Patches<u32>(args); }
 #endif
