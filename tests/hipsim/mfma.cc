@@ -5,6 +5,8 @@
 // no public source describes, so kernels are compared with a tolerance of the fp32 accumulation.
 //
 // EXEC is ignored, as on hardware. A decoded operand is kept and used again while its registers hold the same bits.
+#include <algorithm>
+#include <cstdlib>
 #include <memory>
 
 #include "lanes.h"
@@ -142,37 +144,43 @@ u32 fold(u64 lanes, int m) {  // lanes -> rows
 }
 
 // D = C + sum; unknown rows of A and columns of B make the results of that row or column unknown.
+//
+// All of C is read before D is written, because they may overlap: LLVM gives results of four registers to registers of
+// C that are not D's own (v[164:167] from v[162:165]). Larger results take several passes, so LLVM's assembler refuses
+// that of them, and so does this.
 void finish(Wave& w, const Inst& i, int m, const double* sum, u32 bad_rows, u32 bad_columns, bool integer) {
-  int registers = m * m / kLanes;
+  const int registers = m * m / kLanes;
   const Operand &d = i.op[0], &c = i.op[3];
-  for (int r = 0; r < registers; r++) {
-    const u32* from = nullptr;
-    Poison p;
-    u32 constant[kLanes];
-    if (c.kind == Kind::kVgpr) {
+  alignas(64) u32 addend[16][kLanes];
+  u64 unknown[16] = {};
+  if (c.kind == Kind::kVgpr) {
+    const int apart = std::abs(d.reg - c.reg);
+    if (registers > 4 && apart != 0 && apart < registers)
+      fail("result and addend of a matrix instruction overlap in part: hardware needs several passes for this shape");
+    for (int r = 0; r < registers; r++) {
       w.check_v(c.reg + r, kAllLanes);
-      from = w.v[c.reg + r];
-      p = w.vp[c.reg + r];
-    } else if (c.kind == Kind::kConst) {
-      for (u32& x : constant) x = static_cast<u32>(c.bits);
-      from = constant;
-    } else {
-      fail("matrix addend is no vector register");
+      unknown[r] = w.vp[c.reg + r].any();
     }
-    u64 unknown = p.any();
+    memcpy(addend, w.v[c.reg], sizeof addend[0] * static_cast<size_t>(registers));
+  } else if (c.kind == Kind::kConst) {
+    std::fill_n(addend[0], registers * kLanes, static_cast<u32>(c.bits));
+  } else {
+    fail("matrix addend is no vector register");
+  }
+  for (int r = 0; r < registers; r++) {
     if (bad_rows | bad_columns)
       for (int l = 0; l < kLanes; l++)
-        if (bad_columns >> (l % m) & 1 || bad_rows >> output_row(m, l, r) & 1) unknown |= 1ull << l;
+        if (bad_columns >> (l % m) & 1 || bad_rows >> output_row(m, l, r) & 1) unknown[r] |= 1ull << l;
     w.check_v_write(d.reg + r, kAllLanes);
     u32* to = w.v[d.reg + r];
     for (int l = 0; l < kLanes; l++) {
       double s = sum[output_row(m, l, r) * m + l % m];
       if (integer)
-        to[l] = static_cast<u32>(static_cast<i64>(s)) + from[l];
+        to[l] = static_cast<u32>(static_cast<i64>(s)) + addend[r][l];
       else
-        to[l] = bits(static_cast<float>(static_cast<double>(f32(from[l])) + s));
+        to[l] = bits(static_cast<float>(static_cast<double>(f32(addend[r][l])) + s));
     }
-    w.vp[d.reg + r] = Poison::all(unknown);
+    w.vp[d.reg + r] = Poison::all(unknown[r]);
   }
 }
 

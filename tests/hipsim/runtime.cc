@@ -72,6 +72,8 @@ void set_option(const std::string& name, const std::string& value) {
     c.abort_on_fault = value == "abort";
   else if (name == "strict_war")
     c.strict_war = value != "0";
+  else if (name == "counts")
+    c.counts = value != "0";
   else if (name == "lost_after")
     c.lost_after = atol(value.c_str());
   else if (name == "fail") {
@@ -95,8 +97,8 @@ void configure(const char* text) {
   c.devices = {"gfx950"};
   c.threads = std::min(4, processors());
   pending_faults().clear();
-  for (const char* name :
-       {"devices", "memory", "seed", "threads", "max_steps", "on_fault", "strict_war", "lost_after", "fail"}) {
+  for (const char* name : {"devices", "memory", "seed", "threads", "max_steps", "on_fault", "strict_war", "counts",
+                           "lost_after", "fail"}) {
     std::string variable = "HIPSIM_";
     for (const char* p = name; *p; p++) variable += static_cast<char>(toupper(*p));
     const char* value = getenv(variable.c_str());
@@ -159,6 +161,7 @@ void enqueue(const StreamPtr& s, std::function<void()> run) {
   Task t;
   t.run = std::move(run);
   if (s->capture) {
+    if (s->capture->invalidated) throw SimError("the capture of this stream was invalidated", kCaptureInvalidated);
     s->capture->tasks.push_back(std::move(t));
     return;
   }
@@ -209,7 +212,16 @@ void drain_all(int device) {
 }
 
 void refuse_in_capture(const StreamPtr& s) {
-  if (s->capture) throw SimError("call is not allowed while the stream is captured", kCaptureUnsupported);
+  if (!s->capture) return;
+  s->capture->invalidated = true;
+  throw SimError("call is not allowed while the stream is captured", kCaptureUnsupported);
+}
+
+void refuse_while_capturing(int device, int error) {
+  bool any = false;
+  for (auto& item : runtime().streams)
+    if (item.second->device == device && item.second->capture) any = item.second->capture->invalidated = true;
+  if (any) throw SimError("call is not allowed while a stream of the device is captured; the capture is lost", error);
 }
 
 }  // namespace hipsim
@@ -222,7 +234,10 @@ HIPSIM_API void hipsim_reset(const char* options) {
   Runtime& r = runtime();
   std::lock_guard<std::recursive_mutex> lock(r.mutex);
   r.streams.clear(), r.null_streams.clear(), r.graphs.clear(), r.graph_owner.clear();
-  for (Module* m : r.modules) delete m;
+  for (Module* m : r.modules) {
+    m->code->counts.clear();  // decoded text outlives its modules
+    delete m;
+  }
   r.modules.clear();
   for (Event* e : r.events) delete e;
   r.events.clear();
