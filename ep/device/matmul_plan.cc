@@ -65,9 +65,9 @@ Status MatMulPlan::LoadKernels() {
     const hip::Plan plan = hip::Select(selection, spec_, type_, 1, rows[i].name);
     if (!plan.gemm) continue;
     any_rows |= !rows[i].skinny || !options_.kernel.empty();
-    MXORT_RETURN_IF_ERROR(device()->Kernel(plan.gemm->object, plan.gemm->name, &functions_[plan.gemm->name]));
-    MXORT_RETURN_IF_ERROR(device()->Kernel(plan.prepare_object, plan.prepare.kernel, &functions_[plan.prepare.kernel]));
-    MXORT_RETURN_IF_ERROR(device()->Kernel(plan.prepare_object, "reduce", &functions_["reduce"]));
+    MXORT_RETURN_IF_ERROR(Load(plan.gemm->object, plan.gemm->name));
+    MXORT_RETURN_IF_ERROR(Load(plan.prepare_object, plan.prepare.kernel));
+    MXORT_RETURN_IF_ERROR(Load(plan.prepare_object, "reduce"));
   }
   if (any_rows) return {};
   if (!options_.kernel.empty()) {
@@ -162,17 +162,17 @@ Status MatMulPlan::LaunchRows(void* stream, const void* a, int64_t m, void* y, v
   return LaunchKernel("reduce", plan.reduce_grid, plan.reduce_threads, stream, &reduce);
 }
 
+Status MatMulPlan::Load(const char* object, const char* name) {
+  return Kernel::Load(device(), object, name, &kernels_[name]);
+}
+
 Status MatMulPlan::LaunchKernel(const char* name, hip::Grid grid, unsigned threads, void* stream,
-                                void* arguments) const {
-  const HipApi& hip = device()->hip();
-  const auto function = functions_.find(name);
-  if (function == functions_.end())
+                                const void* arguments) const {
+  const auto kernel = kernels_.find(name);
+  if (kernel == kernels_.end()) {
     return {ErrorCode::kInvalidArgument, "kernel '" + std::string(name) + "' was not loaded"};
-  void* parameters[] = {arguments};
-  const int error = hip.hipModuleLaunchKernel(function->second, grid.x, grid.y, grid.z, threads, 1, 1, 0, stream,
-                                              parameters, nullptr);
-  if (error == 0) return {};
-  return hip.Check(error, ("launch of " + std::string(name)).c_str());
+  }
+  return kernel->second.Launch(grid, threads, stream, arguments);
 }
 
 }  // namespace mxort::device

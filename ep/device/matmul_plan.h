@@ -19,6 +19,7 @@
 #include "device/arena.h"
 #include "device/device.h"
 #include "device/device_weights.h"
+#include "device/kernel.h"
 #include "device/status.h"
 #include "kernels/hip/select.h"
 #include "kernels/kernel.h"
@@ -69,14 +70,15 @@ class MatMulPlan {
   hip::Plan Choose(int64_t m) const;
   int64_t RowsOfLaunch() const;
   Status LaunchRows(void* stream, const void* a, int64_t m, void* y, void* workspace) const;
-  Status LaunchKernel(const char* name, hip::Grid grid, unsigned threads, void* stream, void* arguments) const;
+  Status Load(const char* object, const char* name);
+  Status LaunchKernel(const char* name, hip::Grid grid, unsigned threads, void* stream, const void* arguments) const;
 
   const MatMulSpec spec_;
   const DataType type_;
   const std::shared_ptr<const DeviceWeights> weights_;
   const PlanOptions options_;
-  uint64_t disabled_ = 0;                                // hip::Device::disabled
-  std::map<std::string, void*, std::less<>> functions_;  // every kernel that Choose may name
+  uint64_t disabled_ = 0;                               // hip::Device::disabled
+  std::map<std::string, Kernel, std::less<>> kernels_;  // every one that Choose may name
 };
 
 }  // namespace mxort::device

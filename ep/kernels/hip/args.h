@@ -4,7 +4,8 @@
 
 namespace mxort::hip {
 
-enum class Type : int { kFloat, kFloat16, kBFloat16 };  // same order as mxort::DataType
+// Of a tensor's elements; the first three in the order of mxort::DataType. Bool: a byte, 0 or 1.
+enum class Type : int { kFloat, kFloat16, kBFloat16, kInt64, kInt32, kInt8, kUint8, kBool };
 
 // Y = (A W^T) * column_scale + bias. Also of the skinny kernels.
 struct GemmArgs {

@@ -4,6 +4,7 @@
 
 #include "kernels/hip/args.h"
 #include "kernels/hip/copy.h"
+#include "kernels/hip/element.h"
 #include "kernels/hip/layout.h"
 #include "kernels/hip/lds.h"
 #include "kernels/hip/prelude.h"
@@ -13,24 +14,6 @@ namespace mxort::hip {
 struct TileIndex {
   u32 m, n;
 };
-
-MXORT_DEVICE u16 ToFloat16(float x) { return __builtin_bit_cast(u16, static_cast<_Float16>(x)); }
-MXORT_DEVICE u16 ToBFloat16(float x) { return __builtin_bit_cast(u16, static_cast<__bf16>(x)); }
-MXORT_DEVICE u16 ToHalf(Type type, float x) { return type == Type::kFloat16 ? ToFloat16(x) : ToBFloat16(x); }
-
-template <Type kType>
-MXORT_DEVICE void StoreOne(void* y, u64 index, float x) {
-  if constexpr (kType == Type::kFloat) {
-    static_cast<float*>(y)[index] = x;
-  } else {
-    static_cast<u16*>(y)[index] = ToHalf(kType, x);
-  }
-}
-MXORT_DEVICE void StoreOne(int type, void* y, u64 index, float x) {
-  if (type == static_cast<int>(Type::kFloat)) return StoreOne<Type::kFloat>(y, index, x);
-  if (type == static_cast<int>(Type::kFloat16)) return StoreOne<Type::kFloat16>(y, index, x);
-  StoreOne<Type::kBFloat16>(y, index, x);
-}
 
 // Stores kCount consecutive columns, 16 bytes at a time; those of one store are in or out as a whole.
 template <Type kType, int kCount>
