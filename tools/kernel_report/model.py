@@ -91,24 +91,9 @@ def registers_written(i: Instruction) -> frozenset[str]:
     return registers_of(i.operands[0]) if i.has_destination and i.operands else frozenset()
 
 
-def same_iteration_waits(loop: list[Instruction]) -> int:
-    """Loads that a vmcnt wait completes although less than one iteration has passed since they were issued."""
-    outstanding: deque[int] = deque()
-    early: set[int] = set()
-    rounds = 10
-    for time, i in enumerate(loop * rounds):
-        if is_vmem_load(i):
-            outstanding.append(time)
-        count = waited_vmcnt(i)
-        while count is not None and len(outstanding) > count:
-            issued = outstanding.popleft()
-            if time >= (rounds - 1) * len(loop) and time - issued < len(loop):
-                early.add(issued)
-    return len(early)
-
-
 def prefetch_clocks(loop: list[Instruction]) -> int | None:
-    """Matrix clocks between the issue of a load and the wait that completes it: the least over the loads."""
+    """Matrix clocks of a wave between the issue of a load and the wait that completes it, however many iterations that
+    is: the least over the loads; None where nothing waits for one."""
     outstanding: deque[int] = deque()
     clock = 0
     least: int | None = None
@@ -166,7 +151,6 @@ class LoopModel:
     least_read_distance: int | None
     early_reads: int
     reads: int
-    same_iteration_waits: int
     prefetch: int | None
     mca: float | None
     scratch: int
@@ -199,7 +183,7 @@ def model_loop(kernel: Kernel) -> LoopModel | None:
     others = len(loop) - len(matrix)
     clocks = {
         "matrix": own_clocks * per_simd,
-        "issue": per_simd * (MFMA_ISSUE * len(matrix) + OTHER_ISSUE * others),
+        "issue": MFMA_ISSUE * len(matrix) + OTHER_ISSUE * others,  # of one wave: another issues in between
         "vector": per_simd * (MFMA_ISSUE * len(matrix) + OTHER_ISSUE * len(vector)),
         "lds": waves * lds / LDS_BYTES_PER_CLOCK,
         "loads": waves * loaded / VMEM_BYTES_PER_CLOCK,
@@ -217,7 +201,6 @@ def model_loop(kernel: Kernel) -> LoopModel | None:
         least_read_distance=min(distances, default=None),
         early_reads=sum(d < GATE_READ_DISTANCE for d in distances),
         reads=len(distances),
-        same_iteration_waits=same_iteration_waits(loop),
         prefetch=prefetch_clocks(loop),
         mca=mca_fraction(kernel.arch, loop),
         scratch=sum(i.mnemonic.startswith("scratch_") for i in loop),
@@ -252,7 +235,6 @@ def gate(kernel: Kernel, m: LoopModel) -> list[str]:
             waves_per_simd(kernel) > 1 or m.early_reads == 0,
             f"{m.early_reads} LDS reads used within {GATE_READ_DISTANCE} clocks",
         ),
-        (m.same_iteration_waits == 0, f"{m.same_iteration_waits} loads waited for in their own iteration"),
         (
             m.prefetch is None or m.prefetch >= GATE_PREFETCH,
             f"loads waited for after {m.prefetch} matrix clocks",
