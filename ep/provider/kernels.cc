@@ -41,8 +41,9 @@ class MatMulKernel : public OrtKernelImpl {
     Compute = [](OrtKernelImpl* self, OrtKernelContext* context) noexcept -> OrtStatus* {
       auto& kernel = *static_cast<MatMulKernel*>(self);
       OrtStatus* status = Guard(*kernel.runtime_.api, kernel.where_, [&] { kernel.Run(context); });
-      if (status) kernel.ep_.RunFailed();
-      return status;
+      if (!status || !kernel.ep_.RunFailed()) return status;
+      kernel.runtime_.api->ReleaseStatus(status);
+      return nullptr;
     };
     PrePackWeight = [](OrtKernelImpl* self, const OrtValue*, int input, OrtAllocator*, OrtSharedPrePackedWeightCache*,
                        bool* is_packed) noexcept -> OrtStatus* {

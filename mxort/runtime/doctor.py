@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -251,7 +252,45 @@ def check_gpus() -> tuple[list[Check], tuple[GpuKernelCheck, ...]]:
         return [Check("GPU", FAILED, str(error))], ()
     checks = [_guarded(f"gpu:{gpu['ordinal']}", partial(_gpu, native, gpu)) for gpu in gpus]
     results = tuple(GpuKernelCheck(**row) for row in native.gpu_kernel_checks())
-    return checks or [Check("GPU", INFO, "the HIP runtime shows none")], results
+    return [*(checks or [_no_gpu()]), *_partitions(gpus)], results
+
+
+def _no_gpu() -> Check:
+    """HIP says "no device" of a GPU that it may not open, too."""
+    if not AMD_DRIVER.exists():
+        return Check("GPU", INFO, "the HIP runtime shows none")
+    if not os.access(AMD_DRIVER, os.R_OK | os.W_OK):
+        return Check(
+            "GPU",
+            WARNING,
+            f"the HIP runtime shows none, and this user may not open {AMD_DRIVER}: add it to the groups render and "
+            "video, and log in again",
+        )
+    return Check(
+        "GPU",
+        WARNING,
+        f"the HIP runtime shows none although there is {AMD_DRIVER}: in a container, was it started with "
+        "--device /dev/kfd --device /dev/dri? is HIP_VISIBLE_DEVICES or ROCR_VISIBLE_DEVICES set?",
+    )
+
+
+def _partitions(gpus: list[dict[str, Any]]) -> list[Check]:
+    """A check for each card that is split (CPX, DPX): its partitions share a PCI address, by which onnxruntime and the
+    provider tell GPUs apart."""
+    cards: dict[str, list[str]] = {}
+    for gpu in gpus:
+        card = gpu["pci_bus_id"].split(".")[0]  # without the function
+        cards.setdefault(card, []).append(f"gpu:{gpu['ordinal']}")
+    return [
+        Check(
+            "partitions",
+            INFO,
+            f"{', '.join(names)} are partitions of one card ({card}): onnxruntime offers the first alone, unless the "
+            'provider\'s library is registered by a name that ends in ".virtual"',
+        )
+        for card, names in cards.items()
+        if len(names) > 1
+    ]
 
 
 def _gpu(native: Any, gpu: dict[str, Any]) -> Check:

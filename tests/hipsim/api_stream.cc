@@ -189,6 +189,7 @@ HIPSIM_API int hipStreamBeginCapture(void* stream, int) {
     if (s->capture) return kIllegalState;
     s->capture = std::make_shared<Graph>();
     s->capture->device = s->device;
+    if (runtime().lose_captures > 0) runtime().lose_captures--, s->capture->invalidated = true;
     return kSuccess;
   });
 }

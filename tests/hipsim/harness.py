@@ -371,6 +371,10 @@ class Sim:
         """The ``call``-th call of a HIP function from now on returns ``error``."""
         self.lib.hipsim_fail(function.encode(), call, error)
 
+    def lose_captures(self, count: int) -> None:
+        """The next ``count`` captures end as if another thread had waited for the device meanwhile."""
+        self.lib.hipsim_lose_captures(count)
+
     def lose_device(self, device: int = 0) -> None:
         self.lib.hipsim_lose_device(device)
 

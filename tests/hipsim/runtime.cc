@@ -16,7 +16,7 @@ Config& config() {
 
 Runtime& runtime() {
   static auto* r = [] {
-    auto* fresh = new Runtime;  // never destroyed: programs call us from their own destructors
+    auto* fresh = new Runtime;  // never destroyed
     return fresh;
   }();
   static bool configured = (configure(nullptr), true);
@@ -118,7 +118,21 @@ int device_error(int device) {
   return it == runtime().sticky.end() ? 0 : it->second;
 }
 
+namespace {
+
+// HIP takes its devices down in a destructor of its library: whoever calls it later uses what is freed.
+struct Teardown {
+  bool done = false;
+  ~Teardown() { done = true; }
+} teardown;
+
+}  // namespace
+
 int guarded(const char* name, bool touches_device, const std::function<int()>& body) {
+  if (teardown.done) {
+    fprintf(stderr, "hipsim: %s is called after the runtime's own destructors\n", name);
+    abort();
+  }
   Runtime& r = runtime();
   std::lock_guard<std::recursive_mutex> lock(r.mutex);
   if (r.faults.empty() && !pending_faults().empty()) r.faults = pending_faults();
@@ -263,6 +277,12 @@ HIPSIM_API const char* hipsim_calls() {
   for (auto& item : r.calls) out << (out.tellp() ? ", " : "{") << '"' << item.first << "\": " << item.second;
   text = r.calls.empty() ? "{}" : out.str() + "}";
   return text.c_str();
+}
+
+// The next `n` captures are as if another thread had ended them right after their begin.
+HIPSIM_API void hipsim_lose_captures(int n) {
+  std::lock_guard<std::recursive_mutex> lock(runtime().mutex);
+  runtime().lose_captures = n;
 }
 
 HIPSIM_API void hipsim_lose_device(int device) {

@@ -91,6 +91,7 @@ struct Runtime {
   std::map<std::string, long> calls;
   std::map<std::string, long> counts;  // launches, copies ...
   std::string report;                  // of the last stopped kernel
+  int lose_captures = 0;
 };
 Runtime& runtime();
 void configure(const char* text);  // "devices=...;seed=..." or null: from the environment

@@ -148,6 +148,12 @@ class Device:
             self.modules[name] = self.sim.load(self.replace.get(name, code_object(self.arch, name)))
         return self.modules[name]
 
+    def unexecuted(self, name: str, kernel: str) -> list[str]:
+        """Instructions of a kernel of module ``name`` that no launch has executed so far, of a ``Device(counts=1)``."""
+        counts = self.module(name).counts(kernel)
+        assert counts, kernel
+        return [f"{pc:x} {text}" for count, pc, text in counts if not count]
+
     def prepare(self, spec: Spec, p: dict[str, Any], a: NDArray[Any]) -> harness.DeviceArray:
         source, records = self.sim.to_device(a), self.sim.empty(p["activation_bytes"], np.uint8)
         args = struct.pack(
