@@ -50,6 +50,13 @@ bool KernelAttributes::Float(const char* name, float* value) const {
   return Found(name, api_.KernelInfoGetAttribute_float(info_, name, value));
 }
 
+bool KernelAttributes::Ints(const char* name, std::vector<int64_t>* values) const {
+  size_t count = 0;
+  if (!Found(name, api_.KernelInfoGetAttributeArray_int64(info_, name, nullptr, &count))) return false;
+  values->resize(count);
+  return count == 0 || Found(name, api_.KernelInfoGetAttributeArray_int64(info_, name, values->data(), &count));
+}
+
 bool KernelAttributes::String(const char* name, std::string* value) const {
   size_t size = 0;  // with the terminating zero; stays 0 where the attribute is absent
   if (!Found(name, api_.KernelInfoGetAttribute_string(info_, name, nullptr, &size)) || size == 0) return false;

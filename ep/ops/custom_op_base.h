@@ -23,6 +23,7 @@ class KernelAttributes : public Attributes {
   bool Int(const char* name, int64_t* value) const override;
   bool String(const char* name, std::string* value) const override;
   bool Float(const char* name, float* value) const;
+  bool Ints(const char* name, std::vector<int64_t>* values) const;
 
  private:
   bool Found(const char* name, OrtStatus* status) const;

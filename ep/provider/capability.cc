@@ -1,127 +1,152 @@
 #include "provider/capability.h"
 
-#include <array>
-#include <cstring>
-#include <optional>
+#include <algorithm>
+#include <queue>
+#include <set>
+#include <string>
+#include <unordered_map>
+#include <unordered_set>
 #include <vector>
 
-#include "ops/matmul_inputs.h"
-#include "ops/matmul_spec.h"
+#include "provider/ep.h"
+#include "provider/op_table.h"
 
 namespace mxort::provider {
 namespace {
 
-const OrtOpAttr* FindAttribute(const Runtime& runtime, const OrtNode* node, const char* name) {
-  const OrtOpAttr* attribute = nullptr;
-  OrtStatus* status = runtime.api->Node_GetAttributeByName(node, name, &attribute);
-  if (!status) return attribute;
-  const bool absent = runtime.api->GetErrorCode(status) == ORT_NOT_FOUND;
-  if (!absent) runtime.Check(status);
-  runtime.api->ReleaseStatus(status);
+// A tensor that a node on the CPU may as well read from a constant: ONNX Runtime's own providers draw the line here.
+constexpr int64_t kSmallConstant = 100;
+
+struct Candidate {
+  NodeView view;
+  const OpRow* row = nullptr;  // null: not for this provider
+};
+
+const OpRow* FindRow(const NodeView& view) {
+  for (const OpRow& row : OpTable()) {
+    if (view.type() != row.type || view.domain() != row.domain) continue;
+    const int version = view.SinceVersion();
+    if (version >= row.since && version <= row.until) return &row;
+  }
   return nullptr;
 }
 
-class NodeAttributes : public Attributes {
- public:
-  NodeAttributes(const Runtime& runtime, const OrtNode* node) : runtime_(runtime), node_(node) {}
+// Empty: the provider can compute the node.
+std::string WhyLeft(const Ep& ep, OrtEpGraphSupportInfo* support, const NodeView& view, const OpRow& row) {
+  try {
+    if (row.why_left) {
+      const std::string why = row.why_left(ep, view);
+      if (!why.empty()) return why;
+    }
+    const OrtKernelDef* kernel = nullptr;
+    ep.runtime().Check(ep.runtime().ep->EpGraphSupportInfo_LookUpKernel(support, view.node(), &kernel));
+    return kernel ? "" : "no kernel has its types";
+  } catch (const std::exception& error) {
+    return error.what();
+  }
+}
 
-  bool Int(const char* name, int64_t* value) const override {
-    const OrtOpAttr* attribute = FindAttribute(runtime_, node_, name);
-    size_t size = 0;
-    if (attribute) runtime_.Check(runtime_.api->ReadOpAttr(attribute, ORT_OP_ATTR_INT, value, sizeof *value, &size));
-    return attribute;
+// Nodes that ONNX Runtime's rule gives to the CPU: everything they read is on the host already, as a result of a node
+// there, a small constant or an input of the graph, and nothing is of a type that the CPU is slow with. Results of such
+// nodes are on the host too, so the rule spreads from Shape through the arithmetic behind it.
+class CpuPreferred {
+ public:
+  CpuPreferred(const Runtime& runtime, const OrtGraph* graph, const std::vector<Candidate>& nodes) : nodes_(nodes) {
+    size_t count = 0;
+    runtime.Check(runtime.api->Graph_GetNumInputs(graph, &count));
+    std::vector<const OrtValueInfo*> inputs(count);
+    runtime.Check(runtime.api->Graph_GetInputs(graph, inputs.data(), count));
+    for (const OrtValueInfo* input : inputs) {
+      const char* name = "";
+      runtime.Check(runtime.api->GetValueInfoName(input, &name));
+      on_host_or_input_.insert(name);
+    }
+    for (size_t i = 0; i < nodes.size(); ++i) {
+      for (size_t k = 0; k < nodes[i].view.Inputs(); ++k) {
+        if (nodes[i].view.Has(k)) consumers_[nodes[i].view.InputName(k)].push_back(i);
+      }
+    }
   }
 
-  bool String(const char* name, std::string* value) const override {
-    const OrtOpAttr* attribute = FindAttribute(runtime_, node_, name);
-    if (!attribute) return false;
-    std::string text(32, '\0');  // longer names are none of ours: reading fails, and the node is left
-    size_t size = 0;
-    runtime_.Check(runtime_.api->ReadOpAttr(attribute, ORT_OP_ATTR_STRING, text.data(), text.size(), &size));
-    *value = text.c_str();
-    return true;
+  std::unordered_set<size_t> Find() {
+    for (size_t i = 0; i < nodes_.size(); ++i) {
+      if (!nodes_[i].row) continue;
+      for (const size_t output : nodes_[i].row->host_outputs) AddHostValue(i, output);
+    }
+    std::unordered_set<size_t> found, visited;
+    while (!waiting_.empty()) {
+      const size_t i = waiting_.top();
+      waiting_.pop();
+      if (!visited.insert(i).second) continue;
+      if (nodes_[i].row && !ReadsOnlyTheHost(nodes_[i])) continue;
+      if (nodes_[i].row) found.insert(i);
+      for (size_t output = 0; output < nodes_[i].view.Outputs(); ++output) AddHostValue(i, output);
+    }
+    return found;
   }
 
  private:
-  const Runtime& runtime_;
-  const OrtNode* node_;
-};
-
-const OrtTensorTypeAndShapeInfo* TensorInfo(const Runtime& runtime, const OrtValueInfo* value) {
-  const OrtTypeInfo* type = nullptr;  // owned by the value
-  const OrtTensorTypeAndShapeInfo* tensor = nullptr;
-  runtime.Check(runtime.api->GetValueInfoTypeInfo(value, &type));
-  if (type) runtime.Check(runtime.api->CastTypeInfoToTensorInfo(type, &tensor));
-  if (!tensor) throw std::invalid_argument("an input is no tensor");
-  return tensor;
-}
-
-DataType ElementTypeOf(const Runtime& runtime, Input input, const OrtValueInfo* value) {
-  ONNXTensorElementDataType type;
-  runtime.Check(runtime.api->GetTensorElementType(TensorInfo(runtime, value), &type));
-  return DataTypeOf(input, type);
-}
-
-Shape ShapeOf(const Runtime& runtime, const OrtValueInfo* value) {
-  const OrtTensorTypeAndShapeInfo* info = TensorInfo(runtime, value);
-  size_t rank = 0;
-  runtime.Check(runtime.api->GetDimensionsCount(info, &rank));
-  Shape shape(rank);
-  runtime.Check(runtime.api->GetDimensions(info, shape.data(), rank));
-  return shape;
-}
-
-// Why a MatMulMXFP4 is left to the CPU; empty: it is not. Throws where the node is not valid.
-std::string WhyLeft(const Runtime& runtime, const OrtNode* node, const WhyUnsupported& why_unsupported) {
-  size_t count = 0;
-  runtime.Check(runtime.api->Node_GetNumInputs(node, &count));
-  if (count != kInputs) return "it has " + std::to_string(count) + " inputs";
-  std::array<const OrtValueInfo*, kInputs> inputs{};
-  runtime.Check(runtime.api->Node_GetInputs(node, inputs.data(), inputs.size()));
-  const MatMulSpec spec = CheckAttributes(ReadAttributes(NodeAttributes(runtime, node), Mxfp4Operator()));
-  for (size_t i = kB; i < kInputs; ++i) {
-    if (!inputs[i]) return std::string(kInputNames[i]) + " is missing";
-    bool is_constant = false;
-    runtime.Check(runtime.api->ValueInfo_IsConstantInitializer(inputs[i], &is_constant));
-    if (!is_constant) return std::string(kInputNames[i]) + " is no constant";
-    CheckInput(spec, static_cast<Input>(i), ShapeOf(runtime, inputs[i]));
-    if (i >= kColumnScale) ElementTypeOf(runtime, static_cast<Input>(i), inputs[i]);
+  void AddHostValue(size_t node, size_t output) {
+    if (!nodes_[node].view.HasOutput(output)) return;
+    const std::string name = nodes_[node].view.OutputName(output);
+    on_host_.insert(name);
+    for (const size_t consumer : consumers_[name]) waiting_.push(consumer);
   }
-  return why_unsupported(spec, ElementTypeOf(runtime, kA, inputs[kA]));
-}
 
-bool IsMatMul(const Runtime& runtime, const OrtNode* node) {
-  const char *domain = nullptr, *type = nullptr, *provider = nullptr;
-  runtime.Check(runtime.api->Node_GetDomain(node, &domain));
-  runtime.Check(runtime.api->Node_GetOperatorType(node, &type));
-  runtime.Check(runtime.api->Node_GetEpName(node, &provider));
-  const bool free = !provider || !*provider || std::strcmp(provider, kEpName) == 0;
-  return free && std::strcmp(domain, kDomain) == 0 && std::strcmp(type, kMatMulName) == 0;
-}
+  bool ReadsOnlyTheHost(const Candidate& node) const {
+    for (size_t i = 0; i < node.view.Inputs(); ++i) {
+      if (!node.view.Has(i)) continue;
+      const ONNXTensorElementDataType type = node.view.InputType(i);
+      if (type == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16 || type == ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16) return false;
+      if (IsSmallConstant(node.view, i) || on_host_or_input_.count(node.view.InputName(i))) continue;
+      if (!on_host_.count(node.view.InputName(i)) || OpRow::OnHost(node.row->host_inputs, i)) return false;
+    }
+    return true;
+  }
+
+  static bool IsSmallConstant(const NodeView& view, size_t input) {
+    if (!view.IsConstant(input)) return false;
+    const Shape shape = view.InputShape(input);
+    return ElementsOf(shape) >= 0 && ElementsOf(shape) <= kSmallConstant;
+  }
+
+  const std::vector<Candidate>& nodes_;
+  std::unordered_map<std::string, std::vector<size_t>> consumers_;
+  std::unordered_set<std::string> on_host_or_input_, on_host_;
+  std::priority_queue<size_t, std::vector<size_t>, std::greater<>> waiting_;  // in topological order
+};
 
 }  // namespace
 
-void ClaimNodes(const Runtime& runtime, const OrtGraph* graph, OrtEpGraphSupportInfo* support, const Logger& logger,
-                const WhyUnsupported& why_unsupported) {
+void ClaimNodes(const Ep& ep, const OrtGraph* graph, OrtEpGraphSupportInfo* support, const Logger& logger) {
+  const Runtime& runtime = ep.runtime();
   size_t count = 0;
   runtime.Check(runtime.api->Graph_GetNumNodes(graph, &count));
   std::vector<const OrtNode*> nodes(count);
-  runtime.Check(runtime.api->Graph_GetNodes(graph, nodes.data(), count));
+  runtime.Check(runtime.api->Graph_GetNodes(graph, nodes.data(), count));  // in topological order
+  const auto log_left = [&](const NodeView& view, const std::string& why) {
+    logger.Log(ORT_LOGGING_LEVEL_VERBOSE, view.type() + " '" + view.Name() + "' is left to the CPU: " + why);
+  };
+  std::vector<Candidate> candidates;
   for (const OrtNode* node : nodes) {
-    if (!IsMatMul(runtime, node)) continue;
-    std::string why;
-    try {
-      why = WhyLeft(runtime, node, why_unsupported);
-    } catch (const std::exception& error) {
-      why = error.what();
-    }
+    Candidate& candidate = candidates.emplace_back(Candidate{NodeView(runtime, node), nullptr});
+    const OpRow* row = candidate.view.Free() ? FindRow(candidate.view) : nullptr;
+    if (!row) continue;
+    const std::string why = WhyLeft(ep, support, candidate.view, *row);
     if (why.empty()) {
-      runtime.Check(runtime.ep->EpGraphSupportInfo_AddSingleNode(support, node));
-      continue;
+      candidate.row = row;
+    } else {
+      log_left(candidate.view, why);
     }
-    const char* name = "";
-    runtime.Check(runtime.api->Node_GetName(node, &name));
-    logger.Log(ORT_LOGGING_LEVEL_VERBOSE, std::string(kMatMulName) + " '" + name + "' is left to the CPU: " + why);
+  }
+  const std::unordered_set<size_t> cpu = CpuPreferred(runtime, graph, candidates).Find();
+  for (size_t i = 0; i < candidates.size(); ++i) {
+    if (!candidates[i].row) continue;
+    if (cpu.count(i)) {
+      log_left(candidates[i].view, "everything it reads is on the host");
+    } else {
+      runtime.Check(runtime.ep->EpGraphSupportInfo_AddSingleNode(support, candidates[i].view.node()));
+    }
   }
 }
 

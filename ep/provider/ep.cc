@@ -33,16 +33,13 @@ Ep::Ep(const Runtime& runtime, const Logger& logger, const Gpu& gpu, std::shared
   GetName = [](const OrtEp*) noexcept { return kEpName; };
   GetCapability = [](OrtEp* self, const OrtGraph* graph, OrtEpGraphSupportInfo* support) noexcept -> OrtStatus* {
     Ep& ep = Self(self);
-    return Guard(*ep.runtime_.api, kEpName, [&] {
-      ClaimNodes(ep.runtime_, graph, support, ep.logger_,
-                 [&](const MatMulSpec& spec, DataType type) { return ep.WhyUnsupported(spec, type); });
-    });
+    return Guard(*ep.runtime_.api, kEpName, [&] { ClaimNodes(ep, graph, support, ep.logger_); });
   };
   GetKernelRegistry = [](OrtEp* self, const OrtKernelRegistry** registry) noexcept -> OrtStatus* {
     Ep& ep = Self(self);
     return Guard(*ep.runtime_.api, kEpName, [&] {
-      if (!ep.registry_) ep.registry_ = MakeKernelRegistry(ep);
-      *registry = ep.registry_.get();
+      if (!ep.registry_) ep.registry_ = std::make_unique<KernelRegistry>(ep);
+      *registry = ep.registry_->get();
     });
   };
   CreateAllocator = [](OrtEp* self, const OrtMemoryInfo* info, OrtAllocator** allocator) noexcept -> OrtStatus* {

@@ -37,6 +37,9 @@ class Ep : public OrtEp {
   const std::shared_ptr<device::Device>& device() const { return device_; }
   const std::shared_ptr<device::Arena>& arena() const { return memory_->arena(); }
 
+  // Why no kernel of the device computes this MatMulMXFP4; empty: one does, and it passed its self-check.
+  std::string WhyUnsupported(const MatMulSpec& spec, DataType type) const;
+
   // Around a launch: measures it while a profiler listens.
   ProfiledLaunch Profile(void* stream, const std::string& node, const device::MatMulPlan& plan, int64_t m) const;
 
@@ -50,7 +53,6 @@ class Ep : public OrtEp {
  private:
   void SetRunFunctions();
   void SetGraphFunctions();
-  std::string WhyUnsupported(const MatMulSpec& spec, DataType type) const;
   OrtAllocator* CreateAllocatorFor(const OrtMemoryInfo* info) const;
   OrtSyncStreamImpl* CreateStreamFor(const OrtMemoryDevice* memory) const;
   int GraphId(const OrtRunOptions* options) const;
@@ -63,7 +65,7 @@ class Ep : public OrtEp {
   const Options options_;
   const std::shared_ptr<LaunchLog> launches_;
   std::unique_ptr<GraphCapture> graphs_;  // null: not asked for, or the runtime has none
-  KernelRegistryPtr registry_;
+  std::unique_ptr<KernelRegistry> registry_;
   const LiveCount live_;
 };
 

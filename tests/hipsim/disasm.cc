@@ -265,7 +265,7 @@ void parse_text(Code& code, Inst& i, const char* printed) {
     }
     for (size_t k = 0; k < words.size(); k++) {
       if (k > 0 || words[k].find(':') != std::string::npos) {
-        bool reg = words[k].find('[') == 1;
+        bool reg = words[k].find('[') < words[k].find(':');  // v[0:1], -v[0:1]; not op_sel:[0,1]
         if (k > 0 || !reg) {
           parse_modifier(i, words[k]);
           continue;

@@ -442,17 +442,22 @@ def test_double(sim: harness.Sim) -> None:
     code = (
         "v_add_f64 v[100:101], v[10:11], v[12:13]\n"
         "v_fma_f64 v[102:103], v[10:11], v[12:13], 1.0\nv_cvt_f32_f64 v104, v[10:11]\n"
-        "v_cvt_f64_f32 v[106:107], v104"
+        "v_cvt_f64_f32 v[106:107], v104\n"
+        "v_add_f64 v[108:109], v[10:11], -v[12:13]\nv_mul_f64 v[110:111], -|v[10:11]|, v[12:13]"
     )
-    got = run_lanes(sim, code, rows, [f"v{k}" for k in (100, 101, 102, 103, 104, 106, 107)])
+    got = run_lanes(
+        sim, code, rows, [f"v{k}" for k in (100, 101, 102, 103, 104, 106, 107, 108, 109, 110, 111)]
+    )
 
     def double(k: int) -> np.ndarray:
         return np.ascontiguousarray(got[k : k + 2].T).view(np.float64)[:, 0]
 
     np.testing.assert_array_equal(double(0), x + y)
-    np.testing.assert_allclose(double(2), x * y + 1, rtol=1e-15)
+    np.testing.assert_allclose(double(2), x * y + 1, rtol=0, atol=2.0**-53 * (2 * np.abs(x * y) + 1).max())
     np.testing.assert_array_equal(as_f32(got[4]), x.astype(np.float32))
     np.testing.assert_array_equal(double(5), x.astype(np.float32).astype(float))
+    np.testing.assert_array_equal(double(7), x - y)
+    np.testing.assert_array_equal(double(9), -np.abs(x) * y)
 
 
 # ---- signalling NaN ----------------------------------------------------------------------------------------

@@ -1,0 +1,272 @@
+// Rows: softmax, normalisation, reductions, the best of a row. A row of up to kWaveRowMost elements belongs to a wave,
+// four rows to a workgroup; a longer one to a workgroup. Rows are read from memory once a pass: a second pass finds
+// them in cache.
+#include "kernels/hip/args_rows.h"
+#include "kernels/hip/copy.h"
+#include "kernels/hip/math.h"
+#include "kernels/hip/strided.h"
+
+#if defined(__gfx950__) || defined(__gfx942__)
+using namespace mxort::hip;
+
+struct Add {
+  MXORT_METHOD float operator()(float x, float y) const { return x + y; }
+};
+struct Multiply {
+  MXORT_METHOD float operator()(float x, float y) const { return x * y; }
+};
+// NaN passes through both.
+struct Larger {
+  MXORT_METHOD float operator()(float x, float y) const { return IsNaN(x) || x > y ? x : y; }
+};
+struct Smaller {
+  MXORT_METHOD float operator()(float x, float y) const { return IsNaN(x) || x < y ? x : y; }
+};
+
+MXORT_DEVICE u32 FromLane(u32 x, u32 lane) {
+  return static_cast<u32>(__builtin_amdgcn_ds_bpermute(static_cast<i32>(lane * 4), static_cast<i32>(x)));
+}
+MXORT_DEVICE float FromLane(float x, u32 lane) {
+  return __builtin_bit_cast(float, FromLane(__builtin_bit_cast(u32, x), lane));
+}
+
+inline constexpr u32 kWaves = kRowThreads / kWave;
+inline constexpr u32 kReductions =
+    4;  // that one kernel may do, each with LDS of its own, so that none waits for another
+
+typedef __attribute__((address_space(3))) float* LdsFloats;
+
+// The lanes that share a row: a wave, or all of a workgroup.
+template <bool kMany>
+struct Team {
+  static constexpr u32 kThreads = kMany ? kRowThreads : kWave;
+  LdsFloats slots;  // kReductions * kWaves, of many
+  MXORT_METHOD u64 Row() const { return kMany ? u64{GroupX()} : u64{GroupX()} * kWaves + WaveIndex(); }
+  MXORT_METHOD u32 First() const { return kMany ? Thread() : Lane(); }
+
+  // Of all lanes, in a fixed order, the same in all of them. Every call of a kernel has another kSlot.
+  template <u32 kSlot, class Op>
+  MXORT_METHOD float Reduce(float x, const Op& op) const {
+    static_assert(kSlot < kReductions);
+    Unroll<0, 6>([&](auto i) __attribute__((always_inline)) { x = op(x, FromLane(x, Lane() ^ (1u << i.value))); });
+    if constexpr (kMany) {
+      if (Lane() == 0) slots[kSlot * kWaves + WaveIndex()] = x;
+      __builtin_amdgcn_fence(__ATOMIC_RELEASE, "workgroup");
+      __builtin_amdgcn_s_barrier();
+      __builtin_amdgcn_fence(__ATOMIC_ACQUIRE, "workgroup");
+      x = slots[kSlot * kWaves];
+      Unroll<1, kWaves>([&](auto i) __attribute__((always_inline)) { x = op(x, slots[kSlot * kWaves + i.value]); });
+    }
+    return x;
+  }
+};
+
+struct Row {
+  u64 base;
+  u32 n, inner;
+  MXORT_METHOD Row(const RowShape& shape, u64 row)
+      : base(row / shape.inner * shape.n * shape.inner + row % shape.inner), n(shape.n), inner(shape.inner) {}
+  MXORT_METHOD u64 At(u32 k) const { return base + static_cast<u64>(k) * inner; }
+};
+
+template <bool kMany, class Body>
+MXORT_DEVICE void ForRow(const Team<kMany>& team, u32 n, const Body& body) {
+#pragma clang loop unroll(disable)
+  for (u32 k = team.First(); k < n; k += Team<kMany>::kThreads) body(k);
+}
+
+template <bool kMany>
+MXORT_DEVICE void Softmax(const SoftmaxArgs& args, Team<kMany> team) {
+  if (team.Row() >= args.shape.rows) return;
+  const Row row(args.shape, team.Row());
+  float most = -kInfinity, sum = 0;
+  ForRow(team, row.n, [&](u32 k) { most = Larger()(most, LoadOne(args.type, args.x, row.At(k))); });
+  most = team.template Reduce<0>(most, Larger());
+  ForRow(team, row.n, [&](u32 k) { sum += Exp(LoadOne(args.type, args.x, row.At(k)) - most); });
+  sum = team.template Reduce<1>(sum, Add());
+  const float inverse = 1.0f / sum, log_sum = args.log ? Log(sum) : 0.0f;
+  ForRow(team, row.n, [&](u32 k) {
+    const float x = LoadOne(args.type, args.x, row.At(k)) - most;
+    StoreOne(args.type, args.y, row.At(k), args.log ? x - log_sum : Exp(x) * inverse);
+  });
+}
+
+template <bool kMany>
+MXORT_DEVICE void Normalise(const NormArgs& args, Team<kMany> team) {
+  if (team.Row() >= args.shape.rows) return;
+  const Row row(args.shape, team.Row());
+  const u64 skip = args.skip ? team.Row() % args.skip_rows * row.n : 0;
+  const auto value = [&](u32 k) __attribute__((always_inline)) {
+    float v = LoadOne(args.type, args.x, row.base + k);
+    if (args.skip) v += LoadOne(args.type, args.skip, skip + k);
+    if (args.bias) v += LoadOne(args.type, args.bias, k);
+    return v;
+  };
+  const float over_n = 1.0f / static_cast<float>(row.n);
+  float mean = 0, squares = 0;
+  if (!args.rms) {
+    ForRow(team, row.n, [&](u32 k) { mean += value(k); });
+    mean = team.template Reduce<0>(mean, Add()) * over_n;
+  }
+  ForRow(team, row.n, [&](u32 k) {
+    const float d = value(k) - mean;
+    squares = Fma(d, d, squares);
+  });
+  const float variance = team.template Reduce<1>(squares, Add()) * over_n;
+  const float inverse = 1.0f / __builtin_sqrtf(variance + args.epsilon);
+  ForRow(team, row.n, [&](u32 k) {
+    const float v = value(k);
+    float y = (v - mean) * inverse;
+    if (args.scale) y *= LoadOne(args.scale_type, args.scale, k);
+    if (args.shift) y += LoadOne(args.scale_type, args.shift, k);
+    if (args.sum) StoreOne(args.type, args.sum, row.base + k, v);
+    StoreOne(args.out_type, args.y, row.base + k, y);
+  });
+  if (team.First() != 0) return;
+  if (args.mean) args.mean[team.Row()] = mean;
+  if (args.inverse) args.inverse[team.Row()] = inverse;
+}
+
+template <bool kMany>
+MXORT_DEVICE void ReduceRow(const ReduceRowsArgs& args, Team<kMany> team) {
+  if (team.Row() >= args.shape.rows) return;
+  const Row row(args.shape, team.Row());
+  const auto load = [&](u32 k) __attribute__((always_inline)) {
+    return LoadNumber<float>(args.type, args.x, static_cast<i64>(row.At(k)));
+  };
+  const auto reduction = static_cast<Reduction>(args.reduction);
+  float y = 0;
+  if (reduction == Reduction::kMax || reduction == Reduction::kMin) {
+    const float sign = reduction == Reduction::kMax ? 1.0f : -1.0f;
+    y = -kInfinity;
+    ForRow(team, row.n, [&](u32 k) { y = Larger()(y, sign * load(k)); });
+    y = sign * team.template Reduce<0>(y, Larger());
+  } else if (reduction == Reduction::kProd) {
+    y = 1;
+    ForRow(team, row.n, [&](u32 k) { y *= load(k); });
+    y = team.template Reduce<1>(y, Multiply());
+  } else {
+    float most = 0;
+    if (reduction == Reduction::kLogSumExp) {
+      most = -kInfinity;
+      ForRow(team, row.n, [&](u32 k) { most = Larger()(most, load(k)); });
+      most = team.template Reduce<2>(most, Larger());
+      most = AbsOf(most) == kInfinity ? 0.0f : most;
+    }
+    ForRow(team, row.n, [&](u32 k) {
+      const float x = load(k);
+      switch (reduction) {
+        case Reduction::kL1:
+          y += AbsOf(x);
+          break;
+        case Reduction::kL2:
+        case Reduction::kSumSquare:
+          y = Fma(x, x, y);
+          break;
+        case Reduction::kLogSumExp:
+          y += Exp(x - most);
+          break;
+        default:
+          y += x;
+      }
+    });
+    y = team.template Reduce<3>(y, Add());
+    if (reduction == Reduction::kMean) y /= static_cast<float>(row.n);
+    if (reduction == Reduction::kL2) y = __builtin_sqrtf(y);
+    if (reduction == Reduction::kLogSum || reduction == Reduction::kLogSumExp) y = Log(y) + most;
+  }
+  if (team.First() == 0) StoreNumber<float>(args.type, args.y, static_cast<i64>(team.Row()), y);
+}
+
+// Whole numbers: sum, mean, product, largest, smallest. One lane a row: they are masks and lengths.
+MXORT_DEVICE void ReduceWhole(const ReduceRowsArgs& args) {
+  const u64 index = u64{GroupX()} * kRowThreads + Thread();
+  if (index >= args.shape.rows) return;
+  const Row row(args.shape, index);
+  const auto reduction = static_cast<Reduction>(args.reduction);
+  i64 y = reduction == Reduction::kProd ? 1 : 0;
+#pragma clang loop unroll(disable)
+  for (u32 k = 0; k < row.n; ++k) {
+    const i64 x = LoadNumber<i64>(args.type, args.x, static_cast<i64>(row.At(k)));
+    switch (reduction) {
+      case Reduction::kProd:
+        y *= x;
+        break;
+      case Reduction::kMax:
+        y = k == 0 || x > y ? x : y;
+        break;
+      case Reduction::kMin:
+        y = k == 0 || x < y ? x : y;
+        break;
+      case Reduction::kL1:
+        y += x < 0 ? -x : x;
+        break;
+      case Reduction::kSumSquare:
+        y += x * x;
+        break;
+      default:
+        y += x;
+    }
+  }
+  if (reduction == Reduction::kMean) y /= static_cast<i64>(row.n);
+  StoreNumber<i64>(args.type, args.y, static_cast<i64>(index), y);
+}
+
+// A value and its index; `none` comes behind everything.
+struct Entry {
+  float value;
+  u32 index;
+};
+inline constexpr u32 kNone = 0xFFFFFFFF;
+
+// Whether x comes before y: NaN is the largest number, as in NumPy.
+MXORT_DEVICE bool Before(const TopArgs& args, Entry x, Entry y) {
+  if (x.index == kNone || y.index == kNone) return x.index != kNone;
+  const bool x_nan = IsNaN(x.value), y_nan = IsNaN(y.value);
+  const bool equal = (x_nan && y_nan) || x.value == y.value;
+  if (equal) return args.last ? x.index > y.index : x.index < y.index;
+  const bool larger = x_nan || (!y_nan && x.value > y.value);
+  return larger != (args.smallest != 0);
+}
+
+// One wave a row. Place after place: the first of those that come behind the one found before.
+MXORT_DEVICE void Top(const TopArgs& args) {
+  const u64 index = u64{GroupX()} * kWaves + WaveIndex();
+  if (index >= args.shape.rows) return;
+  const Row row(args.shape, index);
+  const u64 out = index / row.inner * args.k * row.inner + index % row.inner;
+  Entry found{0, kNone};
+#pragma clang loop unroll(disable)
+  for (u32 place = 0; place < args.k; ++place) {
+    Entry best{0, kNone};
+#pragma clang loop unroll(disable)
+    for (u32 k = Lane(); k < row.n; k += kWave) {
+      const Entry x{LoadNumber<float>(args.type, args.x, static_cast<i64>(row.At(k))), k};
+      if ((place == 0 || Before(args, found, x)) && Before(args, x, best)) best = x;
+    }
+    Unroll<0, 6>([&](auto i) __attribute__((always_inline)) {
+      const u32 lane = Lane() ^ (1u << i.value);
+      const Entry other{FromLane(best.value, lane), FromLane(best.index, lane)};
+      if (Before(args, other, best)) best = other;
+    });
+    found = best;
+    if (Lane() == 0) {
+      const u64 at = out + static_cast<u64>(place) * row.inner;
+      if (args.values) StoreNumber<float>(args.type, args.values, static_cast<i64>(at), found.value);
+      args.indices[at] = found.index;
+    }
+  }
+}
+
+#define MXORT_ROWS(name, Args, Function)                                                \
+  MXORT_KERNEL(256, 4) name##_wave(Args args) { Function(args, Team<false>{nullptr}); } \
+  MXORT_KERNEL(256, 4) name##_group(Args args) {                                        \
+    static MXORT_LDS float slots[kReductions * kWaves];                                 \
+    Function(args, Team<true>{(LdsFloats)slots});                                       \
+  }
+MXORT_ROWS(softmax, SoftmaxArgs, Softmax)
+MXORT_ROWS(norm, NormArgs, Normalise)
+MXORT_ROWS(reduce_rows, ReduceRowsArgs, ReduceRow)
+MXORT_KERNEL(256, 4) reduce_whole(ReduceRowsArgs args) { ReduceWhole(args); }
+MXORT_KERNEL(256, 4) top(TopArgs args) { Top(args); }
+#endif
