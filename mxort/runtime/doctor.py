@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from mxort.errors import MxortError
 from mxort.formats import ACTIVATION_FORMATS, WEIGHT_FORMATS
-from mxort.runtime import session
+from mxort.runtime import hardware, session
 from mxort.runtime.machine import Machine, describe_machine
 from mxort.runtime.op_models import MatMulMXFP4, random_mxfp4, relative_rms
 from mxort.text import format_bytes
@@ -235,7 +235,7 @@ def _execution_provider() -> Check:
 
 
 def _hip() -> Check:
-    runtime = importlib.import_module("mxort._native").hip_runtime()
+    runtime = hardware.hip_runtime()
     driver = "AMD GPU driver present" if AMD_DRIVER.exists() else f"no AMD GPU driver ({AMD_DRIVER})"
     if runtime["available"]:
         return Check("HIP runtime", OK, f"{runtime['library']} {runtime['version']}, {driver}")

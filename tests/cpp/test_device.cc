@@ -208,6 +208,13 @@ void TestCopies() {
   float milliseconds = -1;
   Need(stop->MillisecondsSince(*start, &milliseconds));
   Expect(milliseconds >= 0, "elapsed time");
+  void* const handle = stop->handle();
+  stop.reset();
+  Need(Event::Create(first, true, &stop));
+  Expect(stop->handle() == handle, "an event that is gone is used again");
+  std::unique_ptr<Event> untimed;
+  Need(Event::Create(first, false, &untimed));
+  Expect(untimed->handle() != handle, "but for its own kind only");
   size_t free_bytes = 0, total_bytes = 0;
   Need(first->Memory(&free_bytes, &total_bytes));
   Expect(free_bytes < total_bytes && total_bytes == first->info().memory_bytes, "memory of the device");

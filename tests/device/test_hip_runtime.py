@@ -117,3 +117,25 @@ def check_fork() -> None:
 
 def test_a_child_of_fork_is_told_so() -> None:
     run(check_fork)
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_rocm_of_wheels_is_found(tmp_path: Path, works: bool) -> None:
+    """They say where they are by rocm_sdk.find_libraries, and nothing else does."""
+    shutil.copy(harness.library_path() / "libamdhip64.so.7", tmp_path)
+    body = f"return [{str(tmp_path / 'libamdhip64.so.7')!r}]" if works else "raise KeyError(name)"
+    (tmp_path / "rocm_sdk.py").write_text(f"def find_libraries(name):\n    {body}\n")
+    code = "import json; from mxort.runtime import hardware; print(json.dumps(hardware.hip_runtime()))"
+    environment = {k: v for k, v in os.environ.items() if k not in ("MXORT_HIP_LIBRARY", "LD_LIBRARY_PATH")}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment | {"PYTHONPATH": str(tmp_path), "ROCM_PATH": "/nowhere"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found = json.loads(done.stdout)
+    assert found["available"] == works
+    assert ("ROCm's wheels are not used" in done.stderr) == (not works)
+    if works:
+        assert found["library"] == str(tmp_path / "libamdhip64.so.7")

@@ -35,7 +35,7 @@ def shapes(row, dtype):
     """(M, K, N, splits or None for the plan's own): a ragged tile over several stages and an odd step, whose last
     columns fill one store; less than one block; N of any alignment; the narrow stores of the last rows; more steps than
     a skinny kernel has in flight; partial sums."""
-    wide = row["columns"] + (4 if dtype == "float" else 8)
+    wide = row["columns"] + (12 if dtype == "float" else 8)
     if row["skinny"]:
         return [(7, 32 * 33, wide, None), (1, 5, 1, None), (13, 128 * 33, 75, 1), (7, 32 * 41, 72, 5)]
     return [

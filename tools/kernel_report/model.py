@@ -28,7 +28,7 @@ LDS_BYTES = {"gfx950": 160 << 10, "gfx942": 64 << 10}
 GATE_SHARE = 0.95
 GATE_OTHERS = 1.0  # other instructions per 16 matrix clocks
 GATE_READ_DISTANCE = 128  # clocks from a ds_read to its use
-GATE_PREFETCH = 1000  # matrix clocks between a load and its wait
+GATE_PREFETCH = 1000  # clocks between a load and its wait
 GATE_MCA = 0.95
 GATE_LOOP_BYTES = 32 << 10
 SMALL_TILE_SHARE = 0.6  # 128x128 tiles are bound by loads
@@ -151,7 +151,9 @@ class LoopModel:
     least_read_distance: int | None
     early_reads: int
     reads: int
-    prefetch: int | None
+    prefetch: (
+        int | None
+    )  # clocks from a load to its wait, as far as the loop's own time makes its matrix clocks
     mca: float | None
     scratch: int
     failures: list[str] = field(default_factory=list)
@@ -191,6 +193,7 @@ def model_loop(kernel: Kernel) -> LoopModel | None:
     }
     binding = max(clocks, key=lambda k: (clocks[k], k == "matrix"))
     distances = read_distances(loop)
+    early = prefetch_clocks(loop)
     model = LoopModel(
         clocks=clocks,
         share=clocks["matrix"] / clocks[binding],
@@ -201,7 +204,7 @@ def model_loop(kernel: Kernel) -> LoopModel | None:
         least_read_distance=min(distances, default=None),
         early_reads=sum(d < GATE_READ_DISTANCE for d in distances),
         reads=len(distances),
-        prefetch=prefetch_clocks(loop),
+        prefetch=None if early is None else round(early * clocks[binding] / own_clocks),
         mca=mca_fraction(kernel.arch, loop),
         scratch=sum(i.mnemonic.startswith("scratch_") for i in loop),
     )
@@ -237,7 +240,7 @@ def gate(kernel: Kernel, m: LoopModel) -> list[str]:
         ),
         (
             m.prefetch is None or m.prefetch >= GATE_PREFETCH,
-            f"loads waited for after {m.prefetch} matrix clocks",
+            f"loads waited for after {m.prefetch} clocks",
         ),
         (
             m.mca is not None and m.mca >= (SMALL_TILE_MCA if small else GATE_MCA),
