@@ -27,6 +27,7 @@ def operands(row, arch):
 KERNELS = [
     pytest.param(row, arch, id=f"{arch}-{row['name']}")
     for row in device.gemm_rows()
+    if not row["weights"]  # those are in test_gemm_byte.py
     for arch in ([row["arch"]] if row["arch"] else device.ARCHITECTURES)
 ]
 
