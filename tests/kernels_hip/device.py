@@ -160,6 +160,22 @@ class Device:
             self.modules[name] = self.sim.load(self.replace.get(name, code_object(self.arch, name)))
         return self.modules[name]
 
+    def unexecuted(self, name: str, kernel: str) -> list[str]:
+        """Instructions of a kernel of module ``name`` that no launch has executed so far, of a ``Device(counts=1)``.
+
+        Without jumps that stand directly behind a branch on EXEC. The compiler asks for each of a lane's stores
+        whether any lane is left for it, also on ways where no number of columns leads: those that lie behind others
+        which are outside already.
+        """
+        counts = self.module(name).counts(kernel)
+        assert counts, kernel
+        before = ["", *(text for _, _, text in counts)]
+        return [
+            f"{pc:x} {text}"
+            for (count, pc, text), last in zip(counts, before, strict=False)
+            if not count and not (text.startswith("s_branch") and last.startswith("s_cbranch_exec"))
+        ]
+
     def prepare(self, spec: Spec, p: dict[str, Any], a: NDArray[Any]) -> harness.DeviceArray:
         source, records = self.sim.to_device(a), self.sim.empty(p["activation_bytes"], np.uint8)
         args = struct.pack(
