@@ -15,14 +15,18 @@ from mxort.errors import MxortError
 from mxort.runtime import hardware
 from mxort.runtime.session import LIBRARY_NAME, get_ep_name, get_library_path, load, one_line, warn_of_cpu
 
-_OVERLAY = json.dumps({"model": {"decoder": {"session_options": {"custom_ops_library": LIBRARY_NAME}}}})
 _registered: set[str] = set()
 
 
 def open(
-    folder: str | os.PathLike[str], *, device: str = "cpu", device_options: Mapping[str, object] | None = None
+    folder: str | os.PathLike[str],
+    *,
+    device: str = "cpu",
+    device_options: Mapping[str, object] | None = None,
+    threads: int = 0,
 ) -> Any:
     """The onnxruntime_genai.Model of a folder. ``device`` and ``device_options`` are those of :func:`mxort.register`.
+    ``threads`` of the decoder; 0: as the folder says, else the cores.
 
     On a GPU, layers of the decoder and of parts without options of their own run there; the cache stays on the host.
     Raises MxortError where onnxruntime-genai is missing or cannot open the folder, and for a GPU that cannot be used.
@@ -37,7 +41,10 @@ def open(
     load()  # genai accepts no path to an installation, but a name that is loaded
     try:
         config = genai.Config(os.fspath(folder))
-        config.overlay(_OVERLAY)
+        options = {"custom_ops_library": LIBRARY_NAME} | (
+            {"intra_op_num_threads": threads} if threads else {}
+        )
+        config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
         if chosen.gpu is not None:
             _add_provider(genai, config, {**(device_options or {}), "device_id": chosen.gpu.ordinal})
         return genai.Model(config)
