@@ -27,6 +27,8 @@ from document import run_blocks
 from mxort.cli import main
 from serving import decoder_folder, encoder_folder, started
 
+pytestmark = pytest.mark.filterwarnings("ignore:Using extra keyword arguments")  # of Ray Serve, about itself
+
 WIDTH, LAYERS = 256, 8
 GOOD = {"model": "tiny", "prompt": "abc", "max_tokens": 4, "temperature": 0}
 LONG = {**GOOD, "max_tokens": 56, "ignore_eos": True}
@@ -102,13 +104,15 @@ def test_the_blocks(tmp_path):
 
 
 def test_a_conversion_on_two_nodes_is_the_same(two_nodes, model, tmp_path):
-    for name, address in (("here", None), ("there", two_nodes)):
-        (tmp_path / name).mkdir()
-        report = mxort.convert(model, tmp_path / name / "model.onnx", cluster=address)
-        assert len(report.converted) == LAYERS + 1
+    with ray.init(address=two_nodes):  # whose end is that of the processes
+        for name, address in (("here", None), ("there", two_nodes)):
+            (tmp_path / name).mkdir()
+            report = mxort.convert(model, tmp_path / name / "model.onnx", cluster=address)
+            assert len(report.converted) == LAYERS + 1
+        assert ray.is_initialized()
+        assert len(raylets_of(workers())) == 2
     assert contents(tmp_path / "there") == contents(tmp_path / "here")
     assert len(contents(tmp_path / "here")) == 2
-    assert len(raylets_of(workers())) == 2
 
 
 def test_what_a_cluster_cannot_convert(two_nodes, model, tmp_path, capsys):
