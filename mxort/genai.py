@@ -15,15 +15,12 @@ from mxort.errors import MxortError
 from mxort.runtime import hardware
 from mxort.runtime.session import LIBRARY_NAME, get_ep_name, get_library_path, load, one_line, warn_of_cpu
 
+_Path, _Options = str | os.PathLike[str], Mapping[str, object]
 _registered: set[str] = set()
 
 
 def open(
-    folder: str | os.PathLike[str],
-    *,
-    device: str = "cpu",
-    device_options: Mapping[str, object] | None = None,
-    threads: int = 0,
+    folder: _Path, *, device: str = "cpu", device_options: _Options | None = None, threads: int = 0
 ) -> Any:
     """The onnxruntime_genai.Model of a folder. ``device`` and ``device_options`` are those of :func:`mxort.register`.
     ``threads`` of the decoder; 0: as the folder says, else the cores.
@@ -41,20 +38,17 @@ def open(
     load()  # genai accepts no path to an installation, but a name that is loaded
     try:
         config = genai.Config(os.fspath(folder))
-        options = {"custom_ops_library": LIBRARY_NAME} | (
-            {"intra_op_num_threads": threads} if threads else {}
-        )
+        options: dict[str, Any] = {"intra_op_num_threads": threads} if threads else {}
+        options["custom_ops_library"] = LIBRARY_NAME
         config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
         if chosen.gpu is not None:
             _add_provider(genai, config, {**(device_options or {}), "device_id": chosen.gpu.ordinal})
         return genai.Model(config)
     except Exception as error:  # of several types, without a base of their own
-        raise MxortError(
-            f"{os.fspath(folder)}: onnxruntime-genai cannot open it: {one_line(error)}"
-        ) from error
+        raise MxortError(f"{folder}: onnxruntime-genai cannot open it: {one_line(error)}") from error
 
 
-def _add_provider(genai: Any, config: Any, options: Mapping[str, object]) -> None:
+def _add_provider(genai: Any, config: Any, options: _Options) -> None:
     name = get_ep_name()
     if not _registered:
         # The ending lets the library offer GPUs, too, that onnxruntime does not find in /sys/class/drm.

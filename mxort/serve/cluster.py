@@ -1,8 +1,7 @@
 """``mxort serve --ray``: the application in each of several processes of a Ray cluster, behind Ray Serve's proxy.
 
-A replica is a process with models of its own, whose files all map; Ray chooses who answers, begins replicas where there
-is more to do, ends those that are idle, and puts one in the place of one that died.
-"""
+A replica is a process with models of its own. Ray chooses who answers, begins replicas where there is more to do, ends
+those that are idle, and puts one in the place of one that died.
 
 from __future__ import annotations
 
