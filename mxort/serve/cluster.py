@@ -2,6 +2,7 @@
 
 A replica is a process with models of its own. Ray chooses who answers, begins replicas where there is more to do, ends
 those that are idle, and puts one in the place of one that died.
+"""
 
 from __future__ import annotations
 
