@@ -10,6 +10,7 @@ import contextlib
 import functools
 from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from mxort.conversion import selection
@@ -53,7 +54,7 @@ def quantising(
                 what = _identity(found[index])
                 under_way[index] = run.remote(path, text, index, what, algorithm, mxort_version())
             try:
-                made: Made = ray.get(under_way.pop(wanted))
+                weight, sqnr = ray.get(under_way.pop(wanted))
             except ray.exceptions.RayTaskError as error:
                 cause = error.cause
                 raise (
@@ -61,7 +62,8 @@ def quantising(
                 ) from None
             except ray.exceptions.RayError as error:  # a machine is gone, and Ray's own second tries are over
                 raise MxortError(f"{site.name}: Ray: {first_line(error)}") from None
-            return made
+            # Copies: what Ray gives stays in its store while it is used, and work waits for a store that is full.
+            return replace(weight, codes=weight.codes.copy(), scales=weight.scales.copy()), sqnr
 
         yield get
 

@@ -15,12 +15,13 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mxort.errors import MxortError
 from mxort.runtime import cluster
+from mxort.runtime.session import one_line
 from mxort.serve.lanes import BATCH
 from mxort.serve.limits import Limits
 from mxort.serve.server import listen, require_extra, warn_of_no_key
@@ -51,7 +52,7 @@ class _What:
 
     folders: tuple[Path, ...]
     limits: Limits
-    key: str | None
+    key: str | None = field(repr=False)
     device: str
     threads: int
     local: bool
@@ -158,7 +159,6 @@ def _running(ray: Any, what: _What, replicas: Replicas, ip: str, port: int, *, o
         ray.get_actor("SERVE_CONTROLLER_ACTOR", namespace="serve")
         raise MxortError("Ray Serve runs on this cluster already: expected one without it")
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    ray_serve.start(proxy_location="HeadOnly", http_options={"host": ip, "port": port})
     at_once = BATCH * what.limits.batches
     # A replica refuses by itself who comes when it has enough to do: Ray would let him wait.
     most = 2 * what.limits.max_requests * len(what.folders)
@@ -174,14 +174,16 @@ def _running(ray: Any, what: _What, replicas: Replicas, ip: str, port: int, *, o
     )
     try:
         try:
+            ray_serve.start(proxy_location="HeadOnly", http_options={"host": ip, "port": port})
             ray_serve.run(deployment.bind(what), name=_NAME, route_prefix="/")
-        except RuntimeError as error:
+        except Exception as error:  # Serve's, a task's, that of a process which died
             raise MxortError(_reason(ray_serve, error)) from None
         yield
     finally:
-        ray_serve.delete(_NAME)  # what runs may end
-        if not own:
-            ray_serve.shutdown()
+        with contextlib.suppress(Exception):  # Serve may be what has failed
+            ray_serve.delete(_NAME)  # what runs may end
+            if not own:
+                ray_serve.shutdown()
 
 
 def _count(replicas: Replicas, at_once: int) -> dict[str, Any]:
@@ -199,8 +201,10 @@ def _count(replicas: Replicas, at_once: int) -> dict[str, Any]:
     }
 
 
-def _reason(ray_serve: Any, error: RuntimeError) -> str:
+def _reason(ray_serve: Any, error: Exception) -> str:
     """Why replicas could not begin, in one line: what the replica said is in the middle of a traceback."""
-    told = [each.message for each in ray_serve.status().applications[_NAME].deployments.values()]
-    found = re.search(r"MxortError: (.*)", "\n".join([*told, str(error)]))
-    return found[1] if found else f"Ray Serve: {' '.join(str(error).split())[-300:]}"
+    told = [str(error)]
+    with contextlib.suppress(Exception):  # Serve may be what has failed
+        told += [each.message for each in ray_serve.status().applications[_NAME].deployments.values()]
+    found = re.search(r"MxortError: (.*)", "\n".join(told))
+    return found[1] if found else f"Ray Serve: {one_line(error)[-300:]}"
