@@ -1,7 +1,6 @@
 """onnxruntime-genai: folders opened with the library of this installation, on the CPU or an AMD GPU.
 
-A folder that :func:`mxort.convert_folder` wrote needs none of this on the CPU. This is for GPUs, and for folders whose
-decoder was converted as a file.
+A folder of :func:`mxort.convert_folder` needs none of this on the CPU: it is for GPUs, and for what was converted as a file.
 """
 
 from __future__ import annotations
@@ -15,7 +14,8 @@ from mxort.errors import MxortError
 from mxort.runtime import hardware
 from mxort.runtime.session import LIBRARY_NAME, get_ep_name, get_library_path, load, one_line, warn_of_cpu
 
-_Path, _Options = str | os.PathLike[str], Mapping[str, object]
+_Path = str | os.PathLike[str]
+_Options = Mapping[str, object]
 _registered: set[str] = set()
 
 
@@ -44,8 +44,8 @@ def open(
         if chosen.gpu is not None:
             _add_provider(genai, config, {**(device_options or {}), "device_id": chosen.gpu.ordinal})
         return genai.Model(config)
-    except Exception as error:  # of several types, without a base of their own
-        raise MxortError(f"{folder}: onnxruntime-genai cannot open it: {one_line(error)}") from error
+    except Exception as why:  # of several types, without a base of their own
+        raise MxortError(f"{os.fspath(folder)}: onnxruntime-genai cannot open it: {one_line(why)}") from why
 
 
 def _add_provider(genai: Any, config: Any, options: _Options) -> None:

@@ -80,6 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         from mxort.serve import cluster
 
-        count = cluster.Replicas(*(arguments.replicas or (1, 1)), arguments.threads or 0)
+        least, most = arguments.replicas or (1, 1)
+        count = cluster.Replicas(least, most, arguments.threads or 0)
         cluster.serve(arguments.folders, count, address=address, **settings)
     return 0
