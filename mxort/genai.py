@@ -1,6 +1,6 @@
 """onnxruntime-genai: folders opened with the library of this installation, on the CPU or an AMD GPU.
 
-A folder of :func:`mxort.convert_folder` needs none of this on the CPU: it is for GPUs, and for what was converted as a file.
+A folder of :func:`mxort.convert_folder` needs none of this on the CPU: it is for GPUs, and for decoders that are files.
 """
 
 from __future__ import annotations
