@@ -34,6 +34,14 @@ GOOD = {"model": "tiny", "prompt": "abc", "max_tokens": 4, "temperature": 0}
 LONG = {**GOOD, "max_tokens": 56, "ignore_eos": True}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def elsewhere(tmp_path_factory):
+    """The working directory: Ray's processes look there for modules, and would find the source tree before the wheel."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("elsewhere"))
+        yield
+
+
 @pytest.fixture(scope="module")
 def two_nodes():
     """The address of a cluster."""
