@@ -36,7 +36,7 @@ LONG = {**GOOD, "max_tokens": 56, "ignore_eos": True}
 
 @pytest.fixture(scope="module", autouse=True)
 def elsewhere(tmp_path_factory):
-    """The working directory: Ray's processes look there for modules, and would find the source tree before the wheel."""
+    """The working directory, where Ray's processes look for modules: the source tree would come before the wheel."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("elsewhere"))
         yield
