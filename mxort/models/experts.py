@@ -240,7 +240,7 @@ def _register(builder: Any, pieces: tuple[Rows, ...], shape: tuple[int, ...], na
 
 def check(checkpoint: Checkpoint, config: Mapping[str, Any], key: str, count: int) -> None:
     """Raises MxortError for experts that cannot be imported; ``key`` of config.json says that there are ``count``."""
-    file, name = checkpoint.folder / "config.json", checkpoint.architecture
+    file, name = checkpoint.settings, checkpoint.architecture
     if name not in FAMILIES:
         known = ", ".join(FAMILIES)
         raise MxortError(f"{file}: {name} has {count} experts ({key}); those of {known} are imported")
