@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from mxort.converters.lazy_weights import Bytes, LazyWeight, Rows
 from mxort.errors import MxortError
 from mxort.formats import dequantize_mxfp4
+from mxort.models import origin
 from mxort.models.checkpoint import Checkpoint, Packed
 from mxort.models.shards import Tensor
 
@@ -100,7 +101,7 @@ class Turns:
 
     @property
     def name(self) -> str:
-        return f"{self.gate.name} and {self.up.name} in turn"
+        return f"{self.gate.name}{origin.IN_TURN}{self.up.name}"
 
     @property
     def shape(self) -> tuple[int, int]:

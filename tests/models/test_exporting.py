@@ -14,9 +14,10 @@ from onnx.reference import ReferenceEvaluator
 from safetensors import safe_open
 
 import checkpoints
+import expert_tensors
 import ggufs
 import mxort
-from imported import packed_rows, relative_rms, run
+from imported import last_logits, packed_rows, relative_rms, run
 from mxort.converters import standard
 from mxort.models import formats, shard_writer
 from mxort.models.checkpoint import open_checkpoint
@@ -26,7 +27,8 @@ EXACT: dict[str, Any] = {"table_format": "float", "accuracy_level": 1}
 FLOAT_SUMS = 2e-5
 """As in test_importing.py."""
 
-FORMS = {"quark": "quark", "compressed-tensors": "compressed-tensors"}
+FORMS = ("quark", "compressed-tensors")
+"""Those of matrices; gpt-oss' is of stacks."""
 
 
 def contents(folder: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
@@ -41,12 +43,20 @@ def contents(folder: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
     return found
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "phi3", "gemma3_text", "lfm2"])
-@pytest.mark.parametrize("fmt", [*FORMS, "quark-w4a4", "compressed-tensors-w4a4"])
-def test_there_and_back_is_the_checkpoint(fmt: str, architecture: str, tmp_path: Path) -> None:
+DENSE = ("llama", "qwen2", "qwen3", "phi3", "gemma3_text", "lfm2")
+THERE_AND_BACK = [
+    *((a, f) for a in DENSE for f in (*FORMS, "quark-w4a4", "compressed-tensors-w4a4")),
+    *((a, f) for a in expert_tensors.PARTS for f in (*FORMS, "quark-w4a4")),
+    ("gpt_oss", "gpt-oss"),
+]
+
+
+@pytest.mark.parametrize(("architecture", "fmt"), THERE_AND_BACK)
+def test_there_and_back_is_the_checkpoint(architecture: str, fmt: str, tmp_path: Path) -> None:
     tiny = checkpoints.make(tmp_path / "checkpoint", architecture, fmt, shards=2)
-    mxort.import_checkpoint(tiny.folder, tmp_path / "folder", library=False, **EXACT)
-    to = fmt.removesuffix("-w4a4")
+    kept = {**EXACT, "exclude": ("*",)}  # what is MXFP4 already is kept all the same
+    mxort.import_checkpoint(tiny.folder, tmp_path / "folder", library=False, **kept)
+    to = "mxfp4" if fmt == "gpt-oss" else fmt.removesuffix("-w4a4")
     report = mxort.export(tmp_path / "folder", tmp_path / "back", to)
     before, after = contents(tiny.folder), contents(tmp_path / "back")
     assert before.keys() == after.keys()
@@ -63,31 +73,96 @@ def test_there_and_back_is_the_checkpoint(fmt: str, architecture: str, tmp_path:
     }
     tokenizers = [(tmp_path / name / "tokenizer.json").read_bytes() for name in ("folder", "back")]
     assert tokenizers[0] == tokenizers[1]
-    mxort.import_checkpoint(tmp_path / "back", tmp_path / "again", library=False, **EXACT)
+    mxort.import_checkpoint(tmp_path / "back", tmp_path / "again", library=False, **kept)
     once, twice = packed_rows(tmp_path / "folder"), packed_rows(tmp_path / "again")
     assert once.keys() == twice.keys()
     for name in once:
-        np.testing.assert_array_equal(once[name][0], twice[name][0])
-        np.testing.assert_array_equal(once[name][1], twice[name][1])
+        for part in range(2):
+            np.testing.assert_array_equal(once[name][part], twice[name][part])
 
 
-@pytest.mark.parametrize("to", FORMS)
-def test_from_one_format_to_another(to: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("architecture", ["gpt_oss", *expert_tensors.PARTS])
+@pytest.mark.parametrize("to", [*FORMS, "mxfp4"])
+def test_float_experts_calibrated_here_serve_there(to: str, architecture: str, tmp_path: Path) -> None:
+    """The recipe's own codes under the checkpoint's names; what is left in floats has its bytes and shapes."""
+    tiny = checkpoints.make(tmp_path / "checkpoint", architecture, "float")
+    stacks = to == "mxfp4"
+    recipe = {"exclude": ("*proj*", "*head*", "*router*")} if stacks else {"exclude": ("*router*",)}
+    mxort.import_checkpoint(
+        tiny.folder,
+        tmp_path / "folder",
+        "portable",
+        calibration=samples(2),
+        library=False,
+        accuracy_level=1,
+        **recipe,
+    )
+    if stacks != (architecture == "gpt_oss"):
+        named = "a matrix in MXFP4, which mxfp4" if stacks else "a stack of experts, which"
+        with pytest.raises(mxort.MxortError, match=rf"tensor '.*experts.*' is {named}") as caught:
+            mxort.export(tmp_path / "folder", tmp_path / "back", to)
+        assert "\n" not in str(caught.value)
+        return
+    mxort.export(tmp_path / "folder", tmp_path / "back", to)
+    before, after = contents(tiny.folder), contents(tmp_path / "back")
+    packed = open_checkpoint(tmp_path / "back").packed
+    kept = before.keys() - packed.keys()
+    assert len(kept) > 6
+    assert all(before[name] == after[name] for name in kept)
+    assert len([name for name in packed if ".experts." in name]) == (4 if stacks else 2 * 4 * 3)
+    mxort.import_checkpoint(tmp_path / "back", tmp_path / "again", library=False, exclude=("*",), **EXACT)
+    once, twice = last_logits(tmp_path / "folder", TOKENS), last_logits(tmp_path / "again", TOKENS)
+    assert relative_rms(twice, once) < FLOAT_SUMS
+
+
+@pytest.mark.parametrize("architecture", ["gpt_oss", *expert_tensors.PARTS])
+def test_experts_that_stay_float(architecture: str, tmp_path: Path) -> None:
+    """Beside packed linears: in the shapes and the order of rows that the checkpoint has."""
+    tiny = checkpoints.make(tmp_path / "checkpoint", architecture, "float")
+    mxort.import_checkpoint(
+        tiny.folder,
+        tmp_path / "folder",
+        exclude=("*moe*",),
+        library=False,
+        rotation=1,
+        column_multiplier=False,
+        **EXACT,
+    )
+    mxort.export(tmp_path / "folder", tmp_path / "back", "quark")
+    before, after = contents(tiny.folder), contents(tmp_path / "back")
+    experts = [name for name in before if ".experts." in name]
+    assert experts
+    assert all(before[name] == after[name] for name in experts)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "to"),
+    [
+        *(("llama", form) for form in FORMS),
+        ("mixtral", "quark"),
+        ("qwen3_moe", "compressed-tensors"),
+        ("gpt_oss", "mxfp4"),
+    ],
+)
+def test_from_one_format_to_another(architecture: str, to: str, tmp_path: Path) -> None:
     """A GGUF, llama.cpp's order of rows undone, for vLLM."""
-    tiny = ggufs.make(tmp_path / "tiny.gguf")
-    mxort.import_checkpoint(tmp_path / "tiny.gguf", tmp_path / "folder", library=False, **EXACT)
+    tiny = ggufs.make(tmp_path / "tiny.gguf", architecture)
+    kept = {**EXACT, "exclude": ("*",)}
+    mxort.import_checkpoint(tmp_path / "tiny.gguf", tmp_path / "folder", library=False, **kept)
     mxort.export(tmp_path / "folder", tmp_path / "back", to)
     opened = open_checkpoint(tmp_path / "back")
-    assert opened.packed.keys() == {f"{name}.weight" for name in tiny.packed}
+    stacks = to == "mxfp4"
+    assert opened.packed.keys() == {name if stacks else f"{name}.weight" for name in tiny.packed}
     for name, packed in opened.packed.items():
         matrix = tiny.packed[name.removesuffix(".weight")]
-        np.testing.assert_array_equal(packed.codes.array(), matrix.bytes)
+        np.testing.assert_array_equal(packed.codes.array().reshape(matrix.bytes.shape), matrix.bytes)
         np.testing.assert_array_equal(packed.scales.array(), matrix.scales)
     state = tiny.model.state_dict()
     for name, tensor in opened.floats.items():
-        np.testing.assert_array_equal(np.asarray(tensor.array(), np.float32), state[name].numpy(), name)
-    mxort.import_checkpoint(tmp_path / "back", tmp_path / "again", library=False, **EXACT)
-    assert relative_rms(run(tmp_path / "again", TOKENS), tiny.logits(TOKENS)) < FLOAT_SUMS
+        expected = state[name.replace("block_sparse_moe", "mlp")].numpy()
+        np.testing.assert_array_equal(np.asarray(tensor.array(), np.float32), expected, name)
+    mxort.import_checkpoint(tmp_path / "back", tmp_path / "again", library=False, **kept)
+    assert relative_rms(last_logits(tmp_path / "again", TOKENS), tiny.logits(TOKENS)[0, -1]) < FLOAT_SUMS
 
 
 def samples(count: int = 8) -> list[dict[str, np.ndarray]]:
@@ -304,4 +379,4 @@ def test_what_standard_onnx_cannot_say(options: dict[str, Any], named: str, tmp_
 
 
 def test_every_target_is_a_row() -> None:
-    assert set(formats.EXPORTS) == set(FORMS)
+    assert set(formats.EXPORTS) == {*FORMS, "mxfp4"}

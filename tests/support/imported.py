@@ -48,7 +48,7 @@ def relative_rms(got: np.ndarray, expected: np.ndarray) -> float:
 
 
 def packed_rows(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """(codes, scales) of every MXFP4 weight, by the names of its pieces with + between them."""
+    """(codes, scales) of every MXFP4 weight, by the names of its pieces with + between them; experts' by the node's."""
     model = onnx.load(folder / "model.onnx")
     arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     found = {}
@@ -57,6 +57,10 @@ def packed_rows(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
             continue
         notes = {entry.key: entry.value for entry in node.metadata_props}
         for operand in range(functions.operands_of(node.op_type)):
+            if node.op_type == functions.EXPERTS:
+                at = 2 + 4 * operand
+                found[f"{node.name}/{operand}"] = arrays[node.input[at]], arrays[node.input[at + 1]]
+                continue
             names = json.loads(notes["mxort_factor." * operand + "mxort.checkpoint"])
             codes, scales = (arrays[key] for key in node.input[1 + 4 * operand : 3 + 4 * operand])
             found["+".join(names)] = codes, scales
