@@ -9,8 +9,6 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import helper, numpy_helper
-from onnx.reference import ReferenceEvaluator
 from safetensors import safe_open
 
 import checkpoints
@@ -18,7 +16,6 @@ import expert_tensors
 import ggufs
 import mxort
 from imported import last_logits, packed_rows, relative_rms, run
-from mxort.converters import standard
 from mxort.models import formats, shard_writer
 from mxort.models.checkpoint import open_checkpoint
 
@@ -291,91 +288,6 @@ def test_files_of_a_large_checkpoint(tmp_path: Path) -> None:
     opened = open_checkpoint(tmp_path)
     for name, array in arrays.items():
         np.testing.assert_array_equal(opened.floats[name].array(), array)
-
-
-# --to standard
-
-
-def perceptron(opset: int, activation: str, k: int = 80) -> onnx.ModelProto:
-    rng = np.random.default_rng(4)
-    shapes = {"w1": (k, 96), "w2": (96, 64), "b": (96,)}
-    constants = [
-        numpy_helper.from_array(rng.standard_normal(shape).astype(np.float32), name)
-        for name, shape in shapes.items()
-    ]
-    nodes = [
-        helper.make_node("MatMul", ["x", "w1"], ["h0"], name="first"),
-        helper.make_node("Add", ["h0", "b"], ["h"], name="bias"),
-        helper.make_node(activation, ["h"], ["r"], name="act"),
-        helper.make_node("MatMul", ["r", "w2"], ["y"], name="second"),
-    ]
-    x, y = (
-        helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, ["n", w]) for n, w in (("x", k), ("y", 64))
-    )
-    graph = helper.make_graph(nodes, "g", [x], [y], constants)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
-
-
-@pytest.mark.parametrize("weight_format", ["mxfp4", "mxfp8_e4m3", "mxint8"])
-@pytest.mark.parametrize(("opset", "activation"), [(17, "Relu"), (20, "Gelu"), (20, "Relu"), (24, "Relu")])
-def test_standard_onnx_computes_the_same(
-    opset: int, activation: str, weight_format: str, tmp_path: Path
-) -> None:
-    """onnx's own reference implementation, of the converted file's functions and of the standard operators."""
-    onnx.save(perceptron(opset, activation), tmp_path / "float.onnx")
-    mxort.convert(tmp_path / "float.onnx", tmp_path / "mx.onnx", weight_format=weight_format)
-    report = mxort.export(tmp_path / "mx.onnx", tmp_path / "standard.onnx")
-    assert report.packed == 2
-    before, after = onnx.load(tmp_path / "mx.onnx"), onnx.load(tmp_path / "standard.onnx")
-    onnx.checker.check_model(after, full_check=True)
-    assert {n.domain for n in after.graph.node} == {""}
-    assert not after.functions
-    types = {n.input[0]: n.op_type for n in after.graph.node if n.op_type == "DequantizeLinear"}
-    kinds = {t.name: t.data_type for t in after.graph.initializer}
-    assert {kinds[name] for name in types} == {standard._TYPES[weight_format].value}
-    x = np.random.default_rng(5).standard_normal((6, 80)).astype(np.float32)
-    expected, got = (ReferenceEvaluator(model).run(None, {"x": x})[0] for model in (before, after))
-    np.testing.assert_allclose(got, expected, atol=1e-5 * np.abs(expected).max())
-    codes = {t.name: t for t in before.graph.initializer if t.name.endswith(weight_format)}
-    stored = sorted(
-        t.raw_data for t in after.graph.initializer if t.data_type == standard._TYPES[weight_format]
-    )
-    assert stored == sorted(t.raw_data for t in codes.values())
-
-
-def test_standard_onnx_of_an_imported_folder(tmp_path: Path) -> None:
-    """Attention is onnxruntime's own operator; the file opens where there is a kernel for the rest."""
-    tiny = checkpoints.make(tmp_path / "checkpoint", "llama", "quark")
-    mxort.import_checkpoint(tiny.folder, tmp_path / "folder", library=False)
-    report = mxort.export(tmp_path / "folder", tmp_path / "standard.onnx", "standard")
-    model = onnx.load(tmp_path / "standard.onnx")
-    assert {n.domain for n in model.graph.node} == {"", "com.microsoft"}
-    dequantised = [n for n in model.graph.node if n.op_type == "DequantizeLinear"]
-    assert len(dequantised) == report.packed == 2 * 5 + 2
-    arrays = {t.name: t for t in model.graph.initializer}
-    fp4 = [
-        arrays[n.input[0]] for n in dequantised if arrays[n.input[0]].data_type == onnx.TensorProto.FLOAT4E2M1
-    ]
-    rows = {bytes(codes) for codes, _ in packed_rows(tmp_path / "folder").values()}
-    assert {t.raw_data for t in fp4} == rows
-
-
-@pytest.mark.parametrize(
-    ("options", "named"),
-    [
-        ({"rotation": 32}, "node 'first' has rotation 32, expected 1"),
-        ({"activation_format": "mxfp8_e4m3"}, "node 'first' has activation_format mxfp8_e4m3, expected none"),
-        ({"weight_format": "mxfp6_e2m3"}, "node 'first' has weights in mxfp6_e2m3, expected mxfp4, "),
-    ],
-)
-def test_what_standard_onnx_cannot_say(options: dict[str, Any], named: str, tmp_path: Path) -> None:
-    onnx.save(perceptron(20, "Relu", 96), tmp_path / "float.onnx")
-    mxort.convert(tmp_path / "float.onnx", tmp_path / "mx.onnx", **options)
-    with pytest.raises(mxort.MxortError, match=named):
-        mxort.export(tmp_path / "mx.onnx", tmp_path / "standard.onnx")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["float.onnx", "mx.onnx"]
-    with pytest.raises(mxort.MxortError, match="is not converted"):
-        mxort.export(tmp_path / "float.onnx", tmp_path / "standard.onnx")
 
 
 def test_every_target_is_a_row() -> None:
