@@ -157,7 +157,7 @@ def _inline_experts(model: ir.Model) -> None:
         return
     from mxort.converters import experts_function
 
-    body = ir.from_proto(experts_function.standard_function(opset_of(model.graph)))
+    body = ir.serde.deserialize_function(experts_function.standard_function(opset_of(model.graph)))
     model.functions[body.identifier()] = body
     passes.InlinePass()(model)
     passes.RemoveUnusedNodesPass()(model)

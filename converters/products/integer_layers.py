@@ -21,6 +21,10 @@ _Parameters = tuple[ir.Value | None, ir.Value | None, ir.Value | None]
 """Integers, their scale, their zero point."""
 
 
+def _parameters(given: Sequence[ir.Value | None], first: int) -> _Parameters:
+    return given[first], given[first + 1], given[first + 2]
+
+
 def _table(context: Context, node: ir.Node, given: _Parameters, axis: int) -> tuple[ir.Value, Constant]:
     """(float [N, K] of integers with N along ``axis``, their scale of 1 or N numbers). Raises Left."""
     weight, scale, zero = _constants(context, given)
@@ -92,8 +96,8 @@ def _rounding(given: _Parameters) -> Sequence[ir.Node]:
 def gemm(context: Context, node: ir.Node) -> None:
     """QGemm: alpha A . B in float, or quantised where it has a scale for that. Raises Left."""
     may(context)
-    *_, bias, y_scale, y_zero = inputs = (*node.inputs, *[None] * 9)[:9]
-    a, b = inputs[0:3], inputs[3:6]
+    *given, bias, y_scale, y_zero = (*node.inputs, *[None] * 9)[:9]
+    a, b = _parameters(given, 0), _parameters(given, 3)
     axis = 0 if node.attributes.get_int("transB", 0) else 1
     shape = _shape(context, b, axis, 2)
     context.check(node, None, shape[1 - axis], shape[axis], "MatMul")
@@ -163,8 +167,8 @@ def dynamic_conv(context: Context, node: ir.Node) -> None:
 def static_conv(context: Context, node: ir.Node) -> None:
     """QLinearConv: its operand dequantised, its result quantised as before. Raises Left."""
     may(context)
-    *_, y_scale, y_zero, bias = inputs = (*node.inputs, None)[:9]
-    x, weight = inputs[0:3], inputs[3:6]
+    *given, y_scale, y_zero, bias = (*node.inputs, None)[:9]
+    x, weight = _parameters(given, 0), _parameters(given, 3)
     shape = _shape(context, weight, 0)
     convolution.check(context, node, shape)
     _check_bias(context, bias, x[1], shape[0])

@@ -35,7 +35,10 @@ def open_gguf(path: Path) -> Checkpoint:
     family = experts.FAMILIES.get(config["architectures"][0])
     if family is not None:
         for part in gguf_experts.of(file, family, gguf_architectures.experts_of(file)):
-            (packed if isinstance(part, Packed) else floats)[part.name] = part
+            if isinstance(part, Packed):
+                packed[part.name] = part
+            else:
+                floats[part.name] = part
     for tensor in file.tensors.values():
         if tensor.name == ROPE_FREQUENCIES and "rope_parameters" in settings:
             continue
