@@ -34,7 +34,7 @@ class GroupQueryAttention : public AttentionNode {
         causal_(node.Int("causal", 1) != 0),
         rotary_(node.Int("do_rotary", 0) != 0),
         interleaved_(node.Int("rotary_interleaved", 0) != 0),
-        smooth_(node.Int("smooth_softmax", 0) != 0),
+        smooth_(node.Int("smooth_softmax", 0) > 0),
         window_(node.Int("local_window_size", -1)),
         scale_(node.Float("scale", 0)),
         softcap_(node.Float("softcap", 0)),
