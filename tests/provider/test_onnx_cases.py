@@ -99,6 +99,10 @@ OPERATORS = [
 ]
 
 LEFT = {
+    "attention_3d_diff_heads": "values of 10 numbers a head",
+    "attention_4d_diff_heads": "the same",
+    "attention_3d_transpose_verification": "the same, of 4",
+    "qk_matmul": "scores that are asked for",
     "pow": "an exponent of another type than float, or a base of whole numbers",
     "pad": "modes other than constant",
     "topk": "whole numbers",
