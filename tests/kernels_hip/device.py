@@ -26,8 +26,16 @@ SOURCES = ROOT / "ep" / "kernels" / "hip"
 FLAGS = ("-ffp-contract=off", "-Wall", "-Wextra", "-Werror")
 ARCHITECTURES = ("gfx950", "gfx942")
 OBJECTS = {
-    "gfx950": ("gemm_mx", "gemm_bf16", "prepare", "attention", "attention_append", "attention_prefill"),
-    "gfx942": ("gemm_bf16", "prepare", "attention", "attention_append", "attention_prefill"),
+    "gfx950": (
+        "gemm_mx",
+        "gemm_bf16",
+        "prepare",
+        "attention",
+        "attention_append",
+        "attention_mx",
+        "attention_prefill",
+    ),
+    "gfx942": ("gemm_bf16", "prepare", "attention", "attention_append", "attention_mx", "attention_prefill"),
 }
 FORMATS = list(formats.ACTIVATION_FORMATS)
 TYPES: dict[str, Any] = {"float": np.float32, "float16": np.float16, "bfloat16": None}

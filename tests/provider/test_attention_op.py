@@ -95,6 +95,23 @@ def own_gqa(**options: Any) -> dict[str, Any]:
     return made | {"filled": case["filled"]}
 
 
+def cached_gqa(cache: str, **options: Any) -> dict[str, Any]:
+    """mxort's of quantised caches, whose numbers are of about 1."""
+    case = own_gqa(**options)
+    rng, x, codes = np.random.default_rng(0), case["inputs"], case["inputs"]["past_key"].shape[-1]
+    shape = x["past_key"].shape[:-1]
+    for name in ("past_key", "past_value"):
+        packed = (
+            rng.integers(0, 0x7E, (*shape, codes))
+            if cache == "MXFP8"
+            else rng.integers(0, 256, (*shape, codes // 2))
+        )
+        scales = rng.integers(117, 120, (*shape, codes // 32)) + (0 if cache == "MXFP8" else 7)
+        x[name] = np.concatenate([packed, scales], axis=-1).astype(np.uint8)
+    made = model("GroupQueryAttention" + cache, "mxort", case["names"], x, 3, case["attributes"])
+    return made | {"filled": case["filled"], "bytes": True}
+
+
 def mha(
     batch: int = 2,
     length: int = 5,
@@ -209,6 +226,10 @@ CASES: dict[str, dict[str, Any]] = {
     "gqa: positions": gqa(length=3, past=[8], pairs=16, ids=True),
     "own gqa": own_gqa(**RAGGED, pairs=16),
     "own gqa: first prompt": own_gqa(length=9, softcap=2.0),
+    "mxfp8: decode": cached_gqa("MXFP8", **RAGGED, size=64, pairs=32),
+    "mxfp8: a prompt behind another": cached_gqa("MXFP8", length=6, past=[12], size=96),
+    "mxfp4: decode": cached_gqa("MXFP4", **RAGGED, size=64, pairs=32, softcap=3.0),
+    "mxfp4: first prompt": cached_gqa("MXFP4", length=70, capacity=80, size=32),
     "mha": mha(),
     "mha: many rows": mha(length=80, keys=90, size=64),
     "mha: other values": mha(value_size=64, scale=0.3),
@@ -263,7 +284,11 @@ def proto(case: dict[str, Any], dtype: str) -> onnx.ModelProto:
     )
     if dtype != "float":
         nodes += [helper.make_node("Cast", [f"{y}_t"], [y], to=TensorProto.FLOAT) for y in outputs]
-    graph_out = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs]
+    caches = TensorProto.UINT8 if case.get("bytes") else TensorProto.FLOAT
+    graph_out = [
+        helper.make_tensor_value_info(y, caches if i else TensorProto.FLOAT, None)
+        for i, y in enumerate(outputs)
+    ]
     opsets = [helper.make_opsetid("", 23), helper.make_opsetid(MICROSOFT, 1), helper.make_opsetid("mxort", 1)]
     graph = helper.make_graph(nodes, "one", graph_in, graph_out)
     return helper.make_model(graph, opset_imports=opsets, ir_version=10)

@@ -284,9 +284,11 @@ void AddGroupQueryAttention(Rows& rows) {
                   WhyLeft};
   microsoft.host_inputs = {kMicrosoft.total};
   rows.push_back(microsoft);
-  OpRow own{kDomain, "GroupQueryAttention", 1, 1, {}, CreateOwn};
-  own.host_inputs = {kOwn.total};
-  rows.push_back(own);
+  for (const char* name : {"GroupQueryAttention", "GroupQueryAttentionMXFP8", "GroupQueryAttentionMXFP4"}) {
+    OpRow own{kDomain, name, 1, 1, {}, CreateOwn};
+    own.host_inputs = {kOwn.total};
+    rows.push_back(own);
+  }
 }
 
 }  // namespace mxort::provider
