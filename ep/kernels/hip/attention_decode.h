@@ -169,7 +169,7 @@ MXORT_DEVICE void Decode(const AttentionArgs& args) {
     });
     if (Head::kAhead && first + kKeysOfRound < end) LoadKeys<Head>(args, k, first + kKeysOfRound, keys);
     Scores<2>(args, at, row, static_cast<i32>(first), s);
-    const float factor = Weigh<2>(s, gathered);
+    const float factor = Weigh<2, true>(s, 1.0f, gathered);
     const auto p = Mma::MakeRight(__builtin_shufflevector(s[0], s[1], 0, 1, 2, 3, 4, 5, 6, 7));
     typename Head::Decoded decoded[kPerLane];
     Unroll<0, kPerLane>([&](auto e)
