@@ -19,7 +19,7 @@ constexpr size_t kStagingBytes = size_t{8} << 20;
 // Panels are shuffled into pinned memory and copied from there, a piece after the other: the host never holds a second
 // copy of the weights.
 Status DeviceWeights::Upload(const MatMulSpec& spec, const HostWeights& host) {
-  const size_t record_bytes = hip::WeightRecordBytes(spec.N, spec.K);
+  const size_t record_bytes = hip::WeightRecordBytes(spec.weight_format, spec.N, spec.K);
   const size_t vector_bytes = static_cast<size_t>(spec.N) * sizeof(float);
   bytes_ = Aligned(record_bytes) + Aligned(vector_bytes) + vector_bytes;
   MXORT_RETURN_IF_ERROR(memory_.Allocate(arena_, bytes_, nullptr));
@@ -38,7 +38,7 @@ Status DeviceWeights::Upload(const MatMulSpec& spec, const HostWeights& host) {
     const int64_t end = std::min(panels, panel + at_once);
     auto* pinned_panels = static_cast<uint8_t*>(staging.data());
     ThreadedFor(0)(end - panel, [&](int64_t i) {
-      hip::PreshuffleWeights(host.weights, spec.N, spec.K, panel + i, panel + i + 1,
+      hip::PreshuffleWeights(spec.weight_format, host.weights, spec.N, spec.K, panel + i, panel + i + 1,
                              pinned_panels + static_cast<size_t>(i) * panel_bytes);
     });
     MXORT_RETURN_IF_ERROR(Copy(ordinal, base + static_cast<size_t>(panel) * panel_bytes, kHost, staging.data(),
@@ -51,14 +51,16 @@ Status DeviceWeights::Upload(const MatMulSpec& spec, const HostWeights& host) {
 
 Status SharedDeviceWeights(const std::shared_ptr<Arena>& arena, const MatMulSpec& spec, const HostWeights& host,
                            std::shared_ptr<const DeviceWeights>* weights) {
-  using Key = std::tuple<const Device*, int64_t, int64_t, Fingerprint, Fingerprint, Fingerprint, Fingerprint>;
+  using Key =
+      std::tuple<const Device*, WeightFormat, int64_t, int64_t, Fingerprint, Fingerprint, Fingerprint, Fingerprint>;
   static auto& cache = *new ContentCache<Key, DeviceWeights>;
   const auto scale_bytes = static_cast<size_t>(spec.N * BlocksOf(spec.K));
   const auto vector_bytes = static_cast<size_t>(spec.N) * sizeof(float);
   const Key key{arena->device().get(),
+                spec.weight_format,
                 spec.K,
                 spec.N,
-                FingerprintOf(host.weights.codes, scale_bytes * kPackedBlockBytes),
+                FingerprintOf(host.weights.codes, scale_bytes * static_cast<size_t>(BlockBytes(spec.weight_format))),
                 FingerprintOf(host.weights.scales, scale_bytes),
                 FingerprintOf(host.column_scale, vector_bytes),
                 FingerprintOf(host.bias, vector_bytes)};

@@ -110,12 +110,12 @@ Status MatMulPlan::Launch(void* stream, const void* a, int64_t m, void* y, void*
   }
   const CurrentDevice current(device()->hip(), device()->ordinal());
   MXORT_RETURN_IF_ERROR(current.status());
-  const size_t size = DataTypeBytes(type_);
+  const size_t size = DataTypeBytes(type_), y_size = DataTypeBytes(y_type());
   for (int64_t begin = 0; begin < m; begin += RowsOfLaunch()) {
     const auto row = static_cast<size_t>(begin);
     MXORT_RETURN_IF_ERROR(LaunchRows(stream, static_cast<const char*>(a) + row * static_cast<size_t>(spec_.K) * size,
                                      std::min(m - begin, RowsOfLaunch()),
-                                     static_cast<char*>(y) + row * static_cast<size_t>(spec_.N) * size, workspace));
+                                     static_cast<char*>(y) + row * static_cast<size_t>(spec_.N) * y_size, workspace));
   }
   return {};
 }
@@ -133,7 +133,7 @@ Status MatMulPlan::LaunchRows(void* stream, const void* a, int64_t m, void* y, v
   if (!plan.gemm) {
     return {ErrorCode::kUnsupported, "kernel '" + options_.kernel + "': cannot compute " + std::to_string(m) + " rows"};
   }
-  const int type = static_cast<int>(type_);
+  const int type = static_cast<int>(type_), of_y = static_cast<int>(y_type());
   const auto rows = static_cast<unsigned>(m), columns = static_cast<unsigned>(spec_.N);
   auto* partial = reinterpret_cast<float*>(static_cast<char*>(workspace) + Aligned(plan.activation_bytes));
   hip::PrepareArgs prepare = {a,          workspace,  rows, static_cast<unsigned>(spec_.K),
@@ -153,12 +153,12 @@ Status MatMulPlan::LaunchRows(void* stream, const void* a, int64_t m, void* y, v
                         plan.splits,
                         plan.tiles_m,
                         plan.tiles_n,
-                        type};
+                        of_y};
   const auto threads = static_cast<unsigned>(plan.gemm->threads);
   MXORT_RETURN_IF_ERROR(LaunchKernel(plan.gemm->name, plan.gemm_grid, threads, stream, &gemm));
   if (plan.splits == 1) return {};
   hip::ReduceArgs reduce = {
-      partial, weights_->column_scale(), weights_->bias(), y, rows, columns, plan.splits, plan.reduce_grid.y, type};
+      partial, weights_->column_scale(), weights_->bias(), y, rows, columns, plan.splits, plan.reduce_grid.y, of_y};
   return LaunchKernel("reduce", plan.reduce_grid, plan.reduce_threads, stream, &reduce);
 }
 

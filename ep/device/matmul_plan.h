@@ -13,6 +13,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -32,12 +33,13 @@ namespace mxort::device {
 Status Supports(const DeviceInfo& device, const MatMulSpec& spec, DataType type, uint64_t disabled = 0);
 
 struct PlanOptions {
-  bool self_check = true;  // before the first use of a kernel on the device in this process
-  std::string kernel;      // only this row of hip::GemmRows; empty: the best one for each M
-  int64_t most_rows = 0;   // of A in one launch, rounded up to 256; 0: what the kernels can. For tests
+  bool self_check = true;               // before the first use of a kernel on the device in this process
+  std::string kernel;                   // only this row of hip::GemmRows; empty: the best one for each M
+  int64_t most_rows = 0;                // of A in one launch, rounded up to 256; 0: what the kernels can. For tests
+  std::optional<DataType> y_type = {};  // that of A where nothing is said
 };
 
-// One MatMulMXFP4 with its weights, ready to launch. Immutable: any number of threads and streams at once.
+// One product with its quantised weights, ready to launch. Immutable: any number of threads and streams at once.
 class MatMulPlan {
  public:
   // On the arena's device. kUnsupported: no kernel, or every one disagreed with the CPU. Any other error is of the
@@ -61,7 +63,8 @@ class MatMulPlan {
   const std::shared_ptr<Device>& device() const { return weights_->device(); }
   const DeviceWeights& weights() const { return *weights_; }
   const MatMulSpec& spec() const { return spec_; }
-  DataType type() const { return type_; }
+  DataType type() const { return type_; }  // of A
+  DataType y_type() const { return options_.y_type.value_or(type_); }
 
  private:
   MatMulPlan(const MatMulSpec& spec, DataType type, std::shared_ptr<const DeviceWeights> weights, PlanOptions options)

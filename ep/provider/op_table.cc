@@ -43,11 +43,14 @@ bool OpRow::OnHost(const std::vector<size_t>& which, size_t index) {
 const std::vector<OpRow>& OpTable() {
   static const Rows table = [] {
     Rows rows;
+    AddConv(rows);
     AddDenseAttention(rows);
+    AddGatherMx(rows);
     AddGroupQueryAttention(rows);
-    AddMatMulMXFP4(rows);
+    AddMatMulMx(rows);
     AddMovement(rows);
     AddPointwise(rows);
+    AddProducts(rows);
     AddRotaryEmbedding(rows);
     AddRows(rows);
     AddShapes(rows);

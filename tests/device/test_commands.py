@@ -20,7 +20,7 @@ def check_doctor() -> None:
     assert checks[1].detail.endswith("not used, mxort has no kernels for gfx90a, only for gfx950, gfx942")
     assert len(kernels) == 12 and all(k.passed and 0 < k.error <= k.bound for k in kernels)
     assert {k.preparation for k in kernels} == {
-        "prepare_bf16", "prepare_fp4", "prepare_e2m3", "prepare_e3m2", "prepare_e4m3"
+        "prepare_bf16", "prepare_fp4_bf16", "prepare_e2m3_bf16", "prepare_e3m2_bf16", "prepare_e4m3_bf16"
     }  # fmt: skip
     runtime = doctor._hip()
     assert runtime.status == doctor.OK and "libamdhip64.so.7 7.0.0" in runtime.detail

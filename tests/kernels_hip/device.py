@@ -26,16 +26,20 @@ SOURCES = ROOT / "ep" / "kernels" / "hip"
 FLAGS = ("-ffp-contract=off", "-Wall", "-Wextra", "-Werror")
 ARCHITECTURES = ("gfx950", "gfx942")
 OBJECTS = {
-    "gfx950": (
-        "gemm_mx",
-        "gemm_bf16",
-        "prepare",
+    arch: (
         "attention",
         "attention_append",
         "attention_mx",
         "attention_prefill",
-    ),
-    "gfx942": ("gemm_bf16", "prepare", "attention", "attention_append", "attention_mx", "attention_prefill"),
+        "gather_mx",
+        *gemm,
+        "prepare",
+        "product",
+    )
+    for arch, gemm in {
+        "gfx950": ("gemm_mx", "gemm_bf16", "gemm_byte"),
+        "gfx942": ("gemm_bf16", "gemm_byte"),
+    }.items()
 }
 FORMATS = list(formats.ACTIVATION_FORMATS)
 TYPES: dict[str, Any] = {"float": np.float32, "float16": np.float16, "bfloat16": None}
@@ -82,11 +86,12 @@ def host() -> ctypes.CDLL:
         ctypes.c_char_p,
         ctypes.c_int,
         *[ctypes.c_int64] * 3,
-        *[ctypes.c_int] * 4,
+        *[ctypes.c_int] * 5,
         ctypes.c_char_p,
     ]
-    lib.mxort_weight_bytes.argtypes = [ctypes.c_int64, ctypes.c_int64]
+    lib.mxort_weight_bytes.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
     lib.mxort_preshuffle.argtypes = [
+        ctypes.c_int,
         ctypes.c_void_p,
         ctypes.c_void_p,
         ctypes.c_int64,
@@ -111,21 +116,26 @@ class Spec:
     level: int = 3
     arch: str = "gfx950"
     units: int = COMPUTE_UNITS
+    weights: str = "mxfp4"
 
 
 def plan(spec: Spec, kernel: str = "") -> dict[str, Any] | None:
     order = ["none", "mxfp8_e4m3", "mxfp6_e2m3", "mxfp6_e3m2", "mxfp4"]  # enum ActivationFormat
     text = host().mxort_plan(
         spec.arch.encode(), spec.units, spec.m, spec.k, spec.n, spec.rotation,
-        order.index(spec.activation_format), spec.level, list(TYPES).index(spec.dtype), kernel.encode(),
+        order.index(spec.activation_format), spec.level, list(TYPES).index(spec.dtype),
+        list(formats.WEIGHT_FORMATS).index(spec.weights), kernel.encode(),
     )  # fmt: skip
     return json.loads(text)
 
 
-def preshuffle(codes: NDArray[np.uint8], scales: NDArray[np.uint8], k: int) -> NDArray[np.uint8]:
-    out = np.empty(host().mxort_weight_bytes(len(codes), k), np.uint8)
+def preshuffle(
+    codes: NDArray[np.uint8], scales: NDArray[np.uint8], k: int, weights: str = "mxfp4"
+) -> NDArray[np.uint8]:
+    kind = list(formats.WEIGHT_FORMATS).index(weights)  # enum WeightFormat
+    out = np.empty(host().mxort_weight_bytes(kind, len(codes), k), np.uint8)
     codes, scales = np.ascontiguousarray(codes), np.ascontiguousarray(scales)
-    host().mxort_preshuffle(codes.ctypes.data, scales.ctypes.data, len(codes), k, out.ctypes.data)
+    host().mxort_preshuffle(kind, codes.ctypes.data, scales.ctypes.data, len(codes), k, out.ctypes.data)
     return out
 
 
@@ -189,7 +199,7 @@ class Device:
             p["gemm_grid"][1] = p["splits"]
         many = p["splits"] > 1
         records = self.prepare(spec, p, a)
-        weights = self.sim.to_device(preshuffle(codes, scales, spec.k))
+        weights = self.sim.to_device(preshuffle(codes, scales, spec.k, spec.weights))
         cs, bi = self.sim.to_device(column_scale), self.sim.to_device(bias)
         dtype = np.uint16 if spec.dtype == "bfloat16" else TYPES[spec.dtype]
         y = self.sim.empty((spec.m, spec.n), dtype)

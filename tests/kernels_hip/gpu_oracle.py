@@ -54,11 +54,11 @@ class Problem:
         self.spec = spec
         a = rng.standard_normal((spec.m, spec.k)) * np.exp2(rng.integers(-3, 4, (spec.m, 1)))
         self.a = device.to_bytes(a.astype(np.float32), spec.dtype)
-        self.codes = rng.integers(0, 256, (spec.n, blocks * 16)).astype(np.uint8)
-        if spec.k % 32:  # the operator's tail holds zero codes
-            codes = formats.unpack_nibbles(self.codes)
-            codes[:, spec.k :] = 0
-            self.codes = formats.pack_nibbles(codes)
+        self.weights = formats.WEIGHT_FORMATS[spec.weights]
+        codes = rng.integers(0, 1 << self.weights.bits, (spec.n, blocks * 32)).astype(np.uint8)
+        codes[np.isnan(self.weights.values[codes])] = 1
+        codes[:, spec.k :] = 0  # the operator's tail
+        self.codes = formats.pack_codes(codes, self.weights)
         self.scales = rng.integers(112, 128, (spec.n, blocks)).astype(np.uint8)
         self.column_scale = rng.uniform(0.5, 2, spec.n).astype(np.float32)
         self.bias = rng.standard_normal(spec.n).astype(np.float32)
@@ -77,7 +77,7 @@ class Problem:
             x = formats.to_blocks(x).reshape(len(x), -1).astype(np.float64)
         else:
             x = operand(spec, plan, a)
-        w = formats.dequantize_mxfp4(self.codes, self.scales, x.shape[1]).astype(np.float64)
+        w = formats.dequantize(self.codes, self.scales, x.shape[1], self.weights).astype(np.float64)
         y = (x @ w.T) * self.column_scale + self.bias
         return y, np.abs(x) @ np.abs(w).T * np.abs(self.column_scale) + np.abs(self.bias)
 

@@ -37,22 +37,23 @@ const char* mxort_rows() {
     const GemmRow& r = rows[i];
     out += Format(
         "%s{\"name\":\"%s\",\"object\":\"%s\",\"arch\":\"%s\",\"operand\":%d,\"rows\":%d,\"columns\":%d,"
-        "\"threads\":%d,\"steps\":%d,\"skinny\":%s,\"clocks\":%d}",
+        "\"threads\":%d,\"steps\":%d,\"skinny\":%s,\"clocks\":%d,\"weights\":%d}",
         i ? "," : "", r.name, r.object, r.arch ? r.arch : "", static_cast<int>(r.operand), r.rows, r.columns, r.threads,
-        r.steps, r.skinny ? "true" : "false", r.clocks);
+        r.steps, r.skinny ? "true" : "false", r.clocks, static_cast<int>(r.weights));
   }
   out += "]";
   return out.c_str();
 }
 
 const char* mxort_plan(const char* arch, int units, int64_t m, int64_t k, int64_t n, int rotation, int format,
-                       int level, int type, const char* name) {
+                       int level, int type, int weights, const char* name) {
   static std::string out;
   mxort::MatMulSpec spec;
   spec.K = k;
   spec.N = n;
   spec.rotation = rotation;
   spec.activation_format = static_cast<mxort::ActivationFormat>(format);
+  spec.weight_format = static_cast<mxort::WeightFormat>(weights);
   spec.accuracy_level = static_cast<mxort::AccuracyLevel>(level);
   const Plan p = mxort::hip::Select({arch, units}, spec, static_cast<mxort::DataType>(type), m, *name ? name : nullptr);
   if (p.gemm == nullptr) return "null";
@@ -67,9 +68,13 @@ const char* mxort_plan(const char* arch, int units, int64_t m, int64_t k, int64_
   return out.c_str();
 }
 
-size_t mxort_weight_bytes(int64_t n, int64_t k) { return mxort::hip::WeightRecordBytes(n, k); }
-void mxort_preshuffle(const uint8_t* codes, const uint8_t* scales, int64_t n, int64_t k, uint8_t* records) {
-  mxort::hip::PreshuffleWeights({codes, scales}, n, k, 0, mxort::hip::PanelsOf(n), records);
+size_t mxort_weight_bytes(int weights, int64_t n, int64_t k) {
+  return mxort::hip::WeightRecordBytes(static_cast<mxort::WeightFormat>(weights), n, k);
+}
+void mxort_preshuffle(int weights, const uint8_t* codes, const uint8_t* scales, int64_t n, int64_t k,
+                      uint8_t* records) {
+  mxort::hip::PreshuffleWeights(static_cast<mxort::WeightFormat>(weights), {codes, scales}, n, k, 0,
+                                mxort::hip::PanelsOf(n), records);
 }
 
 }  // extern "C"

@@ -36,6 +36,21 @@ struct ReduceArgs {
   int type;
 };
 
+// The numbers of mxort::Activation.
+enum class Follow : int { kNone, kRelu, kGelu, kGeluTanh, kSilu };
+
+// Y = f(P), or f(P[:, :n]) * P[:, n:] where gated. Grid x: 1024 columns, grid y: rows.
+struct ActivateArgs {
+  const float* p;  // [M, n], or [M, 2 n]
+  void* y;         // T [M, n]
+  unsigned long long m;
+  unsigned n;
+  unsigned grid_rows;  // grid y
+  int gated;
+  int activation;  // Follow
+  int type;        // Type of y
+};
+
 // A to records. grid x = steps, grid y = panels of 64 rows.
 struct PrepareArgs {
   const void* a;  // T [M, K]

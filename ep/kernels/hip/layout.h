@@ -54,6 +54,14 @@ MXORT_LAYOUT constexpr int FragmentBytes(Operand f) { return 64 * LaneBytes(f); 
 MXORT_LAYOUT constexpr int ScaleBytes(Operand f) { return HasScales(f) ? kScaleRecordBytes : 0; }
 MXORT_LAYOUT constexpr int RecordBytes(Operand f) { return ScaleBytes(f) + kFragments * FragmentBytes(f); }
 
+// Codes of a weight: FP4 as above. Every wider format has a byte a code, a fragment two slots: k 0..15 of every lane's
+// block, then 16..31. Those of MXFP6 become E4M3, which holds them exactly.
+enum class WeightCode : int { kFp4, kInt8, kE4M3 };
+MXORT_LAYOUT constexpr int WeightSlots(WeightCode code) { return code == WeightCode::kFp4 ? 1 : 2; }
+MXORT_LAYOUT constexpr int WeightRecordBytes(WeightCode code) {
+  return kScaleRecordBytes + kFragments * WeightSlots(code) * kSlotBytes;
+}
+
 // Output column, inside its panel, that row r of fragment i computes.
 MXORT_LAYOUT constexpr unsigned ColumnOfRow(unsigned fragment, unsigned row) {
   return 16 * (row / 4) + 4 * fragment + row % 4;

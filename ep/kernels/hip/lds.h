@@ -15,6 +15,11 @@ MXORT_DEVICE T ReadLds(u32 address) {
   return *reinterpret_cast<__attribute__((address_space(3))) const T*>(static_cast<__UINTPTR_TYPE__>(address));
 }
 
+template <class T>
+MXORT_DEVICE void WriteLds(u32 address, T x) {
+  *reinterpret_cast<__attribute__((address_space(3))) T*>(static_cast<__UINTPTR_TYPE__>(address)) = x;
+}
+
 }  // namespace mxort::hip
 
 #endif  // MXORT_KERNELS_HIP_LDS_H_

@@ -14,6 +14,7 @@ namespace mxort::hip {
 // Two v_mfma_f32_16x16x16_bf16 a part: k 8j .. 8j + 3 and 8j + 4 .. 8j + 7 of every lane's block.
 struct BFloat16Mma {
   static constexpr Operand kOperand = Operand::kBf16;
+  static constexpr WeightCode kWeight = WeightCode::kFp4;
   static constexpr int kParts = 4, kUnitFragments = 1, kUnitReads = 1;
   struct Activation {
     i32x4 v;

@@ -18,6 +18,7 @@ namespace mxort::hip {
 template <Operand kFormat>
 struct ScaledMma {
   static constexpr Operand kOperand = kFormat;
+  static constexpr WeightCode kWeight = WeightCode::kFp4;
   static constexpr int kParts = 1;
   // cbsz / blgp codes of the instruction: 0 E4M3, 2 E2M3, 3 E3M2, 4 E2M1.
   static constexpr int kWeightCode = 4;
@@ -66,6 +67,7 @@ struct ScaledMma {
 // of every lane's block.
 struct BFloat16Mma {
   static constexpr Operand kOperand = Operand::kBf16;
+  static constexpr WeightCode kWeight = WeightCode::kFp4;
   static constexpr int kParts = 4, kUnitFragments = 1, kUnitReads = 1;
   struct Activation {
     i32x4 v;

@@ -9,8 +9,13 @@ namespace mxort::hip {
 int64_t PanelsOf(int64_t rows) { return (rows + kPanelRows - 1) / kPanelRows; }
 int64_t StepsOf(int64_t k) { return (k + kStepK - 1) / kStepK; }
 
-size_t WeightRecordBytes(int64_t n, int64_t k) {
-  return static_cast<size_t>(PanelsOf(n) * StepsOf(k)) * static_cast<size_t>(RecordBytes(Operand::kFp4));
+WeightCode WeightCodeOf(WeightFormat format) {
+  if (format == WeightFormat::kMxfp4) return WeightCode::kFp4;
+  return format == WeightFormat::kMxint8 ? WeightCode::kInt8 : WeightCode::kE4M3;
+}
+
+size_t WeightRecordBytes(WeightFormat format, int64_t n, int64_t k) {
+  return static_cast<size_t>(PanelsOf(n) * StepsOf(k)) * static_cast<size_t>(WeightRecordBytes(WeightCodeOf(format)));
 }
 
 size_t ActivationRecordBytes(int operand, int64_t m, int64_t k, int terms) {
@@ -18,9 +23,37 @@ size_t ActivationRecordBytes(int operand, int64_t m, int64_t k, int terms) {
   return static_cast<size_t>(PanelsOf(m) * StepsOf(k) * terms) * record;
 }
 
-void PreshuffleWeights(const Weights& weights, int64_t n, int64_t k, int64_t begin, int64_t end, uint8_t* records) {
+namespace {
+
+// The codes of a packed block, a byte each as the device has them.
+template <class F>
+void UnpackCodes(const uint8_t* packed, uint8_t* codes) {
+  UnpackBlock<F>(packed, codes);
+  if constexpr (CodeBits<F>() == 6) {
+    for (int i = 0; i < kBlockSize; ++i) codes[i] = RoundToElement<E4M3>(DecodeElement<F>(codes[i])).code;
+  }
+}
+
+// One block of 32 k of a row to its place in a fragment.
+void PlaceBlock(WeightFormat format, const uint8_t* packed, uint8_t* fragment, unsigned lane) {
+  if (format == WeightFormat::kMxfp4) {
+    std::memcpy(fragment + lane * kLaneSlot, packed, kPackedBlockBytes);
+    return;
+  }
+  uint8_t codes[kBlockSize];
+  WithElement(format, [&](auto element) { UnpackCodes<decltype(element)>(packed, codes); });
+  std::memcpy(fragment + lane * kLaneSlot, codes, kLaneSlot);
+  std::memcpy(fragment + kSlotBytes + lane * kLaneSlot, codes + kLaneSlot, kLaneSlot);
+}
+
+}  // namespace
+
+void PreshuffleWeights(WeightFormat format, const Weights& weights, int64_t n, int64_t k, int64_t begin, int64_t end,
+                       uint8_t* records) {
   const int64_t blocks = BlocksOf(k), steps = StepsOf(k);
-  const size_t record_bytes = static_cast<size_t>(RecordBytes(Operand::kFp4));
+  const WeightCode code = WeightCodeOf(format);
+  const auto record_bytes = static_cast<size_t>(WeightRecordBytes(code));
+  const auto fragment_bytes = static_cast<unsigned>(WeightSlots(code) * kSlotBytes);
   uint8_t* record = records;
   for (int64_t panel = begin; panel < end; ++panel) {
     for (int64_t step = 0; step < steps; ++step, record += record_bytes) {
@@ -33,8 +66,8 @@ void PreshuffleWeights(const Weights& weights, int64_t n, int64_t k, int64_t beg
           if (column >= n || block >= blocks) continue;
           const int64_t index = column * blocks + block;
           record[lane * 4 + fragment] = weights.scales[index];
-          std::memcpy(record + kScaleRecordBytes + fragment * kSlotBytes + lane * kLaneSlot,
-                      weights.codes + index * kPackedBlockBytes, kPackedBlockBytes);
+          PlaceBlock(format, weights.codes + index * BlockBytes(format),
+                     record + kScaleRecordBytes + fragment * fragment_bytes, lane);
         }
       }
     }

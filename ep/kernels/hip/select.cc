@@ -25,6 +25,10 @@ constexpr GemmRow kRows[] = {
     MXORT_ROWS("e4m3", kFp8E4M3, 2048, 568, 284),
     {"gemm_bf16_64x128", "gemm_bf16", nullptr, Operand::kBf16, 64, 128, 256, 1, false, 568},
     {"gemm_bf16_skinny", "gemm_bf16", nullptr, Operand::kBf16, 16, 64, 256, 1, true, 200},
+    {"gemm_int8w_64x64", "gemm_byte", nullptr, Operand::kBf16, 64, 64, 256, 1, false, 900, WeightCode::kInt8},
+    {"gemm_int8w_skinny", "gemm_byte", nullptr, Operand::kBf16, 16, 64, 256, 1, true, 200, WeightCode::kInt8},
+    {"gemm_fp8w_64x64", "gemm_byte", nullptr, Operand::kBf16, 64, 64, 256, 1, false, 1300, WeightCode::kE4M3},
+    {"gemm_fp8w_skinny", "gemm_byte", nullptr, Operand::kBf16, 16, 64, 256, 1, true, 200, WeightCode::kE4M3},
 };
 #undef MXORT_ROWS
 
@@ -43,16 +47,20 @@ int BFloat16Terms(const MatMulSpec& spec, DataType type) {
 }
 
 Preparation PreparationFor(const Device& device, const MatMulSpec& spec, DataType type) {
-  const bool native = Is(device.arch, "gfx950");
+  // Elsewhere quantised activations are the bf16 of their values, exactly.
+  const bool native = Is(device.arch, "gfx950") && spec.weight_format == WeightFormat::kMxfp4;
+  const auto quantized = [&](const char* own, Operand operand, const char* emulated) -> Preparation {
+    return native ? Preparation{own, operand, 1} : Preparation{emulated, Operand::kBf16, 1};
+  };
   switch (spec.activation_format) {
     case ActivationFormat::kMxfp4:
-      return {"prepare_fp4", native ? Operand::kFp4 : Operand::kBf16, 1};
+      return quantized("prepare_fp4", Operand::kFp4, "prepare_fp4_bf16");
     case ActivationFormat::kMxfp6E2M3:
-      return {"prepare_e2m3", native ? Operand::kFp6E2M3 : Operand::kBf16, 1};
+      return quantized("prepare_e2m3", Operand::kFp6E2M3, "prepare_e2m3_bf16");
     case ActivationFormat::kMxfp6E3M2:
-      return {"prepare_e3m2", native ? Operand::kFp6E3M2 : Operand::kBf16, 1};
+      return quantized("prepare_e3m2", Operand::kFp6E3M2, "prepare_e3m2_bf16");
     case ActivationFormat::kMxfp8E4M3:
-      return {"prepare_e4m3", native ? Operand::kFp8E4M3 : Operand::kBf16, 1};
+      return quantized("prepare_e4m3", Operand::kFp8E4M3, "prepare_e4m3_bf16");
     case ActivationFormat::kNone:
       break;
   }
@@ -89,8 +97,8 @@ bool Better(const Candidate& a, const Candidate& b) {
   return a.row->skinny != b.row->skinny ? a.row->skinny : a.clocks < b.clocks;
 }
 
-bool Serves(const GemmRow& row, const Device& device, Operand operand) {
-  return (row.arch == nullptr || Is(row.arch, device.arch)) && row.operand == operand;
+bool Serves(const GemmRow& row, const Device& device, Operand operand, WeightCode weights) {
+  return (row.arch == nullptr || Is(row.arch, device.arch)) && row.operand == operand && row.weights == weights;
 }
 
 }  // namespace
@@ -112,7 +120,8 @@ Plan Select(const Device& device, const MatMulSpec& spec, DataType type, int64_t
   Candidate best{nullptr, 1, 0};
   for (size_t i = 0; i < std::size(kRows); ++i) {
     const GemmRow& row = kRows[i];
-    if (!Serves(row, device, plan.prepare.operand) || (device.disabled >> i & 1) != 0) continue;
+    if (!Serves(row, device, plan.prepare.operand, WeightCodeOf(spec.weight_format)) || (device.disabled >> i & 1) != 0)
+      continue;
     if (row.skinny && m > kSkinnyRows) continue;
     if (name != nullptr && !Is(row.name, name)) continue;
     const Candidate candidate = Evaluate(row, device, m, spec.N, plan.steps, plan.prepare.terms);

@@ -28,7 +28,7 @@ struct Preparation {
 // One row of the table.
 struct GemmRow {
   const char* name;    // of the kernel in the code object, unique per architecture
-  const char* object;  // source file of the code object: gemm_mx, gemm_bf16
+  const char* object;  // source file of the code object: gemm_mx, gemm_bf16, gemm_byte
   const char* arch;    // nullptr: all
   Operand operand;     // format of A's records
   int rows, columns;   // tile
@@ -38,6 +38,7 @@ struct GemmRow {
   // Bound of one tile-step (rows x columns x 128 k): matrix clocks a compute unit, and what its loads take at the least
   // (docs/mi355x.md, "Performance model").
   int clocks;
+  WeightCode weights = WeightCode::kFp4;
 };
 const GemmRow* GemmRows(size_t* count);
 
@@ -45,7 +46,7 @@ struct Grid {
   unsigned x, y, z;
 };
 
-// Everything to launch a MatMulMXFP4, apart from pointers.
+// Everything to launch a product with quantised weights, apart from pointers.
 struct Plan {
   const GemmRow* gemm = nullptr;  // null: no kernel for this device
   Preparation prepare{};

@@ -13,7 +13,6 @@
 namespace mxort::hip {
 
 inline constexpr u32 kSkinnyWaves = 4;
-inline constexpr u32 kSkinnySteps = 4;       // in flight in a wave
 inline constexpr u32 kBehind = 0xFFFE0000u;  // an offset that no buffer reaches, with room for a record
 
 // A raw buffer that the compiler knows: reads at offset >= bytes are zero.
@@ -29,14 +28,25 @@ struct Stream {
   }
 };
 
-// One step of weights in registers.
+// One step of weights in registers, kCount fragments of it.
+template <class Mma, int kCount = kFragments>
 struct WeightStep {
-  i32x4 fragment[kFragments];
+  static constexpr int kSlots = WeightSlots(Mma::kWeight);
+  i32x4 slot[kCount * kSlots];
   i32 scales;
+
+  // From fragment number `first` of the record at `record` on.
+  MXORT_METHOD void Load(const Stream& w, u32 record, u32 first) {
+    const u32 lane = Lane();
+    Unroll<0, kCount * kSlots>([&](auto i) __attribute__((always_inline)) {
+      slot[i.value] = w.Slot(record + kScaleRecordBytes + (first * kSlots + i.value) * kSlotBytes + lane * kLaneSlot);
+    });
+    scales = w.Word(record + lane * 4);
+  }
 };
 
 template <class Mma>
-MXORT_DEVICE void MultiplyStep(const WeightStep& w, const Stream& a, u32 offset, f32x4 (&sum)[kFragments]) {
+MXORT_DEVICE void MultiplyStep(const WeightStep<Mma>& w, const Stream& a, u32 offset, f32x4 (&sum)[kFragments]) {
   constexpr Operand kOperand = Mma::kOperand;
   const u32 lane = Lane();
   const i32 scale = HasScales(kOperand) ? a.Word(offset + lane * 4) : 0;
@@ -47,9 +57,24 @@ MXORT_DEVICE void MultiplyStep(const WeightStep& w, const Stream& a, u32 offset,
       Mma::template Insert<i.value>(activation, a.Slot(at));
     });
     Unroll<0, kFragments>([&](auto n) __attribute__((always_inline)) {
-      sum[n.value] = Mma::template Multiply<part.value, 0, n.value, 0>(w.fragment[n.value], w.scales, activation, scale,
-                                                                       sum[n.value]);
+      constexpr int kSlots = WeightStep<Mma>::kSlots, kSlot = n.value * kSlots + part.value * kSlots / Mma::kParts;
+      sum[n.value] =
+          Mma::template Multiply<part.value, 0, n.value, 0>(w.slot[kSlot], w.scales, activation, scale, sum[n.value]);
     });
+  });
+}
+
+// Stores Y[row, column .. column + 3], or the partial sums.
+MXORT_DEVICE void StoreColumns(const GemmArgs& args, u32 row, u32 column, f32x4 total) {
+  if (row >= args.m) return;
+  const bool partial = args.splits > 1;
+  void* y = partial ? args.partial + static_cast<u64>(GroupY()) * args.m * args.n : args.y;
+  Unroll<0, 4>([&](auto i) __attribute__((always_inline)) {
+    const u32 c = column + i.value;
+    if (c < args.n) {
+      const float x = partial ? total[i.value] : total[i.value] * args.column_scale[c] + args.bias[c];
+      StoreOne(partial ? static_cast<int>(Type::kFloat) : args.type, y, static_cast<u64>(row) * args.n + c, x);
+    }
   });
 }
 
@@ -71,41 +96,29 @@ MXORT_DEVICE void AddAndStore(const GemmArgs& args, u32 panel, const f32x4 (&sum
   Unroll<0, kSkinnyWaves>([&](auto wave) __attribute__((always_inline)) {
     total += *reinterpret_cast<const f32x4*>(&memory[wave.value][row * kStride + local]);
   });
-  if (row >= args.m) return;
-  const bool partial = args.splits > 1;
-  void* y = partial ? args.partial + static_cast<u64>(GroupY()) * args.m * args.n : args.y;
-  Unroll<0, 4>([&](auto i) __attribute__((always_inline)) {
-    const u32 c = column + i.value;
-    if (c < args.n) {
-      const float x = partial ? total[i.value] : total[i.value] * args.column_scale[c] + args.bias[c];
-      StoreOne(partial ? static_cast<int>(Type::kFloat) : args.type, y, static_cast<u64>(row) * args.n + c, x);
-    }
-  });
+  StoreColumns(args, row, column, total);
 }
 
 template <class Mma>
 MXORT_DEVICE void Skinny(const GemmArgs& args) {
-  const u32 panel = GroupX(), lane = Lane();
+  const u32 panel = GroupX();
   const u32 first = GroupY() * args.steps_per_split;
   const u32 end = args.steps - first < args.steps_per_split ? args.steps : first + args.steps_per_split;
-  constexpr u32 kRecordW = RecordBytes(Operand::kFp4), kRecordA = RecordBytes(Mma::kOperand);
+  constexpr u32 kSteps = 4 / WeightSlots(Mma::kWeight);  // in flight in a wave
+  constexpr u32 kRecordW = WeightRecordBytes(Mma::kWeight), kRecordA = RecordBytes(Mma::kOperand);
   const Stream w(static_cast<const u8*>(args.w) + static_cast<u64>(panel) * args.steps * kRecordW,
                  args.steps * kRecordW);
   const Stream a(args.a, args.steps * args.terms * kRecordA);
   f32x4 sum[kFragments];
   Unroll<0, kFragments>([&](auto n) __attribute__((always_inline)) { sum[n.value] = f32x4{0, 0, 0, 0}; });
-  for (u32 step = first + WaveIndex(); step < end; step += kSkinnyWaves * kSkinnySteps) {
-    WeightStep weights[kSkinnySteps];
-    Unroll<0, kSkinnySteps>([&](auto i) __attribute__((always_inline)) {
+  for (u32 step = first + WaveIndex(); step < end; step += kSkinnyWaves * kSteps) {
+    WeightStep<Mma> weights[kSteps];
+    Unroll<0, static_cast<int>(kSteps)>([&](auto i) __attribute__((always_inline)) {
       const u32 s = step + i.value * kSkinnyWaves;
       const u32 record = s < end ? s * kRecordW : kBehind;  // behind the end: nothing is fetched
-      Unroll<0, kFragments>([&](auto n) __attribute__((always_inline)) {
-        weights[i.value].fragment[n.value] =
-            w.Slot(record + kScaleRecordBytes + n.value * kSlotBytes + lane * kLaneSlot);
-      });
-      weights[i.value].scales = w.Word(record + lane * 4);
+      weights[i.value].Load(w, record, 0);
     });
-    Unroll<0, kSkinnySteps>([&](auto i) __attribute__((always_inline)) {
+    Unroll<0, static_cast<int>(kSteps)>([&](auto i) __attribute__((always_inline)) {
       const u32 s = step + i.value * kSkinnyWaves;
       if (s < end) {
         for (u32 term = 0; term < args.terms; ++term) {

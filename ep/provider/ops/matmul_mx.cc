@@ -1,0 +1,171 @@
+// Products with quantised weights: MatMulMX*, FusedMatMulMX* and GatedMatMulMX*. The weights are packed on the device,
+// one plan a node (device/matmul_plan.h); the two weights of a gate are one of twice the columns. An activation is a
+// kernel of its own over the product in float.
+#include <algorithm>
+#include <memory>
+#include <mutex>
+#include <utility>
+
+#include "device/matmul_plan.h"
+#include "ops/matmul_inputs.h"
+#include "ops/matmul_spec.h"
+#include "provider/op_table.h"
+
+namespace mxort::provider {
+namespace {
+
+static_assert(static_cast<int>(Activation::kSilu) == static_cast<int>(hip::Follow::kSilu));
+
+const WeightOperator& OperatorNamed(const std::string& name) {
+  for (const WeightOperator& op : MatMulOperators()) {
+    if (op.name == name) return op;
+  }
+  throw std::invalid_argument("operator " + name + " is not known");
+}
+
+// What the plan computes: the products of all operands side by side.
+MatMulSpec Joined(MatMulSpec spec, const WeightOperator& op) {
+  spec.N *= static_cast<int64_t>(op.operands);
+  return spec;
+}
+
+// The inputs B to bias of several operands, row after row.
+class JoinedWeights {
+ public:
+  JoinedWeights(const MatMulSpec& spec, const std::vector<Inputs>& operands) {
+    const int64_t blocks = spec.N * BlocksOf(spec.K);
+    for (const Inputs& inputs : operands) {
+      const HostInputs host(inputs);
+      const device::HostWeights& of = host.get();
+      Append(of.weights.codes, blocks * BlockBytes(spec.weight_format), &codes_);
+      Append(of.weights.scales, blocks, &scales_);
+      Append(of.column_scale, spec.N, &column_scale_);
+      Append(of.bias, spec.N, &bias_);
+    }
+  }
+  device::HostWeights get() const { return {{codes_.data(), scales_.data()}, column_scale_.data(), bias_.data()}; }
+
+ private:
+  template <class T>
+  static void Append(const T* values, int64_t count, std::vector<T>* all) {
+    all->insert(all->end(), values, values + count);
+  }
+  std::vector<uint8_t> codes_, scales_;
+  std::vector<float> column_scale_, bias_;
+};
+
+// The weights are inputs on the host: nothing but what the kernel packs goes to the device. They are packed when the
+// kernel is created, where all inputs can be read together, and PrePackWeight then only tells ONNX Runtime that it may
+// free them. Constants of an outer graph (If, Loop) cannot be read at creation: they are packed in the first run.
+class MatMulMx : public NodeKernel {
+ public:
+  explicit MatMulMx(const NodeInfo& node)
+      : NodeKernel(node),
+        op_(OperatorNamed(node.row.type)),
+        spec_(CheckAttributes(ReadAttributes(node.attributes, op_))),
+        activation_(ActivationOf(op_, node.attributes)),
+        type_(DataTypeOf(kA, node.InputType(kA))) {
+    if (op_.activated) activate_ = Load("prepare", "activate");
+    PrePackWeight = [](OrtKernelImpl* self, const OrtValue*, int input, OrtAllocator*, OrtSharedPrePackedWeightCache*,
+                       bool* is_packed) noexcept -> OrtStatus* {
+      *is_packed = input != kA && static_cast<MatMulMx*>(self)->plan_ != nullptr;
+      return nullptr;
+    };
+    std::vector<mxort::Inputs> operands;
+    for (size_t i = 0; i < op_.operands; ++i) {
+      operands.push_back(ReadConstants(*ep().runtime().api, spec_, node.info, i));
+    }
+    if (std::all_of(operands.begin(), operands.end(), AllPresent)) Pack(operands);
+  }
+
+ private:
+  void Pack(const std::vector<mxort::Inputs>& operands) {
+    device::PlanOptions options;
+    options.self_check = ep().options().self_check;
+    if (op_.activated) options.y_type = DataType::kFloat;
+    std::unique_ptr<device::MatMulPlan> plan;
+    if (operands.size() == 1) {
+      Check(device::MatMulPlan::Create(ep().arena(), spec_, type_, HostInputs(operands[0]).get(), options, &plan));
+    } else {
+      const JoinedWeights weights(spec_, operands);
+      Check(device::MatMulPlan::Create(ep().arena(), Joined(spec_, op_), type_, weights.get(), options, &plan));
+    }
+    plan_ = std::move(plan);
+  }
+
+  void PackInFirstRun(const NodeCall& call) {
+    if (plan_) return;
+    const OrtApi& api = *ep().runtime().api;
+    std::vector<mxort::Inputs> operands(op_.operands);
+    for (size_t o = 0; o < operands.size(); ++o) {
+      for (size_t i = kB; i < kInputs; ++i) {
+        operands[o][i] = ReadInput(api, spec_, i, InputValue(api, call.context(), InputIndex(o, i)));
+      }
+    }
+    Pack(operands);
+  }
+
+  void Run(NodeCall& call) override {
+    std::call_once(packed_, [&] { PackInFirstRun(call); });
+    const Tensor a = call.Input(kA);
+    const Shape shape = OutputShape(spec_, a.shape);
+    const Tensor y = call.Output(0, shape);
+    const int64_t m = ElementsOf(shape) / spec_.N;
+    if (m == 0) return;
+    if (!a.data) throw OrtError(ORT_EP_FAIL, "no device memory for A");
+    const size_t work = device::Aligned(plan_->WorkspaceBytes(m));
+    const ProfiledLaunch profiled = ep().Profile(call.stream(), where(), *plan_, m);
+    if (!op_.activated) {
+      return Check(plan_->Launch(call.stream(), a.data, m, y.data, call.Workspace(work)));
+    }
+    auto* memory = static_cast<char*>(
+        call.Workspace(work + static_cast<size_t>(m * plan_->spec().N) * sizeof(float)));  // and P behind it
+    Check(plan_->Launch(call.stream(), a.data, m, memory + work, memory));
+    hip::ActivateArgs args{};
+    args.p = reinterpret_cast<const float*>(memory + work);
+    args.y = y.data;
+    args.m = static_cast<uint64_t>(m);
+    args.n = static_cast<unsigned>(spec_.N);
+    args.grid_rows = static_cast<unsigned>(std::min<int64_t>(m, 65535));
+    args.gated = op_.operands == 2;
+    args.activation = static_cast<int>(activation_);
+    args.type = static_cast<int>(type_);
+    Check(activate_.Launch({(args.n + 1023) / 1024, args.grid_rows, 1}, 256, call.stream(), &args));
+  }
+
+  const WeightOperator& op_;
+  const MatMulSpec spec_;
+  const Activation activation_;
+  const DataType type_;
+  device::Kernel activate_;
+  std::once_flag packed_;
+  std::unique_ptr<const device::MatMulPlan> plan_;
+};
+
+std::string WhyLeft(const Ep& ep, const NodeView& node) {
+  const WeightOperator& op = OperatorNamed(node.type());
+  if (node.Inputs() != InputCount(op)) return "it has " + std::to_string(node.Inputs()) + " inputs";
+  const MatMulSpec spec = CheckAttributes(ReadAttributes(node, op));
+  ActivationOf(op, node);
+  for (size_t i = kB; i < node.Inputs(); ++i) {
+    const Input input = InputOf(i);
+    const char* name = kInputNames[input];
+    if (!node.Has(i)) return std::string(name) + " is missing";
+    if (!node.IsConstant(i)) return std::string(name) + " is no constant";
+    CheckInput(spec, input, node.InputShape(i));
+    if (input >= kColumnScale) DataTypeOf(input, node.InputType(i));
+  }
+  return ep.WhyUnsupported(Joined(spec, op), DataTypeOf(kA, node.InputType(kA)));
+}
+
+}  // namespace
+
+void AddMatMulMx(Rows& rows) {
+  for (const WeightOperator& op : MatMulOperators()) {
+    OpRow row{kDomain, op.name.c_str(), 1, 1, {}, Create<MatMulMx>, WhyLeft};
+    for (size_t i = kB; i < InputCount(op); ++i) row.host_inputs.push_back(i);
+    rows.push_back(row);
+  }
+}
+
+}  // namespace mxort::provider
