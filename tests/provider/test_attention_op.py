@@ -341,3 +341,67 @@ def test_results_are_those_of_the_cpu(dtype: str) -> None:
     assert [name for name, row in found.items() if not row["taken"]] == []
     assert {name: row for name, row in found.items() if max(row["worst"]) > BOUND[dtype]} == {}
     assert result["live"] == {}
+
+
+STEPS = 5
+
+
+def decoded_from_a_graph(cache: str) -> dict[str, Any]:
+    """In the child: decode steps over one cache, the first two run and recorded, the others replayed with other
+    lengths on the device. The largest difference to the CPU's results, and what was launched by the last three."""
+    import gpu
+    import onnxruntime as ort
+
+    import mxort
+
+    case = own_gqa(**RAGGED, size=64, pairs=32)
+    if cache:
+        case = cached_gqa(cache, **RAGGED, size=64, pairs=32)
+    x = dict(case["inputs"])
+    rng, first = np.random.default_rng(3), x["seqlens_k"]
+    x["cos_cache"], x["sin_cache"] = angles(RAGGED["capacity"], 32)
+    x["total_sequence_length"] = np.array([RAGGED["capacity"]], np.int32)
+    case["inputs"] = x
+    serialized = proto(case, "float").SerializeToString()
+    on_cpu = mxort.InferenceSession(serialized, providers=["CPUExecutionProvider"])
+    worst, before = [], 0
+    with gpu.registered():
+        opened = gpu.session(serialized, options={"graph_capture": 1})
+        values = {
+            name: ort.OrtValue.ortvalue_from_numpy(value, "gpu", 0, gpu.VENDOR)
+            for name, value in x.items()
+            if name != "total_sequence_length"
+        }
+        y = ort.OrtValue.ortvalue_from_shape_and_type([2, 1, 4 * 64], np.float32, "gpu", 0, gpu.VENDOR)
+        binding = opened.io_binding()
+        for name, value in values.items():
+            binding.bind_ortvalue_input(name, value)
+        binding.bind_cpu_input("total_sequence_length", x["total_sequence_length"])
+        for output, value in zip(
+            ["y0", "y1", "y2"], [y, values["past_key"], values["past_value"]], strict=True
+        ):
+            binding.bind_ortvalue_output(output, value)
+        for step in range(STEPS):
+            x["query"], x["seqlens_k"] = exact(rng, 2, 1, 8 * 64), (first + step).astype(np.int32)
+            values["query"].update_inplace(x["query"])
+            values["seqlens_k"].update_inplace(x["seqlens_k"])
+            if step == STEPS - 3:
+                before = gpu.sim.counters()["launches"]
+            opened.run_with_iobinding(binding)
+            want, x["past_key"], x["past_value"] = on_cpu.run(None, x)
+            worst.append(float(np.abs(y.numpy() - want).max()))
+        caches = [values["past_key"].numpy(), values["past_value"].numpy()]
+        same = [
+            bool(np.array_equal(a, b)) for a, b in zip(caches, [x["past_key"], x["past_value"]], strict=True)
+        ]
+        launches = gpu.sim.counters()["launches"] - before
+        del opened, binding, values, y
+    return {"worst": worst, "caches": same, "launches": launches}
+
+
+@pytest.mark.parametrize("cache", ["", "MXFP8", "MXFP4"])
+def test_a_captured_step_serves_all_lengths(cache: str) -> None:
+    result = run(decoded_from_a_graph, cache)
+    assert max(result["worst"]) <= BOUND["float"]
+    assert result["caches"] == [True, True]
+    assert result["launches"] == 3 * 2  # append and attention; one range of keys needs no merging
