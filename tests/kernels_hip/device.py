@@ -26,7 +26,16 @@ SOURCES = ROOT / "ep" / "kernels" / "hip"
 FLAGS = ("-ffp-contract=off", "-Wall", "-Wextra", "-Werror")
 ARCHITECTURES = ("gfx950", "gfx942")
 OBJECTS = {
-    arch: ("attention", "attention_append", "attention_prefill", "gather_mx", *gemm, "prepare", "product")
+    arch: (
+        "attention",
+        "attention_append",
+        "attention_mx",
+        "attention_prefill",
+        "gather_mx",
+        *gemm,
+        "prepare",
+        "product",
+    )
     for arch, gemm in {
         "gfx950": ("gemm_mx", "gemm_bf16", "gemm_byte"),
         "gfx942": ("gemm_bf16", "gemm_byte"),
