@@ -40,7 +40,11 @@ MXORT_DEVICE float Log(float x) {
   return Fma(y, kLn2, y * kLn2Low);
 }
 
-MXORT_DEVICE float Sigmoid(float x) { return 1.0f / (1.0f + Exp(-x)); }
+// By exp of what is not positive, so that the division stays where it is exact to the last place.
+MXORT_DEVICE float Sigmoid(float x) {
+  const float e = Exp(-AbsOf(x));
+  return (x < 0 ? e : 1.0f) / (1.0f + e);
+}
 
 MXORT_DEVICE float Tanh(float x) {
   const float a = AbsOf(x);
