@@ -50,7 +50,7 @@ if(MXORT_HAVE_HIP)
   set(device_flags -x hip --cuda-device-only --no-gpu-bundle-output -O3 -std=c++17 -ffp-contract=off -Wall -Wextra
                    -nogpuinc -nogpulib -mcode-object-version=5 "-I${CMAKE_CURRENT_SOURCE_DIR}/ep")
   foreach(arch IN LISTS MXORT_HIP_ARCHITECTURES)
-    set(names gather_mx gemm_bf16 gemm_byte prepare product rows strided)
+    set(names attention attention_append attention_prefill gather_mx gemm_bf16 gemm_byte prepare product rows strided)
     if(arch STREQUAL gfx950)
       list(PREPEND names gemm_mx)
     endif()

@@ -22,7 +22,8 @@ struct Candidate {
   const OpRow* row = nullptr;  // null: not for this provider
 };
 
-const OpRow* FindRow(const NodeView& view) {
+const OpRow* FindRow(const Ep& ep, const NodeView& view) {
+  if (!view.Free() || (ep.options().only_mx && view.domain() != kDomain)) return nullptr;
   for (const OpRow& row : OpTable()) {
     if (view.type() != row.type || view.domain() != row.domain) continue;
     const int version = view.SinceVersion();
@@ -130,7 +131,7 @@ void ClaimNodes(const Ep& ep, const OrtGraph* graph, OrtEpGraphSupportInfo* supp
   std::vector<Candidate> candidates;
   for (const OrtNode* node : nodes) {
     Candidate& candidate = candidates.emplace_back(Candidate{NodeView(runtime, node), nullptr});
-    const OpRow* row = candidate.view.Free() ? FindRow(candidate.view) : nullptr;
+    const OpRow* row = FindRow(ep, candidate.view);
     if (!row) continue;
     const std::string why = WhyLeft(ep, support, candidate.view, *row);
     if (why.empty()) {

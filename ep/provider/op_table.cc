@@ -44,11 +44,14 @@ const std::vector<OpRow>& OpTable() {
   static const Rows table = [] {
     Rows rows;
     AddConv(rows);
+    AddDenseAttention(rows);
     AddGatherMx(rows);
+    AddGroupQueryAttention(rows);
     AddMatMulMx(rows);
     AddMovement(rows);
     AddPointwise(rows);
     AddProducts(rows);
+    AddRotaryEmbedding(rows);
     AddRows(rows);
     AddShapes(rows);
     return rows;

@@ -50,11 +50,14 @@ const std::vector<OpRow>& OpTable();
 // One function a file of ep/provider/ops.
 using Rows = std::vector<OpRow>;
 void AddConv(Rows& rows);
+void AddDenseAttention(Rows& rows);
 void AddGatherMx(Rows& rows);
+void AddGroupQueryAttention(Rows& rows);
 void AddMatMulMx(Rows& rows);
 void AddMovement(Rows& rows);
 void AddPointwise(Rows& rows);
 void AddProducts(Rows& rows);
+void AddRotaryEmbedding(Rows& rows);
 void AddRows(Rows& rows);
 void AddShapes(Rows& rows);
 

@@ -46,6 +46,11 @@ constexpr Row kRows[] = {
      }},
     {"self_check", [](Options& options, const std::string& name,
                       const std::string& text) { options.self_check = ReadSwitch(name, text); }},
+    {"operators",
+     [](Options& options, const std::string& name, const std::string& text) {
+       if (text != "all" && text != "mx") Fail(name, text, "all or mx");
+       options.only_mx = text == "mx";
+     }},
     {"graph_capture", [](Options& options, const std::string& name,
                          const std::string& text) { options.graph_capture = ReadSwitch(name, text); }},
 };

@@ -5,6 +5,7 @@
 // no public source describes, so kernels are compared with a tolerance of the fp32 accumulation.
 //
 // EXEC is ignored, as on hardware. A decoded operand is kept and used again while its registers hold the same bits.
+#include <algorithm>
 #include <memory>
 
 #include "lanes.h"
@@ -141,38 +142,38 @@ u32 fold(u64 lanes, int m) {  // lanes -> rows
                  : static_cast<u32>(lanes | lanes >> 32);
 }
 
-// D = C + sum; unknown rows of A and columns of B make the results of that row or column unknown.
+// D = C + sum; unknown rows of A and columns of B make the results of that row or column unknown. All of C is read
+// before D is written: compilers let them overlap in part.
 void finish(Wave& w, const Inst& i, int m, const double* sum, u32 bad_rows, u32 bad_columns, bool integer) {
+  constexpr int kMostRegisters = 16;
   int registers = m * m / kLanes;
   const Operand &d = i.op[0], &c = i.op[3];
+  if (c.kind != Kind::kVgpr && c.kind != Kind::kConst) fail("matrix addend is no vector register");
+  u32 from[kMostRegisters][kLanes];
+  u64 unknown[kMostRegisters] = {};
   for (int r = 0; r < registers; r++) {
-    const u32* from = nullptr;
-    Poison p;
-    u32 constant[kLanes];
     if (c.kind == Kind::kVgpr) {
       w.check_v(c.reg + r, kAllLanes);
-      from = w.v[c.reg + r];
-      p = w.vp[c.reg + r];
-    } else if (c.kind == Kind::kConst) {
-      for (u32& x : constant) x = static_cast<u32>(c.bits);
-      from = constant;
+      std::copy(w.v[c.reg + r], w.v[c.reg + r] + kLanes, from[r]);
+      unknown[r] = w.vp[c.reg + r].any();
     } else {
-      fail("matrix addend is no vector register");
+      std::fill(from[r], from[r] + kLanes, static_cast<u32>(c.bits));
     }
-    u64 unknown = p.any();
     if (bad_rows | bad_columns)
       for (int l = 0; l < kLanes; l++)
-        if (bad_columns >> (l % m) & 1 || bad_rows >> output_row(m, l, r) & 1) unknown |= 1ull << l;
+        if (bad_columns >> (l % m) & 1 || bad_rows >> output_row(m, l, r) & 1) unknown[r] |= 1ull << l;
+  }
+  for (int r = 0; r < registers; r++) {
     w.check_v_write(d.reg + r, kAllLanes);
     u32* to = w.v[d.reg + r];
     for (int l = 0; l < kLanes; l++) {
       double s = sum[output_row(m, l, r) * m + l % m];
       if (integer)
-        to[l] = static_cast<u32>(static_cast<i64>(s)) + from[l];
+        to[l] = static_cast<u32>(static_cast<i64>(s)) + from[r][l];
       else
-        to[l] = bits(static_cast<float>(static_cast<double>(f32(from[l])) + s));
+        to[l] = bits(static_cast<float>(static_cast<double>(f32(from[r][l])) + s));
     }
-    w.vp[d.reg + r] = Poison::all(unknown);
+    w.vp[d.reg + r] = Poison::all(unknown[r]);
   }
 }
 

@@ -26,8 +26,11 @@ SOURCES = ROOT / "ep" / "kernels" / "hip"
 FLAGS = ("-ffp-contract=off", "-Wall", "-Wextra", "-Werror")
 ARCHITECTURES = ("gfx950", "gfx942")
 OBJECTS = {
-    "gfx950": ("gemm_mx", "gemm_bf16", "gemm_byte", "prepare", "product", "gather_mx"),
-    "gfx942": ("gemm_bf16", "gemm_byte", "prepare", "product", "gather_mx"),
+    arch: ("attention", "attention_append", "attention_prefill", "gather_mx", *gemm, "prepare", "product")
+    for arch, gemm in {
+        "gfx950": ("gemm_mx", "gemm_bf16", "gemm_byte"),
+        "gfx942": ("gemm_bf16", "gemm_byte"),
+    }.items()
 }
 FORMATS = list(formats.ACTIVATION_FORMATS)
 TYPES: dict[str, Any] = {"float": np.float32, "float16": np.float16, "bfloat16": None}

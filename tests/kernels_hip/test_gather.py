@@ -37,7 +37,9 @@ def test_rows_are_bit_equal(machines, arch, dtype, name):
     scales = rng.integers(110, 140, (rows, blocks)).astype(np.uint8)
     scales[1, :3] = 0, 254, 255
     multiplier = device.to_bytes(rng.uniform(0.5, 2, rows).astype(np.float32), dtype)
-    indices = np.array([0, 6, -1, 1, -7, 0, 7, -8], np.int64 if wide else np.int32)  # the last two do not exist
+    indices = np.array(
+        [0, 6, -1, 1, -7, 0, 7, -8], np.int64 if wide else np.int32
+    )  # the last two do not exist
     arrays = [machine.sim.to_device(x) for x in (indices, packed(codes, bits), scales, multiplier)]
     kind = np.uint16 if dtype == "bfloat16" else device.TYPES[dtype]
     y = machine.sim.empty((len(indices), k), kind)

@@ -50,9 +50,13 @@ def test_split_k(machines, weights, tile):
 def test_every_code_and_scale_is_exact(machines, arch, tile, weights):
     """A is the unit matrix, so that Y is the weights: every code, with every scale that keeps it in bfloat16's range."""
     fmt = formats.WEIGHT_FORMATS[weights]
-    lowest = {"mxint8": 7, "mxfp8_e4m3": 10}.get(weights, 4)  # the least code times the scale is 2^-126 at the least
+    lowest = {"mxint8": 7, "mxfp8_e4m3": 10}.get(
+        weights, 4
+    )  # the least code times the scale is 2^-126 at the least
     scales = [lowest, 60, 127, 200, 253 - fmt.emax, 255]
-    problem = Problem(Spec(32 if tile == "64x64" else 16, 32, 256, "float", level=1, arch=arch, weights=weights))
+    problem = Problem(
+        Spec(32 if tile == "64x64" else 16, 32, 256, "float", level=1, arch=arch, weights=weights)
+    )
     m = problem.spec.m
     problem.a = np.eye(m, 32, dtype=np.float32)
     codes = np.repeat((np.arange(256) % (1 << fmt.bits)).astype(np.uint8)[:, None], 32, axis=1)

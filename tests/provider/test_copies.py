@@ -16,7 +16,7 @@ MXORT, TOY = "MxortExecutionProvider", "ToyExecutionProvider"
 RUNS = 3
 
 
-def bound(model: str, providers: list[str], toy: str) -> dict[str, Any]:
+def bound(model: str, providers: list[str], toy: str, operators: str = "all") -> dict[str, Any]:
     """Runs with input and output bound to device memory, and what they cost."""
     import gpu
     import numpy as np
@@ -24,7 +24,7 @@ def bound(model: str, providers: list[str], toy: str) -> dict[str, Any]:
 
     config = {"session.disable_cpu_ep_fallback": "1"}
     with gpu.registered(toy):
-        opened = gpu.session(model, providers=providers, config=config)
+        opened = gpu.session(model, providers=providers, config=config, options={"operators": operators})
         placement = gpu.placement(opened)
         (x,) = gpu.feeds(opened).values()
         (expected,) = opened.run(None, {"x": x})
@@ -65,6 +65,13 @@ def test_device_bound_runs_copy_nothing(converted: Callable[..., str]) -> None:
     assert result["spent"]["launches"] == 2 * RUNS  # preparation and product
 
 
+def test_a_chain_of_operators_stays_on_the_device(converted: Callable[..., str]) -> None:
+    result = run(bound, converted("chain", activation_format="mxfp4"), [MXORT], "")
+    assert result["placement"] == {MXORT: ["Add", "MatMulMXFP4", "MatMulMXFP4", "MatMulMXFP4", "Mul", "Relu"]}
+    assert_nothing_is_copied(result)
+    assert result["spent"]["launches"] == (2 * 3 + 3) * RUNS
+
+
 @pytest.mark.parametrize("order", [[MXORT, TOY], [TOY, MXORT]], ids=lambda names: names[0][:5])
 def test_nodes_of_another_provider_share_memory_and_stream(
     order: list[str], converted: Callable[..., str], toy: dict[str, str]
@@ -72,7 +79,7 @@ def test_nodes_of_another_provider_share_memory_and_stream(
     """One stream serves both; whose it is depends on the order. Work on two streams without an event between them
     would read what is not yet written: the simulator runs a stream only when something waits for it."""
     model = converted("chain", accuracy_level=1)
-    result = run(bound, model, order, toy["TOY_EP"], **toy)
+    result = run(bound, model, order, toy["TOY_EP"], "mx", **toy)
     assert result["placement"] == {MXORT: ["MatMulMXFP4"] * 3, TOY: ["Add", "Mul", "Relu"]}
     assert_nothing_is_copied(result)
     assert result["spent"]["launches"] == (2 * 3 + 3) * RUNS

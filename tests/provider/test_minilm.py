@@ -100,7 +100,7 @@ def test_minilm(activation_format: str, minilm_mxfp4: onnx.ModelProto, tmp_path:
     np.savez(tmp_path / "x.npz", **feeds)
     result = run(minilm_run, *(str(tmp_path / n) for n in ("shown.onnx", "x.npz", "y.npz")))
     placement = result["placement"]
-    assert placement["MxortExecutionProvider"] == ["MatMulMXFP4"] * PRODUCTS
+    assert placement["MxortExecutionProvider"].count("MatMulMXFP4") == PRODUCTS
     assert "MatMulMXFP4" not in placement["CPUExecutionProvider"]
     assert result["live"] == {}
     got = np.load(tmp_path / "y.npz")

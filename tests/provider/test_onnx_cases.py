@@ -13,99 +13,30 @@ from simulated import run
 
 # Operators with cases that run on the provider. What is left to the CPU of them, and why, stands in LEFT.
 OPERATORS = [
-    "Abs",
-    "Add",
-    "And",
-    "ArgMax",
-    "ArgMin",
-    "Cast",
-    "Ceil",
-    "Clip",
-    "Concat",
-    "Conv",
-    "Cos",
-    "Div",
-    "Elu",
-    "Equal",
-    "Erf",
-    "Exp",
-    "Expand",
-    "Flatten",
-    "Floor",
-    "Gather",
-    "GatherElements",
-    "GatherND",
-    "Gelu",
-    "Gemm",
-    "Greater",
-    "GreaterOrEqual",
-    "HardSigmoid",
-    "HardSwish",
-    "Identity",
-    "IsInf",
-    "IsNaN",
-    "LayerNormalization",
-    "LeakyRelu",
-    "Less",
-    "LessOrEqual",
-    "Log",
-    "LogSoftmax",
-    "MatMul",
-    "Max",
-    "Min",
-    "Mish",
-    "Mul",
-    "Neg",
-    "Not",
-    "Or",
-    "PRelu",
-    "Pad",
-    "Pow",
-    "RMSNormalization",
-    "Reciprocal",
-    "ReduceL1",
-    "ReduceL2",
-    "ReduceLogSum",
-    "ReduceLogSumExp",
-    "ReduceMax",
-    "ReduceMean",
-    "ReduceMin",
-    "ReduceProd",
-    "ReduceSum",
-    "ReduceSumSquare",
-    "Relu",
-    "Reshape",
-    "Round",
-    "Shape",
-    "Sigmoid",
-    "Sign",
-    "Sin",
-    "Size",
-    "Slice",
-    "Softmax",
-    "Softplus",
-    "Split",
-    "Sqrt",
-    "Squeeze",
-    "Sub",
-    "Sum",
-    "Swish",
-    "Tanh",
-    "Tile",
-    "TopK",
-    "Transpose",
-    "Unsqueeze",
-    "Where",
-    "Xor",
-]
+    "Abs", "Add", "And", "ArgMax", "ArgMin", "Cast", "Ceil", "Clip", "Concat", "Conv", "Cos", "Div", "Elu", "Equal", "Erf",
+    "Exp", "Expand", "Flatten", "Floor", "Gather", "GatherElements", "GatherND", "Gelu", "Gemm", "Greater",
+    "GreaterOrEqual", "HardSigmoid", "HardSwish", "Identity", "IsInf", "IsNaN", "LayerNormalization", "LeakyRelu",
+    "Less", "LessOrEqual", "Log", "LogSoftmax", "MatMul", "Max", "Min", "Mish", "Mul", "Neg", "Not", "Or", "PRelu", "Pad",
+    "Pow", "RMSNormalization", "Reciprocal", "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax",
+    "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum", "ReduceSumSquare", "Relu", "Reshape", "Round", "Shape",
+    "Sigmoid", "Sign", "Sin", "Size", "Slice", "Softmax", "Softplus", "Split", "Sqrt", "Squeeze", "Sub", "Sum",
+    "Swish", "Tanh", "Tile", "TopK", "Transpose", "Unsqueeze", "Where", "Xor",
+]  # fmt: skip
 
 LEFT = {
+    "shape": "folded: the shape of its input is known",
     "pow": "an exponent of another type than float, or a base of whole numbers",
-    "pad": "modes other than constant",
-    "topk": "whole numbers",
+    "edge_pad": "mode edge",
+    "reflect_pad": "mode reflect",
+    "wrap_pad": "mode wrap",
+    "top_k": "whole numbers",
+    "reduce_max_empty_set_bool": "bool",
     "reduce_max_bool": "bool",
     "reduce_min_bool": "bool",
 }
+
+ELSEWHERE = {"Cast", "Shape", "ReduceLogSum", "ReduceLogSumExp"}
+"""In test_operators.py: ONNX's cases are of other types, of known shapes, or newer than onnxruntime."""
 
 TAKEN = {np.dtype(t) for t in (np.float32, np.float16, np.int64, np.int32, np.int8, np.uint8, np.bool_)}
 
@@ -129,6 +60,7 @@ def cases(operators: list[str]) -> dict[str, dict[str, Any]]:
 
 def one(gpu: Any, ort: Any, model: onnx.ModelProto, case: Any) -> dict[str, Any]:
     sets = case.data_sets or read_sets(case.model_dir, model)
+    sets = [tuple([np.asarray(v) if np.isscalar(v) else v for v in half] for half in both) for both in sets]
     operator = model.graph.node[0].op_type
     values = [v for inputs, outputs in sets for v in [*inputs, *outputs]]
     if not all(isinstance(v, np.ndarray) and v.dtype in TAKEN for v in values):
@@ -196,7 +128,7 @@ def test_results_are_onnxs(results: dict[str, dict[str, Any]]) -> None:
 
 def test_every_operator_has_cases_on_the_provider(results: dict[str, dict[str, Any]]) -> None:
     count = collections.Counter(row["operator"] for row in results.values() if row.get("gpu"))
-    assert not [operator for operator in OPERATORS if not count[operator]]
+    assert {operator for operator in OPERATORS if not count[operator]} == ELSEWHERE
 
 
 def test_what_is_left_to_the_cpu_is_known(results: dict[str, dict[str, Any]]) -> None:

@@ -93,7 +93,9 @@ def check(y: np.ndarray, a: np.ndarray, b: np.ndarray, kind: str, alpha: float =
     expected = alpha * np.matmul(a, b) + bias
     magnitude = abs(alpha) * np.matmul(np.abs(a), np.abs(b)) + np.abs(bias)
     assert y.shape == expected.shape
-    allowed = (a.shape[-1] + 12) * FLOAT_EPSILON * magnitude + 1.01 * TYPES[kind][1] * np.abs(expected) + 2.0**-25
+    allowed = (
+        (a.shape[-1] + 12) * FLOAT_EPSILON * magnitude + 1.01 * TYPES[kind][1] * np.abs(expected) + 2.0**-25
+    )
     assert (np.abs(y - expected) <= allowed).all()
 
 
@@ -129,7 +131,10 @@ def test_fused_matmul_transposes_batches_and_matrices(tmp_path: Path) -> None:
     for transposed in itertools.product((0, 1), repeat=4):
         flags = dict(zip(("transA", "transB", "transBatchA", "transBatchB"), transposed, strict=True))
         stored = []
-        for rows, columns, swap, batch in ((5, 12, transposed[0], transposed[2]), (12, 7, transposed[1], transposed[3])):
+        for rows, columns, swap, batch in (
+            (5, 12, transposed[0], transposed[2]),
+            (12, 7, transposed[1], transposed[3]),
+        ):
             x = rng.standard_normal((2, 3, rows, columns)).astype(np.float32)
             if swap:
                 x = x.swapaxes(-1, -2)
@@ -222,7 +227,11 @@ def test_gathers_are_bit_equal_to_the_cpu(tmp_path: Path, kind: str) -> None:
         graph = helper.make_graph(
             [node],
             "gather",
-            [helper.make_tensor_value_info("indices", helper.np_dtype_to_tensor_dtype(indices.dtype), [2, 3])],
+            [
+                helper.make_tensor_value_info(
+                    "indices", helper.np_dtype_to_tensor_dtype(indices.dtype), [2, 3]
+                )
+            ],
             [helper.make_tensor_value_info("Y", elem, None)],
             [numpy_helper.from_array(v, name) for name, v in tensors.items()],
         )
@@ -255,7 +264,10 @@ def test_convolutions(tmp_path: Path, kind: str) -> None:
     """Against onnxruntime's convolution of the same numbers in float, of which both sides may be K roundings off."""
     rng, cases, checks = np.random.default_rng(6), Cases(tmp_path), []
     for i, (shape, window, attributes) in enumerate(CONVOLUTIONS):
-        feeds = {"X": rounded(rng.standard_normal(shape), kind), "W": rounded(rng.standard_normal(window), kind)}
+        feeds = {
+            "X": rounded(rng.standard_normal(shape), kind),
+            "W": rounded(rng.standard_normal(window), kind),
+        }
         if i % 2 == 0:
             feeds["B"] = rounded(rng.standard_normal(window[:1]), kind)
         cases.add(product_model("Conv", feeds, kind, **attributes), feeds)
@@ -264,5 +276,7 @@ def test_convolutions(tmp_path: Path, kind: str) -> None:
         checks.append((*(on_cpu.run(None, f)[0] for f in (feeds, magnitudes)), int(np.prod(window[1:]))))
     for y, (expected, magnitude, k) in zip(cases.run(), checks, strict=True):
         assert y.shape == expected.shape
-        allowed = 2 * (k + 12) * FLOAT_EPSILON * magnitude + 1.01 * TYPES[kind][1] * np.abs(expected) + 2.0**-25
+        allowed = (
+            2 * (k + 12) * FLOAT_EPSILON * magnitude + 1.01 * TYPES[kind][1] * np.abs(expected) + 2.0**-25
+        )
         assert (np.abs(y - expected) <= allowed).all()

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import pytest
 from simulated import run
 
 import op_model
@@ -87,15 +88,15 @@ def test_ranks_empty_inputs_and_a_wrong_shape(tmp_path: Path) -> None:
     assert result["live"] == {}
 
 
-def mixed(model: str) -> dict[str, Any]:
-    """Nodes of a model on the GPU between others on the CPU."""
+def mixed(model: str, operators: str) -> dict[str, Any]:
+    """A model whose operators are all on the GPU, or only those of domain mxort."""
     import gpu
     import numpy as np
 
     import mxort
 
     with gpu.registered():
-        opened = gpu.session(model)
+        opened = gpu.session(model, options={"operators": operators})
         x = gpu.feeds(opened, rows=20)
         (y,) = opened.run(None, x)
         placement = gpu.placement(opened)
@@ -105,11 +106,15 @@ def mixed(model: str) -> dict[str, Any]:
     return {"placement": placement, "error": error, "live": gpu.live()}
 
 
-def test_other_operators_stay_on_the_cpu(converted: Any) -> None:
-    result = run(mixed, converted("chain", accuracy_level=1))
-    assert result["placement"] == {
-        "CPUExecutionProvider": ["Add", "Mul", "Relu"],
-        "MxortExecutionProvider": ["MatMulMXFP4"] * 3,
-    }
+OTHERS = ["Add", "Mul", "Relu"]
+
+
+@pytest.mark.parametrize("operators", ["all", "mx"])
+def test_other_operators(operators: str, converted: Any) -> None:
+    result = run(mixed, converted("chain", accuracy_level=1), operators)
+    products = ["MatMulMXFP4"] * 3
+    alone = {"CPUExecutionProvider": OTHERS, "MxortExecutionProvider": products}
+    together = {"MxortExecutionProvider": sorted(OTHERS + products)}
+    assert result["placement"] == (alone if operators == "mx" else together)
     assert result["error"] < 1e-5  # three products of relative error 1e-6 on either side
     assert result["live"] == {}

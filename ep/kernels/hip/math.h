@@ -22,8 +22,12 @@ MXORT_DEVICE float Polynomial(const float (&highest_first)[kTerms], float x) {
   return y;
 }
 
-// v_rcp_f32 is good to 1 ulp and flushes what lies beside the normal range.
-MXORT_DEVICE float Reciprocal(float x) { return 1.0f / x; }
+// By the ISA's definition v_div_scale_f32 scales a denominator from 2^126 on out of range where the quotient is
+// subnormal, as 1 / 2^127 is; whether the hardware does too is unverified.
+MXORT_DEVICE float Divide(float x, float y) {
+  const float scale = AbsOf(y) >= 8.50705917e37f ? 5.9604645e-8f : 1.0f;
+  return x / (y * scale) * scale;
+}
 
 // exp(x) = 2^n exp(r), |r| <= ln(2) / 2. The instruction is given r alone, whose rounding then costs nothing.
 MXORT_DEVICE float Exp(float x) {
@@ -37,14 +41,16 @@ MXORT_DEVICE float Exp(float x) {
 MXORT_DEVICE float Log(float x) {
   const bool small = AbsOf(x) < 1.17549435e-38f;
   const float y = __builtin_amdgcn_logf(small ? x * 4294967296.0f : x) - (small ? 32.0f : 0.0f);
-  return Fma(y, kLn2, y * kLn2Low);
+  return AbsOf(y) == kInfinity ? y : Fma(y, kLn2, y * kLn2Low);
 }
 
-// By exp of what is not positive, so that the division stays where it is exact to the last place.
-MXORT_DEVICE float Sigmoid(float x) {
-  const float e = Exp(-AbsOf(x));
-  return (x < 0 ? e : 1.0f) / (1.0f + e);
+// exp(x) - 1. The difference has u's error; (u - 1) / log(u) is right for the number that u is the exponential of.
+MXORT_DEVICE float ExpMinus1(float x) {
+  const float u = Exp(x);
+  return u == 1.0f ? x : u < 0.001f || u == kInfinity ? u - 1.0f : (u - 1.0f) * (x / Log(u));
 }
+
+MXORT_DEVICE float Sigmoid(float x) { return Divide(1.0f, 1.0f + Exp(-x)); }
 
 MXORT_DEVICE float Tanh(float x) {
   const float a = AbsOf(x);
@@ -75,8 +81,8 @@ MXORT_DEVICE float Erf(float x) {
 // log(1 + exp(x)).
 MXORT_DEVICE float Softplus(float x) {
   const float e = Exp(-AbsOf(x));
-  // log(1 + e) for small e: the sum would round e away.
-  const float log1p = e < 0.0009765625f ? e - 0.5f * e * e : Log(1.0f + e);
+  // The sum rounds e to u - 1: log(1 + e) / e and log(u) / (u - 1) are equal to the last place.
+  const float u = 1.0f + e, log1p = u == 1.0f ? e : Log(u) * (e / (u - 1.0f));
   return (x > 0 ? x : IsNaN(x) ? x : 0.0f) + log1p;
 }
 

@@ -18,7 +18,7 @@ MXORT_DEVICE float EvaluateFloat(const PointwiseArgs& args, float x, float y) {
     case Function::kSqrt:
       return __builtin_sqrtf(x);
     case Function::kReciprocal:
-      return 1.0f / x;
+      return Divide(1.0f, x);
     case Function::kExp:
       return Exp(x);
     case Function::kLog:
@@ -48,7 +48,7 @@ MXORT_DEVICE float EvaluateFloat(const PointwiseArgs& args, float x, float y) {
     case Function::kLeakyRelu:
       return x < 0.0f ? a * x : x;
     case Function::kElu:
-      return x < 0.0f ? a * (Exp(x) - 1.0f) : x;
+      return x < 0.0f ? a * ExpMinus1(x) : x;
     case Function::kHardSigmoid:
       return IsNaN(x) ? x : Clamp01(a * x + b);
     case Function::kHardSwish:
@@ -68,6 +68,7 @@ MXORT_DEVICE float EvaluateFloat(const PointwiseArgs& args, float x, float y) {
   }
 }
 
+MXORT_DEVICE i64 Divide(i64 x, i64 y) { return x / y; }
 MXORT_DEVICE bool IsUnordered(float x) { return IsNaN(x); }
 MXORT_DEVICE bool IsUnordered(i64) { return false; }
 
@@ -95,7 +96,7 @@ MXORT_DEVICE Number EvaluateAny(const PointwiseArgs& args, Number x, Number y, N
     case Function::kMul:
       return x * y;
     case Function::kDiv:
-      return x / y;
+      return Divide(x, y);
     case Function::kMin:
       return IsUnordered(x) || x < y ? x : y;
     case Function::kMax:

@@ -1,0 +1,197 @@
+"""The attention kernels under test: their arguments, launches as ep/device/attention.cc makes them, and an oracle."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import device
+
+LONG, INT, UINT, FLOAT, POINTER = (
+    ctypes.c_longlong,
+    ctypes.c_int,
+    ctypes.c_uint,
+    ctypes.c_float,
+    ctypes.c_void_p,
+)
+BOOL = 7  # hip::Type
+ROWS, TURN = 16, 128  # of a tile; keys of a workgroup's turn
+SIZES = (64, 96, 128, 256)  # of heads, that there are kernels for
+
+
+class HeadStrides(ctypes.Structure):
+    _fields_ = [("batch", LONG), ("position", LONG), ("head", LONG)]
+
+
+class DeviceLengths(ctypes.Structure):
+    _fields_ = [("data", POINTER), ("stride", INT), ("plus", INT)]
+
+
+class AttentionArgs(ctypes.Structure):
+    _fields_ = [
+        *[(n, POINTER) for n in ("q", "k", "v", "y", "partial", "mask", "padding", "sink")],
+        *[(n, HeadStrides) for n in ("q_strides", "k_strides", "v_strides", "y_strides")],
+        *[
+            (n, LONG)
+            for n in ("mask_batch", "mask_head", "mask_position", "padding_batch", "padding_position")
+        ],
+        ("lengths", DeviceLengths),
+        *[(n, UINT) for n in ("batch", "heads", "kv_heads", "group", "length", "keys")],
+        *[(n, UINT) for n in ("head_size", "value_size", "tiles", "splits")],
+        *[(n, INT) for n in ("causal", "from_end", "offset", "window", "smooth")],
+        ("mask_keys", UINT),
+        *[(n, INT) for n in ("mask_key", "mask_type", "type")],
+        *[(n, FLOAT) for n in ("scale", "softcap", "filter")],
+    ]
+
+
+@dataclass
+class Problem:
+    """Attention of queries [batch, length, heads, size] over keys and values [batch, kv heads, keys, size]."""
+
+    q: NDArray[np.float32]
+    k: NDArray[np.float32]
+    v: NDArray[np.float32]
+    dtype: str = "float"
+    scale: float = 0.125
+    softcap: float = 0
+    causal: bool = False
+    window: int = 0
+    offset: int | None = 0  # None: what is left of the keys before the queries
+    lengths: list[int] | None = None
+    mask: NDArray[Any] | None = None  # broadcasts to [batch, heads, length, keys]
+    padding: NDArray[np.int32] | None = None  # [batch, keys]
+    sink: NDArray[np.float32] | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def numbers(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        """x rounded to the type."""
+        return device.from_bytes(device.to_bytes(np.ascontiguousarray(x), self.dtype), self.dtype)
+
+
+def shapes(p: Problem) -> tuple[int, int, int, int, int]:
+    batch, length, heads, _ = p.q.shape
+    return batch, length, heads, p.k.shape[1], p.k.shape[2]
+
+
+def padded_size(p: Problem) -> int:
+    return next(s for s in SIZES if s >= max(p.q.shape[-1], p.v.shape[-1]))
+
+
+def run(machine: device.Device, p: Problem, splits: int = 1, prefill: bool = False) -> NDArray[np.float32]:
+    """y [batch, length, heads, value size] of the kernels for few rows, or for many."""
+    batch, length, heads, kv_heads, keys = shapes(p)
+    size, value_size, group = p.q.shape[-1], p.v.shape[-1], heads // kv_heads
+    kept: list[Any] = []
+
+    def send(x: NDArray[Any] | None, typed: bool = True) -> int | None:
+        if x is None:
+            return None
+        x = np.ascontiguousarray(x)
+        kept.append(machine.sim.to_device(device.to_bytes(x, p.dtype) if typed else x))
+        return kept[-1].ptr
+
+    a = AttentionArgs(scale=p.scale, softcap=p.softcap, filter=-10000.0, causal=p.causal, window=p.window)
+    a.type = list(device.TYPES).index(p.dtype)
+    a.q, a.k, a.v = send(p.q), send(p.k), send(p.v)
+    a.q_strides = HeadStrides(length * heads * size, heads * size, size)
+    a.k_strides = HeadStrides(kv_heads * keys * size, size, keys * size)
+    a.v_strides = HeadStrides(kv_heads * keys * value_size, value_size, keys * value_size)
+    a.y_strides = HeadStrides(length * heads * value_size, heads * value_size, value_size)
+    a.batch, a.heads, a.kv_heads, a.group, a.length, a.keys = batch, heads, kv_heads, group, length, keys
+    a.head_size, a.value_size, a.splits = size, value_size, splits
+    a.tiles = -(-length * group // ROWS)
+    a.from_end, a.offset = int(p.offset is None), p.offset or 0
+    if p.lengths is not None:
+        a.lengths = DeviceLengths(send(np.array(p.lengths, np.int32) - 1, typed=False), 1, 1)
+    if p.mask is not None:
+        mask = p.mask.reshape((1,) * (4 - p.mask.ndim) + p.mask.shape)
+        is_bool = mask.dtype == np.bool_
+        a.mask = send(mask.astype(np.uint8) if is_bool else mask, typed=not is_bool)
+        a.mask_type = BOOL if is_bool else a.type
+        strides = [0 if n == 1 else s // mask.itemsize for n, s in zip(mask.shape, mask.strides, strict=True)]
+        a.mask_batch, a.mask_head, a.mask_position, a.mask_key = strides
+        a.mask_keys = mask.shape[-1] if strides[-1] else keys
+    if p.padding is not None:
+        a.padding, a.padding_batch = send(p.padding, typed=False), keys
+    a.sink = send(p.sink)
+    y = machine.sim.empty(
+        (batch, length, heads, value_size), np.uint16 if p.dtype == "bfloat16" else device.TYPES[p.dtype]
+    )
+    a.y = y.ptr
+    kept.append(y)
+    if splits > 1:
+        count = batch * kv_heads * a.tiles * splits * ROWS * (value_size + 2)
+        kept.append(machine.sim.empty((count,), np.float32))
+        a.partial = kept[-1].ptr
+    name = f"{p.dtype}_{padded_size(p)}"
+    if prefill:
+        a.tiles = -(-length * group // prefill_rows(p))
+        grid = (a.tiles, batch * kv_heads)
+        machine.module("attention_prefill").launch(f"prefill_{name}", grid, (256,), [bytes(a)])
+    else:
+        grid = (a.tiles * splits, batch * kv_heads)
+        machine.module("attention").launch(f"attention_{name}", grid, (256,), [bytes(a)])
+        if splits > 1:
+            machine.module("attention").launch(
+                "attention_merge", (a.tiles, batch * kv_heads), (256,), [bytes(a)]
+            )
+    out = device.from_bytes(y.numpy(), p.dtype)
+    for array in kept:
+        array.free()
+    return out
+
+
+def prefill_rows(p: Problem) -> int:
+    """Rows of a workgroup of attention_prefill, as ep/kernels/hip/attention_prefill.h says."""
+    return 128 if p.dtype != "float" and padded_size(p) <= 128 else 64
+
+
+def expected(p: Problem) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """y in double, and sum of weight * |v|, which its errors are measured by."""
+    batch, length, heads, kv_heads, keys = shapes(p)
+    q = p.numbers(p.q).astype(np.float64).transpose(0, 2, 1, 3)
+    k, v = (np.repeat(p.numbers(x).astype(np.float64), heads // kv_heads, axis=1) for x in (p.k, p.v))
+    with np.errstate(invalid="ignore", over="ignore"):
+        s = q @ k.transpose(0, 1, 3, 2) * p.scale
+        if p.softcap:
+            s = p.softcap * np.tanh(s / p.softcap)
+        seen = np.ones((batch, 1, length, keys), bool)
+        position, key = np.arange(length)[:, None], np.arange(keys)
+        for b in range(batch):
+            have = keys if p.lengths is None else p.lengths[b]
+            seen[b] &= key < have
+            if p.causal:
+                last = position + (have - length if p.offset is None else p.offset)
+                seen[b] &= key <= last
+                if p.window:
+                    seen[b] &= key > last - p.window
+        if p.mask is not None:
+            mask = p.mask.reshape((1,) * (4 - p.mask.ndim) + p.mask.shape)
+            if mask.shape[-1] not in (1, keys):
+                fill = False if mask.dtype == np.bool_ else -np.inf
+                mask = np.pad(mask, [(0, 0)] * 3 + [(0, keys - mask.shape[-1])], constant_values=fill)
+            if mask.dtype == np.bool_:
+                seen = seen & mask
+            else:
+                s = s + p.numbers(mask.astype(np.float32))
+        if p.padding is not None:
+            s = s + np.where(p.padding == 0, -10000.0, 0.0)[:, None, None]
+        s = np.where(seen, s, -np.inf)
+        largest = np.max(s, axis=-1, keepdims=True, initial=-np.inf)
+        largest = np.where(np.isneginf(largest), 0, largest)
+        if p.sink is not None:
+            sink = p.numbers(p.sink).astype(np.float64)[None, :, None, None]
+            largest = np.maximum(largest, sink)
+        w = np.exp(s - largest)
+        total = w.sum(-1, keepdims=True)
+        if p.sink is not None:
+            total = total + np.exp(sink - largest)
+        w = np.where(total == 0, 0, w / np.where(total == 0, 1, total))
+        # A weight of nothing takes nothing of a value that is not finite.
+        y = np.where(w == 0, 0, w) @ v
+        return y.transpose(0, 2, 1, 3), (w @ np.abs(v)).transpose(0, 2, 1, 3)

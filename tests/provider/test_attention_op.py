@@ -1,0 +1,318 @@
+"""The attention operators on the provider, beside onnxruntime's CPU kernels in float."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+from simulated import run
+
+Array = NDArray[Any]
+MICROSOFT = "com.microsoft"
+TYPES = {"float": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}
+
+# Of y: the CPU's and our float sums of at most 100 terms of about 1, and what a half type loses: inputs are exact in
+# every type, so there remain weights and y, rounded to 11 or 8 bits each; keys and rotated queries where there is
+# rotation, whose errors reach the scores (of a few units) and so the weights.
+BOUND = {"float": 2e-5, "float16": 6e-3, "bfloat16": 5e-2}
+
+
+def exact(rng: np.random.Generator, *shape: int) -> Array:
+    """Numbers of seven bits: exact in every type."""
+    return (rng.integers(-64, 65, shape) / 32).astype(np.float32)
+
+
+def angles(positions: int, pairs: int) -> tuple[Array, Array]:
+    a = np.arange(positions)[:, None] / 10.0 ** (np.arange(pairs) / pairs)
+    return tuple((np.round(f(a) * 64) / 64).astype(np.float32) for f in (np.cos, np.sin))  # type: ignore[return-value]
+
+
+def gqa(
+    batch: int = 1,
+    length: int = 1,
+    heads: int = 4,
+    kv_heads: int = 2,
+    size: int = 32,
+    past: list[int] | None = None,
+    capacity: int = 0,
+    packed: bool = True,
+    pairs: int = 0,
+    bias: bool = False,
+    sink: bool = False,
+    ids: bool = False,
+    **attributes: Any,
+) -> dict[str, Any]:
+    rng = np.random.default_rng(length)
+    past = past or [0] * batch
+    total = max(past) + length
+    shape = (batch, kv_heads, capacity or max(past), size)
+    x: dict[str, Array] = {}
+    if packed:
+        x["query"] = exact(rng, batch, length, (heads + 2 * kv_heads) * size)
+    else:
+        x["query"] = exact(rng, batch, length, heads * size)
+        x["key"], x["value"] = (exact(rng, batch, length, kv_heads * size) for _ in range(2))
+    x["past_key"], x["past_value"] = exact(rng, *shape), exact(rng, *shape)
+    x["seqlens_k"] = np.array([p + length - 1 for p in past], np.int32)
+    x["total_sequence_length"] = np.array([total], np.int32)
+    if pairs:
+        x["cos_cache"], x["sin_cache"] = angles(total + 3, pairs)
+        attributes["do_rotary"] = 1
+    if ids:
+        x["position_ids"] = np.array([[p + i for i in range(length)] for p in past], np.int64)
+    if bias:
+        x["attention_bias"] = exact(rng, 1, heads, length, total)
+    if sink:
+        x["head_sink"] = exact(rng, heads)
+    names = ["query", "key", "value", "past_key", "past_value", "seqlens_k", "total_sequence_length"]
+    names += ["cos_cache", "sin_cache", "position_ids", "attention_bias", "head_sink"]
+    attributes |= {"num_heads": heads, "kv_num_heads": kv_heads}
+    # Behind what is filled of a cache the CPU leaves what was there, or zeros.
+    filled = [p + length for p in past]
+    return model("GroupQueryAttention", MICROSOFT, names, x, 3, attributes) | {"filled": filled}
+
+
+def own_gqa(**options: Any) -> dict[str, Any]:
+    """mxort's, from com.microsoft's."""
+    case = gqa(**options)
+    x = case["inputs"]
+    for name in ("cos_cache", "sin_cache"):
+        x.setdefault(name, np.ones((1, 1), np.float32))
+    names = [
+        "query",
+        "past_key",
+        "past_value",
+        "seqlens_k",
+        "total_sequence_length",
+        "cos_cache",
+        "sin_cache",
+    ]
+    made = model("GroupQueryAttention", "mxort", names, x, 3, case["attributes"])
+    return made | {"filled": case["filled"]}
+
+
+def mha(
+    batch: int = 2,
+    length: int = 5,
+    keys: int = 7,
+    heads: int = 3,
+    size: int = 32,
+    value_size: int = 0,
+    bias: bool = False,
+    padding: Array | None = None,
+    mask: tuple[int, int] | None = None,
+    past: int = 0,
+    present: bool = False,
+    **attributes: Any,
+) -> dict[str, Any]:
+    rng = np.random.default_rng(length)
+    value_size = value_size or size
+    x: dict[str, Array] = {
+        "query": exact(rng, batch, length, heads * size),
+        "key": exact(rng, batch, keys, heads * size),
+        "value": exact(rng, batch, keys, heads * value_size),
+    }
+    if bias:
+        x["bias"] = exact(rng, heads * (2 * size + value_size))
+    if padding is not None:
+        x["key_padding_mask"] = padding.astype(np.int32)
+    if mask:
+        x["attention_bias"] = exact(rng, *mask, length, past + keys)
+    if past:
+        x["past_key"] = exact(rng, batch, heads, past, size)
+        x["past_value"] = exact(rng, batch, heads, past, value_size)
+    names = ["query", "key", "value", "bias", "key_padding_mask", "attention_bias", "past_key", "past_value"]
+    attributes["num_heads"] = heads
+    return model("MultiHeadAttention", MICROSOFT, names, x, 3 if present else 1, attributes)
+
+
+def own_mha(mask: tuple[int, ...], **attributes: Any) -> dict[str, Any]:
+    rng = np.random.default_rng(0)
+    x = {name: exact(rng, 2, n, 3, 48) for name, n in (("query", 70), ("key", 37), ("value", 37))}
+    x["mask"] = exact(rng, *mask)
+    return model("MultiHeadAttention", "mxort", list(x), x, 1, attributes)
+
+
+def onnx_attention(
+    length: int = 5, keys: int = 7, past: int = 0, flat: bool = False, mask: Any = None, **attributes: Any
+) -> dict[str, Any]:
+    rng = np.random.default_rng(length)
+    heads, kv_heads, size, value_size = 4, 2, 24, 40
+    x: dict[str, Array] = {
+        "Q": exact(rng, 2, heads, length, size),
+        "K": exact(rng, 2, kv_heads, keys, size),
+        "V": exact(rng, 2, kv_heads, keys, value_size),
+    }
+    if flat:
+        x = {n: v.transpose(0, 2, 1, 3).reshape(2, v.shape[2], -1).copy() for n, v in x.items()}
+        attributes |= {"q_num_heads": heads, "kv_num_heads": kv_heads}
+    if mask is not None:
+        x["attn_mask"] = mask(rng, length, past + keys)
+    if past:
+        x["past_key"] = exact(rng, 2, kv_heads, past, size)
+        x["past_value"] = exact(rng, 2, kv_heads, past, value_size)
+    names = ["Q", "K", "V", "attn_mask", "past_key", "past_value"]
+    return model("Attention", "", names, x, 3 if past else 1, attributes)
+
+
+def rotary(shape: tuple[int, ...], pairs: int, one_id: bool = False, **attributes: Any) -> dict[str, Any]:
+    rng = np.random.default_rng(0)
+    length = shape[1] if len(shape) == 3 else shape[2]
+    ids = np.array([2]) if one_id else rng.permutation(shape[0] * length).reshape(shape[0], length)
+    cos, sin = angles(shape[0] * length + 2, pairs)
+    x = {
+        "input": exact(rng, *shape),
+        "position_ids": ids.astype(np.int64),
+        "cos_cache": cos,
+        "sin_cache": sin,
+    }
+    return model("RotaryEmbedding", MICROSOFT, list(x), x, 1, attributes)
+
+
+def model(
+    operator: str,
+    domain: str,
+    names: list[str],
+    x: dict[str, Array],
+    outputs: int,
+    attributes: dict[str, Any],
+) -> dict[str, Any]:
+    return {"operator": operator, "domain": domain, "names": names, "inputs": x, "outputs": outputs,
+            "attributes": attributes}  # fmt: skip
+
+
+def bools(rng: np.random.Generator, *shape: int) -> Array:
+    """A mask with a row of False."""
+    mask = rng.random(shape) > 0.4
+    mask[0] = False
+    return mask
+
+
+RAGGED = {"batch": 2, "past": [3, 9], "capacity": 16}
+CASES: dict[str, dict[str, Any]] = {
+    "gqa: first prompt": gqa(length=9, pairs=16),
+    "gqa: a prompt of many rows": gqa(length=70, heads=6, kv_heads=2, size=64, pairs=32),
+    "gqa: decode": gqa(**RAGGED, pairs=16),
+    "gqa: decode, grown cache": gqa(past=[11], pairs=8, rotary_interleaved=1),
+    "gqa: decode, keys apart": gqa(**RAGGED, packed=False, heads=3, kv_heads=1, size=128),
+    "gqa: a prompt behind another": gqa(length=6, past=[12], capacity=20, pairs=16),
+    "gqa: window": gqa(length=4, past=[20], local_window_size=5),
+    "gqa: window, first prompt": gqa(length=12, local_window_size=5),
+    "gqa: softcap, sink, scale": gqa(**RAGGED, softcap=3.0, sink=True, scale=0.5),
+    "gqa: bias": gqa(length=5, bias=True),
+    "gqa: bias behind a prompt": gqa(past=[8], bias=True),
+    "gqa: smooth softmax": gqa(past=[8], smooth_softmax=1),
+    "gqa: positions": gqa(length=3, past=[8], pairs=16, ids=True),
+    "own gqa": own_gqa(**RAGGED, pairs=16),
+    "own gqa: first prompt": own_gqa(length=9, softcap=2.0),
+    "mha": mha(),
+    "mha: many rows": mha(length=80, keys=90, size=64),
+    "mha: other values": mha(value_size=64, scale=0.3),
+    "mha: bias": mha(bias=True, keys=5),
+    "mha: bias, other keys": mha(bias=True),
+    "mha: lengths": mha(padding=np.array([3, 7])),
+    "mha: padding": mha(padding=np.arange(14).reshape(2, 7) % 3 > 0),
+    "mha: padding by row": mha(padding=np.arange(70).reshape(2, 5, 7) % 4 > 0, mask=(1, 3)),
+    "mha: mask": mha(mask=(2, 1)),
+    "mha: cache": mha(past=4, present=True, keys=5, unidirectional=1),
+    "mha: keys are kept": mha(present=True, keys=5),
+    "own mha": own_mha((2, 1, 1, 37), scale=0.125),
+    "own mha: no mask": own_mha((1,)),
+    "own mha: mask of positions": own_mha((70, 37), scale=0.125),
+    "attention": onnx_attention(),
+    "attention: flat, causal": onnx_attention(flat=True, is_causal=1, keys=5),
+    "attention: many rows, causal": onnx_attention(length=70, keys=70, is_causal=1),
+    "attention: cache": onnx_attention(past=3, is_causal=1, keys=5, softcap=2.0),
+    "attention: mask": onnx_attention(mask=lambda rng, n, k: exact(rng, 2, 1, n, k), scale=0.25),
+    "attention: bool mask": onnx_attention(mask=bools),
+    "attention: bool mask, many rows": onnx_attention(length=70, mask=bools),
+    "rotary": rotary((2, 3, 64), 16),
+    "rotary: heads first": rotary((2, 3, 5, 48), 24, interleaved=1),
+    "rotary: one position": rotary((2, 3, 64), 16, one_id=True),
+    "rotary: a part": rotary((2, 3, 64), 8, num_heads=2, rotary_embedding_dim=16),
+}  # fmt: skip
+
+
+def proto(case: dict[str, Any], dtype: str) -> onnx.ModelProto:
+    """Inputs and outputs in float; the operator in its type."""
+    graph_in, nodes, used = [], [], []
+    for name in case["names"]:
+        value = case["inputs"].get(name)
+        if value is None:
+            used.append("")
+            continue
+        graph_in.append(
+            helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), value.shape)
+        )
+        used.append(name)
+        if value.dtype == np.float32 and dtype != "float":
+            nodes.append(helper.make_node("Cast", [name], [name + "_t"], to=TYPES[dtype]))
+            used[-1] = name + "_t"
+    while not used[-1]:
+        used.pop()
+    outputs = [f"y{i}" for i in range(case["outputs"])]
+    typed = outputs if dtype == "float" else [f"{name}_t" for name in outputs]
+    nodes.append(
+        helper.make_node(
+            case["operator"], used, typed, domain=case["domain"], name="it", **case["attributes"]
+        )
+    )
+    if dtype != "float":
+        nodes += [helper.make_node("Cast", [f"{y}_t"], [y], to=TensorProto.FLOAT) for y in outputs]
+    graph_out = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs]
+    opsets = [helper.make_opsetid("", 23), helper.make_opsetid(MICROSOFT, 1), helper.make_opsetid("mxort", 1)]
+    graph = helper.make_graph(nodes, "one", graph_in, graph_out)
+    return helper.make_model(graph, opset_imports=opsets, ir_version=10)
+
+
+def compared(dtype: str) -> dict[str, dict[str, Any]]:
+    """In the child: of every case, where the operator ran, and the largest difference of each output."""
+    import gpu
+
+    import mxort
+
+    found: dict[str, dict[str, Any]] = {}
+    with gpu.registered():
+        for name, case in CASES.items():
+            if case["domain"] == "mxort" and dtype != "float":
+                continue
+            row: dict[str, Any] = {"worst": []}
+            found[name] = row
+            try:
+                serialized = proto(case, dtype).SerializeToString()
+                opened = gpu.session(serialized)
+                row["taken"] = case["operator"] in gpu.placement(opened).get(gpu.EP, [])
+                got = opened.run(None, case["inputs"])
+                on_cpu = mxort.InferenceSession(
+                    proto(case, "float").SerializeToString(), providers=["CPUExecutionProvider"]
+                )
+                want = on_cpu.run(None, case["inputs"])
+            except Exception as error:
+                row["error"] = gpu.message(error)[:300]
+                continue
+            for g, w in zip(got, want, strict=True):
+                if g.shape != w.shape:
+                    row["error"] = f"shape {g.shape}, expected {w.shape}"
+                    continue
+                g, w = np.asarray(g, np.float64), np.asarray(w, np.float64)
+                if len(g.shape) == 4 and "filled" in case:
+                    for b, filled in enumerate(case["filled"]):
+                        g[b, :, filled:] = w[b, :, filled:] = 0
+                same = (g == w) | (np.isnan(g) & np.isnan(w))
+                row["worst"].append(float(np.where(same, 0, np.abs(g - w)).max(initial=0)))
+        row = {"live": gpu.live()}
+    found["end"] = row
+    return found
+
+
+@pytest.mark.parametrize("dtype", list(TYPES))
+def test_results_are_those_of_the_cpu(dtype: str) -> None:
+    results: dict[str, dict[str, Any]] = run(compared, dtype)
+    assert results.pop("end")["live"] == {}
+    assert {n: r for n, r in results.items() if "error" in r} == {}
+    assert [n for n, r in results.items() if not r["taken"]] == []
+    assert {n: r for n, r in results.items() if max(r["worst"]) > BOUND[dtype]} == {}
