@@ -68,7 +68,8 @@ def test_other_128x128_tiles_keep_the_matrix_pipe_busy(fmt):
 )
 def test_skinny_kernels_load_each_weight_byte_once_sixteen_bytes_a_lane(arch, name, steps):
     """An iteration loads 4 steps of FP4 weights, 4 x (4 KB of codes + 256 bytes of scales) a wave, or 2 steps of codes
-    of a byte, and multiplies all terms of A by them. Steps are dealt to waves by index, so no two loads are of the same record."""
+    of a byte, and multiplies all terms of A by them. Steps are dealt to waves by index, so no two loads are of the same
+    record."""
     skinny = [k for n, k in kernels(arch, name).items() if n.endswith("_skinny")]
     assert skinny
     for kernel in skinny:

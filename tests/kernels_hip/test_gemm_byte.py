@@ -1,4 +1,4 @@
-"""The GEMM kernels of MXINT8, MXFP8 and MXFP6 weights: all activation formats, types and ragged shapes, against numpy."""
+"""The GEMM kernels of MXINT8, MXFP8 and MXFP6 weights: all activation formats, types, ragged shapes."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_split_k(machines, weights, tile):
 @pytest.mark.parametrize("tile", ["64x64", "skinny"])
 @pytest.mark.parametrize("arch", device.ARCHITECTURES)
 def test_every_code_and_scale_is_exact(machines, arch, tile, weights):
-    """A is the unit matrix, so that Y is the weights: every code, with every scale that keeps it in bfloat16's range."""
+    """A is the unit matrix, so that Y is the weights: every code, with every scale that bfloat16 has room for."""
     fmt = formats.WEIGHT_FORMATS[weights]
     lowest = {"mxint8": 7, "mxfp8_e4m3": 10}.get(
         weights, 4

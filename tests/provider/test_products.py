@@ -157,7 +157,7 @@ def test_gemm_with_every_bias(tmp_path: Path) -> None:
         if shape is not None:
             feeds["C"] = rounded(rng.standard_normal(shape), kind)
             bias = 0.5 * feeds["C"].astype(np.float64)
-        flags = dict(transA=transposed[0], transB=transposed[1], alpha=2.0, beta=0.5)
+        flags = {"transA": transposed[0], "transB": transposed[1], "alpha": 2.0, "beta": 0.5}
         cases.add(product_model("Gemm", feeds, kind, **flags), feeds)
         checks.append((a, b, kind, bias))
     for y, (a, b, kind, bias) in zip(cases.run(), checks, strict=True):
