@@ -61,7 +61,8 @@ def generate(folder: str) -> None:
 
 def main(path: str) -> None:
     if Path(path).is_dir():
-        return generate(path)
+        generate(path)
+        return
     session = with_the_helper(path)
     feeds = random_input(session)
     first = session.run(None, feeds)[0]

@@ -1,4 +1,4 @@
-"""``python -m tools.step_bound [MODEL.onnx] [--tokens N] [--context N] [--json]``: what a decoder's step costs an MI355X.
+"""``python -m tools.step_bound [MODEL.onnx] [--tokens N] [--context N] [--json]``: what a decoder's step costs.
 
 A bound from published peaks and the provider's count of launches, never a measurement.
 Of an ONNX file (converted or not), or, without one, of shapes of well-known models, whose weights are never made.

@@ -48,6 +48,11 @@ COMPUTE_UNITS = 256
 
 @functools.cache
 def code_object(arch: str, name: str) -> Path:
+    """What `make build/.dev` compiled where it is up to date, else compiled here with the same flags."""
+    built = ROOT / "build" / "cmake" / "hip" / f"{name}.{arch}.co"
+    sources = [SOURCES / f"{name}.hip", *SOURCES.glob("*.h"), ROOT / "ep" / "mx_formats.h"]
+    if built.exists() and built.stat().st_mtime >= max(source.stat().st_mtime for source in sources):
+        return built
     return harness.compile_hip(SOURCES / f"{name}.hip", arch=arch, flags=FLAGS, include=[ROOT / "ep"])
 
 
