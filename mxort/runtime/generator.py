@@ -24,7 +24,7 @@ from mxort.runtime import hardware
 from mxort.runtime.session import one_line, register, require_onnxruntime
 
 if TYPE_CHECKING:
-    import onnxruntime as ort
+    import onnxruntime as ort  # type: ignore[import-untyped]
 
 _VENDOR = 0x1002  # of the provider's memory, as PCI numbers AMD
 _LENGTH, _NEXT_LENGTH, _NEXT_TOKEN = "mxort_length", "mxort_next_length", "mxort_next_token"
