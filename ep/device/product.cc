@@ -10,10 +10,11 @@ constexpr unsigned kThreads = 256;
 constexpr int64_t kMostGroups = (int64_t{1} << 24) - 1;  // HIP: grid times threads below 2^32
 constexpr int64_t kMostOffset = (int64_t{1} << 31) - 1;  // what kNowhere of product_source.h leaves
 constexpr int64_t kSkinnyRows = 16, kSkinnyStep = 512;   // k: two rounds of the waves
-constexpr int64_t kTileK = 64;                           // the most k of a stage
+constexpr int64_t kMostTile = 256;
+constexpr int64_t kTileK = 64;  // the most k of a stage
 
-enum KernelIndex : size_t { kTile64, kTile128, kSkinnyAlongK, kSkinnyAlongRows };
-constexpr const char* kNames[] = {"64x64", "128x128", "skinny_k", "skinny_rows"};
+enum KernelIndex : size_t { kTile64, kTile128, kTile256, kSkinnyAlongK, kSkinnyAlongRows };
+constexpr const char* kNames[] = {"64x64", "128x128", "256x256", "skinny_k", "skinny_rows"};
 
 const char* NameOf(hip::Type type) {
   return type == hip::Type::kFloat ? "float" : type == hip::Type::kFloat16 ? "float16" : "bfloat16";
@@ -76,7 +77,7 @@ hip::ProductOperand OperandOf(const ProductView& view, hip::Access access) {
 }
 
 Status CheckOffsets(const char* name, const ProductView& view, int64_t rows, int64_t k, int64_t element) {
-  const int64_t most = (std::min<int64_t>(rows, 128) * view.row + std::min(k, kTileK) * view.k) * element;
+  const int64_t most = (std::min<int64_t>(rows, kMostTile) * view.row + std::min(k, kTileK) * view.k) * element;
   if (most <= kMostOffset && view.row <= kMostOffset && view.k <= kMostOffset) return {};
   return {ErrorCode::kUnsupported, std::string(name) + ": got strides " + std::to_string(view.row) + " and " +
                                        std::to_string(view.k) + " of rows and k, which no GPU kernel can address"};
@@ -95,7 +96,9 @@ double ClocksOf(int64_t tile, int64_t element) {
 Status Product::Load(const std::shared_ptr<Device>& device, hip::Type type, Product* product) {
   product->type_ = type;
   product->compute_units_ = device->info().compute_units;
+  product->largest_ = type != hip::Type::kFloat && device->info().arch == "gfx950";
   for (size_t i = 0; i < product->kernels_.size(); ++i) {
+    if (i == kTile256 && !product->largest_) continue;
     const std::string name = std::string("product_") + NameOf(type) + "_" + kNames[i];
     MXORT_RETURN_IF_ERROR(Kernel::Load(device, "product", name, &product->kernels_[i]));
   }
@@ -124,12 +127,15 @@ Status Product::Plan(const ProductProblem& problem, ProductLaunch* launch) const
     columns = along_k ? 64 : 16 * chunk;
     k_granule = kSkinnyStep, room *= 2;
   } else {
+    rows = 64;
     const auto bound = [&](int64_t tile) {
       const int64_t groups = CeilDiv(p.m, tile) * CeilDiv(p.n, tile) * batches;
       return static_cast<double>(CeilDiv(groups, compute_units_)) * ClocksOf(tile, element);
     };
-    rows = columns = bound(128) < bound(64) ? 128 : 64;
-    launch->kernel = rows == 128 ? kTile128 : kTile64;
+    for (const int64_t tile : {128, 256}) {
+      if ((tile == 128 || largest_) && bound(tile) < bound(rows)) rows = columns = tile;
+    }
+    launch->kernel = rows == 256 ? kTile256 : rows == 128 ? kTile128 : kTile64;
     of_a = AccessOf(p.a, p.m, p.k, rows, element);
     of_b = AccessOf(p.b, p.n, p.k, columns, element);
   }

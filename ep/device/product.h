@@ -56,7 +56,8 @@ class Product {
  private:
   hip::Type type_ = hip::Type::kFloat;
   int compute_units_ = 0;
-  std::array<Kernel, 4> kernels_;
+  std::array<Kernel, 5> kernels_;  // by KernelIndex
+  bool largest_ = false;           // whether there is a tile of 256 x 256
   Kernel reduce_;
 };
 

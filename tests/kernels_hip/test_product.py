@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 import device
 
 ELEMENTS, ALONG_ROWS, ALONG_K = range(3)
-TILES = {"64x64": (64, 64), "128x128": (128, 128)}
+TILES = {"64x64": (64, 64), "128x128": (128, 128), "256x256": (256, 256)}
 BATCH_DIMENSIONS = 3
 
 
@@ -135,7 +135,7 @@ ACCESSES = [(ALONG_K, ALONG_ROWS), (ALONG_ROWS, ALONG_K), (ELEMENTS, ELEMENTS)]
 
 @pytest.mark.parametrize("access", ACCESSES, ids=["k-rows", "rows-k", "elements"])
 @pytest.mark.parametrize("dtype", device.TYPES)
-@pytest.mark.parametrize("kernel", TILES)
+@pytest.mark.parametrize("kernel", ["64x64", "128x128"])
 @pytest.mark.parametrize("arch", device.ARCHITECTURES)
 def test_tiles_with_tails(machines, arch, kernel, dtype, access):
     """One whole tile and a rest either way, three stages and a rest."""
@@ -146,6 +146,16 @@ def test_tiles_with_tails(machines, arch, kernel, dtype, access):
     a, b = matrix(rng, m, k, access[0], dtype), matrix(rng, n, k, access[1], dtype).T
     bias = np.broadcast_to(numbers(rng, (n,), dtype), (m, n))
     Product(a, b, dtype, bias, alpha=0.75, beta=-2).check(machines(arch), kernel, access)
+
+
+@pytest.mark.parametrize("access", ACCESSES, ids=["k-rows", "rows-k", "elements"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_the_largest_tile(machines, dtype, access):
+    rng = np.random.default_rng(10)
+    m, n, k = (257, 258, 67) if access == (ELEMENTS, ELEMENTS) else (264, 268, 72)
+    a, b = matrix(rng, m, k, access[0], dtype), matrix(rng, n, k, access[1], dtype).T
+    bias = np.broadcast_to(numbers(rng, (n,), dtype), (m, n))
+    Product(a, b, dtype, bias, alpha=0.75, beta=-2).check(machines("gfx950"), "256x256", access)
 
 
 @pytest.mark.parametrize("splits", [1, 3])

@@ -84,7 +84,7 @@ def test_the_clocks_are_those_of_the_compiled_loops():
         if kernel["arch"] == "gfx950"
     }
     rows = [row for row in device.gemm_rows() if not row["skinny"]]
-    assert len(rows) == 13
+    assert len(rows) == 15
     for row in rows:
         clocks = modelled[row["name"]]
         assert row["clocks"] == round(max(clocks["matrix"], clocks["loads"]) / row["steps"]), row["name"]

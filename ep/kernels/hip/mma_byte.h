@@ -24,33 +24,49 @@ struct ByteMma {
     a.v = x;
   }
 
-  // Code number kByte of four: an E4M3 number, or an INT8 one in its units of 2^-6.
+#if defined(__gfx950__)
+  // Codes number kByte and kByte + 1 of four as bf16. The instruction takes the exponent bits of its scale; what it
+  // makes of 255 is not documented for certain, hence the explicit NaN.
   template <int kByte>
-  MXORT_DEVICE float Number(u32 codes) {
-    const u32 code = codes >> (8 * kByte) & 0xFF;
-    if constexpr (kCode == WeightCode::kInt8) {
-      return static_cast<float>(static_cast<signed char>(code));
-    } else {
-      constexpr u32 kNaN = E4M3::kFirstSpecial;
-      const u32 magnitude = code & 0x7F, sign = (code & 0x80) << 24;
-      // Bits of a float whose exponent counts from float's bias instead of E4M3's; subnormals are float's too.
-      const u32 bits = magnitude == kNaN ? kFloatNaN : magnitude << (kFloatMantissaBits - E4M3::kMantissaBits) | sign;
-      return BitsFloat(bits) * 0x1p120f;
-    }
+  MXORT_DEVICE u32 Fp8Pair(u32 codes, u8 scale) {
+    const float power = BitsFloat(u32{scale} << kFloatMantissaBits);
+    const u32 pair = __builtin_bit_cast(u32, __builtin_amdgcn_cvt_scalef32_pk_bf16_fp8(codes, power, kByte / 2 != 0));
+    return scale == kScaleNaN ? 0x7FC07FC0 : pair;
   }
-  // Exact, as every step of it is, so the upper halves are all there is.
+#else
+  // gfx942 knows another E4M3. Bits of a float whose exponent counts from float's bias instead of E4M3's; subnormals
+  // are float's too. Every step is exact, so the upper halves are all there is.
+  MXORT_DEVICE float Fp8(u32 code) {
+    constexpr u32 kNaN = E4M3::kFirstSpecial;
+    const u32 magnitude = code & 0x7F, sign = (code & 0x80) << 24;
+    const u32 bits = magnitude == kNaN ? kFloatNaN : magnitude << (kFloatMantissaBits - E4M3::kMantissaBits) | sign;
+    return BitsFloat(bits) * 0x1p120f;
+  }
   template <int kByte>
-  MXORT_DEVICE u32 Pair(u32 codes, float scale) {
-    const float even = Number<kByte>(codes) * scale, odd = Number<kByte + 1>(codes) * scale;
+  MXORT_DEVICE u32 Fp8Pair(u32 codes, u8 scale) {
+    const float power = DecodeScale(scale);
+    return UpperHalves(Fp8(codes >> (8 * kByte) & 0xFF) * power, Fp8(codes >> (8 * kByte + 8) & 0xFF) * power);
+  }
+#endif
+  MXORT_DEVICE u32 UpperHalves(float even, float odd) {
     return __builtin_amdgcn_perm(FloatBits(odd), FloatBits(even), 0x07060302);
+  }
+  template <int kByte>
+  MXORT_DEVICE float Int8(u32 codes) {
+    return static_cast<float>(static_cast<signed char>(codes >> (8 * kByte) & 0xFF));
+  }
+  template <int kByte>
+  MXORT_DEVICE u32 Pair(u32 codes, u8 scale) {
+    if constexpr (kCode == WeightCode::kE4M3) return Fp8Pair<kByte>(codes, scale);
+    const float unit = DecodeScale(scale) * 0x1p-6f;  // exact, as is the product
+    return UpperHalves(Int8<kByte>(codes) * unit, Int8<kByte + 1>(codes) * unit);
   }
 
   // A part is 8 k of every lane's block; `weight` is the slot that holds them.
   template <int kPart, int kIndex, int kWeightByte, int kActivationByte>
   MXORT_DEVICE f32x4 Multiply(i32x4 weight, i32 weight_scale, const Activation& a, i32, f32x4 sum) {
     constexpr int i = kPart % 2 * 2;
-    constexpr float kUnit = kCode == WeightCode::kInt8 ? 0x1p-6f : 1.0f;
-    const float scale = DecodeScale(static_cast<u8>(static_cast<u32>(weight_scale) >> (8 * kWeightByte))) * kUnit;
+    const u8 scale = static_cast<u8>(static_cast<u32>(weight_scale) >> (8 * kWeightByte));
     const u32 low = static_cast<u32>(weight[i]), high = static_cast<u32>(weight[i + 1]);
     const u32x4 w = {Pair<0>(low, scale), Pair<2>(low, scale), Pair<0>(high, scale), Pair<2>(high, scale)};
     return MultiplyChunks<Type::kBFloat16>(w, __builtin_bit_cast(u32x4, a.v), sum);

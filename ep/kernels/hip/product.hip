@@ -29,6 +29,12 @@ MXORT_PRODUCT(float, kFloat)
 MXORT_PRODUCT(float16, kFloat16)
 MXORT_PRODUCT(bfloat16, kBFloat16)
 
+#if defined(__gfx950__)
+// Loads bound the smaller tiles of these types. One wave a SIMD, which is given all registers.
+MXORT_KERNEL(256, 1, 1) product_float16_256x256(ProductArgs args) { ProductTile<Type::kFloat16, 8, 4>(args); }
+MXORT_KERNEL(256, 1, 1) product_bfloat16_256x256(ProductArgs args) { ProductTile<Type::kBFloat16, 8, 4>(args); }
+#endif
+
 MXORT_KERNEL(256, 4) product_reduce(ProductReduceArgs args) {
   const u32 index = GroupX() * 256 + Thread();
   if (index >= args.elements) return;

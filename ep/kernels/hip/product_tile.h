@@ -122,6 +122,9 @@ MXORT_DEVICE void StoreProducts(const ProductArgs& args, u32 batch, u32 row, u32
   }
 }
 
+// Keeps an accumulator in the lower half of the register file (tile.h, kPinned: the same for this tile).
+MXORT_DEVICE void PinAccumulator(f32x4& x) { asm("" : "+v"(x)); }
+
 template <Type kType, int kFragments, u32 kChunks>
 MXORT_DEVICE void ProductTile(const ProductArgs& args) {
   constexpr u32 kTile = 32 * kFragments;
@@ -172,6 +175,10 @@ MXORT_DEVICE void ProductTile(const ProductArgs& args) {
         constexpr int n = q.value / kFragments, m = q.value % kFragments;
         sum[n][m] = MultiplyChunks<kType>(y[n], x[m], sum[n][m]);
       });
+    });
+    constexpr int kPinned = kFragments == 8 ? 32 : 0;  // of 64: all 512 registers are one wave's
+    Unroll<0, kPinned>([&](auto q) __attribute__((always_inline)) {
+      PinAccumulator(sum[q.value / kFragments][q.value % kFragments]);
     });
     const u32 next = other;
     other = stage, stage = next;

@@ -25,9 +25,9 @@ constexpr GemmRow kRows[] = {
     MXORT_ROWS("e4m3", kFp8E4M3, 2048, 568, 284),
     {"gemm_bf16_64x128", "gemm_bf16", nullptr, Operand::kBf16, 64, 128, 256, 1, false, 568},
     {"gemm_bf16_skinny", "gemm_bf16", nullptr, Operand::kBf16, 16, 64, 256, 1, true, 200},
-    {"gemm_int8w_64x64", "gemm_byte", nullptr, Operand::kBf16, 64, 64, 256, 1, false, 900, WeightCode::kInt8},
+    {"gemm_int8w_64x64", "gemm_byte", nullptr, Operand::kBf16, 64, 64, 256, 1, false, 727, WeightCode::kInt8},
     {"gemm_int8w_skinny", "gemm_byte", nullptr, Operand::kBf16, 16, 64, 256, 1, true, 200, WeightCode::kInt8},
-    {"gemm_fp8w_64x64", "gemm_byte", nullptr, Operand::kBf16, 64, 64, 256, 1, false, 1300, WeightCode::kE4M3},
+    {"gemm_fp8w_64x64", "gemm_byte", nullptr, Operand::kBf16, 64, 64, 256, 1, false, 727, WeightCode::kE4M3},
     {"gemm_fp8w_skinny", "gemm_byte", nullptr, Operand::kBf16, 16, 64, 256, 1, true, 200, WeightCode::kE4M3},
 };
 #undef MXORT_ROWS

@@ -152,12 +152,22 @@ class Gemm : public ProductNode {
   const bool transpose_a_, transpose_b_;
 };
 
+std::string WhyMatMulLeft(const Ep&, const NodeView& node) {
+  constexpr size_t kMostRank = 5;  // three batch dimensions, if none of them merge
+  for (size_t i = 0; i < 2; ++i) {
+    if (const size_t rank = node.InputShape(i).size(); rank > kMostRank) {
+      return "an input has " + std::to_string(rank) + " dimensions";
+    }
+  }
+  return "";
+}
+
 }  // namespace
 
 void AddProducts(Rows& rows) {
   const Types& floats = FloatTypes();
-  rows.push_back({"", "MatMul", 1, kNewest, {{"T", floats}}, Create<MatMulNode>});
-  rows.push_back({"com.microsoft", "FusedMatMul", 1, 1, {{"T", floats}}, Create<MatMulNode>});
+  rows.push_back({"", "MatMul", 1, kNewest, {{"T", floats}}, Create<MatMulNode>, WhyMatMulLeft});
+  rows.push_back({"com.microsoft", "FusedMatMul", 1, 1, {{"T", floats}}, Create<MatMulNode>, WhyMatMulLeft});
   rows.push_back({"", "Gemm", 7, kNewest, {{"T", floats}}, Create<Gemm>});
 }
 
