@@ -348,7 +348,7 @@ STEPS = 5
 
 def decoded_from_a_graph(cache: str) -> dict[str, Any]:
     """In the child: decode steps over one cache, the first two run and recorded, the others replayed with other
-    lengths on the device. The largest difference to the CPU's results, and what was launched by the last three."""
+    lengths on the device. The largest differences to results and caches of the CPU, and launches of the last three."""
     import gpu
     import onnxruntime as ort
 
@@ -391,17 +391,15 @@ def decoded_from_a_graph(cache: str) -> dict[str, Any]:
             want, x["past_key"], x["past_value"] = on_cpu.run(None, x)
             worst.append(float(np.abs(y.numpy() - want).max()))
         caches = [values["past_key"].numpy(), values["past_value"].numpy()]
-        same = [
-            bool(np.array_equal(a, b)) for a, b in zip(caches, [x["past_key"], x["past_value"]], strict=True)
-        ]
+        worst += differences(caches, [x["past_key"], x["past_value"]], (first + STEPS).tolist())
         launches = gpu.sim.counters()["launches"] - before
         del opened, binding, values, y
-    return {"worst": worst, "caches": same, "launches": launches}
+    return {"worst": worst, "launches": launches}
 
 
 @pytest.mark.parametrize("cache", ["", "MXFP8", "MXFP4"])
 def test_a_captured_step_serves_all_lengths(cache: str) -> None:
     result = run(decoded_from_a_graph, cache)
     assert max(result["worst"]) <= BOUND["float"]
-    assert result["caches"] == [True, True]
+    assert result["worst"][STEPS:] == [0, 0]  # the caches, as far as they are filled
     assert result["launches"] == 3 * 2  # append and attention; one range of keys needs no merging

@@ -69,7 +69,6 @@ template <Type kType, int kSize>
 struct PlainHead {
   using Mma = ElementMma<kType>;
   static constexpr int kHeadSize = kSize;
-  static constexpr bool kAhead = true;       // keys are loaded a turn before they are used
   static constexpr int kSteps = kSize / 32;  // operands of a key
   static constexpr int kSlice = kSize / 16;  // tiles of values
   static constexpr int kBytes = kType == Type::kFloat ? 4 : 2;

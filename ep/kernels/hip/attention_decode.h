@@ -156,9 +156,8 @@ MXORT_DEVICE void Decode(const AttentionArgs& args) {
   Unroll<0, Head::kSlice>([&](auto j) __attribute__((always_inline)) { sum[j.value] = f32x4{0, 0, 0, 0}; });
   KeyBlock<Head> keys;
   u32 first = begin + WaveIndex() * kAttentionKeys;
-  if (Head::kAhead && first < end) LoadKeys<Head>(args, k, first, keys);
+  if (first < end) LoadKeys<Head>(args, k, first, keys);
   for (; first < end; first += kKeysOfRound) {
-    if (!Head::kAhead) LoadKeys<Head>(args, k, first, keys);
     typename Head::ValueSlice values[kPerLane];
     LoadValues<Head>(args, v, first, values);
     f32x4 s[2] = {{0, 0, 0, 0}, {0, 0, 0, 0}};
@@ -167,7 +166,7 @@ MXORT_DEVICE void Decode(const AttentionArgs& args) {
         s[t.value] = Mma::Multiply(Head::Key(keys.part[t.value][step.value]), q[step.value], s[t.value]);
       });
     });
-    if (Head::kAhead && first + kKeysOfRound < end) LoadKeys<Head>(args, k, first + kKeysOfRound, keys);
+    if (first + kKeysOfRound < end) LoadKeys<Head>(args, k, first + kKeysOfRound, keys);
     Scores<2>(args, at, row, static_cast<i32>(first), s);
     const float factor = Weigh<2, true>(s, 1.0f, gathered);
     const auto p = Mma::MakeRight(__builtin_shufflevector(s[0], s[1], 0, 1, 2, 3, 4, 5, 6, 7));

@@ -38,6 +38,16 @@ struct TermsMma {
   }
 };
 
+// The value of the code in the lowest bits, subnormal ones included: its bits are those of a float whose exponent is
+// off by the difference of the biases. Codes that are no numbers are never in a cache.
+template <class F>
+MXORT_DEVICE float DecodeCode(u32 code) {
+  constexpr u32 kUnit = static_cast<u32>(2 * kScaleBias - F::kBias) << kFloatMantissaBits;
+  const u32 magnitude = (code & (SignBit<F>() - 1)) << (kFloatMantissaBits - F::kMantissaBits);
+  const u32 sign = (code & SignBit<F>()) << (32 - CodeBits<F>());
+  return BitsFloat(FloatBits(BitsFloat(magnitude) * BitsFloat(kUnit)) | sign);
+}
+
 // Codes that follow each other in kWords words, to pairs of bf16.
 template <class F, int kWords, int kPairs>
 MXORT_DEVICE Words<kPairs> DecodeCodes(const Words<kWords>& codes, u32 scale) {
@@ -57,15 +67,11 @@ MXORT_DEVICE Words<kPairs> DecodeCodes(const Words<kWords>& codes, u32 scale) {
     to.w[i.value] = scale == kScaleNaN ? 0x7FC07FC0 : pair;
 #else
     const float factor = DecodeScale(static_cast<u8>(scale));
-    constexpr u32 kMask = (1u << kBits) - 1;
-    const u32 even = FloatBits(DecodeElement<F>(static_cast<u8>(word >> kShift & kMask)) * factor);
-    const u32 odd = FloatBits(DecodeElement<F>(static_cast<u8>(word >> (kShift + kBits) & kMask)) * factor);
+    const u32 even = FloatBits(DecodeCode<F>(word >> kShift) * factor);
+    const u32 odd = FloatBits(DecodeCode<F>(word >> (kShift + kBits)) * factor);
     to.w[i.value] = __builtin_amdgcn_perm(odd, even, 0x07060302);
 #endif
   });
-#if !defined(__gfx950__)
-  __builtin_amdgcn_sched_barrier(0);  // else all of a block is decoded at once, in more registers than there are
-#endif
   return to;
 }
 
@@ -74,11 +80,6 @@ template <class F, int kSize>
 struct MxHead {
   using Mma = TermsMma;
   static constexpr int kHeadSize = kSize;
-#if defined(__gfx950__)
-  static constexpr bool kAhead = true;
-#else
-  static constexpr bool kAhead = kSize <= 128;  // decoding by hand takes the registers
-#endif
   static constexpr int kSteps = kSize / 32;  // a block of each key
   static constexpr int kSlice = kSize / 16;
   static constexpr int kBytes = 1;  // strides are in bytes
