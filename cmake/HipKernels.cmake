@@ -49,8 +49,12 @@ if(MXORT_HAVE_HIP)
   # Contraction would fuse the operator's fixed arithmetic. Version 5 loads in every ROCm 6 and 7.
   set(device_flags -x hip --cuda-device-only --no-gpu-bundle-output -O3 -std=c++17 -ffp-contract=off -Wall -Wextra
                    -nogpuinc -nogpulib -mcode-object-version=5 "-I${CMAKE_CURRENT_SOURCE_DIR}/ep")
+  if(MXORT_HIP_COMPILER MATCHES "clang[+]*-22$") # the compiler of CI: another one may warn of something else
+    list(APPEND device_flags -Werror)
+  endif()
   foreach(arch IN LISTS MXORT_HIP_ARCHITECTURES)
-    set(names attention attention_append attention_prefill gather_mx gemm_bf16 gemm_byte prepare product rows strided)
+    set(names attention attention_append attention_mx attention_prefill gather_mx gemm_bf16 gemm_byte prepare product rows
+              strided)
     if(arch STREQUAL gfx950)
       list(PREPEND names gemm_mx)
     endif()

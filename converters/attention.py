@@ -14,6 +14,7 @@ import onnx.helper
 import onnx_ir as ir
 
 from mxort.converters import functions
+from mxort.converters.shapes import width
 
 NAME = "GroupQueryAttention"
 _MICROSOFT = "com.microsoft"
@@ -54,6 +55,7 @@ def fuse(model: ir.Model) -> Fused:
         if reason := _refusal(node):
             result.left[reason] += 1
         else:
+            _name_head_size(node, model.ir_version)
             _replace(node)
             result.count += 1
     if result.count:
@@ -88,6 +90,32 @@ def _refusal(node: ir.Node) -> str:
         if name not in _KEPT and attribute.value not in _UNUSED.get(name, ()):
             return f"attribute {name}"
     return "" if node.attributes.get_int("do_rotary", 0) else "it does not rotate"
+
+
+def head_size(node: ir.Node, ir_version: int) -> int:
+    """From a cache's shape, else from the width of queries, keys and values; 0 where neither is known.
+
+    ``node`` has the packed ones as its first input, or the queries, with keys as its second.
+    """
+    separate = node.domain == _MICROSOFT and node.inputs[1] is not None
+    cache = node.inputs[1 if node.domain == functions.DOMAIN else 3]
+    if cache is not None and cache.shape is not None and isinstance(size := cache.shape[-1], int):
+        return size
+    heads = node.attributes.get_int("num_heads")
+    if not separate:
+        heads += 2 * node.attributes.get_int("kv_num_heads")
+    return width(node.inputs[0], ir_version) // heads
+
+
+def _name_head_size(node: ir.Node, ir_version: int) -> None:
+    """Writes the size into the shapes of caches that have a name there, as genai's builder gives them: servers which
+    allocate caches by these shapes (onnx-genai-server) need it."""
+    if not (size := head_size(node, ir_version)):
+        return
+    for value in (*node.inputs[3:5], *node.outputs[1:3]):
+        if value is None or value.shape is None or len(value.shape) != 4 or isinstance(value.shape[3], int):
+            continue
+        value.shape = ir.Shape([*value.shape[:3], size])
 
 
 def _replace(node: ir.Node) -> None:

@@ -15,6 +15,7 @@ import onnx.compose
 import onnx.helper
 import onnxscript
 from onnxscript import opset15 as op
+from onnxscript import opset23 as _newest
 
 from mxort.converters.functions import (
     DOMAIN,
@@ -67,6 +68,22 @@ def dequantized(B, B_scale):
     scales = op.Gather(op.Constant(value=_SCALES_OF_UNITS), flat)
     shape = op.Concat(op.Shape(B, end=2), op.Constant(value_ints=[-1]), axis=0)
     return op.Transpose(op.Reshape(op.DequantizeLinear(blocks, scales, axis=0), shape), perm=[0, 2, 1])
+
+
+@no_type_check
+@onnxscript.script(_domain, default_opset=_newest)
+def standard(B, B_scale):
+    """The same of codes that are FLOAT4E2M1 [E, N, K] and scales that are FLOAT8E8M0 [E, N, K/32] (opset 24)."""
+    values = _newest.DequantizeLinear(
+        B, B_scale, axis=2, block_size=BLOCK_SIZE, output_dtype=onnx.TensorProto.FLOAT
+    )
+    return _newest.Transpose(values, perm=[0, 2, 1])
+
+
+@no_type_check
+@onnxscript.script(_domain, default_opset=op)
+def unrotated(x, hadamard):
+    return op.Identity(x)
 
 
 @no_type_check
@@ -191,8 +208,16 @@ def _inlined(call: onnx.NodeProto, body: onnx.FunctionProto, prefix: str) -> Ite
 
 def function(opset: int) -> onnx.FunctionProto:
     """The function for a model of default-domain ``opset``."""
+    return _made(opset, _parts(opset))
+
+
+def standard_function(opset: int) -> onnx.FunctionProto:
+    """The same without a rotation, of weights in ONNX's own types; ``opset`` 24 or later."""
+    return _made(opset, {"rotated": unrotated, "activated": activated, "decoded": standard})
+
+
+def _made(opset: int, parts: dict[str, Any]) -> onnx.FunctionProto:
     proto: onnx.FunctionProto = moe.to_function_proto()
-    parts = _parts(opset)
     nodes: list[onnx.NodeProto] = []
     for at, node in enumerate(proto.node):
         called = parts.get(node.op_type) if node.domain == DOMAIN else None

@@ -17,7 +17,6 @@ import onnxscript
 from onnxscript import opset15 as op
 
 from mxort.converters import attention, functions
-from mxort.converters.shapes import width
 from mxort.errors import MxortError
 from mxort.formats import (
     BLOCK_SIZE,
@@ -66,20 +65,11 @@ def quantise(model: ir.Model, cache: str) -> int:
             )
     nbytes = 0
     for node in nodes:
-        nbytes = _quantise(node, cache, _head_size(node, model.ir_version))
+        nbytes = _quantise(node, cache, attention.head_size(node, model.ir_version))
     for proto in functions_of(cache, model.opset_imports[""]):
         attention.add_function(model, proto)
     model.functions.pop((functions.DOMAIN, attention.NAME, ""), None)
     return nbytes
-
-
-def _head_size(node: ir.Node, ir_version: int) -> int:
-    """From the cache's shape, else from the width of the packed queries, keys and values; 0 where neither is known."""
-    cache = node.inputs[_PLACES[0]]
-    if cache is not None and cache.shape is not None and isinstance(size := cache.shape[-1], int):
-        return size
-    heads = node.attributes.get_int("num_heads") + 2 * node.attributes.get_int("kv_num_heads")
-    return width(node.inputs[0], ir_version) // heads
 
 
 def _quantise(node: ir.Node, cache: str, head_size: int) -> int:

@@ -1,7 +1,8 @@
 """The operators with weights as ONNX itself says them: DequantizeLinear in blocks of 32 with E8M0 scales (opset 24).
 
-Codes and scales stay what they are, byte for byte: FLOAT4E2M1 has the even element in the low nibble, as the operators
-do. What else the operators do (attention, a cache) is put in as its own function says it.
+Codes and scales stay what they are, byte for byte: FLOAT4E2M1 has the even element in the low nibble, FLOAT6 four
+elements in three bytes from the lowest bit on (opset 28), as the operators do. What else the operators do (attention,
+a cache, experts) is put in as its own function says it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 from numpy.typing import NDArray
@@ -24,18 +26,28 @@ from mxort.converters.resolving import resolve
 from mxort.converters.rewrite import drop_dead
 from mxort.formats import BLOCK_SIZE, WEIGHT_FORMATS
 
-OPSET = 24
-IR_VERSION = 13
-"""The first that goes with the opset."""
+OPSET, OPSET_OF_FLOAT6 = 24, 28
+IR_VERSIONS = {OPSET: 13, OPSET_OF_FLOAT6: 14}
+"""The first that goes with an opset."""
+
+_CONVERTED = 25
+"""The last opset that onnxscript (0.7) converts to. From there to 28 operators got types and attributes, and what they
+compute without those is the same."""
+
+_FLOAT6, _BYTE = 6, 8
+"""Bits of an element."""
 
 _INT8_UNIT = 6
 """MXINT8 is in units of 2^-6, DequantizeLinear's int8 in units of 1: the scale is smaller by so many powers of two."""
 
-_TYPES = {
-    "mxfp4": ir.DataType.FLOAT4E2M1,
-    "mxfp8_e4m3": ir.DataType.FLOAT8E4M3FN,
-    "mxint8": ir.DataType.INT8,
+TYPES = {
+    "mxfp4": "FLOAT4E2M1",
+    "mxfp6_e2m3": "FLOAT6E2M3",
+    "mxfp6_e3m2": "FLOAT6E3M2",
+    "mxfp8_e4m3": "FLOAT8E4M3FN",
+    "mxint8": "INT8",
 }
+"""ONNX's name of a format's elements."""
 
 
 class StandardError(Exception):
@@ -44,22 +56,25 @@ class StandardError(Exception):
 
 def rewrite(model: ir.Model) -> int:
     """Rewrites the model in place and returns the number of weights. Raises StandardError; the model is then spoilt."""
-    for node in _weighted(model):
-        _check(node)
+    opset = max((_check(node) for node in _weighted(model)), default=OPSET)
     for identifier in [
         i for i in model.functions if i[0] == functions.DOMAIN and i[1] in functions.WITH_WEIGHTS
     ]:
         del model.functions[identifier]  # so that their nodes stay
-    _raise_opset(model)
+    _raise_opset(model, opset)
     count = 0
     for node in _weighted(model):
         count += functions.operands_of(node.op_type)
+        if node.op_type == functions.EXPERTS:
+            _read_stacks(node)
+            continue
         parts = _gather if node.op_type.startswith(functions.GATHER) else _product
         _put(node, parts(node, _Names(node)))
+    _inline_experts(model)
     if left := {node.op_type for node in model.graph.all_nodes() if node.domain == functions.DOMAIN}:
         raise StandardError(f"operators {', '.join(sorted(left))} have no standard form")
     model.opset_imports.pop(functions.DOMAIN, None)
-    model.ir_version = max(model.ir_version, IR_VERSION)
+    model.ir_version = max(model.ir_version, IR_VERSIONS[opset])
     for key in [key for key in model.metadata_props if key.startswith("mxort.")]:
         del model.metadata_props[key]
     return count
@@ -82,31 +97,70 @@ def _format(node: ir.Node) -> str:
     return functions.weight_format_of(node.op_type, bits)
 
 
-def _check(node: ir.Node) -> None:
-    """Raises StandardError for what no standard operator says."""
+def _check(node: ir.Node) -> int:
+    """The opset that the node's weights need. Raises StandardError for what no standard operator says."""
     weight_format = _format(node)
-    if weight_format not in _TYPES:
+    opset = OPSET_OF_FLOAT6 if WEIGHT_FORMATS[weight_format].bits == _FLOAT6 else OPSET
+    newest = onnx.defs.onnx_opset_version()
+    if newest < opset or TYPES[weight_format] not in ir.DataType.__members__:
         raise StandardError(
-            f"node {node.name!r} has weights in {weight_format}, expected {', '.join(_TYPES)}"
+            f"node {node.name!r} has weights in {weight_format}, which opset {opset} has: onnx {onnx.__version__} "
+            f"knows {newest} (onnx-ir {ir.__version__})"
         )
     if (rotation := _attribute(node, "rotation", 1)) != 1:
         raise StandardError(f"node {node.name!r} has rotation {rotation}, expected 1")
     if (rounded := _attribute(node, "activation_format", "none")) != "none":
         raise StandardError(f"node {node.name!r} has activation_format {rounded}, expected none")
+    return opset
 
 
-def _raise_opset(model: ir.Model) -> None:
-    if opset_of(model.graph) >= OPSET:
+def _type(node: ir.Node) -> ir.DataType:
+    return ir.DataType[TYPES[_format(node)]]
+
+
+def _raise_opset(model: ir.Model, wanted: int) -> None:
+    if opset_of(model.graph) >= min(wanted, _CONVERTED):
         passes.InlinePass()(model)
+    else:
+        level = logging.root.manager.disable
+        logging.disable(logging.WARNING)
+        try:
+            ConvertVersionPass(min(wanted, _CONVERTED), fallback=True)(model)
+        finally:
+            logging.disable(level)
+    if opset_of(model.graph) < min(wanted, _CONVERTED):
+        raise StandardError(f"opset {opset_of(model.graph)} cannot be raised to {wanted}")
+    model.opset_imports[""] = max(model.opset_imports[""], wanted)
+
+
+def _read_stacks(node: ir.Node) -> None:
+    """Has a node of experts read codes [E, N, K] and scales [E, N, K/32] in ONNX's own types."""
+    names = _Names(node)
+    for operand in range(functions.operands_of(node.op_type)):
+        at = functions.first_weight(node.op_type) + 4 * operand
+        scales = _array(node, at + 1)
+        shape = (*scales.shape[:-1], scales.shape[-1] * BLOCK_SIZE)
+        for index, tensor, what in (
+            (at, _retyped(node, at, ir.DataType.FLOAT4E2M1, shape), "B"),
+            (at + 1, _e8m0(scales), "B_scale"),
+        ):
+            old = node.inputs[index]
+            node.replace_input_with(
+                index, _initializer(node, index, tensor, f"{names.base}/{operand}/{what}")
+            )
+            drop_dead([old] if old is not None else [])
+
+
+def _inline_experts(model: ir.Model) -> None:
+    """Puts the function of experts, with ONNX's own dequantisation, in the place of their nodes."""
+    if not any(node.op_type == functions.EXPERTS for node in _weighted(model)):
         return
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        ConvertVersionPass(OPSET, fallback=True)(model)
-    finally:
-        logging.disable(level)
-    if opset_of(model.graph) < OPSET:
-        raise StandardError(f"opset {opset_of(model.graph)} cannot be raised to {OPSET}")
+    from mxort.converters import experts_function
+
+    body = ir.serde.deserialize_function(experts_function.standard_function(opset_of(model.graph)))
+    model.functions[body.identifier()] = body
+    passes.InlinePass()(model)
+    passes.RemoveUnusedNodesPass()(model)
 
 
 class _Names:
@@ -179,13 +233,11 @@ def _weight(node: ir.Node, at: int, names: _Names, part: str, k: int) -> ir.Valu
             )
         scales = scales - np.uint8(_INT8_UNIT)
     values = [
-        _initializer(
-            node, at, _retyped(node, at, _TYPES[weight_format], (rows, width)), f"{names.base}/{part}B"
-        ),
+        _initializer(node, at, _retyped(node, at, _type(node), (rows, width)), f"{names.base}/{part}B"),
         _initializer(
             node,
             at + 1,
-            ir.Tensor(scales.view(ml_dtypes.float8_e8m0fnu), dtype=ir.DataType.FLOAT8E8M0),
+            _e8m0(scales),
             f"{names.base}/{part}B_scale",
         ),
     ]
@@ -200,7 +252,11 @@ def _weight(node: ir.Node, at: int, names: _Names, part: str, k: int) -> ir.Valu
     return names.add("Slice", [y, *bounds], {}, f"{part}cut")
 
 
-def _retyped(node: ir.Node, at: int, dtype: ir.DataType, shape: tuple[int, int]) -> ir.TensorProtocol:
+def _e8m0(scales: NDArray[np.uint8]) -> ir.TensorProtocol:
+    return ir.Tensor(scales.view(ml_dtypes.float8_e8m0fnu), dtype=ir.DataType.FLOAT8E8M0)
+
+
+def _retyped(node: ir.Node, at: int, dtype: ir.DataType, shape: tuple[int, ...]) -> ir.TensorProtocol:
     """The codes at an input of the node, the same bytes as another type."""
     value = node.inputs[at]
     assert value is not None
@@ -216,7 +272,7 @@ def _retyped(node: ir.Node, at: int, dtype: ir.DataType, shape: tuple[int, int])
             base_dir=tensor.base_dir,
         )
     codes = _array(node, at)
-    if WEIGHT_FORMATS[_format(node)].bits == 4:
+    if WEIGHT_FORMATS[_format(node)].bits < _BYTE:
         return ir.PackedTensor(codes.reshape(-1), dtype, shape=ir.Shape(shape))
     return ir.Tensor(codes.view(dtype.numpy()), dtype=dtype)
 
@@ -258,7 +314,7 @@ def _array(node: ir.Node, at: int) -> NDArray[Any]:
     try:
         if value is None:
             raise NotConstantError("is absent")
-        return resolve(value, IR_VERSION).array()
+        return resolve(value, IR_VERSIONS[OPSET]).array()
     except NotConstantError as error:
         raise StandardError(f"node {node.name!r}: input {at} {error}") from None
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mxort.models.exporting import export as export
     from mxort.models.importing import import_checkpoint as import_checkpoint
     from mxort.models.report import FolderReport as FolderReport
+    from mxort.runtime.generator import Generator as Generator
     from mxort.runtime.hardware import Device as Device
     from mxort.runtime.hardware import devices as devices
     from mxort.runtime.inference_session import InferenceSession as InferenceSession
@@ -34,6 +35,7 @@ _HOME = {
     "Calibration": "conversion.weights",
     "Device": "runtime.hardware",
     "FolderReport": "models.report",
+    "Generator": "runtime.generator",
     "InferenceSession": "runtime.inference_session",
     "MxortError": "errors",
     "PRESETS": "conversion.recipe",

@@ -197,6 +197,8 @@ def _repack(
     pieces: NDArray[np.uint8], bits: int, count: int, new_bits: int, new_count: int
 ) -> NDArray[np.uint8]:
     """[..., n] in words of ``count`` pieces of ``bits`` -> the same words in ``new_count`` pieces of ``new_bits``."""
+    if bits == new_bits:
+        return pieces
     *outer, n = pieces.shape
     shifts = bits * np.arange(count, dtype=np.uint32)
     words = (pieces.reshape(*outer, n // count, count).astype(np.uint32) << shifts).sum(

@@ -1,7 +1,6 @@
 """onnxruntime-genai: folders opened with the library of this installation, on the CPU or an AMD GPU.
 
-A folder that :func:`mxort.convert_folder` wrote needs none of this on the CPU. This is for GPUs, and for folders whose
-decoder was converted as a file.
+A folder of :func:`mxort.convert_folder` needs none of this on the CPU: it is for GPUs, and for decoders that are files.
 """
 
 from __future__ import annotations
@@ -15,14 +14,16 @@ from mxort.errors import MxortError
 from mxort.runtime import hardware
 from mxort.runtime.session import LIBRARY_NAME, get_ep_name, get_library_path, load, one_line, warn_of_cpu
 
-_OVERLAY = json.dumps({"model": {"decoder": {"session_options": {"custom_ops_library": LIBRARY_NAME}}}})
+_Path = str | os.PathLike[str]
+_Options = Mapping[str, object]
 _registered: set[str] = set()
 
 
 def open(
-    folder: str | os.PathLike[str], *, device: str = "cpu", device_options: Mapping[str, object] | None = None
+    folder: _Path, *, device: str = "cpu", device_options: _Options | None = None, threads: int = 0
 ) -> Any:
     """The onnxruntime_genai.Model of a folder. ``device`` and ``device_options`` are those of :func:`mxort.register`.
+    ``threads`` of the decoder; 0: as the folder says, else the cores.
 
     On a GPU, layers of the decoder and of parts without options of their own run there; the cache stays on the host.
     Raises MxortError where onnxruntime-genai is missing or cannot open the folder, and for a GPU that cannot be used.
@@ -37,17 +38,17 @@ def open(
     load()  # genai accepts no path to an installation, but a name that is loaded
     try:
         config = genai.Config(os.fspath(folder))
-        config.overlay(_OVERLAY)
+        options: dict[str, Any] = {"intra_op_num_threads": threads} if threads else {}
+        options["custom_ops_library"] = LIBRARY_NAME
+        config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
         if chosen.gpu is not None:
             _add_provider(genai, config, {**(device_options or {}), "device_id": chosen.gpu.ordinal})
         return genai.Model(config)
-    except Exception as error:  # of several types, without a base of their own
-        raise MxortError(
-            f"{os.fspath(folder)}: onnxruntime-genai cannot open it: {one_line(error)}"
-        ) from error
+    except Exception as why:  # of several types, without a base of their own
+        raise MxortError(f"{os.fspath(folder)}: onnxruntime-genai cannot open it: {one_line(why)}") from why
 
 
-def _add_provider(genai: Any, config: Any, options: Mapping[str, object]) -> None:
+def _add_provider(genai: Any, config: Any, options: _Options) -> None:
     name = get_ep_name()
     if not _registered:
         # The ending lets the library offer GPUs, too, that onnxruntime does not find in /sys/class/drm.

@@ -1,9 +1,12 @@
-"""A converted model on an AMD GPU, three ways: mxort's helper, plain onnxruntime, and tensors that stay on the GPU.
+"""A converted model on an AMD GPU: mxort's helper, plain onnxruntime, tensors that stay on the GPU; or a decoder whose
+tokens and cache do.
 
 Usage: gpu.py MODEL.mxfp4.onnx   a model with one float input; its symbolic dimensions become 4
+       gpu.py FOLDER             a decoder of onnxruntime-genai: twelve tokens behind one
 """
 
 import sys
+from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
@@ -51,7 +54,15 @@ def on_the_gpu(
     return output.numpy()  # the copy back, when it is wanted
 
 
+def generate(folder: str) -> None:
+    generator = mxort.Generator(folder, max_length=64)
+    print(*generator.generate([1], max_new_tokens=12))
+
+
 def main(path: str) -> None:
+    if Path(path).is_dir():
+        generate(path)
+        return
     session = with_the_helper(path)
     feeds = random_input(session)
     first = session.run(None, feeds)[0]

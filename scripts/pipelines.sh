@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 wheel=$(echo dist/mxort-*-"$(.venv/bin/python -c 'import sys; print("cp%d%d" % sys.version_info[:2])')"-*.whl)
-export ORT_DISABLE_TELEMETRY=1 HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 OLIVE_DISABLE_TELEMETRY=1
+export ORT_DISABLE_TELEMETRY=1 HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 OLIVE_DISABLE_TELEMETRY=1 RAY_USAGE_STATS_ENABLED=0
 for name in "$@"; do
   folder=build/pipelines/$name
   if ! cmp -s "tests/pipelines/$name.txt" "$folder/requirements.txt"; then

@@ -163,13 +163,16 @@ class Builder:
         suffix: str = "",
         origin: str = "",
         outputs: int = 1,
+        domain: str = "",
     ) -> ir.Value:
         """A node that is called as the one was, and stands for it in reports: as ``origin``, or as what it was."""
-        result = self.op(op_type, inputs, outputs, **attributes)
+        result = self.ops(op_type, inputs, outputs, domain, **attributes)[0]
         made, old = self._nodes[-1], self._node
         made.name = self._base + suffix
         made.doc_string, made.meta[ORIGIN] = old.doc_string, origin or old.meta.get(ORIGIN, old.op_type)
         self.made = made
+        if NOTE in old.meta:
+            made.meta[NOTE] = old.meta[NOTE]
         made.metadata_props.update(old.metadata_props)
         return result
 

@@ -58,7 +58,7 @@ class _Axis:
 def express(context: Context, node: ir.Node) -> None:
     """Transpose, MatMul, Add, Transpose in the place of a Conv, with what a kernel needs before. Raises Left."""
     weight = context.constant(node.inputs[1])
-    axes = check(context, node, weight)
+    axes = check(context, node, weight.shape, weight)
     rank, n = len(weight.shape), weight.shape[0]
     build = Builder(context, node)
     rows = _rows(build, node.inputs[0], axes)
@@ -81,18 +81,24 @@ def express(context: Context, node: ir.Node) -> None:
     build.replace([y], [result], [node] if last is node else [node, last])
 
 
-def check(context: Context, node: ir.Node, weight: Constant) -> list[_Axis]:
-    """How the kernel moves along each axis. Raises Left where the convolution stays."""
-    axes = _axes(node, weight)
-    _check_kernel(context, node, weight, axes)
-    context.check(node, weight, math.prod(weight.shape[1:]), weight.shape[0])
+def check(
+    context: Context, node: ir.Node, shape: tuple[int, ...], weight: Constant | None = None
+) -> list[_Axis]:
+    """How the kernel moves along each axis; ``weight`` [M, C, kernel...] of the shape, None: of floats, not there yet.
+
+    Raises Left where the convolution stays.
+    """
+    axes = _axes(node, shape)
+    _check_kernel(context, node, shape, axes)
+    k, n = math.prod(shape[1:]), shape[0]
+    context.check(node, weight, k, n, "" if weight is not None else "Conv")
     return axes
 
 
-def _axes(node: ir.Node, weight: Constant) -> list[_Axis]:
-    if len(weight.shape) < 3:
-        raise Left(f"weight of shape {list(weight.shape)} is that of no convolution")
-    kernel = weight.shape[2:]
+def _axes(node: ir.Node, shape: tuple[int, ...]) -> list[_Axis]:
+    if len(shape) < 3:
+        raise Left(f"weight of shape {list(shape)} is that of no convolution")
+    kernel = shape[2:]
     ones = [1] * len(kernel)
     strides, dilations = attribute_ints(node, "strides", ones), attribute_ints(node, "dilations", ones)
     auto = node.attributes.get_string("auto_pad", "NOTSET")
@@ -113,7 +119,7 @@ def _axes(node: ir.Node, weight: Constant) -> list[_Axis]:
     return [_Axis(*a, *b) for a, b in zip(zip(kernel, strides, dilations, strict=True), sides, strict=True)]
 
 
-def _check_kernel(context: Context, node: ir.Node, weight: Constant, axes: Sequence[_Axis]) -> None:
+def _check_kernel(context: Context, node: ir.Node, shape: tuple[int, ...], axes: Sequence[_Axis]) -> None:
     if (groups := node.attributes.get_int("group", 1)) != 1:
         raise Left(f"a convolution of {groups} groups has no MX operator")
     if any(axis.before < 0 or axis.after < 0 for axis in axes):
@@ -123,7 +129,7 @@ def _check_kernel(context: Context, node: ir.Node, weight: Constant, axes: Seque
         raise Left(f"a kernel that meets {taps} positions, at most {_MOST_TAPS} are laid beside each other")
     if context.selection.convert_conv:
         return
-    n, k = weight.shape[0], math.prod(weight.shape[1:])
+    n, k = shape[0], math.prod(shape[1:])
     several = sum(axis.taps > 1 for axis in axes) > 1
     if 2 * k * n < (_NARROW_ALONG_AXES if several else _NARROW) * (k + n):
         raise Left(f"a convolution of {k} by {n} is faster as it is (convert_conv)")

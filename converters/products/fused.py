@@ -69,7 +69,8 @@ def gemm(context: Context, node: ir.Node) -> None:
 
 def conv(context: Context, node: ir.Node) -> None:
     """FusedConv: a Conv, a sum, an activation; the Conv is then a rule's own matter. Raises Left."""
-    convolution.check(context, node, context.constant(node.inputs[1]))
+    weight = context.constant(node.inputs[1])
+    convolution.check(context, node, weight.shape, weight)
     _activation(node)
     parameters = node.attributes.get("activation_params")
     build = Builder(context, node)
@@ -106,6 +107,19 @@ def _activated(build: Builder, y: ir.Value, node: ir.Node, parameters: list[floa
     return build.op(name, [y], **settings)
 
 
+def check_attention(context: Context, node: ir.Node, cache: ir.Value | None, mask: ir.Value | None) -> None:
+    """Raises Left for what MultiHeadAttention beside a product does not say."""
+    what = ""
+    if cache is not None or len([v for v in node.outputs if v.name and v.uses()]) > 1:
+        what = "a cache"
+    elif node.attributes.get_int("do_rotary", 0):
+        what = "rotary positions"
+    elif mask is not None and context.ranks.of(mask) not in (2, 3):
+        what = "a mask of lengths"
+    if what:
+        raise Left(f"a fused attention with {what} is not taken apart (export without attention fusion)")
+
+
 _KEPT = ("num_heads", "unidirectional", "mask_filter_value", "scale")
 """What Attention and MultiHeadAttention both have."""
 
@@ -117,16 +131,7 @@ def attention(context: Context, node: ir.Node) -> None:
     weight = context.constant(w)
     if len(weight.shape) != 2:
         raise Left(f"weight of shape {list(weight.shape)} is not a matrix")
-    if past is not None or length is not None or len([v for v in node.outputs if v.name and v.uses()]) > 1:
-        raise Left("a fused attention with a cache is not taken apart (export without attention fusion)")
-    if node.attributes.get_int("do_rotary", 0):
-        raise Left(
-            "a fused attention with rotary positions is not taken apart (export without attention fusion)"
-        )
-    if mask is not None and context.ranks.of(mask) not in (2, 3):
-        raise Left(
-            "a fused attention with a mask of lengths is not taken apart (export without attention fusion)"
-        )
+    check_attention(context, node, past or length, mask)
     k, n = weight.shape
     sizes = node.attributes.get("qkv_hidden_sizes")
     widths = [n // 3] * 3 if sizes is None else list(sizes.as_ints())

@@ -18,8 +18,8 @@ from mxort.converters.products import recurrent
 from mxort.converters.products.base import Builder, Context, Left
 from mxort.converters.products.quantised import AGAIN, Quantised, product, put
 
-_BYTES = (ir.DataType.INT8, ir.DataType.UINT8)
-_NOTE = "was int8"
+BYTES = (ir.DataType.INT8, ir.DataType.UINT8)
+WAS_INTEGERS = "was int8"
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class _Integers:
         )
         if (
             len(found.weight.shape) != 2
-            or found.weight.dtype not in _BYTES
+            or found.weight.dtype not in BYTES
             or found.scale.dtype not in FLOAT_TYPES
         ):
             raise Left(
@@ -78,12 +78,12 @@ def _wanted(context: Context, node: ir.Node, integers: _Integers) -> str:
     return node.name or "weight"
 
 
-def _may(context: Context) -> None:
+def may(context: Context) -> None:
     if not context.selection.requantize:
         raise Left(AGAIN)
 
 
-def _source(value: ir.Value | None, op_type: str) -> ir.Node:
+def source(value: ir.Value | None, op_type: str) -> ir.Node:
     node = None if value is None else value.producer()
     if node is None or (node.domain, node.op_type) != ("", op_type):
         raise Left(f"is quantised already, and its operand is not made by {op_type}")
@@ -92,23 +92,47 @@ def _source(value: ir.Value | None, op_type: str) -> ir.Node:
 
 def dynamic(context: Context, node: ir.Node) -> None:
     """MatMulInteger of what DynamicQuantizeLinear makes, then Cast and Mul with the scales. Raises Left."""
-    _may(context)
-    a, b, _, b_zero = (*node.inputs, None, None)[:4]
-    rounding = _source(a, "DynamicQuantizeLinear")
-    cast = _only_reader(node.outputs[0], "Cast")
-    mul = _only_reader(cast.outputs[0], "Mul")
-    factor = next(v for v in mul.inputs if v is not cast.outputs[0])
-    scales = _source(factor, "Mul")
-    others = [v for v in scales.inputs if v is not rounding.outputs[1]]
-    if len(others) != 1 or cast.graph is not node.graph or mul.graph is not node.graph:
-        raise Left("is quantised already, and its result is not multiplied by its scales alone")
-    integers = _Integers.of(context, b, others[0], b_zero)
+    may(context)
+    chain = Chain.of(node)
+    integers = _Integers.of(context, node.inputs[1], chain.scale, (*node.inputs, None, None)[3])
     table = integers.table(context, _wanted(context, node, integers))
     build = Builder(context, node)
-    y = product(build, rounding.inputs[0], table)
-    build.note(_NOTE)
-    build.replace([y], [mul.outputs[0]], [node, cast, mul])
-    _drop_unread([scales, rounding])
+    y = product(build, chain.rounding.inputs[0], table)
+    build.note(WAS_INTEGERS)
+    chain.replace(build, y)
+
+
+@dataclass(frozen=True)
+class Chain:
+    """What quantize_dynamic makes of a product: (rounding) -> product -> (cast) -> (mul) with its scales."""
+
+    rounding: ir.Node
+    product: ir.Node
+    cast: ir.Node
+    mul: ir.Node
+    scales: ir.Node
+
+    @staticmethod
+    def of(node: ir.Node) -> Chain:
+        """Raises Left."""
+        rounding = source(node.inputs[0], "DynamicQuantizeLinear")
+        cast = _only_reader(node.outputs[0], "Cast")
+        mul = _only_reader(cast.outputs[0], "Mul")
+        factor = next(v for v in mul.inputs if v is not cast.outputs[0])
+        chain = Chain(rounding, node, cast, mul, source(factor, "Mul"))
+        others = [v for v in chain.scales.inputs if v is not rounding.outputs[1]]
+        if len(others) != 1 or cast.graph is not node.graph or mul.graph is not node.graph:
+            raise Left("is quantised already, and its result is not multiplied by its scales alone")
+        return chain
+
+    @property
+    def scale(self) -> ir.Value | None:
+        """The weight's."""
+        return next(v for v in self.scales.inputs if v is not self.rounding.outputs[1])
+
+    def replace(self, build: Builder, y: ir.Value) -> None:
+        build.replace([y], [self.mul.outputs[0]], [self.product, self.cast, self.mul])
+        drop_unread([self.scales, self.rounding])
 
 
 def _only_reader(value: ir.Value, op_type: str) -> ir.Node:
@@ -118,7 +142,7 @@ def _only_reader(value: ir.Value, op_type: str) -> ir.Node:
     return users[0]
 
 
-def _drop_unread(nodes: Sequence[ir.Node]) -> None:
+def drop_unread(nodes: Sequence[ir.Node]) -> None:
     for node in nodes:
         if node.graph is not None and not any(v.uses() or v.is_graph_output() for v in node.outputs):
             node.graph.remove(node, safe=True)
@@ -133,10 +157,10 @@ def dynamic_fused(context: Context, node: ir.Node) -> None:
 def to_float(context: Context, node: ir.Node) -> None:
     """MatMulIntegerToFloat: (A, B, scale of A, scale of B, zero point of A, of B, bias). Raises Left."""
     a, b, _, scale, _, zero, bias = (*node.inputs, None, None, None)[:7]
-    _may(context)
-    rounding = _source(a, "DynamicQuantizeLinear")
+    may(context)
+    rounding = source(a, "DynamicQuantizeLinear")
     _put(context, node, rounding.inputs[0], (b, scale, zero), bias)
-    _drop_unread([rounding])
+    drop_unread([rounding])
 
 
 def _put(
@@ -146,37 +170,37 @@ def _put(
     weight: tuple[ir.Value | None, ir.Value | None, ir.Value | None],
     bias: ir.Value | None,
 ) -> None:
-    _may(context)
+    may(context)
     integers = _Integers.of(context, *weight)
     table = integers.table(context, _wanted(context, node, integers))
     build = Builder(context, node)
     y = product(build, x, table)
     if bias is not None:
         y = build.op("Add", [y, bias])
-    build.note(_NOTE)
+    build.note(WAS_INTEGERS)
     build.replace([y])
 
 
 def static(context: Context, node: ir.Node) -> None:
     """QLinearMatMul: its operand dequantised, its result quantised as before. Raises Left."""
-    _may(context)
+    may(context)
     a, a_scale, a_zero, b, b_scale, b_zero, y_scale, y_zero = node.inputs
     integers = _Integers.of(context, b, b_scale, b_zero)
     table = integers.table(context, _wanted(context, node, integers))
     build = Builder(context, node)
     x = build.op("DequantizeLinear", [a, a_scale, a_zero])
     y = product(build, x, table)
-    build.note(_NOTE)
+    build.note(WAS_INTEGERS)
     build.replace([build.op("QuantizeLinear", [y, y_scale, y_zero])])
 
 
 def lstm(context: Context, node: ir.Node) -> None:
     """DynamicQuantizeLSTM: a LSTM of floats, which is then that rule's matter. Raises Left."""
-    _may(context)
+    may(context)
     x, w, r, b, lengths, h, c, peepholes, *scales = (*node.inputs, *[None] * 12)[:12]
     weights = [context.constant(w), context.constant(r, "recurrent weight")]
     shapes = [(shape[0], shape[2], shape[1]) for shape in (c.shape for c in weights) if len(shape) == 3]
-    if len(shapes) != 2 or any(constant.dtype not in _BYTES for constant in weights):
+    if len(shapes) != 2 or any(constant.dtype not in BYTES for constant in weights):
         raise Left("is quantised already, in a way that is not read")
     for i, constant in enumerate(weights):
         _check_stack(constant, *(context.constant(v, "scale") for v in scales[2 * i : 2 * i + 2]))
@@ -191,7 +215,7 @@ def lstm(context: Context, node: ir.Node) -> None:
     settings = {name: attribute.value for name, attribute in node.attributes.items()}
     count = len(node.outputs)
     build.product_of("LSTM", [x, *tables, b, None, h, c], settings, origin="LSTM", outputs=count)
-    build.note(_NOTE)
+    build.note(WAS_INTEGERS)
     made = build.made
     build.replace(list(made.outputs))
     recurrent.express(context, made)

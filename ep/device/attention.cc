@@ -60,10 +60,18 @@ Status AttentionKernels::Load(const std::shared_ptr<Device>& device, DataType ty
   kernels->type_ = type;
   kernels->format_ = format;
   kernels->compute_units_ = device->info().compute_units;
-  for (size_t i = 0; i < kHeadSizes.size(); ++i) {
-    const std::string name = std::string(TypeName(type)) + "_" + std::to_string(kHeadSizes[i]);
-    MXORT_RETURN_IF_ERROR(Kernel::Load(device, "attention", "attention_" + name, &kernels->few_[i]));
-    MXORT_RETURN_IF_ERROR(Kernel::Load(device, "attention_prefill", "prefill_" + name, &kernels->many_[i]));
+  if (format == hip::CacheFormat::kPlain) {
+    for (size_t i = 0; i < kHeadSizes.size(); ++i) {
+      const std::string name = std::string(TypeName(type)) + "_" + std::to_string(kHeadSizes[i]);
+      MXORT_RETURN_IF_ERROR(Kernel::Load(device, "attention", "attention_" + name, &kernels->few_[i]));
+      MXORT_RETURN_IF_ERROR(Kernel::Load(device, "attention_prefill", "prefill_" + name, &kernels->many_[i]));
+    }
+  } else {
+    const std::string name = format == hip::CacheFormat::kMxfp8 ? "attention_mxfp8_" : "attention_mxfp4_";
+    for (size_t i = 0; i < kHeadSizes.size(); ++i) {
+      const unsigned size = kHeadSizes[i] == 96 ? 128 : kHeadSizes[i];  // a slice of 96 / 16 would have two scales
+      MXORT_RETURN_IF_ERROR(Kernel::Load(device, "attention_mx", name + std::to_string(size), &kernels->few_[i]));
+    }
   }
   MXORT_RETURN_IF_ERROR(Kernel::Load(device, "attention", "attention_merge", &kernels->merge_));
   MXORT_RETURN_IF_ERROR(Kernel::Load(device, "attention_append", "attention_append", &kernels->append_));

@@ -9,16 +9,9 @@
 
 namespace mxort::device {
 
-// An ELF image: embedded, or read from a file.
-class CodeObjectBytes {
- public:
-  const void* data() const { return embedded_ ? embedded_ : file_.data(); }
-
- private:
-  friend Status FindCodeObject(const std::string&, const std::string&, CodeObjectBytes*);
-  const void* embedded_ = nullptr;
-  std::vector<char> file_;
-};
+// An ELF image in memory of its own, also where it is embedded: of an image that is mapped from a file HIP opens the
+// file by its name, which may be another one's by then, or gone (a package upgraded under a running process).
+using CodeObjectBytes = std::vector<char>;
 
 // `object` (gemm_mx, gemm_bf16, prepare) for `arch`: the file <object>.<arch>.co in the folder MXORT_CODE_OBJECTS,
 // where there is one, else what was embedded. kUnsupported: neither.

@@ -4,20 +4,10 @@
 #include <cctype>
 #include <cstring>
 
-#include "device/code_object.h"
-
 namespace mxort::device {
 namespace {
 
-// Values of hip_runtime_api.h, the same in HIP 6 and 7.
-constexpr int kErrorNoDevice = 100;
-constexpr unsigned kStreamNonBlocking = 1, kEventDisableTiming = 2;
-constexpr int kHostToDevice = 1, kDeviceToHost = 2, kDeviceToDevice = 3;
-constexpr int kMemoryTypeDevice = 2;
-
-// The members of hipDeviceProp_tR0600 that are used, at its offsets.
-constexpr size_t kPropertyBytes = 4096;  // the structure has 1472; room for one that grew
-constexpr size_t kName = 0, kTotalGlobalMem = 288, kMultiProcessorCount = 388, kGcnArchName = 1160;
+constexpr size_t kPropertyBytes = 4096;  // room for a structure that grew
 constexpr size_t kTextBytes = 256;
 
 std::string TextAt(const char* properties, size_t offset) {
@@ -38,14 +28,14 @@ Status Describe(const HipApi& hip, int ordinal, DeviceInfo* info) {
   char bus_id[64] = {};
   MXORT_RETURN_IF_ERROR(hip.Check(hip.hipDeviceGetPCIBusId(bus_id, sizeof(bus_id), ordinal), "hipDeviceGetPCIBusId"));
   info->ordinal = ordinal;
-  info->name = TextAt(properties.data(), kName);
-  const std::string features = TextAt(properties.data(), kGcnArchName);  // "gfx950:sramecc+:xnack-"
+  info->name = TextAt(properties.data(), abi::kName);
+  const std::string features = TextAt(properties.data(), abi::kGcnArchName);  // "gfx950:sramecc+:xnack-"
   info->arch = features.substr(0, features.find(':'));
   info->pci_bus_id = bus_id;
   std::transform(info->pci_bus_id.begin(), info->pci_bus_id.end(), info->pci_bus_id.begin(),
                  [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
-  info->memory_bytes = NumberAt<size_t>(properties.data(), kTotalGlobalMem);
-  info->compute_units = NumberAt<int>(properties.data(), kMultiProcessorCount);
+  info->memory_bytes = NumberAt<size_t>(properties.data(), abi::kTotalGlobalMem);
+  info->compute_units = NumberAt<int>(properties.data(), abi::kMultiProcessorCount);
   info->unsupported = WhyNoKernels(info->arch);
   return {};
 }
@@ -62,7 +52,7 @@ Status Devices(std::vector<DeviceInfo>* devices) {
   MXORT_RETURN_IF_ERROR(GetHip(&hip));
   int count = 0;
   const int error = hip->hipGetDeviceCount(&count);
-  if (error == kErrorNoDevice) {
+  if (error == abi::kNoDevice) {
     (void)hip->hipGetLastError();
     return {};
   }
@@ -99,7 +89,12 @@ Status Device::Open(int ordinal, std::shared_ptr<Device>* device) {
 
 Device::~Device() {
   const CurrentDevice current(hip_, ordinal());
-  for (const auto& [object, module] : modules_) (void)hip_.hipModuleUnload(module);
+  if (copy_stream_) (void)hip_.hipStreamDestroy(copy_stream_);
+  for (const auto& events : events_) {
+    for (void* event : events) (void)hip_.hipEventDestroy(event);
+  }
+  const CaptureGate::Pass pass(capture_gate_);
+  for (const auto& [object, module] : modules_) (void)hip_.hipModuleUnload(module.handle);
 }
 
 Status Device::Memory(size_t* free_bytes, size_t* total_bytes) const {
@@ -109,22 +104,38 @@ Status Device::Memory(size_t* free_bytes, size_t* total_bytes) const {
 }
 
 Status Device::Synchronize() const {
+  const CaptureGate::Pass pass(capture_gate_);
+  if (!pass.granted()) {
+    return {ErrorCode::kFailed, Where(info_) + ": cannot be waited for while this thread records a graph on it"};
+  }
   const CurrentDevice current(hip_, ordinal());
   MXORT_RETURN_IF_ERROR(current.status());
   return hip_.Check(hip_.hipDeviceSynchronize(), "hipDeviceSynchronize");
 }
 
+Status Device::CopyStream(void** stream) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (!copy_stream_) {
+    const CurrentDevice current(hip_, ordinal());
+    MXORT_RETURN_IF_ERROR(current.status());
+    void* made = nullptr;
+    MXORT_RETURN_IF_ERROR(hip_.Check(hip_.hipStreamCreateWithFlags(&made, abi::kStreamNonBlocking), "hipStreamCreate"));
+    copy_stream_ = made;
+  }
+  *stream = copy_stream_;
+  return {};
+}
+
 Status Device::LoadModule(const std::string& object, void** module) {
-  void*& slot = modules_[object];
-  if (!slot) {
-    CodeObjectBytes bytes;
-    MXORT_RETURN_IF_ERROR(FindCodeObject(object, info_.arch, &bytes));
+  Module& slot = modules_[object];
+  if (!slot.handle) {
+    MXORT_RETURN_IF_ERROR(FindCodeObject(object, info_.arch, &slot.bytes));
     const std::string what = "loading the code object " + object + " for " + info_.arch + ": hipModuleLoadData";
     void* loaded = nullptr;
-    MXORT_RETURN_IF_ERROR(hip_.Check(hip_.hipModuleLoadData(&loaded, bytes.data()), what.c_str()));
-    slot = loaded;
+    MXORT_RETURN_IF_ERROR(hip_.Check(hip_.hipModuleLoadData(&loaded, slot.bytes.data()), what.c_str()));
+    slot.handle = loaded;
   }
-  *module = slot;
+  *module = slot.handle;
   return {};
 }
 
@@ -164,7 +175,7 @@ Status Stream::Create(const std::shared_ptr<Device>& device, std::unique_ptr<Str
   const CurrentDevice current(hip, device->ordinal());
   MXORT_RETURN_IF_ERROR(current.status());
   void* handle = nullptr;
-  MXORT_RETURN_IF_ERROR(hip.Check(hip.hipStreamCreateWithFlags(&handle, kStreamNonBlocking), "hipStreamCreate"));
+  MXORT_RETURN_IF_ERROR(hip.Check(hip.hipStreamCreateWithFlags(&handle, abi::kStreamNonBlocking), "hipStreamCreate"));
   stream->reset(new Stream(device, handle));
   return {};
 }
@@ -185,20 +196,29 @@ Status Stream::Synchronize() const {
 }
 
 Status Event::Create(const std::shared_ptr<Device>& device, bool timing, std::unique_ptr<Event>* event) {
-  const HipApi& hip = device->hip();
-  const CurrentDevice current(hip, device->ordinal());
-  MXORT_RETURN_IF_ERROR(current.status());
   void* handle = nullptr;
-  const unsigned flags = timing ? 0 : kEventDisableTiming;
-  MXORT_RETURN_IF_ERROR(hip.Check(hip.hipEventCreateWithFlags(&handle, flags), "hipEventCreate"));
-  event->reset(new Event(device, handle));
+  {
+    const std::lock_guard<std::mutex> lock(device->mutex_);
+    auto& kept = device->events_[timing];
+    if (!kept.empty()) {
+      handle = kept.back();
+      kept.pop_back();
+    }
+  }
+  if (!handle) {
+    const HipApi& hip = device->hip();
+    const CurrentDevice current(hip, device->ordinal());
+    MXORT_RETURN_IF_ERROR(current.status());
+    const unsigned flags = timing ? 0 : abi::kEventDisableTiming;
+    MXORT_RETURN_IF_ERROR(hip.Check(hip.hipEventCreateWithFlags(&handle, flags), "hipEventCreate"));
+  }
+  event->reset(new Event(device, timing, handle));
   return {};
 }
 
 Event::~Event() {
-  const HipApi& hip = device_->hip();
-  const CurrentDevice current(hip, device_->ordinal());
-  (void)hip.hipEventDestroy(handle_);
+  const std::lock_guard<std::mutex> lock(device_->mutex_);
+  device_->events_[timing_].push_back(handle_);
 }
 
 Status Event::Record(void* stream) const {
@@ -233,33 +253,37 @@ Status Copy(int to_device, void* to, int from_device, const void* from, size_t b
   }
   const HipApi* hip = nullptr;
   MXORT_RETURN_IF_ERROR(GetHip(&hip));
-  const CurrentDevice current(*hip, to_device == kHost ? from_device : to_device);
-  MXORT_RETURN_IF_ERROR(current.status());
-  const bool across = to_device != kHost && from_device != kHost && to_device != from_device;
-  if (across) {
-    return hip->Check(stream ? hip->hipMemcpyPeerAsync(to, to_device, from, from_device, bytes, stream)
-                             : hip->hipMemcpyPeer(to, to_device, from, from_device, bytes),
-                      "hipMemcpyPeer");
+  const int ordinal = to_device == kHost ? from_device : to_device;
+  std::shared_ptr<Device> own;  // of the stream, where the caller gives none
+  void* copy_stream = stream;
+  if (!stream) {
+    MXORT_RETURN_IF_ERROR(Device::Open(ordinal, &own));
+    MXORT_RETURN_IF_ERROR(own->CopyStream(&copy_stream));
   }
-  const int kind = from_device == kHost ? kHostToDevice : to_device == kHost ? kDeviceToHost : kDeviceToDevice;
-  if (stream) return hip->Check(hip->hipMemcpyAsync(to, from, bytes, kind, stream), "hipMemcpyAsync");
-  return hip->Check(hip->hipMemcpy(to, from, bytes, kind), "hipMemcpy");
+  const CurrentDevice current(*hip, ordinal);
+  MXORT_RETURN_IF_ERROR(current.status());
+  if (to_device != kHost && from_device != kHost && to_device != from_device) {
+    MXORT_RETURN_IF_ERROR(hip->Check(hip->hipMemcpyPeerAsync(to, to_device, from, from_device, bytes, copy_stream),
+                                     "hipMemcpyPeerAsync"));
+  } else {
+    const int kind = from_device == kHost ? abi::kHostToDevice
+                     : to_device == kHost ? abi::kDeviceToHost
+                                          : abi::kDeviceToDevice;
+    MXORT_RETURN_IF_ERROR(hip->Check(hip->hipMemcpyAsync(to, from, bytes, kind, copy_stream), "hipMemcpyAsync"));
+  }
+  return stream ? Status() : hip->Check(hip->hipStreamSynchronize(copy_stream), "hipStreamSynchronize");
 }
 
 Status DeviceOfPointer(const void* pointer, int* ordinal) {
   const HipApi* hip = nullptr;
   MXORT_RETURN_IF_ERROR(GetHip(&hip));
-  struct {  // hipPointerAttribute_t of HIP 6 and 7
-    int type = 0, device = 0;
-    void *device_pointer = nullptr, *host_pointer = nullptr;
-    int is_managed = 0;
-    unsigned allocation_flags = 0;
-    char room[64] = {};
+  struct : abi::PointerAttributes {
+    char room[64] = {};  // for a structure that grew
   } attributes;
   const int error = hip->hipPointerGetAttributes(&attributes, pointer);
   // Ordinary host memory is no error in HIP's newer documentation, and an invalid value in older runtimes.
   if (error != 0) (void)hip->hipGetLastError();
-  *ordinal = error == 0 && attributes.type == kMemoryTypeDevice ? attributes.device : kHost;
+  *ordinal = error == 0 && attributes.type == abi::kMemoryTypeDevice ? attributes.device : kHost;
   return {};
 }
 

@@ -14,6 +14,8 @@
 #include <utility>
 #include <vector>
 
+#include "device/capture_gate.h"
+#include "device/code_object.h"
 #include "device/hip_api.h"
 #include "device/status.h"
 #include "kernels/hip/select.h"
@@ -49,8 +51,12 @@ class Device : public std::enable_shared_from_this<Device> {
 
   // Bytes as the driver counts them, of all processes.
   Status Memory(size_t* free_bytes, size_t* total_bytes) const;
-  // Waits for everything on the device. Reports what a kernel or copy did wrong since.
+  // Waits for everything on the device, and before that for a recording (CaptureGate) to end: an error where this
+  // thread makes the recording. Reports what a kernel or copy did wrong since.
   Status Synchronize() const;
+  CaptureGate& capture_gate() const { return capture_gate_; }
+  // For copies that the caller waits for. Made at the first call.
+  Status CopyStream(void** stream);
 
   // The kernel `name` of code object `object` (hip::CodeObject::name), loaded at the first call.
   // MXORT_CODE_OBJECTS=<folder>: <object>.<arch>.co there is loaded instead of what is embedded, if it exists.
@@ -60,10 +66,19 @@ class Device : public std::enable_shared_from_this<Device> {
   Device(const HipApi& hip, DeviceInfo info) : hip_(hip), info_(std::move(info)) {}
   Status LoadModule(const std::string& object, void** module);
 
+  friend class Event;
+  struct Module {
+    void* handle = nullptr;
+    CodeObjectBytes bytes;  // HIP keeps the address, for debuggers
+  };
+
   const HipApi& hip_;
   const DeviceInfo info_;
+  mutable CaptureGate capture_gate_;
   std::mutex mutex_;
-  std::map<std::string, void*> modules_;                            // by object
+  void* copy_stream_ = nullptr;
+  std::vector<void*> events_[2];                                    // not in use; with timing: [1]
+  std::map<std::string, Module> modules_;                           // by object
   std::map<std::pair<std::string, std::string>, void*> functions_;  // by object and name
 };
 
@@ -101,7 +116,7 @@ class Stream {
   void* const handle_;
 };
 
-// A point in a stream.
+// A point in a stream. The device keeps events for reuse: making one costs microseconds.
 class Event {
  public:
   // `timing`: for MillisecondsSince. Events without are cheaper.
@@ -119,8 +134,10 @@ class Event {
   Status MillisecondsSince(const Event& start, float* milliseconds) const;
 
  private:
-  Event(std::shared_ptr<Device> device, void* handle) : device_(std::move(device)), handle_(handle) {}
+  Event(std::shared_ptr<Device> device, bool timing, void* handle)
+      : device_(std::move(device)), timing_(timing), handle_(handle) {}
   const std::shared_ptr<Device> device_;
+  const bool timing_;
   void* const handle_;
 };
 
@@ -128,7 +145,8 @@ inline constexpr int kHost = -1;
 
 // Copies between host (kHost; pinned or not) and devices (ordinals), in any combination. With a stream the copy is
 // enqueued, on a stream of either device; memory that is not pinned is read before the call returns, and written before
-// it returns. Without a stream (null) the call waits until the copy is done; it does not wait for other streams.
+// it returns. Without a stream (null) the call waits until the copy is done, on a stream of its own: it does not wait
+// for other streams, and ends no recording.
 Status Copy(int to_device, void* to, int from_device, const void* from, size_t bytes, void* stream);
 
 // The device whose memory a pointer is in, or kHost. ONNX Runtime hands an execution provider on one GPU the pointers

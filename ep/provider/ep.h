@@ -46,9 +46,9 @@ class Ep : public OrtEp {
   // Whether this run is being recorded, and memory that the recorded graph may use as long as it exists.
   bool capturing() const { return graphs_ && graphs_->recording(); }
   void* CaptureWorkspace(size_t bytes);
-  void RunFailed() {
-    if (graphs_) graphs_->RunFailed();
-  }
+  // Of a node that failed. True: only because the recording was lost, which is to be reported as success: the model is
+  // run again.
+  bool RunFailed() const { return graphs_ && graphs_->RunFailed(); }
 
  private:
   void SetRunFunctions();

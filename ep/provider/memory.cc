@@ -168,6 +168,10 @@ void Memory::Free(void* pointer) {
       it->second.freed = true;
       return;
     }
+    if (in_flight && graph_) {  // nothing can be waited for while a graph is recorded
+      held_[pointer] = {*graph_, true};
+      return;
+    }
   }
   if (in_flight) (void)arena_->device()->Synchronize();  // what failed on the device is reported by the run
   arena_->Free(pointer);

@@ -175,8 +175,9 @@ NodeKernel::NodeKernel(const NodeInfo& node)
       NodeCall call(kernel.ep_, kernel.row_, context);
       kernel.Run(call);
     });
-    if (status) kernel.ep_.RunFailed();
-    return status;
+    if (!status || !kernel.ep_.RunFailed()) return status;
+    kernel.ep_.runtime().api->ReleaseStatus(status);
+    return nullptr;
   };
 }
 

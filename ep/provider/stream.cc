@@ -85,9 +85,9 @@ std::shared_ptr<device::Stream> CreateStream(const std::shared_ptr<device::Devic
 }
 
 bool IsCapturing(const device::Device& device, void* stream) {
-  int status = 0;  // hipStreamCaptureStatusNone
+  int status = device::abi::kCaptureStatusNone;
   const device::CurrentDevice current(device.hip(), device.ordinal());
-  return device.hip().hipStreamIsCapturing(stream, &status) == 0 && status == 1;  // hipStreamCaptureStatusActive
+  return device.hip().hipStreamIsCapturing(stream, &status) == 0 && status != device::abi::kCaptureStatusNone;
 }
 
 }  // namespace mxort::provider

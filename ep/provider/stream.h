@@ -19,7 +19,8 @@ OrtSyncStreamImpl* MakeSyncStream(const Runtime& runtime, std::shared_ptr<device
 
 std::shared_ptr<device::Stream> CreateStream(const std::shared_ptr<device::Device>& device);
 
-// Whether work on the stream is being recorded instead of run; waiting for it is an error then.
+// Whether work on the stream is being recorded instead of run, also where the recording is lost already; waiting for it
+// is an error then.
 bool IsCapturing(const device::Device& device, void* stream);
 
 }  // namespace mxort::provider

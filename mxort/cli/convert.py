@@ -88,6 +88,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     shared.add_samples(mixed)
     parser.add_argument("--dry-run", action="store_true", help="only list what would be converted")
+    shared.add_ray(parser, "quantise layer by layer")
     shared.add_json(parser)
     options.add_arguments(parser)
     parser.set_defaults(**dict.fromkeys(_DEFAULTS))
@@ -117,6 +118,7 @@ def _check_flags(a: argparse.Namespace) -> None:
         (("memory", "threads", "cache", "device"), a.calibration is not None, "--calibration"),
         (("self_windows", "self_tokens"), a.calibration == SELF, "--calibration self"),
         (("sensitivity",), goal, "--budget-bits or --target-kl"),
+        (("ray_address",), a.ray, "--ray"),
         (("samples",), measures, "a sensitivity that is measured (--calibration and --budget-bits)"),
     ):
         for flag in flags:
@@ -149,7 +151,14 @@ def run(arguments: argparse.Namespace) -> int:
         return shared.show(arguments, found.to_dict, lambda: print_inspection(found, console()))
     with shared.progress() as progress:
         calibration = None if data is None else _calibration(arguments, data)
-        report = pipeline.convert(arguments.model, output, chosen, calibration=calibration, progress=progress)
+        report = pipeline.convert(
+            arguments.model,
+            output,
+            chosen,
+            calibration=calibration,
+            progress=progress,
+            cluster=shared.cluster(arguments),
+        )
     for path in arguments.report:
         shared.write_report(report, path)
     shared.warn(report.warnings)

@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--to",
         required=True,
         metavar="FORMAT",
-        help="compressed-tensors or quark (a checkpoint for vLLM, SGLang), or standard (ONNX of opset 24)",
+        help="compressed-tensors, quark or, of gpt-oss, mxfp4 (a checkpoint for vLLM, SGLang), or standard (ONNX)",
     )
     parser.add_argument(
         "-o", "--output", type=Path, required=True, help="the folder, or for standard the file, to write"

@@ -32,6 +32,7 @@ def convert(arguments: argparse.Namespace, recipe: Recipe, calibration: Calibrat
             calibration=calibration,
             progress=progress,
             overwrite=arguments.overwrite,
+            cluster=shared.cluster(arguments),
         )
     for path in arguments.report:
         shared.write_report(report, path)

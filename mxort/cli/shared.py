@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from mxort.console import console
 from mxort.errors import MxortError
+from mxort.runtime.cluster import ADDRESS, LOCAL
 from mxort.text import to_json
 
 if TYPE_CHECKING:
@@ -46,6 +47,22 @@ def add_torch_device(parser: argparse._ActionsContainer) -> None:
         default="auto",
         help="where torch computes (default: a GPU that torch has, else the CPU)",
     )
+
+
+def add_ray(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument(
+        "--ray",
+        action="store_true",
+        help=f"{what} on a Ray cluster: that of --ray-address or $RAY_ADDRESS, else one of this machine",
+    )
+    parser.add_argument("--ray-address", metavar="HOST:PORT", help="of a cluster that is there")
+
+
+def cluster(arguments: argparse.Namespace) -> str | None:
+    """The address that --ray means."""
+    if not arguments.ray:
+        return None
+    return arguments.ray_address or os.environ.get(ADDRESS) or LOCAL
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:

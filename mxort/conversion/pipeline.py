@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -15,13 +16,13 @@ import onnx_ir as ir
 
 from mxort.calibration.data import Data
 from mxort.calibration.self_written import SelfWritten
-from mxort.conversion import combinations, gains, selection
+from mxort.conversion import combinations, gains, remote, selection
 from mxort.conversion import rows as report_rows
 from mxort.conversion.gains import Gain
 from mxort.conversion.one_weight import operand_of
 from mxort.conversion.recipe import FLOAT, Recipe, RecipeOptions
 from mxort.conversion.report import CONVERTED, SKIPPED, Report, SiteReport
-from mxort.conversion.weights import Calibration, Packed, Packer
+from mxort.conversion.weights import Calibration, Elsewhere, Packed, Packer
 from mxort.converters import (
     attention,
     encoder_attention,
@@ -58,6 +59,13 @@ class _Plan:
     calibration: str = ""
     fused: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     cache_bytes: int = 0
+    cluster: str | None = None
+
+    def quantising(self) -> contextlib.AbstractContextManager[Elsewhere | None]:
+        """What quantises the weights, where that is another process."""
+        if self.cluster is None:
+            return contextlib.nullcontext()
+        return remote.quantising(self.source, self.sites, self.recipe, self.cluster)
 
     @property
     def nbytes(self) -> int:
@@ -75,6 +83,7 @@ def convert(
     *,
     calibration: Calibration | Data | SelfWritten | None = None,
     progress: Progress | None = None,
+    cluster: str | None = None,
     **overrides: Unpack[RecipeOptions],
 ) -> Report:
     """Converts the MatMul weights of an ONNX model to MX formats and writes the model to ``out``.
@@ -84,8 +93,9 @@ def convert(
     memory comes back, converted, as ``report.model``. ``recipe`` is a Recipe or the name of a preset;
     ``overrides`` change single options of it (``convert(path, out, rotation=32)``). ``calibration`` is data to
     run the model on: samples, or a file or folder of them (:mod:`mxort.calibration.data`); "self": a decoder writes
-    them (:class:`mxort.SelfWritten` says how much). Where nothing can be
-    converted the model is written as it was.
+    them (:class:`mxort.SelfWritten` says how much). ``cluster`` is the address of a Ray cluster whose machines quantise
+    the weights of a model file that they all can read, without calibration; "local" makes one of this machine. The
+    result is the same. Where nothing can be converted the model is written as it was.
 
     Raises MxortError for bad input or options, and where the output cannot be written; nothing is then
     written.
@@ -110,10 +120,12 @@ def convert(
     if calibration is not None and not isinstance(calibration, Calibration):
         calibration = Calibration(calibration)
     combinations.check(chosen, calibration is not None)
+    if cluster is not None and calibration is not None:
+        raise MxortError("--ray: a cluster quantises each weight by itself: expected no calibration")
     report_progress = progress or silent
     report_progress("reading the model", 0.0)
     source = _load(model, out)
-    plan = _plan(source, chosen)
+    plan = _plan(source, chosen, cluster)
 
     if out is None:
         pool = rewrite.TensorPool(ir.Tensor)
@@ -146,13 +158,13 @@ def _load(model: Model, out: str | os.PathLike[str] | None) -> model_io.Source:
     return source
 
 
-def _plan(source: model_io.Source, recipe: Recipe) -> _Plan:
+def _plan(source: model_io.Source, recipe: Recipe, cluster: str | None) -> _Plan:
     found, warnings = selection.find(source.model, recipe)
     found = lazy_weights.settle(found)
     stored = storage.after(source.model, found)
     kept = report_rows.kept(stored, {site.node for site in found}, source.nbytes)
     possible = gains.find(source.model, recipe, source.nbytes, stored.size(source.nbytes))
-    return _Plan(source, recipe, found, warnings, stored, kept, possible)
+    return _Plan(source, recipe, found, warnings, stored, kept, possible, cluster=cluster)
 
 
 def _verify(source: model_io.Source) -> None:
@@ -173,18 +185,19 @@ def _convert_sites(
 ) -> tuple[_Plan, tuple[SiteReport, ...]]:
     """Quantises the weight of every convertible site and rewrites the model -> (plan with new warnings, rows)."""
     source, found, recipe = plan.source, plan.sites, plan.recipe
-    packer = Packer(recipe, pool, calibration is not None)
     rows: list[SiteReport] = []
     conversion = Conversion(mxort_version(), recipe.to_json(), source.sha256)
     try:
-        groups = _groups(found, calibration is not None)
-        for group in groups:
-            if calibration is not None and group is groups[-1]:
-                packer.calibrate(source, group, calibration, progress)
-            replacements, more = _quantised(plan, group, packer, silent if calibration else progress)
-            rows += more
-            if replacements:
-                rewrite.apply(source.model, replacements, pool, conversion)
+        with plan.quantising() as elsewhere:
+            packer = Packer(recipe, pool, calibration is not None, elsewhere)
+            groups = _groups(found, calibration is not None)
+            for group in groups:
+                if calibration is not None and group is groups[-1]:
+                    packer.calibrate(source, group, calibration, progress)
+                replacements, more = _quantised(plan, group, packer, silent if calibration else progress)
+                rows += more
+                if replacements:
+                    rewrite.apply(source.model, replacements, pool, conversion)
         if any(row.status == CONVERTED for row in rows):
             if recipe.fuse:
                 plan = replace(plan, fused=_fuse(source.model))

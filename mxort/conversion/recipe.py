@@ -298,11 +298,10 @@ mxfp8_e4m3, mxint8; did you mean 'mxfp4'?
 
 PRESETS: dict[str, Recipe] = {
     "weight-only": Recipe(),
-    "mi355x": Recipe(activation_format="mxfp6_e2m3", fuse=False),
+    "mi355x": Recipe(activation_format="mxfp6_e2m3"),
     "w4a8": Recipe(activation_format="mxfp8_e4m3"),
     "w4a4": Recipe(activation_format="mxfp4"),
     "portable": Recipe(algorithm="gptq", column_multiplier=False, table_format=FLOAT),
 }
-"""Named recipes. mi355x: FP6 activations run at the full FP4 matrix rate there, FP8 at half of it; attention stays in
-the operators that other GPU providers know, as this library's kernel for it is the CPU's. portable: what other formats
-can say (`mxort export`), calibrated; without data with algorithm="rtn"."""
+"""Named recipes. mi355x: FP6 activations run at the full FP4 matrix rate there, FP8 at half of it. portable: what other
+formats can say (`mxort export`), calibrated; without data with algorithm="rtn"."""

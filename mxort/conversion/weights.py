@@ -64,6 +64,9 @@ class Calibration:
         )
 
 
+Elsewhere = Callable[[Site, str], Made]
+"""Quantises the weight of a site by an algorithm without data, in another process."""
+
 CHECKPOINT = "checkpoint"
 """In the place of an algorithm, for weights that were MXFP4 already."""
 
@@ -95,10 +98,15 @@ class Packed:
 
 
 class Packer:
-    """Quantises weights as the recipe says, each once, and stores them in ``pool``."""
+    """Quantises weights as the recipe says, each once, and stores them in ``pool``.
 
-    def __init__(self, recipe: Recipe, pool: rewrite.TensorPool, calibrated: bool) -> None:
-        self._recipe, self._pool = recipe, pool
+    ``elsewhere`` does the first, where there is no calibration.
+    """
+
+    def __init__(
+        self, recipe: Recipe, pool: rewrite.TensorPool, calibrated: bool, elsewhere: Elsewhere | None = None
+    ) -> None:
+        self._recipe, self._pool, self._elsewhere = recipe, pool, elsewhere
         self._algorithm = algorithm_for(recipe, calibrated)
         self._packed: dict[Any, Packed | None] = {}
         self._notes: dict[ir.Node, str] = {}
@@ -240,6 +248,8 @@ class Packer:
         divisor = self._divisor(site)
 
         def make() -> Made:
+            if self._elsewhere is not None:
+                return self._elsewhere(site, algorithm)
             return quantize_site(site, self._recipe, algorithm, statistics, divisor)
 
         cache = None if statistics is None else self._cache

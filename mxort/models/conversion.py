@@ -32,6 +32,7 @@ def convert_folder(
     calibration: Calibration | Data | None = None,
     progress: Progress | None = None,
     overwrite: bool = False,
+    cluster: str | None = None,
     **overrides: Unpack[RecipeOptions],
 ) -> FolderReport:
     """Converts the models of a folder and writes it, with all else that is in it, to the folder ``out``.
@@ -65,7 +66,7 @@ def convert_folder(
         for model in found.models:
             part = files[model.path]
             step = _share(progress or silent, str(model.path), done / total, part.nbytes / total)
-            rows.append(_convert(found, model, part.nbytes, output, chosen, calibration, step))
+            rows.append(_convert(found, model, part.nbytes, output, chosen, calibration, step, cluster))
             done += part.nbytes
         copied = _copy_rest(found, rows, files, output, config)
         output.commit()
@@ -132,6 +133,7 @@ def _convert(
     recipe: Recipe,
     calibration: Calibration | Data | None,
     progress: Progress,
+    cluster: str | None,
 ) -> ModelReport:
     """Converts a model into the staged folder. One in which nothing is converted is not left there."""
     if model.keep:
@@ -139,7 +141,12 @@ def _convert(
     source, target = found.path / model.path, output.place(model.path)
     with output.naming():
         report = convert(
-            source, target, recipe_for(found, model, recipe), calibration=calibration, progress=progress
+            source,
+            target,
+            recipe_for(found, model, recipe),
+            calibration=calibration,
+            progress=progress,
+            cluster=cluster,
         )
     nbytes_now = report.converted_bytes if report.converted else nbytes
     report = replace(report, output=str(output.path / model.path), converted_bytes=nbytes_now)

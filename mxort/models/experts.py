@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from mxort.converters.lazy_weights import Bytes, LazyWeight, Rows
 from mxort.errors import MxortError
 from mxort.formats import dequantize_mxfp4
+from mxort.models import origin
 from mxort.models.checkpoint import Checkpoint, Packed
 from mxort.models.shards import Tensor
 
@@ -100,7 +101,7 @@ class Turns:
 
     @property
     def name(self) -> str:
-        return f"{self.gate.name} and {self.up.name} in turn"
+        return f"{self.gate.name}{origin.IN_TURN}{self.up.name}"
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -240,7 +241,7 @@ def _register(builder: Any, pieces: tuple[Rows, ...], shape: tuple[int, ...], na
 
 def check(checkpoint: Checkpoint, config: Mapping[str, Any], key: str, count: int) -> None:
     """Raises MxortError for experts that cannot be imported; ``key`` of config.json says that there are ``count``."""
-    file, name = checkpoint.folder / "config.json", checkpoint.architecture
+    file, name = checkpoint.settings, checkpoint.architecture
     if name not in FAMILIES:
         known = ", ".join(FAMILIES)
         raise MxortError(f"{file}: {name} has {count} experts ({key}); those of {known} are imported")

@@ -23,6 +23,9 @@ from mxort.models import origin
 from mxort.quantize import ALGORITHMS
 
 _MXFP4 = "mxfp4"
+_STACKS = (2, 4)
+"""Where com.microsoft MoE has its weights."""
+
 _INPUTS = 4
 """Of a product for each of its weights: codes, scales, multipliers, biases."""
 
@@ -31,9 +34,13 @@ Rows = NDArray[Any]
 
 @dataclass
 class Weight:
-    """Rows of a matrix of the checkpoint by the row that each part begins at: (codes, scales), or (numbers,)."""
+    """Rows of a matrix of the checkpoint by the row that each part begins at: (codes, scales), or (numbers,).
+
+    ``experts``: the rows are those of a stack of so many matrices; 0: of one matrix.
+    """
 
     parts: dict[int, tuple[Rows, ...]] = field(default_factory=dict)
+    experts: int = 0
 
     @property
     def is_packed(self) -> bool:
@@ -58,11 +65,11 @@ def collect(source: Source) -> Weights:
     found: dict[str, Weight] = defaultdict(Weight)
     rounded: dict[str, str] = {}
     for node in source.model.graph.all_nodes():
-        for names, rows, operand in _named(source, node):
-            parts = _packed(source, node, operand) if _holds_weight(node) else _float(source, node)
+        for names, operand in _named(source, node):
+            parts = _packed(source, node, operand) if _holds_weight(node) else _float(source, node, operand)
             if len(parts) > 1:
                 rounded.setdefault(_activation_format(node), node.name or "")
-            _cut(source, node, found, parts, names, rows)
+            _cut(source, node, found, parts, names)
     if not rounded:
         raise MxortError(f"{source.name}: has no weight in MXFP4 with a name of a checkpoint")
     if len(rounded) > 1:
@@ -83,16 +90,54 @@ def _refuse_smoothing(source: Source) -> None:
             )
 
 
-def _named(source: Source, node: ir.Node) -> Iterator[tuple[str, str, int]]:
-    """(names, rows, which of its weights) of each weight of a node. Raises MxortError where one has no name."""
-    count = functions.operands_of(node.op_type) if _holds_weight(node) else 1
-    for operand in range(count):
+@dataclass(frozen=True)
+class _Piece:
+    """Rows of a node's weight: ``rows`` of them are those of the tensors ``names`` from row ``start`` on, in turn."""
+
+    names: list[str]
+    start: int
+    rows: int
+
+
+def _named(source: Source, node: ir.Node) -> Iterator[tuple[list[_Piece], int]]:
+    """(the names, which of its weights) of each weight of a node. Raises MxortError where one has no name."""
+    holds = _holds_weight(node)
+    for operand in range(functions.operands_of(node.op_type) if holds and not _is_moe(node) else 1):
         prefix = f"{FACTOR}." * operand
         names, rows = (node.metadata_props.get(prefix + key) for key in (origin.NAMES, origin.ROWS))
         if names is not None and rows is not None:
-            yield names, rows, operand
-        elif _holds_weight(node):
+            pieces = _pieces(source, node, names, rows)
+            yield from _by_stack(source, node, pieces) if _is_moe(node) else ((pieces, operand),)
+        elif holds:
             raise MxortError(f"{source.name}: node {node.name!r} does not name the tensors of its weight")
+
+
+def _by_stack(source: Source, node: ir.Node, pieces: list[_Piece]) -> Iterator[tuple[list[_Piece], int]]:
+    """A mixture of experts has one list of names for both of its stacks."""
+    experts, rows, _ = _array(source, node, 2).shape
+    at, total = 0, 0
+    while at < len(pieces) and total < experts * rows:
+        total += pieces[at].rows
+        at += 1
+    yield pieces[:at], 0
+    yield pieces[at:], 1
+
+
+def _pieces(source: Source, node: ir.Node, names: str, rows: str) -> list[_Piece]:
+    """Of ``name``, ``name[start:stop]`` or ``name|name``. Raises MxortError."""
+    found = []
+    try:
+        for piece, count in zip(json.loads(names), json.loads(rows), strict=True):
+            name, bracket, bounds = piece.partition("[")
+            first = int(bounds.partition(":")[0]) if bracket else 0
+            found.append(_Piece(name.split(origin.IN_TURN), first, int(count)))
+    except (ValueError, TypeError, AttributeError):
+        raise MxortError(f"{source.name}: node {node.name!r}: its names of tensors are damaged") from None
+    return found
+
+
+def _is_moe(node: ir.Node) -> bool:
+    return node.op_type in (functions.EXPERTS, functions.MOE)
 
 
 def _holds_weight(node: ir.Node) -> bool:
@@ -116,14 +161,17 @@ def _packed(source: Source, node: ir.Node, operand: int) -> tuple[Rows, Rows]:
         raise MxortError(f"{label} has weights in {kind}, expected {_MXFP4}{hint}")
     if "rotation" in node.attributes and (rotation := node.attributes["rotation"].as_int()) != 1:
         raise MxortError(f"{label} has rotation {rotation}, expected 1 (preset portable)")
-    codes, scales, multipliers = (_array(source, node, 1 + _INPUTS * operand + i) for i in range(3))
+    first = functions.first_weight(node.op_type) + _INPUTS * operand
+    codes, scales, multipliers = (_array(source, node, first + i) for i in range(3))
     if (multipliers != 1).any():
         raise MxortError(f"{label} has a column_scale that is not 1, expected none (preset portable)")
     return codes, scales
 
 
-def _float(source: Source, node: ir.Node) -> tuple[Rows]:
-    """The numbers of a float weight, [N, K]: a table's as they are, a product's transposed."""
+def _float(source: Source, node: ir.Node, operand: int) -> tuple[Rows]:
+    """The numbers of a float weight, [N, K]: a table's as they are, a product's transposed; of a stack [E, N, K]."""
+    if _is_moe(node):
+        return (_array(source, node, _STACKS[operand]),)
     for index, value in enumerate(node.inputs):
         if value is None or (index == 0 and node.op_type != "Gather"):
             continue
@@ -144,27 +192,21 @@ def _array(source: Source, node: ir.Node, at: int) -> Rows:
 
 
 def _cut(
-    source: Source, node: ir.Node, found: dict[str, Weight], weight: tuple[Rows, ...], names: str, rows: str
+    source: Source, node: ir.Node, found: dict[str, Weight], weight: tuple[Rows, ...], pieces: list[_Piece]
 ) -> None:
     """Gives the rows of a node's weight to the tensors that they are of."""
-    try:
-        pieces, counts = json.loads(names), json.loads(rows)
-        placed = list(_places(pieces, counts))
-    except (ValueError, TypeError, AttributeError):
-        raise MxortError(f"{source.name}: node {node.name!r}: its names of tensors are damaged") from None
-    first = 0
-    for name, start, count in placed:
-        found[name].parts.setdefault(start, tuple(part[first : first + count] for part in weight))
-        first += count
-    if any(first != len(part) for part in weight):
-        raise MxortError(f"{source.name}: node {node.name!r} has {len(weight[0])} rows, its names {first}")
-
-
-def _places(pieces: list[str], counts: list[int]) -> Iterator[tuple[str, int, int]]:
-    """(tensor, its first row here, rows) of each piece: ``name`` or ``name[start:stop]``."""
-    for piece, count in zip(pieces, counts, strict=True):
-        name, bracket, bounds = piece.partition("[")
-        yield name, int(bounds.partition(":")[0]) if bracket else 0, int(count)
+    stack = len(weight[0]) if weight[0].ndim > 2 else 0
+    weight = tuple(part.reshape(-1, part.shape[-1]) for part in weight)
+    first, count = 0, len(weight[0])
+    for piece in pieces:
+        turns = len(piece.names)
+        for turn, name in enumerate(piece.names):
+            rows = tuple(part[first + turn : first + piece.rows : turns] for part in weight)
+            found[name].parts.setdefault(piece.start, rows)
+            found[name].experts = stack if stack and turns == 1 and piece.rows == count else 0
+        first += piece.rows
+    if first != count:
+        raise MxortError(f"{source.name}: node {node.name!r} has {count} rows, its names {first}")
 
 
 def _check_whole(source: Source, name: str, weight: Weight) -> None:

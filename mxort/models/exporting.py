@@ -9,13 +9,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
+import numpy as np
+
 from mxort.converters import model_io, rewrite, standard
 from mxort.converters.staged_output import StagedOutput
 from mxort.errors import MxortError
 from mxort.formats import BLOCK_SIZE
 from mxort.models import builder, exported_weights, folder, formats, genai_config, origin, shard_writer
-from mxort.models.exported_weights import Weights
-from mxort.models.formats import Export
+from mxort.models.exported_weights import Weight, Weights
 from mxort.models.origin import Origin
 from mxort.models.shard_writer import NewTensor
 from mxort.models.staged_folder import StagedFolder
@@ -56,9 +57,9 @@ class ExportReport:
 def export(source: str | os.PathLike[str], out: str | os.PathLike[str], to: str = STANDARD) -> ExportReport:
     """Writes what mxort has imported or converted in the words of others; codes and scales are kept byte for byte.
 
-    ``to``: "compressed-tensors" or "quark" make a folder ``out`` (config.json, safetensors, tokenizer) of one that
-    :func:`mxort.import_checkpoint` wrote; "standard" makes an ONNX file ``out`` of a converted one, or of a folder's,
-    with DequantizeLinear and MatMul of opset 24. ``out`` appears whole or not at all.
+    ``to``: "compressed-tensors", "quark" or, of gpt-oss, "mxfp4" make a folder ``out`` (config.json, safetensors,
+    tokenizer) of one that :func:`mxort.import_checkpoint` wrote; "standard" makes an ONNX file ``out`` of a converted
+    one, or of a folder's, with DequantizeLinear and MatMul of opset 24. ``out`` appears whole or not at all.
 
     Raises MxortError for what the format cannot say: a rotation, column multipliers (standard has those), formats of
     weights or activations that it does not have.
@@ -107,7 +108,7 @@ def _checkpoint(path: Path, out: Path, to: str) -> tuple[int, int, int]:
     if weights.activation_format not in form.activations:
         known = ", ".join(form.activations)
         raise MxortError(f"{path}: activation_format {weights.activation_format}: {to} has {known}")
-    tensors = _tensors(path, kept, weights, form)
+    tensors = _tensors(path, kept, weights, to)
     floats = tuple(sorted(_linears(weights)))
     config = {**kept.config, "quantization_config": form.settings(weights.activation_format, floats)}
     with StagedFolder(out, path) as output:
@@ -123,31 +124,57 @@ def _checkpoint(path: Path, out: Path, to: str) -> tuple[int, int, int]:
     return packed, len(tensors) - 2 * packed, nbytes
 
 
-def _tensors(path: Path, kept: Origin, weights: Weights, form: Export) -> dict[str, NewTensor]:
+def _tensors(path: Path, kept: Origin, weights: Weights, to: str) -> dict[str, NewTensor]:
     """All tensors of the checkpoint in the form's own names."""
     found: dict[str, NewTensor] = {}
     for name, weight in weights.by_name.items():
-        if not weight.is_packed:
-            numbers = weight.columns(0)
-            shape = sum(map(len, numbers)), numbers[0].shape[1]
-            found[name] = NewTensor(kept.types.get(name, "F32"), shape, numbers)
-            continue
-        module = name.removesuffix(_WEIGHT)
-        if module == _EMBEDDING:
-            raise MxortError(
-                f"{path}: tensor {name!r} is an embedding in MXFP4, which the format has for linears only"
-            )
-        codes, scales = weight.columns(0), weight.columns(1)
-        rows, blocks = sum(map(len, scales)), scales[0].shape[1]
-        if codes[0].shape[1] != blocks * BLOCK_SIZE // 2:
-            raise MxortError(
-                f"{path}: tensor {name!r}: codes of {codes[0].shape[1]} bytes a row for {blocks} blocks"
-            )
-        found[module + form.codes] = NewTensor("U8", (rows, codes[0].shape[1]), codes)
-        found[module + form.scales] = NewTensor("U8", (rows, blocks), scales)
+        if weight.is_packed:
+            found |= _packed(path, name, weight, to)
+        else:
+            found[name] = _floats(weight, kept.types.get(name, "F32"))
     for name, tensor in kept.rest.items():
         found[name] = NewTensor(tensor.dtype, tensor.shape, [tensor.array()])
     return dict(sorted(found.items()))
+
+
+def _floats(weight: Weight, dtype: str) -> NewTensor:
+    """A matrix [N, K]; a stack of experts [E, K, N], as float ones are."""
+    numbers = weight.columns(0)
+    rows, k = sum(map(len, numbers)), numbers[0].shape[1]
+    if not weight.experts:
+        return NewTensor(dtype, (rows, k), numbers)
+    n = rows // weight.experts
+    stack = np.concatenate(numbers).reshape(weight.experts, n, k)
+    return NewTensor(dtype, (weight.experts, k, n), [expert.T for expert in stack])
+
+
+def _packed(path: Path, name: str, weight: Weight, to: str) -> dict[str, NewTensor]:
+    """Codes and scales of a weight. Raises MxortError where the form has no place for them."""
+    form, module = formats.EXPORTS[to], name.removesuffix(_WEIGHT)
+    if module == _EMBEDDING:
+        raise MxortError(
+            f"{path}: tensor {name!r} is an embedding in MXFP4, which the format has for linears only"
+        )
+    if weight.experts and not form.stacks:
+        raise MxortError(
+            f"{path}: tensor {name!r} is a stack of experts, which {to} does not have: mxfp4 does"
+        )
+    if form.stacks and not weight.experts:
+        raise MxortError(
+            f"{path}: tensor {name!r} is a matrix in MXFP4, which {to} has for stacks of experts only"
+        )
+    codes, scales = weight.columns(0), weight.columns(1)
+    rows, blocks, half = sum(map(len, scales)), scales[0].shape[1], BLOCK_SIZE // 2
+    if codes[0].shape[1] != blocks * half:
+        raise MxortError(
+            f"{path}: tensor {name!r}: codes of {codes[0].shape[1]} bytes a row for {blocks} blocks"
+        )
+    stack = (weight.experts, rows // weight.experts) if weight.experts else (rows,)
+    of_codes = (*stack, blocks, half) if weight.experts else (rows, blocks * half)
+    return {
+        module + form.codes: NewTensor("U8", of_codes, codes),
+        module + form.scales: NewTensor("U8", (*stack, blocks), scales),
+    }
 
 
 def _linears(weights: Weights) -> set[str]:

@@ -13,12 +13,15 @@ import numpy as np
 from mxort.errors import MxortError
 from mxort.models.gguf_tensors import GgufFile
 
-_DENSE = {
+_ATTENTION = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj",
     "attn_v": "self_attn.v_proj",
     "attn_output": "self_attn.o_proj",
+}
+_DENSE = {
+    **_ATTENTION,
     "ffn_norm": "post_attention_layernorm",
     "ffn_gate": "mlp.gate_proj",
     "ffn_up": "mlp.up_proj",
@@ -38,6 +41,15 @@ _GEMMA = {
     "post_attention_norm": "post_attention_layernorm",
     "post_ffw_norm": "post_feedforward_layernorm",
 }
+_MIXTRAL = {**_ATTENTION, "ffn_norm": "post_attention_layernorm", "ffn_gate_inp": "block_sparse_moe.gate"}
+_QWEN3_MOE = {**_ATTENTION, **_NORMED, "ffn_norm": "post_attention_layernorm", "ffn_gate_inp": "mlp.gate"}
+_SINKS = "self_attn.sinks"
+_GPT_OSS = {
+    **_ATTENTION,
+    "attn_sinks": _SINKS,
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_gate_inp": "mlp.router",
+}
 _WHOLE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 
 ROPE_FREQUENCIES = "rope_freqs.weight"
@@ -52,13 +64,14 @@ class Architecture:
     """A row of the table: ``layer`` has the tensors of a block by the file's names.
 
     ``alternating``: rows of queries and keys alternate by halves in the file. ``norm_offset``: what norms have added.
-    ``config``: what the metadata say beyond the common, in config.json's words.
+    ``scaling``: of positions. ``config``: what the metadata say beyond the common, in config.json's words.
     """
 
     model_type: str
     layer: Mapping[str, str]
     alternating: bool = False
     norm_offset: float = 0.0
+    scaling: str = "none"
     config: Callable[[GgufFile, Mapping[str, Any]], dict[str, Any]] = field(default=lambda file, config: {})
 
 
@@ -70,7 +83,8 @@ def name_of(architecture: Architecture, stored: str) -> str | None:
     match = _BLOCK.fullmatch(stored)
     if match is None or match[2] not in architecture.layer:
         return None
-    return f"model.layers.{int(match[1])}.{architecture.layer[match[2]]}.{match[3]}"
+    inner = architecture.layer[match[2]]
+    return f"model.layers.{int(match[1])}.{inner}" + ("" if inner == _SINKS else f".{match[3]}")
 
 
 def find(file: GgufFile) -> Architecture:
@@ -79,7 +93,17 @@ def find(file: GgufFile) -> Architecture:
     if not isinstance(name, str) or name not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
         raise MxortError(f"{file.path}: general.architecture: got {name!r}, expected one of {known}")
-    return ARCHITECTURES[name]
+    row, experts = ARCHITECTURES[name], experts_of(file)
+    if experts and row.model_type not in _WITH_EXPERTS:
+        if name not in _MORE_WITH_EXPERTS:
+            raise MxortError(f"{file.path}: {name}.expert_count: got {experts}, expected none")
+        return _MORE_WITH_EXPERTS[name]
+    return row
+
+
+def experts_of(file: GgufFile) -> int:
+    """How many experts a layer has, 0 where it has none."""
+    return _number(file, f"{file.metadata['general.architecture']}.expert_count", 0, least=0)
 
 
 _COMMON = {
@@ -95,10 +119,6 @@ _LIMIT = 1 << 24
 def configuration(file: GgufFile, architecture: Architecture) -> dict[str, Any]:
     """What config.json would say. Raises MxortError for what is missing, or says what the table has no word for."""
     name = file.metadata["general.architecture"]
-    if experts := _number(file, f"{name}.expert_count", 0, least=0):
-        raise MxortError(
-            f"{file.path}: {name}.expert_count: got {experts}: import of experts in a GGUF is not there"
-        )
     found: dict[str, Any] = {key: _number(file, f"{name}.{stored}") for key, stored in _COMMON.items()}
     heads, hidden = found["num_attention_heads"], found["hidden_size"]
     found |= {
@@ -115,8 +135,10 @@ def configuration(file: GgufFile, architecture: Architecture) -> dict[str, Any]:
     if found["num_hidden_layers"] > len(file.tensors):
         raise MxortError(f"{file.path}: {name}.block_count: got more blocks than there are tensors")
     scaling = file.metadata.get(f"{name}.rope.scaling.type", "none")
-    if scaling != "none":
-        raise MxortError(f"{file.path}: {name}.rope.scaling.type: got {scaling!r}, expected 'none'")
+    if scaling != architecture.scaling:
+        raise MxortError(
+            f"{file.path}: {name}.rope.scaling.type: got {_short(scaling)}, expected {architecture.scaling!r}"
+        )
     rotated = _number(file, f"{name}.rope.dimension_count", found["head_dim"])
     if rotated != found["head_dim"]:
         raise MxortError(
@@ -212,10 +234,71 @@ def _phi3(file: GgufFile, config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+_ROUTING = {
+    "expert_shared_count": (0,),
+    "expert_group_count": (0, 1),
+    "expert_weights_scale": (0, 1),
+    "expert_weights_norm": (True,),
+    "expert_gating_func": (0, 1),
+}
+"""Keys that change what experts compute -> values that mean: softmax, the chosen weighted to a sum of 1."""
+
+
+def _experts(file: GgufFile, count: str) -> dict[str, Any]:
+    """How many experts there are, by config.json's key ``count``, and how many a row gets."""
+    name = file.metadata["general.architecture"]
+    for key, allowed in _ROUTING.items():
+        value = file.metadata.get(f"{name}.{key}", allowed[0])
+        if value not in allowed:
+            raise MxortError(f"{file.path}: {name}.{key}: got {_short(value)}, expected {allowed[-1]}")
+    return {
+        count: _number(file, f"{name}.expert_count"),
+        "num_experts_per_tok": _number(file, f"{name}.expert_used_count"),
+    }
+
+
+def _mixtral(file: GgufFile, config: Mapping[str, Any]) -> dict[str, Any]:
+    if window := file.metadata.get("llama.attention.sliding_window"):
+        raise MxortError(f"{file.path}: llama.attention.sliding_window: got {_short(window)}, expected none")
+    return _experts(file, "num_local_experts")
+
+
+def _qwen3_moe(file: GgufFile, config: Mapping[str, Any]) -> dict[str, Any]:
+    width = _number(file, "qwen3moe.expert_feed_forward_length")
+    return {**_experts(file, "num_experts"), "moe_intermediate_size": width, "norm_topk_prob": True}
+
+
+def _gpt_oss(file: GgufFile, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The truncation of positions is no word of the files; the model has none."""
+    scaling = "gpt-oss.rope.scaling"
+    width = _number(file, "gpt-oss.expert_feed_forward_length", config["intermediate_size"])
+    return {
+        **_experts(file, "num_local_experts"),
+        "intermediate_size": width,
+        "sliding_window": _number(file, "gpt-oss.attention.sliding_window"),
+        "attention_bias": "blk.0.attn_q.bias" in file.tensors,
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": config["rope_theta"],
+            "factor": _real(file, f"{scaling}.factor"),
+            "beta_fast": _real(file, f"{scaling}.yarn_beta_fast", 32.0),
+            "beta_slow": _real(file, f"{scaling}.yarn_beta_slow", 1.0),
+            "truncate": False,
+            "original_max_position_embeddings": _number(file, f"{scaling}.original_context_length"),
+        },
+    }
+
+
+_WITH_EXPERTS = frozenset({"mixtral", "qwen3_moe", "gpt_oss"})
+_MORE_WITH_EXPERTS = {"llama": Architecture("mixtral", _MIXTRAL, alternating=True, config=_mixtral)}
+"""general.architecture -> its row where it has experts."""
+
 ARCHITECTURES = {
     "llama": Architecture("llama", _DENSE, alternating=True, config=_llama),
     "qwen2": Architecture("qwen2", _DENSE),
     "qwen3": Architecture("qwen3", _DENSE | _NORMED),
+    "qwen3moe": Architecture("qwen3_moe", _QWEN3_MOE, config=_qwen3_moe),
+    "gpt-oss": Architecture("gpt_oss", _GPT_OSS, scaling="yarn", config=_gpt_oss),
     "phi3": Architecture("phi3", _MERGED, config=_phi3),
     "gemma2": Architecture("gemma2", _DENSE | _GEMMA, norm_offset=1.0, config=_windowed_gemma),
     "gemma3": Architecture("gemma3_text", _DENSE | _NORMED | _GEMMA, norm_offset=1.0, config=_windowed_gemma),

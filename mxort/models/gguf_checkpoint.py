@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from mxort.errors import MxortError, first_line
-from mxort.formats import BLOCK_SIZE
-from mxort.models import gguf_architectures, gguf_tensors
+from mxort.models import experts, gguf_architectures, gguf_experts, gguf_tensors
 from mxort.models.checkpoint import Checkpoint, Packed
 from mxort.models.gguf_architectures import ROPE_FREQUENCIES, Architecture
-from mxort.models.gguf_tensors import MXFP4, PLAIN, Codes, GgufFile, Scales, Values
+from mxort.models.gguf_tensors import MXFP4, PLAIN, GgufFile, Values
 from mxort.models.shards import Tensor
 
 _FORMAT = "GGUF"
@@ -30,10 +29,20 @@ def open_gguf(path: Path) -> Checkpoint:
     if "token_embd.weight" not in file.tensors:
         raise MxortError(f"{path}: has no tensor 'token_embd.weight', which every model needs")
     settings = gguf_architectures.configuration(file, architecture)
+    config = _config(file, architecture, settings)
     floats: dict[str, Tensor] = {}
     packed: dict[str, Packed] = {}
+    family = experts.FAMILIES.get(config["architectures"][0])
+    if family is not None:
+        for part in gguf_experts.of(file, family, gguf_architectures.experts_of(file)):
+            if isinstance(part, Packed):
+                packed[part.name] = part
+            else:
+                floats[part.name] = part
     for tensor in file.tensors.values():
         if tensor.name == ROPE_FREQUENCIES and "rope_parameters" in settings:
+            continue
+        if family is not None and gguf_experts.is_one(tensor):
             continue
         named = _named(tensor, architecture, settings)
         if tensor.dtype == MXFP4:
@@ -42,13 +51,13 @@ def open_gguf(path: Path) -> Checkpoint:
             floats[named.name] = named
     return Checkpoint(
         path,
-        _config(file, architecture, settings),
+        config,
         _FORMAT if packed else "",
         (path,),
         floats,
         packed,
         tuple(_notes(file)),
-        lambda folder: _write_tokenizer(path, folder),
+        lambda folder: _write_tokenizer(path, folder, config["model_type"]),
     )
 
 
@@ -70,11 +79,7 @@ def _named(tensor: Values, architecture: Architecture, settings: Mapping[str, An
 def _packed(tensor: Values) -> Packed:
     if len(tensor.shape) != 2:
         raise MxortError(f"{tensor.label} has the shape {list(tensor.shape)}, expected [N, K] of MXFP4")
-    rows, width = tensor.shape
-    part = (tensor.begin, tensor.stored_name, tensor.heads)
-    codes = Codes(tensor.name, tensor.file, "U8", (rows, width // 2), *part)
-    scales = Scales(tensor.name, tensor.file, "U8", (rows, width // BLOCK_SIZE), *part)
-    return Packed(tensor.name, codes, scales, None)
+    return gguf_tensors.packed(tensor)
 
 
 def _notes(file: GgufFile) -> list[str]:
@@ -96,12 +101,14 @@ def _config(file: GgufFile, architecture: Architecture, settings: Mapping[str, A
     return config | {"architectures": [CLASSES[architecture.model_type]]}
 
 
-def _write_tokenizer(path: Path, folder: Path) -> None:
+def _write_tokenizer(path: Path, folder: Path, model_type: str) -> None:
     """Writes the tokenizer's files. Raises MxortError for one that transformers cannot read."""
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+    # transformers (5.23) cannot read the positions in gpt-oss' metadata, which AutoTokenizer has it do.
+    reader = PreTrainedTokenizerFast if model_type == "gpt_oss" else AutoTokenizer
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)  # type: ignore[no-untyped-call]
+        tokenizer = reader.from_pretrained(path.parent, gguf_file=path.name)
         tokenizer.save_pretrained(folder)
     except Exception as error:  # what a tokenizer that is none raises is open-ended
         raise MxortError(f"{path}: tokenizer: {type(error).__name__}: {first_line(error)}") from None

@@ -20,11 +20,13 @@ from numpy.typing import NDArray
 
 from mxort.errors import MxortError, first_line
 from mxort.formats import BLOCK_SIZE
+from mxort.models.checkpoint import Packed
 from mxort.models.shards import Tensor
 
 MXFP4 = "MXFP4"
 _HALF = BLOCK_SIZE // 2
 _MXFP4_BYTES = 1 + _HALF
+_CHUNK_BLOCKS = 1 << 15
 
 PLAIN: dict[str, np.dtype[Any]] = {
     "F32": np.dtype(np.float32),
@@ -114,10 +116,15 @@ class Codes(_Stored):
         return self.size
 
     def array(self) -> NDArray[np.uint8]:
-        blocks = _blocks(self)[..., 1:]  # [N, K/32, 16]
-        first, second = blocks & 15, blocks >> 4  # elements 0 to 15 and 16 to 31
-        halves = np.concatenate([first, second], axis=-1)
-        return self._in_order((halves[..., 0::2] | halves[..., 1::2] << 4).reshape(self.shape))
+        blocks = _blocks(self)
+        codes = np.empty((*blocks.shape[:-1], _HALF), np.uint8)
+        whole, made = blocks.reshape(-1, _MXFP4_BYTES), codes.reshape(-1, _HALF)
+        for start in range(0, len(whole), _CHUNK_BLOCKS):
+            part, out = whole[start : start + _CHUNK_BLOCKS, 1:], made[start : start + _CHUNK_BLOCKS]
+            even, odd = part[:, 0::2], part[:, 1::2]
+            out[:, : _HALF // 2] = even & 15 | odd << 4  # elements 0 to 15
+            out[:, _HALF // 2 :] = even >> 4 | odd & 240  # elements 16 to 31
+        return self._in_order(codes.reshape(self.shape))
 
 
 @dataclass(frozen=True)
@@ -130,6 +137,15 @@ class Scales(_Stored):
 
     def array(self) -> NDArray[np.uint8]:
         return self._in_order(np.ascontiguousarray(_blocks(self)[..., 0]))
+
+
+def packed(tensor: Values) -> Packed:
+    """A weight [..., N, K] of type MXFP4 as an import takes it."""
+    *rows, width = tensor.shape
+    part = (tensor.begin, tensor.stored_name, tensor.heads)
+    codes = Codes(tensor.name, tensor.file, "U8", (*rows, width // 2), *part)
+    scales = Scales(tensor.name, tensor.file, "U8", (*rows, width // BLOCK_SIZE), *part)
+    return Packed(tensor.name, codes, scales, None)
 
 
 def _blocks(part: Codes | Scales) -> NDArray[np.uint8]:

@@ -173,7 +173,7 @@ def import_checkpoint(
         _configure(output, report.cache_bytes, library)
         output.write(origin.plain_config(opened), PurePath(origin.CONFIG))
         with output.naming():
-            origin.write(opened, output.place(PurePath(origin.FILE)))
+            origin.write(opened, output.place(PurePath(origin.FILE)), _held(origins))
         output.commit()
     report = replace(report, output=str(Path(out) / MODEL))
     return ImportReport(
@@ -210,6 +210,12 @@ def _annotate(model: ir.Model) -> dict[str, tuple[Rows, ...]]:
             node.metadata_props[origin.NAMES] = json.dumps([piece.name for piece in pieces])
             node.metadata_props[origin.ROWS] = json.dumps([piece.shape[0] for piece in pieces])
     return found
+
+
+def _held(origins: Mapping[str, tuple[Rows, ...]]) -> frozenset[str]:
+    """The checkpoint's tensors that are in weights of nodes."""
+    names = (piece.name.partition("[")[0] for pieces in origins.values() for piece in pieces)
+    return frozenset(one for name in names for one in name.split(origin.IN_TURN))
 
 
 def _weight(value: ir.Value | None) -> LazyWeight | None:

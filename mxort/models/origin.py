@@ -24,6 +24,9 @@ from mxort.models.shards import FLOATS, Tensor
 NAMES = "mxort.checkpoint"
 """Metadata key of nodes: the tensors of the checkpoint that their weight is made of, with their rows where not all."""
 
+IN_TURN = "|"
+"""Stands between the names of tensors whose rows a weight has in turn."""
+
 ROWS = "mxort.checkpoint_rows"
 """Metadata key of nodes: how many rows each of them has."""
 
@@ -33,7 +36,6 @@ QUANTIZATION = ("quantization_config", "compression_config")
 """What config.json says of the form that weights are in."""
 
 _TYPES = "mxort.types"
-_MATRIX = 2
 
 
 @dataclass(frozen=True)
@@ -51,12 +53,12 @@ def plain_config(checkpoint: Checkpoint) -> str:
     return json.dumps(config, indent=2)
 
 
-def write(checkpoint: Checkpoint, path: Path) -> None:
-    """Writes the tensors that no node holds as they are, and the types of those that one does. May raise OSError."""
+def write(checkpoint: Checkpoint, path: Path, held: frozenset[str]) -> None:
+    """Writes the tensors that no node holds as they are, and the types of those ``held``. May raise OSError."""
     types = {n: t.dtype if t.dtype in FLOATS else "F32" for n, t in checkpoint.floats.items()}
     rest = {}
     for name, tensor in checkpoint.floats.items():
-        if len(tensor.shape) != _MATRIX:
+        if name not in held:
             array = np.asarray(tensor.array())
             dtype = next(kind for kind in FLOATS if shards.DTYPES[kind] == array.dtype)
             rest[name] = NewTensor(dtype, tensor.shape, [array])

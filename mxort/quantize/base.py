@@ -113,11 +113,13 @@ def dequantize(
 def squared_error(rows: NDArray[np.float32], quantized: QuantizedWeight) -> NDArray[np.float64]:
     """float64 [n]: the sum over each row of (row - dequantised row)**2; rows float32 [n, ceil(K/32)*32]."""
     total = np.empty(len(rows), np.float64)
+    plain = bool((quantized.column_scale == 1).all())
     step = max(1, _CACHED_BYTES // max(1, rows[:1].nbytes))
     for start in range(0, len(rows), step):
         part = slice(start, start + step)
         error = dequantize(quantized.codes[part], quantized.scales[part], quantized.element)
-        error *= quantized.column_scale[part, None]
+        if not plain:
+            error *= quantized.column_scale[part, None]
         error -= rows[part]
         total[part] = sum_of_squares(error)
     return total

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +16,11 @@ from mxort.quantize.base import QuantizedWeight, Round, Settings, squared_error,
 
 _CHUNK_BYTES = 16 << 20
 """float32 bytes of a chunk: small beside any model, large beside what a chunk costs to set up."""
+
+MOST_THREADS = 4
+"""Chunks in work at once: numpy's passes over them are bound by memory beyond."""
+
+_Chunk = tuple[QuantizedWeight, float, float]
 
 RowReader = Callable[[int, int], NDArray[np.float32]]
 """(start, stop) -> rows of W^T as float32 [stop - start, ceil(K/32)*32], C-contiguous, zeros beyond K."""
@@ -34,20 +42,41 @@ def quantize_weight(
     note = ""
     losses: list[tuple[float, float]] = []
     step = max(1, _CHUNK_BYTES // (4 * width))
-    with np.errstate(invalid="ignore", over="ignore"):  # NaN and infinity end up in the scales
-        for start in range(0, n, step):
-            stop = min(start + step, n)
-            rows = hadamard_rotate(read_rows(start, stop), rotation)
+
+    def chunk(start: int) -> tuple[QuantizedWeight, float, float]:
+        """(rows from ``start`` on, the sums of squares of their error and of themselves)."""
+        with np.errstate(invalid="ignore", over="ignore"):  # NaN and infinity end up in the scales
+            rows = hadamard_rotate(read_rows(start, min(start + step, n)), rotation)
             part = algorithm(rows, settings)
-            codes[start:stop], scales[start:stop] = part.codes, part.scales
-            column_scale[start:stop] = part.column_scale
-            note = note or part.note
-            losses += [] if part.losses is None else [part.losses]
-            noise += float(squared_error(rows, part).sum())
-            signal += float(sum_of_squares(rows.copy()).sum())
+            return part, float(squared_error(rows, part).sum()), float(sum_of_squares(rows.copy()).sum())
+
+    starts = range(0, n, step)
+    for start, (part, error, square) in zip(starts, _in_order(chunk, starts, settings), strict=True):
+        stop = min(start + step, n)
+        codes[start:stop], scales[start:stop] = part.codes, part.scales
+        column_scale[start:stop] = part.column_scale
+        note = note or part.note
+        losses += [] if part.losses is None else [part.losses]
+        noise, signal = noise + error, signal + square
     sums = (sum(loss[0] for loss in losses), sum(loss[1] for loss in losses)) if losses else None
     weight = QuantizedWeight(codes, scales, column_scale, note, settings.weight_format, sums)
     return weight, _decibels(signal, noise)
+
+
+def _in_order(chunk: Callable[[int], _Chunk], starts: range, settings: Settings) -> Iterator[_Chunk]:
+    """The chunks one after the other, worked on by several threads where an algorithm has none of its own."""
+    workers = min(len(starts), MOST_THREADS, os.cpu_count() or 1)
+    if workers < 2 or settings.statistics is not None:
+        yield from map(chunk, starts)
+        return
+    with ThreadPoolExecutor(workers) as threads:
+        waiting: deque[Future[_Chunk]] = deque()
+        for start in starts:
+            waiting.append(threads.submit(chunk, start))
+            if len(waiting) > workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def _decibels(signal: float, noise: float) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from mxort.errors import MxortError
 from mxort.formats import ACTIVATION_FORMATS, WEIGHT_FORMATS
-from mxort.runtime import session
+from mxort.runtime import hardware, session
 from mxort.runtime.machine import Machine, describe_machine
 from mxort.runtime.op_models import MatMulMXFP4, random_mxfp4, relative_rms
 from mxort.text import format_bytes
@@ -234,7 +235,7 @@ def _execution_provider() -> Check:
 
 
 def _hip() -> Check:
-    runtime = importlib.import_module("mxort._native").hip_runtime()
+    runtime = hardware.hip_runtime()
     driver = "AMD GPU driver present" if AMD_DRIVER.exists() else f"no AMD GPU driver ({AMD_DRIVER})"
     if runtime["available"]:
         return Check("HIP runtime", OK, f"{runtime['library']} {runtime['version']}, {driver}")
@@ -251,7 +252,45 @@ def check_gpus() -> tuple[list[Check], tuple[GpuKernelCheck, ...]]:
         return [Check("GPU", FAILED, str(error))], ()
     checks = [_guarded(f"gpu:{gpu['ordinal']}", partial(_gpu, native, gpu)) for gpu in gpus]
     results = tuple(GpuKernelCheck(**row) for row in native.gpu_kernel_checks())
-    return checks or [Check("GPU", INFO, "the HIP runtime shows none")], results
+    return [*(checks or [_no_gpu()]), *_partitions(gpus)], results
+
+
+def _no_gpu() -> Check:
+    """HIP says "no device" of a GPU that it may not open, too."""
+    if not AMD_DRIVER.exists():
+        return Check("GPU", INFO, "the HIP runtime shows none")
+    if not os.access(AMD_DRIVER, os.R_OK | os.W_OK):
+        return Check(
+            "GPU",
+            WARNING,
+            f"the HIP runtime shows none, and this user may not open {AMD_DRIVER}: add it to the groups render and "
+            "video, and log in again",
+        )
+    return Check(
+        "GPU",
+        WARNING,
+        f"the HIP runtime shows none although there is {AMD_DRIVER}: in a container, was it started with "
+        "--device /dev/kfd --device /dev/dri? is HIP_VISIBLE_DEVICES or ROCR_VISIBLE_DEVICES set?",
+    )
+
+
+def _partitions(gpus: list[dict[str, Any]]) -> list[Check]:
+    """A check for each card that is split (CPX, DPX): its partitions share a PCI address, by which onnxruntime and the
+    provider tell GPUs apart."""
+    cards: dict[str, list[str]] = {}
+    for gpu in gpus:
+        card = gpu["pci_bus_id"].split(".")[0]  # without the function
+        cards.setdefault(card, []).append(f"gpu:{gpu['ordinal']}")
+    return [
+        Check(
+            "partitions",
+            INFO,
+            f"{', '.join(names)} are partitions of one card ({card}): onnxruntime offers the first alone, unless the "
+            'provider\'s library is registered by a name that ends in ".virtual"',
+        )
+        for card, names in cards.items()
+        if len(names) > 1
+    ]
 
 
 def _gpu(native: Any, gpu: dict[str, Any]) -> Check:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib
+import importlib.util
 import os
 import platform
 import re
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,10 +69,34 @@ def why_no_gpu() -> str:
     return _gpus()[1] or "no GPU: the HIP runtime lists none"
 
 
+def hip_runtime() -> dict[str, Any]:
+    """The HIP runtime in use: available, library, version, problem. The first call decides for the process."""
+    _load_rocm_of_wheels()
+    return dict(_native().hip_runtime())
+
+
+def _load_rocm_of_wheels() -> None:
+    """ROCm installed by pip (rocm-sdk) lies where no linker looks; loaded here, it is the process's runtime.
+
+    Nothing where the process has one, or is given one by name.
+    """
+    if "MXORT_HIP_LIBRARY" in os.environ or importlib.util.find_spec("rocm_sdk") is None:
+        return
+    if "libamdhip64" in Path("/proc/self/maps").read_text():
+        return
+    try:
+        for path in importlib.import_module("rocm_sdk").find_libraries("amdhip64"):
+            ctypes.CDLL(str(path))
+    except (
+        Exception
+    ) as error:  # a broken or partial installation: the library then looks elsewhere, and says where
+        warnings.warn(f"ROCm's wheels are not used: {error}", RuntimeWarning, stacklevel=2)
+
+
 def _gpus() -> tuple[list[dict[str, Any]], str]:
     """What the HIP runtime lists, and what keeps it from doing so."""
     native = _native()
-    runtime = native.hip_runtime()
+    runtime = hip_runtime()
     if not runtime["available"]:
         return [], runtime["problem"]
     try:

@@ -34,14 +34,23 @@ _STREAM = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
 
 class Application:
-    """The paths of OpenAI's interface over the models by name; ``asgi`` is what a server runs."""
+    """The paths of OpenAI's interface over the models by name; ``asgi`` is what a server runs.
+
+    ``replica`` names this one in the metrics, where several answer at one address.
+    """
 
     def __init__(
-        self, backends: Mapping[str, Backend], limits: Limits, key: str | None, *, local: bool
+        self,
+        backends: Mapping[str, Backend],
+        limits: Limits,
+        key: str | None,
+        *,
+        local: bool,
+        replica: str = "",
     ) -> None:
         self._backends, self._limits = backends, limits
         self._created = int(time.time())
-        self._metrics = counted.Metrics({name: each.counts for name, each in backends.items()})
+        self._metrics = counted.Metrics({name: each.counts for name, each in backends.items()}, replica)
         # Without its pages of documentation, whose scripts come from elsewhere.
         app = FastAPI(title="mxort", docs_url=None, redoc_url=None)
         self._routes(app)

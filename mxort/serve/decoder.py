@@ -31,13 +31,13 @@ class Decoder:
 
     kind = "decoder"
 
-    def __init__(self, name: str, folder: Path, limits: Limits, device: str) -> None:
+    def __init__(self, name: str, folder: Path, limits: Limits, device: str, threads: int = 0) -> None:
         self.name, self._limits = name, limits
         config = genai_config.load(folder)
         if not any((folder / file).is_file() for file in _TOKENIZERS):
             raise MxortError(f"{folder}: no tokenizer in it (one of {', '.join(_TOKENIZERS)})")
         self.context, self.vocabulary, random = _sizes(folder, config)
-        model = mxort.genai.open(folder, device=device)
+        model = mxort.genai.open(folder, device=device, threads=threads)
         import onnxruntime_genai as genai  # type: ignore[import-untyped]
 
         try:

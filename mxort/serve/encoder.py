@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from mxort.errors import MxortError
 from mxort.runtime.inference_session import InferenceSession
-from mxort.runtime.session import one_line
+from mxort.runtime.session import one_line, require_onnxruntime
 from mxort.serve.errors import ApiError, too_long, too_many
 from mxort.serve.limits import Limits
 
@@ -37,7 +37,7 @@ class Encoder:
     kind = "encoder"
     alive = True
 
-    def __init__(self, name: str, folder: Path, limits: Limits, device: str) -> None:
+    def __init__(self, name: str, folder: Path, limits: Limits, device: str, threads: int = 0) -> None:
         self.name, self._limits = name, limits
         self._pooling, self._unit = _pooling(folder)
         self.context = min(_context(folder), limits.max_prompt)
@@ -45,7 +45,9 @@ class Encoder:
         path = next((folder / file for file in _MODELS if (folder / file).is_file()), None)
         if path is None:
             raise MxortError(f"{folder}: none of {', '.join(_MODELS)} in it")
-        self._session = InferenceSession(path, device=device)
+        options = require_onnxruntime().SessionOptions()
+        options.intra_op_num_threads = threads
+        self._session = InferenceSession(path, options, device=device)
         self._inputs = [each.name for each in self._session.get_inputs()]
         if unknown := sorted(set(self._inputs) - set(_INPUTS)):
             raise MxortError(f"{path}: input {unknown[0]}, expected {', '.join(_INPUTS)} only")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -16,9 +16,12 @@ Counts = Callable[[], tuple[int, int]]
 
 
 class Metrics:
-    """Of one application: a registry of its own, so that several live in one process."""
+    """Of one application: a registry of its own, so that several live in one process.
 
-    def __init__(self, counts: dict[str, Counts]) -> None:
+    Rows have the label ``replica``, where this is one of several.
+    """
+
+    def __init__(self, counts: dict[str, Counts], replica: str = "") -> None:
         self.registry = CollectorRegistry()
         made = {"registry": self.registry, "namespace": "mxort"}
         self.requests = Counter("requests", "Requests, by status of HTTP", ["path", "status"], **made)  # type: ignore[arg-type]
@@ -40,6 +43,7 @@ class Metrics:
         )
         ProcessCollector(registry=self.registry)
         self.registry.register(_Load(counts))
+        self._shown: Collector = _Labelled(self.registry, replica) if replica else self.registry
 
     def finished(self, model: str, prompt: int, generated: int) -> None:
         """Counts the tokens of a request, whole or not."""
@@ -47,7 +51,22 @@ class Metrics:
         self.generated.labels(model).inc(generated)
 
     def text(self) -> bytes:
-        return generate_latest(self.registry)
+        return generate_latest(self._shown)
+
+
+class _Labelled(Collector):
+    """The rows of a registry, with the label."""
+
+    def __init__(self, registry: CollectorRegistry, replica: str) -> None:
+        self._registry, self._replica = registry, replica
+
+    def collect(self) -> Iterable[Metric]:
+        for family in self._registry.collect():
+            family.samples = [
+                sample._replace(labels={**sample.labels, "replica": self._replica})
+                for sample in family.samples
+            ]
+            yield family
 
 
 class _Load(Collector):

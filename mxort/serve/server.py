@@ -22,30 +22,24 @@ def serve(
     key: str | None = None,
     limits: Limits | None = None,
     device: str = "cpu",
+    threads: int = 0,
 ) -> None:
-    """Serves until SIGTERM or SIGINT; then what runs may end, for ``limits.grace`` seconds.
+    """Serves until SIGTERM or SIGINT; then what runs may end, for ``limits.grace`` seconds. ``threads`` of each model.
 
     Port 0 takes one that is free; which it is, is said on stderr. Raises MxortError for a port that cannot be had, for
     folders that cannot be served, and where mxort[serve] is not installed.
     """
-    try:
-        import fastapi  # noqa: F401
-        import prometheus_client  # noqa: F401
-        import uvicorn
-    except ImportError as error:
-        raise MxortError(f'a server needs mxort[serve] ({error}): pip install "mxort[serve]"') from error
+    require_extra()
+    import uvicorn
+
     from mxort.serve.app import Application
     from mxort.serve.backends import open_folders
 
     limits = limits or Limits()
-    with _listen(host, port) as listening, open_folders(folders, limits, device) as backends:
+    with listen(host, port) as listening, open_folders(folders, limits, device, threads) as backends:
         address, chosen = listening.getsockname()[:2]
         local = ipaddress.ip_address(address).is_loopback
-        if not local and not key:
-            print(
-                "mxort: warning: whoever reaches this address may use it: there is no API key",
-                file=sys.stderr,
-            )
+        warn_of_no_key(local, key)
         logging.getLogger("asyncio").setLevel(
             logging.ERROR
         )  # it warns of writing to clients that have hung up
@@ -75,8 +69,23 @@ def serve(
                 signal.signal(each, handler)
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    """A bound socket. Raises MxortError."""
+def require_extra() -> None:
+    """Raises MxortError where mxort[serve] is not installed."""
+    try:
+        import fastapi  # noqa: F401
+        import prometheus_client  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise MxortError(f'a server needs mxort[serve] ({error}): pip install "mxort[serve]"') from error
+
+
+def warn_of_no_key(local: bool, key: str | None) -> None:
+    if not local and not key:
+        print("mxort: warning: whoever reaches this address may use it: there is no API key", file=sys.stderr)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens. Raises MxortError."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE

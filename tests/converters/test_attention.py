@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto
 
 import mxort
-from attention_models import decoder, feeds
+from attention_models import SIZE, decoder, feeds
 from mxort.converters import attention
 from op_model import session
 
@@ -34,6 +34,26 @@ def test_the_same_with_and_without(packed: bool, length: int, past: int) -> None
         for x, y in zip(got, want, strict=True):
             # Two products in float, 1e-6 each, and a softmax between them that doubles the first.
             assert np.linalg.norm(x - y) <= 4e-6 * np.linalg.norm(y)
+
+
+@pytest.mark.parametrize(("packed", "known"), [(True, SIZE), (False, "kv_cache_dim")])
+def test_a_cache_of_named_size_gets_its_number(packed: bool, known: int | str) -> None:
+    """genai's builder writes a name. The other dimensions keep theirs; what a Split gives has no known width."""
+    proto = decoder(packed=packed)
+    caches = [v for v in (*proto.graph.input, *proto.graph.output) if v.name.startswith(("past", "present"))]
+    for value in caches:
+        value.type.tensor_type.shape.dim[3].dim_param = "kv_cache_dim"
+    made = mxort.convert(proto).model
+    onnx.checker.check_model(made)
+    assert [n.domain for n in made.graph.node if n.op_type == attention.NAME] == ["mxort"]
+    shapes = {
+        v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim]
+        for v in (*made.graph.input, *made.graph.output)
+    }
+    for before in caches:
+        assert shapes[before.name] == ["b", 2, "past" if "past" in before.name else "all", known]
+    assert len(caches) == 4
+    assert session(made).run(None, feeds(1, 40))[1].shape == (1, 2, 41, SIZE)
 
 
 REFUSED = [

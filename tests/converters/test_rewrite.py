@@ -7,10 +7,12 @@ import json
 import numpy as np
 import onnx
 import onnx.helper
+import onnx_ir as ir
 import pytest
 from onnx import numpy_helper
 
 import mxort
+from mxort.converters import rewrite
 from mxort.converters.functions import ROTATIONS
 from mxort.converters.metadata import conversions
 
@@ -554,3 +556,22 @@ def test_activations_are_rounded_where_weights_are(tools, rng, largest, level):
     (node,) = [n for n in tools.nodes(report.model) if n.domain == "mxort"]
     values = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
     assert (values["accuracy_level"], report.converted[0].accuracy_level) == (level, level)
+
+
+def test_equal_arrays_are_stored_once():
+    """Those that differ anywhere are not taken for each other, however alike; nor are other types and shapes."""
+    rng = np.random.default_rng(0)
+    array = rng.integers(0, 256, (300, 4096), dtype=np.uint8)
+    others = [array.copy() for _ in range(20)]
+    for other, at in zip(others, rng.integers(0, array.size, 20), strict=True):
+        other.reshape(-1)[at] ^= 1
+    pool = rewrite.TensorPool(ir.Tensor)
+    first, new = pool.put(array)
+    assert new
+    stored = [pool.put(other) for other in others]
+    assert all(new for _, new in stored)
+    assert pool.put(array.copy()) == (first, False)
+    for other, (tensor, _) in zip(others, stored, strict=True):
+        assert pool.put(np.asfortranarray(other)) == (tensor, False)
+    assert pool.put(array.view(np.int8))[1] and pool.put(array.reshape(600, 2048))[1]
+    assert pool.put(np.zeros(0, np.uint8))[1] and not pool.put(np.zeros(0, np.uint8))[1]

@@ -208,6 +208,13 @@ void TestCopies() {
   float milliseconds = -1;
   Need(stop->MillisecondsSince(*start, &milliseconds));
   Expect(milliseconds >= 0, "elapsed time");
+  void* const handle = stop->handle();
+  stop.reset();
+  Need(Event::Create(first, true, &stop));
+  Expect(stop->handle() == handle, "an event that is gone is used again");
+  std::unique_ptr<Event> untimed;
+  Need(Event::Create(first, false, &untimed));
+  Expect(untimed->handle() != handle, "but for its own kind only");
   size_t free_bytes = 0, total_bytes = 0;
   Need(first->Memory(&free_bytes, &total_bytes));
   Expect(free_bytes < total_bytes && total_bytes == first->info().memory_bytes, "memory of the device");
@@ -253,6 +260,30 @@ void TestSupports() {
   Expect(Supports(info, spec, DataType::kFloat).message() == "no kernels", "an unsupported device");
 }
 
+// Static objects go after HIP's own destructors have run, because they were there before HIP was loaded. The simulated
+// runtime aborts when it is called then.
+struct Kept {
+  std::shared_ptr<Arena> arena;
+  Buffer block;
+  std::unique_ptr<Stream> stream;
+  std::unique_ptr<Event> event;
+  void* function = nullptr;
+  ~Kept() {
+    const std::string error = arena ? arena->device()->Synchronize().message() : "not opened";
+    if (error.find("hipErrorDeinitialized") != std::string::npos) return;
+    std::fprintf(stderr, "FAILED a call after the end of HIP: got '%s'\n", error.c_str());
+    std::_Exit(1);
+  }
+} kept;
+
+void TestEndOfTheProcess() {
+  kept.arena = Arena::Create(OpenDevice(0));
+  Need(kept.block.Allocate(kept.arena, 4096, nullptr));
+  kept.stream = NewStream(kept.arena->device());
+  Need(Event::Create(kept.arena->device(), false, &kept.event));
+  Need(kept.arena->device()->Kernel("prepare", "reduce", &kept.function));
+}
+
 }  // namespace
 
 int main() {
@@ -264,6 +295,7 @@ int main() {
   TestLaunch(problem);
   TestComingAndGoing(problem);
   TestThreads(problem);
+  TestEndOfTheProcess();
   std::printf("%d passed, %d failed\n", passed, failed);
   return failed == 0 && passed > 0 ? 0 : 1;
 }

@@ -11,7 +11,6 @@ OUT_OF_MEMORY, LAUNCH_FAILURE, NO_DEVICE = 2, 719, 100
 FAULTS = [
     ("hipMalloc", OUT_OF_MEMORY),
     ("hipHostMalloc", OUT_OF_MEMORY),
-    ("hipMemcpy", LAUNCH_FAILURE),
     ("hipMemcpyAsync", LAUNCH_FAILURE),
     ("hipModuleLoadData", 200),
     ("hipModuleGetFunction", 500),

@@ -190,7 +190,9 @@ constexpr ErrorName kErrors[] = {
     {719, "hipErrorLaunchFailure", "unspecified launch failure"},
     {801, "hipErrorNotSupported", "operation not supported"},
     {900, "hipErrorStreamCaptureUnsupported", "operation not permitted when stream is capturing"},
+    {901, "hipErrorStreamCaptureInvalidated", "operation failed due to a previous error during capture"},
     {903, "hipErrorStreamCaptureUnmatched", "the capture was not initiated in this stream"},
+    {906, "hipErrorStreamCaptureImplicit", "operation would make the legacy stream depend on a capturing stream"},
     {999, "hipErrorUnknown", "unknown error"},
 };
 
@@ -271,8 +273,7 @@ HIPSIM_API int hipDeviceGetByPCIBusId(int* d, const char* id) {
 }
 HIPSIM_API int hipDeviceSynchronize() {
   return guarded("hipDeviceSynchronize", true, [] {
-    for (auto& s : runtime().streams)
-      if (s.second->device == current_device()) refuse_in_capture(s.second);
+    refuse_while_capturing(current_device(), kCaptureUnsupported);
     drain_all(current_device());
     return device_error(current_device());
   });

@@ -43,7 +43,7 @@ int copy(void* to, const void* from, u64 size, int kind, const StreamPtr& s, boo
       (kind == 3 && (!d.allocation || !f.allocation)) || (kind == 0 && (d.device() || f.device())) || kind < 0 ||
       kind > 4)
     throw SimError(format("copy kind %d does not fit its pointers", kind), kInvalidValue);
-  if (blocking) refuse_in_capture(s);
+  if (blocking) refuse_while_capturing(s->device, kCaptureImplicit);
   if (d.device() && f.device())
     count("copies_on_device");
   else if (d.device())
@@ -71,6 +71,7 @@ int fill(void* p, u64 value, u64 unit, u64 n, const StreamPtr& s, bool blocking)
   u64 size = unit * n;
   if (size == 0) return kSuccess;
   if (!locate(p, size).allocation) return kInvalidValue;
+  if (blocking) refuse_while_capturing(s->device, kCaptureImplicit);
   count("memsets");
   enqueue(s, [=] {
     Place place = locate(p, size);

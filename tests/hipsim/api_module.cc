@@ -169,11 +169,7 @@ int launch(void* function, const u32* grid, const u32* block, u32 shared, void* 
     }
     if (size && !buffer) return kInvalidValue;
     bytes.assign(static_cast<const u8*>(buffer), static_cast<const u8*>(buffer) + size);
-    ranges.emplace_back(0, static_cast<u32>(size));
-    for (const KernelArg& a : k->args)
-      if (a.kind.compare(0, 7, "hidden_") != 0 && a.offset + a.size > size)
-        throw SimError(format("kernel '%s': argument buffer of %zu bytes is too small", k->name.c_str(), size),
-                       kInvalidValue);
+    ranges.emplace_back(0, static_cast<u32>(size));  // HIP does not compare: what is missing is unknown to the kernel
   } else {
     bytes.resize(k->kernarg_size);
     size_t n = 0;
@@ -212,6 +208,7 @@ HIPSIM_API int hipModuleLoad(void** m, const char* path) {
 HIPSIM_API int hipModuleUnload(void* module) {
   return guarded("hipModuleUnload", false, [&]() -> int {
     Module* m = module_of(module);
+    refuse_while_capturing(m->device, kCaptureUnsupported);
     drain_all(m->device);
     runtime().modules.erase(m);
     delete m;
@@ -260,9 +257,8 @@ HIPSIM_API int hipFuncGetAttribute(int* value, int attribute, void* f) {
   });
 }
 
-// ---- for tests
-// ----------------------------------------------------------------------------------------------------------- Names of
-// the kernels of a module, one per line.
+// ---- for tests ------------------------------------------------------------------------------------------------------
+// Names of the kernels of a module, one per line.
 HIPSIM_API const char* hipsim_kernel_names(void* module) {
   static thread_local std::string text;
   text.clear();
@@ -281,5 +277,25 @@ HIPSIM_API const char* hipsim_unknown_instructions(void* module) {
       if (!i.entry && i.text[0] && strncmp(i.text, "end of", 6) != 0 && strncmp(i.text, "s_code_end", 10) != 0 &&
           strncmp(i.text, "undecodable", 11) != 0)
         text += std::string(i.text) + "\n";
+  return text.c_str();
+}
+// A kernel's instructions in their order, a line each: how often waves executed it, its pc, its text. Counted while the
+// option `counts` is set; modules of the same text are counted together. Empty: no such kernel.
+HIPSIM_API const char* hipsim_counts(void* module, const char* kernel) {
+  static thread_local std::string text;
+  text.clear();
+  std::lock_guard<std::recursive_mutex> lock(runtime().mutex);
+  if (!runtime().modules.count(static_cast<Module*>(module))) return "";
+  const Module& m = *static_cast<Module*>(module);
+  std::lock_guard<std::mutex> counting(m.code->mutex);
+  for (const Kernel* k : m.kernels) {
+    if (k->name != kernel) continue;
+    for (size_t n = 0; n < m.code->records.size(); n++) {
+      const Inst& i = m.code->records[n];
+      if (i.pc < k->entry || i.pc >= k->end) continue;
+      u64 count = n < m.code->counts.size() ? m.code->counts[n] : 0;
+      text += format("%llu 0x%x %s\n", static_cast<unsigned long long>(count), i.pc, i.text);
+    }
+  }
   return text.c_str();
 }

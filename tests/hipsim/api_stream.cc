@@ -189,12 +189,14 @@ HIPSIM_API int hipStreamBeginCapture(void* stream, int) {
     if (s->capture) return kIllegalState;
     s->capture = std::make_shared<Graph>();
     s->capture->device = s->device;
+    if (runtime().lose_captures > 0) runtime().lose_captures--, s->capture->invalidated = true;
     return kSuccess;
   });
 }
 HIPSIM_API int hipStreamIsCapturing(void* stream, int* status) {
   return guarded("hipStreamIsCapturing", true, [&]() -> int {
-    *status = stream_of(stream)->capture ? 1 : 0;
+    const auto& capture = stream_of(stream)->capture;
+    *status = !capture ? 0 : capture->invalidated ? 2 : 1;  // hipStreamCaptureStatus
     return kSuccess;
   });
 }
@@ -205,7 +207,8 @@ HIPSIM_API int hipStreamEndCapture(void* stream, void** graph) {
     std::shared_ptr<Graph> g = s->capture;
     for (auto& item : runtime().streams)
       if (item.second->capture == g) item.second->capture.reset();
-    return new_graph(graph, g);
+    *graph = nullptr;
+    return g->invalidated ? kCaptureInvalidated : new_graph(graph, g);
   });
 }
 static int instantiate(const char* name, void** exec, void* graph) {
@@ -220,6 +223,7 @@ HIPSIM_API int hipGraphInstantiateWithFlags(void** exec, void* graph, unsigned l
 HIPSIM_API int hipGraphLaunch(void* exec, void* stream) {
   return guarded("hipGraphLaunch", true, [&]() -> int {
     StreamPtr s = stream_of(stream);
+    if (!s->capture) refuse_while_capturing(s->device, kCaptureImplicit);  // ROCm asks its null stream
     for (Task& t : graph_of(exec)->tasks) enqueue(s, t.run);
     return device_error(s->device);
   });

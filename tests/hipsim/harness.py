@@ -179,10 +179,12 @@ def runtime() -> ctypes.CDLL:
         "hipsim_calls",
         "hipsim_kernel_names",
         "hipsim_unknown_instructions",
+        "hipsim_counts",
         "hipGetErrorName",
     ):
         getattr(lib, name).restype = ctypes.c_char_p
     lib.hipsim_kernel_names.argtypes = lib.hipsim_unknown_instructions.argtypes = [ctypes.c_void_p]
+    lib.hipsim_counts.argtypes = [ctypes.c_void_p, ctypes.c_char_p]
     lib.hipsim_unwritten.restype = ctypes.c_ulonglong
     lib.hipsim_unwritten.argtypes = [ctypes.c_void_p, ctypes.c_ulonglong]
     lib.hipsim_fail.argtypes = [ctypes.c_char_p, ctypes.c_long, ctypes.c_int]
@@ -309,6 +311,12 @@ class Module:
         """Instructions of the module that the simulator does not know."""
         return sorted(set(runtime().hipsim_unknown_instructions(self.handle).decode().splitlines()))
 
+    def counts(self, kernel: str) -> list[tuple[int, int, str]]:
+        """(times that waves executed it, pc, text) of a kernel's instructions; of a ``Sim(counts=1)``."""
+        lines = runtime().hipsim_counts(self.handle, kernel.encode()).decode().splitlines()
+        rows = [line.split(" ", 2) for line in lines]
+        return [(int(count), int(pc, 16), text) for count, pc, text in rows]
+
     def unload(self) -> None:
         check(runtime().hipModuleUnload(self.handle), "hipModuleUnload")
 
@@ -362,6 +370,10 @@ class Sim:
     def fail(self, function: str, call: int = 1, error: int = 999) -> None:
         """The ``call``-th call of a HIP function from now on returns ``error``."""
         self.lib.hipsim_fail(function.encode(), call, error)
+
+    def lose_captures(self, count: int) -> None:
+        """The next ``count`` captures end as if another thread had waited for the device meanwhile."""
+        self.lib.hipsim_lose_captures(count)
 
     def lose_device(self, device: int = 0) -> None:
         self.lib.hipsim_lose_device(device)

@@ -6,6 +6,7 @@
 //
 // EXEC is ignored, as on hardware. A decoded operand is kept and used again while its registers hold the same bits.
 #include <algorithm>
+#include <cstdlib>
 #include <memory>
 
 #include "lanes.h"
@@ -142,36 +143,42 @@ u32 fold(u64 lanes, int m) {  // lanes -> rows
                  : static_cast<u32>(lanes | lanes >> 32);
 }
 
-// D = C + sum; unknown rows of A and columns of B make the results of that row or column unknown. All of C is read
-// before D is written: compilers let them overlap in part.
+// D = C + sum; unknown rows of A and columns of B make the results of that row or column unknown.
+//
+// All of C is read before D is written, because they may overlap: LLVM gives results of four registers to registers of
+// C that are not D's own (v[164:167] from v[162:165]). Larger results take several passes, so LLVM's assembler refuses
+// that of them, and so does this.
 void finish(Wave& w, const Inst& i, int m, const double* sum, u32 bad_rows, u32 bad_columns, bool integer) {
-  constexpr int kMostRegisters = 16;
-  int registers = m * m / kLanes;
+  const int registers = m * m / kLanes;
   const Operand &d = i.op[0], &c = i.op[3];
-  if (c.kind != Kind::kVgpr && c.kind != Kind::kConst) fail("matrix addend is no vector register");
-  u32 from[kMostRegisters][kLanes];
-  u64 unknown[kMostRegisters] = {};
-  for (int r = 0; r < registers; r++) {
-    if (c.kind == Kind::kVgpr) {
+  alignas(64) u32 addend[16][kLanes];
+  u64 unknown[16] = {};
+  if (c.kind == Kind::kVgpr) {
+    const int apart = std::abs(d.reg - c.reg);
+    if (registers > 4 && apart != 0 && apart < registers)
+      fail("result and addend of a matrix instruction overlap in part: hardware needs several passes for this shape");
+    for (int r = 0; r < registers; r++) {
       w.check_v(c.reg + r, kAllLanes);
-      std::copy(w.v[c.reg + r], w.v[c.reg + r] + kLanes, from[r]);
       unknown[r] = w.vp[c.reg + r].any();
-    } else {
-      std::fill(from[r], from[r] + kLanes, static_cast<u32>(c.bits));
     }
+    memcpy(addend, w.v[c.reg], sizeof addend[0] * static_cast<size_t>(registers));
+  } else if (c.kind == Kind::kConst) {
+    std::fill_n(addend[0], registers * kLanes, static_cast<u32>(c.bits));
+  } else {
+    fail("matrix addend is no vector register");
+  }
+  for (int r = 0; r < registers; r++) {
     if (bad_rows | bad_columns)
       for (int l = 0; l < kLanes; l++)
         if (bad_columns >> (l % m) & 1 || bad_rows >> output_row(m, l, r) & 1) unknown[r] |= 1ull << l;
-  }
-  for (int r = 0; r < registers; r++) {
     w.check_v_write(d.reg + r, kAllLanes);
     u32* to = w.v[d.reg + r];
     for (int l = 0; l < kLanes; l++) {
       double s = sum[output_row(m, l, r) * m + l % m];
       if (integer)
-        to[l] = static_cast<u32>(static_cast<i64>(s)) + from[r][l];
+        to[l] = static_cast<u32>(static_cast<i64>(s)) + addend[r][l];
       else
-        to[l] = bits(static_cast<float>(static_cast<double>(f32(from[r][l])) + s));
+        to[l] = bits(static_cast<float>(static_cast<double>(f32(addend[r][l])) + s));
     }
     w.vp[d.reg + r] = Poison::all(unknown[r]);
   }

@@ -177,11 +177,11 @@ Kernel* read_kernel(const Value& v, Module* m) {
 }
 
 // A kernel must not name registers beyond what its descriptor allocates: on a GPU those belong to another wave.
-void check_registers(const Module& m, const Kernel& k, u64 size) {
+void check_registers(const Module& m, const Kernel& k) {
   u32 total = ((k.rsrc1 & 63) + 1) * 8, agpr_offset = ((k.rsrc3 & 63) + 1) * 4;
   u32 vgprs = std::min({256u, total, agpr_offset}), agprs = total > agpr_offset ? total - agpr_offset : 0;
   for (const Inst& i : m.code->records) {
-    if (i.pc < k.entry || i.pc >= k.entry + size) continue;
+    if (i.pc < k.entry || i.pc >= k.end) continue;
     for (int o = 0; o < i.ops; o++) {
       if (i.op[o].kind != Kind::kVgpr) continue;
       u32 last = i.op[o].reg + i.op[o].count - 1u;
@@ -266,9 +266,13 @@ Module* load_module(const void* image, size_t size, int device, const std::strin
     k->entry = static_cast<u32>(descriptor->second + load<u64>(d + 16) - text);
     k->rsrc3 = load<u32>(d + 44), k->rsrc1 = load<u32>(d + 48), k->rsrc2 = load<u32>(d + 52);
     k->properties = load<u16>(d + 56), k->preload = load<u16>(d + 58);
+    k->end = k->entry + static_cast<u32>(sizes[k->name]);
   }
   m->code = decode(arch, backing(m->text_base), m->text_size);
-  for (Kernel* k : m->kernels) check_registers(*m, *k, sizes[k->name]);
+  for (Kernel* k : m->kernels) {
+    check_registers(*m, *k);
+    if (k->preload & 127) k->entry += 256;  // firmware that preloads enters behind the compatibility prologue
+  }
   return m.release();
 }
 

@@ -16,7 +16,7 @@ Config& config() {
 
 Runtime& runtime() {
   static auto* r = [] {
-    auto* fresh = new Runtime;  // never destroyed: programs call us from their own destructors
+    auto* fresh = new Runtime;  // never destroyed
     return fresh;
   }();
   static bool configured = (configure(nullptr), true);
@@ -72,6 +72,8 @@ void set_option(const std::string& name, const std::string& value) {
     c.abort_on_fault = value == "abort";
   else if (name == "strict_war")
     c.strict_war = value != "0";
+  else if (name == "counts")
+    c.counts = value != "0";
   else if (name == "lost_after")
     c.lost_after = atol(value.c_str());
   else if (name == "fail") {
@@ -95,8 +97,8 @@ void configure(const char* text) {
   c.devices = {"gfx950"};
   c.threads = std::min(4, processors());
   pending_faults().clear();
-  for (const char* name :
-       {"devices", "memory", "seed", "threads", "max_steps", "on_fault", "strict_war", "lost_after", "fail"}) {
+  for (const char* name : {"devices", "memory", "seed", "threads", "max_steps", "on_fault", "strict_war", "counts",
+                           "lost_after", "fail"}) {
     std::string variable = "HIPSIM_";
     for (const char* p = name; *p; p++) variable += static_cast<char>(toupper(*p));
     const char* value = getenv(variable.c_str());
@@ -116,7 +118,21 @@ int device_error(int device) {
   return it == runtime().sticky.end() ? 0 : it->second;
 }
 
+namespace {
+
+// HIP takes its devices down in a destructor of its library: whoever calls it later uses what is freed.
+struct Teardown {
+  bool done = false;
+  ~Teardown() { done = true; }
+} teardown;
+
+}  // namespace
+
 int guarded(const char* name, bool touches_device, const std::function<int()>& body) {
+  if (teardown.done) {
+    fprintf(stderr, "hipsim: %s is called after the runtime's own destructors\n", name);
+    abort();
+  }
   Runtime& r = runtime();
   std::lock_guard<std::recursive_mutex> lock(r.mutex);
   if (r.faults.empty() && !pending_faults().empty()) r.faults = pending_faults();
@@ -159,6 +175,7 @@ void enqueue(const StreamPtr& s, std::function<void()> run) {
   Task t;
   t.run = std::move(run);
   if (s->capture) {
+    if (s->capture->invalidated) throw SimError("the capture of this stream was invalidated", kCaptureInvalidated);
     s->capture->tasks.push_back(std::move(t));
     return;
   }
@@ -209,7 +226,16 @@ void drain_all(int device) {
 }
 
 void refuse_in_capture(const StreamPtr& s) {
-  if (s->capture) throw SimError("call is not allowed while the stream is captured", kCaptureUnsupported);
+  if (!s->capture) return;
+  s->capture->invalidated = true;
+  throw SimError("call is not allowed while the stream is captured", kCaptureUnsupported);
+}
+
+void refuse_while_capturing(int device, int error) {
+  bool any = false;
+  for (auto& item : runtime().streams)
+    if (item.second->device == device && item.second->capture) any = item.second->capture->invalidated = true;
+  if (any) throw SimError("call is not allowed while a stream of the device is captured; the capture is lost", error);
 }
 
 }  // namespace hipsim
@@ -222,7 +248,10 @@ HIPSIM_API void hipsim_reset(const char* options) {
   Runtime& r = runtime();
   std::lock_guard<std::recursive_mutex> lock(r.mutex);
   r.streams.clear(), r.null_streams.clear(), r.graphs.clear(), r.graph_owner.clear();
-  for (Module* m : r.modules) delete m;
+  for (Module* m : r.modules) {
+    m->code->counts.clear();  // decoded text outlives its modules
+    delete m;
+  }
   r.modules.clear();
   for (Event* e : r.events) delete e;
   r.events.clear();
@@ -248,6 +277,12 @@ HIPSIM_API const char* hipsim_calls() {
   for (auto& item : r.calls) out << (out.tellp() ? ", " : "{") << '"' << item.first << "\": " << item.second;
   text = r.calls.empty() ? "{}" : out.str() + "}";
   return text.c_str();
+}
+
+// The next `n` captures are as if another thread had ended them right after their begin.
+HIPSIM_API void hipsim_lose_captures(int n) {
+  std::lock_guard<std::recursive_mutex> lock(runtime().mutex);
+  runtime().lose_captures = n;
 }
 
 HIPSIM_API void hipsim_lose_device(int device) {

@@ -39,7 +39,9 @@ enum HipError {  // values of hipError_t
   kLaunchFailure = 719,
   kNotSupported = 801,
   kCaptureUnsupported = 900,
+  kCaptureInvalidated = 901,
   kCaptureUnmatched = 903,
+  kCaptureImplicit = 906,
   kUnknown = 999,
 };
 
@@ -54,6 +56,7 @@ struct Task {
 struct Graph {
   std::vector<Task> tasks;  // in an order in which they may run
   int device = 0;
+  bool invalidated = false;  // as a capture: its end is an error
 };
 
 struct Stream {
@@ -88,6 +91,7 @@ struct Runtime {
   std::map<std::string, long> calls;
   std::map<std::string, long> counts;  // launches, copies ...
   std::string report;                  // of the last stopped kernel
+  int lose_captures = 0;
 };
 Runtime& runtime();
 void configure(const char* text);  // "devices=...;seed=..." or null: from the environment
@@ -103,7 +107,10 @@ StreamPtr stream_of(void* handle);  // throws SimError(kInvalidHandle)
 void enqueue(const StreamPtr& s, std::function<void()> run);
 void drain(const StreamPtr& s, u64 upto);
 void drain_all(int device);
-int device_error(int device);                // sticky error or 0
-void refuse_in_capture(const StreamPtr& s);  // calls that synchronise are illegal while a stream is captured
+int device_error(int device);  // sticky error or 0
+// What a capture does not survive, as ROCm 7 has it: a wait for the stream that is captured; and for every capture of a
+// device, in any mode and of whichever thread, a call that concerns the whole device. The call fails too, with `error`.
+void refuse_in_capture(const StreamPtr& s);
+void refuse_while_capturing(int device, int error);
 
 }  // namespace hipsim

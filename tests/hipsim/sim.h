@@ -12,6 +12,7 @@
 #include <cstring>
 #include <deque>
 #include <memory>
+#include <mutex>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -153,12 +154,14 @@ struct Wave {
   u32 sp[128];   // poisoned bits
   u64 spend[2];  // scalar registers that an outstanding s_load will write
   bool scc = false, scc_poison = true;
-  u32 mode = 0;
-  const Inst* code = nullptr;  // first record of the module
+  u32 mode = 0;                                // the MODE register
+  bool ieee() const { return mode >> 9 & 1; }  // a signalling NaN is quieted, not passed over
+  const Inst* code = nullptr;                  // first record of the module
   const Inst* ip = nullptr;
   Workgroup* wg = nullptr;
   int id = 0;
   u64 steps = 0;
+  u64* counts = nullptr;  // by record of `code`, or null
   bool done = false, at_barrier = false, yield = false;
   PendingQueue vm, lgkm;
 
@@ -216,7 +219,8 @@ struct Kernel {
   u32 kernarg_size = 0, lds_size = 0, private_size = 0, vgprs = 0, agprs = 0, sgprs = 0, max_threads = 1024;
   u32 required[3] = {0, 0, 0};
   u32 rsrc1 = 0, rsrc2 = 0, rsrc3 = 0, properties = 0, preload = 0;
-  u32 entry = 0;  // byte offset in text
+  u32 entry = 0;  // byte offset in text, where waves begin
+  u32 end = 0;    // byte offset behind the last instruction
   std::vector<KernelArg> args;
 };
 
@@ -225,6 +229,8 @@ struct Code {
   std::vector<Inst> records;
   std::deque<std::string> texts;
   std::vector<i32> index_of;  // text offset / 4 -> record, or -1
+  mutable std::mutex mutex;
+  mutable std::vector<u64> counts;  // by record: how often waves executed it; empty unless Config::counts
 };
 
 struct Module {
@@ -249,7 +255,7 @@ struct Config {
   std::vector<std::string> devices;
   u64 memory = 16ull << 30, seed = 1, max_steps = 200000000;
   int threads = 1;
-  bool abort_on_fault = false, strict_war = true;
+  bool abort_on_fault = false, strict_war = true, counts = false;
   long lost_after = -1;
 };
 Config& config();

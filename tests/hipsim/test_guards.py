@@ -270,6 +270,25 @@ def test_buffer_bounds_read_zero(sim: harness.Sim) -> None:
         np.testing.assert_array_equal(got, want)
 
 
+@pytest.mark.parametrize("stride", ["0x40000", "0x3fff0000", "0x40040000"], ids=["4", "16383", "4 and cache"])
+def test_buffer_with_a_stride_is_a_raw_one(sim: harness.Sim, stride: str) -> None:
+    """As long as nothing indexes or swizzles: num_records counts bytes still."""
+    body = DESCRIPTOR.format(records=128) + (
+        f"\ns_or_b32 s21, s21, {stride}\nbuffer_load_dword v100, v1, s[20:23], 0 offen\ns_waitcnt vmcnt(0)"
+    )
+    want = LANE + 1
+    want[32:] = 0
+    np.testing.assert_array_equal(run_lanes(sim, body, [LANE + 1], ["v100"])[0], want)
+
+
+@pytest.mark.parametrize(
+    "bit", ["s_bitset1_b32 s21, 31", "s_bitset1_b32 s23, 23"], ids=["swizzle", "add_tid"]
+)
+def test_swizzled_buffer_is_refused(sim: harness.Sim, bit: str) -> None:
+    body = DESCRIPTOR.format(records=128) + f"\n{bit}\nbuffer_load_dword v100, v1, s[20:23], 0 offen"
+    expect(sim, body, "swizzle or add_tid_enable")
+
+
 def test_buffer_dwords_are_checked_one_by_one(sim: harness.Sim) -> None:
     body = DESCRIPTOR.format(records=24) + (
         "\nv_lshlrev_b32 v20, 2, v1\n"
@@ -379,6 +398,30 @@ def test_scratch(sim: harness.Sim) -> None:
     a = sim.to_device(np.zeros(64, np.int32))
     with pytest.raises(harness.SimFault, match="scratch"):
         module.launch("k", (1,), (1,), [a, a])
+
+
+def test_flushing_denormals_is_refused(sim: harness.Sim) -> None:
+    text = harness.kernel_asm("s_nop 0").replace("denorm_mode_32 3", "denorm_mode_32 0")
+    with pytest.raises(harness.SimFault, match="flushes denormals"):
+        sim.load(harness.assemble(text)).launch("k", (1,), (64,), [None, None])
+
+
+def test_counts_of_instructions() -> None:
+    """Two waves; the branch is taken by the second only, so what it jumps over runs once."""
+    body = (
+        "v_readfirstlane_b32 s10, v0\ns_cmp_lg_u32 s10, 0\ns_cbranch_scc1 .Lx\nv_mov_b32 v5, 1\n"
+        ".Lx:\ns_branch .Ly\nv_mov_b32 v5, 2\n.Ly:"
+    )
+    code = harness.assemble(harness.kernel_asm(body))
+    expected = {"s_cmp_lg_u32": 2, "v_mov_b32_e32 v5, 1": 1, "v_mov_b32_e32 v5, 2": 0, "s_endpgm": 2}
+    for counting in (1, 0):
+        module = harness.Sim(counts=counting).load(code)
+        module.launch("k", (1,), (128,), [None, None])
+        counts = module.counts("k")
+        assert [pc for _, pc, _ in counts] == sorted(pc for _, pc, _ in counts)
+        for start, count in expected.items():
+            assert [n for n, _, text in counts if text.startswith(start)] == [count * counting], start
+    assert module.counts("another") == []
 
 
 def test_endless_loop() -> None:

@@ -192,6 +192,30 @@ def test_unscaled_form(sim: harness.Sim) -> None:
     np.testing.assert_allclose(got, want, rtol=1e-7)
 
 
+@pytest.mark.parametrize("d", [20, 16, 18, 10, 14, 12], ids=["C+2", "C-2 over B", "C", "A", "B", "A and B"])
+def test_result_over_operands(sim: harness.Sim, d: int) -> None:
+    """All operands are read before the result is written: compilers emit such overlaps for four result registers."""
+    rng = np.random.default_rng(d)
+    a, b = random_codes(rng, 4, 16), random_codes(rng, 4, 16)
+    c = rng.standard_normal((16, 16)).astype(np.float32)
+    inputs = [*place_operand(a, 4, 16), *place_operand(b, 4, 16), *place_result(c, 16)]
+    body = f"v_mfma_f32_16x16x128_f8f6f4 v[{d}:{d + 3}], v[10:13], v[14:17], v[18:21] cbsz:4 blgp:4"
+    got = result_matrix(run_lanes(sim, body, inputs, [f"v{d + i}" for i in range(4)]), 16)
+    want = c + FORMATS[4].values[a].astype(float) @ FORMATS[4].values[b].astype(float).T
+    np.testing.assert_allclose(got, want, rtol=2e-7)
+
+
+def test_part_of_a_large_addend_as_result_is_refused(sim: harness.Sim) -> None:
+    """The assembler refuses it too, so the addend's field (the third of nine bits) is set in the bytes."""
+    body = "v_mfma_f32_32x32x16_bf16 v[20:35], v[10:13], v[14:17], v[40:55]"
+    image = harness.assemble(harness.kernel_asm(body)).read_bytes()
+    fields = [(256 + 10 | 256 + 14 << 9 | 256 + c << 18).to_bytes(4, "little") for c in (40, 22)]
+    assert image.count(fields[0]) == 1
+    module = sim.load(image.replace(*fields))
+    with pytest.raises(harness.SimFault, match="overlap in part"):
+        module.launch("k", (1,), (64,), [None, None])
+
+
 def test_scale_in_scalar_register_is_refused(sim: harness.Sim) -> None:
     inputs = np.zeros((8, 64), np.uint32)
     body = (

@@ -51,6 +51,10 @@ def s32(x: int) -> int:
     return x - 2**32 if x & 0x80000000 else x
 
 
+def saturated(x: int) -> int:
+    return max(-(2**31), min(2**31 - 1, x))
+
+
 def s16(x: int) -> int:
     x &= 0xFFFF
     return x - 2**16 if x & 0x8000 else x
@@ -97,6 +101,10 @@ INTEGER: list[tuple[str, Callable[[int, int, int], int]]] = [
     ("v_add_u32 v100, v10, v11", lambda a, b, c: a + b),
     ("v_sub_u32 v100, v10, v11", lambda a, b, c: a - b),
     ("v_subrev_u32 v100, v10, v11", lambda a, b, c: b - a),
+    ("v_add_i32 v100, v10, v11", lambda a, b, c: a + b),
+    ("v_sub_i32 v100, v10, v11", lambda a, b, c: a - b),
+    ("v_add_i32 v100, v10, v11 clamp", lambda a, b, c: saturated(s32(a) + s32(b))),
+    ("v_sub_i32 v100, v10, v11 clamp", lambda a, b, c: saturated(s32(a) - s32(b))),
     ("v_add_u32 v100, -16, v11", lambda a, b, c: b - 16),
     ("v_add_u32 v100, 0x12345, v11", lambda a, b, c: b + 0x12345),
     ("v_mul_lo_u32 v100, v10, v11", lambda a, b, c: a * b),
@@ -450,3 +458,69 @@ def test_double(sim: harness.Sim) -> None:
     np.testing.assert_array_equal(double(5), x.astype(np.float32).astype(float))
     np.testing.assert_array_equal(double(7), x - y)
     np.testing.assert_array_equal(double(9), -np.abs(x) * y)
+
+
+# ---- signalling NaN ----------------------------------------------------------------------------------------
+
+# bits of a value's significand, and of its whole
+SIGNIFICANDS = {"f16": (10, 16), "f32": (23, 32), "f64": (52, 64)}
+
+
+def quieted(x: int, kind: str) -> int | None:
+    """What a signalling NaN becomes: its highest significand bit set; None for any other value."""
+    significand, width = SIGNIFICANDS[kind]
+    fraction = x & ((1 << significand) - 1)
+    exponent = (x >> significand) & ((1 << (width - 1 - significand)) - 1)
+    signals = exponent == (1 << (width - 1 - significand)) - 1 and 0 < fraction < 1 << (significand - 1)
+    return x | 1 << (significand - 1) if signals else None
+
+
+def special_pairs(kind: str) -> list[tuple[int, int]]:
+    significand, width = SIGNIFICANDS[kind]
+    infinity = ((1 << (width - 1 - significand)) - 1) << significand
+    one = ((1 << (width - 2 - significand)) - 1) << significand
+    quiet, signalling = infinity | 1 << (significand - 1), infinity | 5
+    negative = signalling | 1 << (width - 1)
+    values = [one, infinity, quiet, signalling, negative]
+    return [(a, b) for a in values for b in values if signalling in (a, b) or negative in (a, b)]
+
+
+@pytest.mark.parametrize("ieee", [True, False])
+@pytest.mark.parametrize("name", ["min", "max"])
+@pytest.mark.parametrize("kind", SIGNIFICANDS)
+def test_signalling_nan(sim: harness.Sim, kind: str, name: str, ieee: bool) -> None:
+    """In IEEE mode (the default of kernels) it is quieted and wins, the first operand's first; else it is passed over
+    as a quiet one is, for whatever the other operand holds unless that is a NaN too."""
+    pairs = special_pairs(kind)
+    columns = np.array((pairs * 64)[:64], np.uint64).T
+    mode = "" if ieee else "s_setreg_imm32_b32 hwreg(HW_REG_MODE, 9, 1), 0\n"
+    if kind == "f64":
+        inputs = [(x >> s).astype(np.uint32) for x in columns for s in (0, 32)]
+        body = f"v_{name}_f64 v[100:101], v[10:11], v[12:13]"
+        low, high = run_lanes(sim, mode + body, inputs, ["v100", "v101"])
+        got = low.astype(np.uint64) | high.astype(np.uint64) << np.uint64(32)
+    else:
+        inputs = [x.astype(np.uint32) for x in columns]
+        got = run_lanes(sim, f"{mode}v_{name}_{kind} v100, v10, v11", inputs, ["v100"])[0]
+        if kind == "f16":
+            packed = run_lanes(sim, f"{mode}v_pk_{name}_f16 v100, v10, v11", inputs, ["v100"])[0]
+            np.testing.assert_array_equal(packed & 0xFFFF, got)
+    significand, _ = SIGNIFICANDS[kind]
+    for (a, b), result in zip(pairs, got.tolist(), strict=False):
+        quiet = [quieted(a, kind), quieted(b, kind)]
+        if ieee:
+            assert result == (quiet[0] if quiet[0] is not None else quiet[1]), (hex(a), hex(b))
+        elif None in quiet and (other := (a, b)[quiet.index(None)]) & (1 << (significand - 1)) == 0:
+            assert result == other, (hex(a), hex(b))
+
+
+def test_signalling_nan_among_three(sim: harness.Sim) -> None:
+    """Two operations one after the other: the first quiets it, the second passes over what is quiet now."""
+    signalling, one, two = (np.full(64, x, np.uint32) for x in (0x7F800005, 0x3F800000, 0x40000000))
+    got = run_lanes(
+        sim,
+        "v_max3_f32 v100, v10, v11, v12\nv_max3_f32 v101, v11, v12, v10\nv_med3_f32 v102, v10, v11, v12",
+        [signalling, one, two],
+        ["v100", "v101", "v102"],
+    )[:, 0].tolist()
+    assert got == [0x40000000, 0x7FC00005, 0x40000000]

@@ -10,29 +10,50 @@ namespace {
 
 bool nan(float a) { return a != a; }
 float quiet(float a) { return f32(bits(a) | 0x400000); }
-// IEEE-754 2008 minNum/maxNum with -0 < +0; a NaN gives the other operand.
-float min2(float a, float b) {
+bool signalling(float a) { return nan(a) && !(bits(a) & 0x400000); }
+// IEEE-754 2008 minNum/maxNum with -0 < +0: a quiet NaN gives the other operand, and so does a signalling one unless
+// the wave is in IEEE mode, where it is quieted and wins.
+float min2(float a, float b, bool ieee) {
+  if (ieee && signalling(a)) return quiet(a);
+  if (ieee && signalling(b)) return quiet(b);
   if (nan(a)) return nan(b) ? quiet(a) : b;
   if (nan(b)) return a;
   if (a == b) return f32(bits(a) | bits(b));
   return a < b ? a : b;
 }
-float max2(float a, float b) {
-  if (nan(a)) return nan(b) ? quiet(a) : b;
-  if (nan(b)) return a;
+float max2(float a, float b, bool ieee) {
+  if (nan(a) || nan(b)) return min2(a, b, ieee);
   if (a == b) return f32(bits(a) & bits(b));
   return a > b ? a : b;
 }
-float med3(float a, float b, float c) {
-  if (nan(a) || nan(b) || nan(c)) return min2(min2(a, b), c);
-  return max2(min2(a, b), min2(max2(a, b), c));
+float min3(float a, float b, float c, bool ieee) { return min2(min2(a, b, ieee), c, ieee); }
+float max3(float a, float b, float c, bool ieee) { return max2(max2(a, b, ieee), c, ieee); }
+float med3(float a, float b, float c, bool ieee) {
+  if (nan(a) || nan(b) || nan(c)) return min3(a, b, c, ieee);
+  return max2(min2(a, b, ieee), min2(max2(a, b, ieee), c, ieee), ieee);
 }
 // IEEE-754 2019 minimum/maximum: NaN wins.
-float minimum(float a, float b) { return nan(a) ? quiet(a) : nan(b) ? quiet(b) : min2(a, b); }
-float maximum(float a, float b) { return nan(a) ? quiet(a) : nan(b) ? quiet(b) : max2(a, b); }
+float minimum(float a, float b) { return nan(a) ? quiet(a) : nan(b) ? quiet(b) : min2(a, b, true); }
+float maximum(float a, float b) { return nan(a) ? quiet(a) : nan(b) ? quiet(b) : max2(a, b, true); }
 
 float hf(u32 a) { return half_to_float(static_cast<u16>(a)); }
 u32 fh(float a) { return float_to_half(a); }
+bool signalling16(u32 a) { return (a & 0x7E00) == 0x7C00 && (a & 0x1FF); }
+template <class F>
+u32 half_min_max(u32 a, u32 b, bool ieee, F f) {  // the conversion to float would lose what is signalling
+  if (ieee && signalling16(a)) return (a & 0xFFFF) | 0x200;
+  if (ieee && signalling16(b)) return (b & 0xFFFF) | 0x200;
+  return fh(f(hf(a), hf(b), false));
+}
+bool signalling(double a) { return a != a && !(bits(a) >> 51 & 1); }
+double quiet(double a) { return f64(bits(a) | u64{1} << 51); }
+template <class F>
+double double_min_max(double a, double b, bool ieee, F f) {
+  if (ieee && signalling(a)) return quiet(a);
+  if (ieee && signalling(b)) return quiet(b);
+  if (a != a) return b != b ? quiet(a) : b;
+  return b != b ? a : f(a, b);
+}
 u32 half_fma(u32 a, u32 b, u32 c) {  // exact in double, one rounding
   return double_to_half(static_cast<double>(hf(a)) * hf(b) + hf(c));
 }
@@ -262,6 +283,20 @@ void compare_f64(Wave& w, const Inst& i, F f) {
                     true))
 #define PI2(name, expr) \
   ENTRY(name, packed_16<2>(w, i, [](u32 a, u32 b) -> u32 { return static_cast<u32>(expr); }, false))
+// The same with the wave's mode as a last argument.
+#define M2(name, f) ENTRY(name, bool ieee = w.ieee(); mapf<2>(w, i, [ieee](float a, float b) { return f(a, b, ieee); }))
+#define M3(name, f) \
+  ENTRY(name, bool ieee = w.ieee(); mapf<3>(w, i, [ieee](float a, float b, float c) { return f(a, b, c, ieee); }))
+#define MH2(name, f)                  \
+  ENTRY_H(name, bool ieee = w.ieee(); \
+          map32<2>(w, i, [ieee](u32 a, u32 b) -> u32 { return half_min_max(a, b, ieee, f); }, Spread::kAll, 1, true))
+#define MPH2(name, f)                 \
+  ENTRY_H(name, bool ieee = w.ieee(); \
+          packed_16<2>(w, i, [ieee](u32 a, u32 b) -> u32 { return half_min_max(a, b, ieee, f); }, true))
+#define MD2(name, f)                                                                                       \
+  ENTRY_D(name, bool ieee = w.ieee(); map64<2>(w, i, 3, [ieee](u64 a, u64 b) {                             \
+            return bits(double_min_max(f64(a), f64(b), ieee, [](double x, double y) { return f(x, y); })); \
+          }))
 #define CF(name, expr)                                                      \
   ENTRY("v_cmp_" name "_f32", compare32(w, i,                               \
                                         [](u32 x, u32 y) {                  \
@@ -289,16 +324,16 @@ const OpEntry kTable[] = {
     F2("v_subrev_f32", b - a),
     F2("v_mul_f32", a* b),
     F2("v_mul_legacy_f32", a == 0 || b == 0 ? 0.0f : a * b),
-    F2("v_min_f32", min2(a, b)),
-    F2("v_max_f32", max2(a, b)),
+    M2("v_min_f32", min2),
+    M2("v_max_f32", max2),
     F3("v_fma_f32", std::fma(a, b, c)),
     F3("v_mad_f32", a* b + c),
     F3("v_fmac_f32", std::fma(a, b, c)),
     F3("v_fmamk_f32", std::fma(a, b, c)),  // source, constant, addend
     F3("v_fmaak_f32", std::fma(a, b, c)),
-    F3("v_min3_f32", min2(min2(a, b), c)),
-    F3("v_max3_f32", max2(max2(a, b), c)),
-    F3("v_med3_f32", med3(a, b, c)),
+    M3("v_min3_f32", min3),
+    M3("v_max3_f32", max3),
+    M3("v_med3_f32", med3),
     F3("v_minimum3_f32", minimum(minimum(a, b), c)),
     F3("v_maximum3_f32", maximum(maximum(a, b), c)),
     F1("v_rcp_f32", static_cast<float>(1.0 / static_cast<double>(a))),
@@ -330,8 +365,8 @@ const OpEntry kTable[] = {
     H2("v_sub_f16", fh(a - b)),
     H2("v_subrev_f16", fh(b - a)),
     H2("v_mul_f16", fh(a* b)),
-    H2("v_min_f16", fh(min2(a, b))),
-    H2("v_max_f16", fh(max2(a, b))),
+    MH2("v_min_f16", min2),
+    MH2("v_max_f16", max2),
     H1("v_rcp_f16", fh(1 / a)),
     H1("v_sqrt_f16", fh(std::sqrt(a))),
     H1("v_floor_f16", fh(std::floor(a))),
@@ -346,8 +381,8 @@ const OpEntry kTable[] = {
 
     D2("v_add_f64", a + b),
     D2("v_mul_f64", a* b),
-    D2("v_min_f64", std::fmin(a, b)),
-    D2("v_max_f64", std::fmax(a, b)),
+    MD2("v_min_f64", std::fmin),
+    MD2("v_max_f64", std::fmax),
     ENTRY_D("v_fma_f64", map64<3>(w, i, 7, [](u64 a, u64 b, u64 c) { return bits(std::fma(f64(a), f64(b), f64(c))); })),
     ENTRY_D("v_fmac_f64",
             map64<3>(w, i, 7, [](u64 a, u64 b, u64 c) { return bits(std::fma(f64(a), f64(b), f64(c))); })),
@@ -362,8 +397,8 @@ const OpEntry kTable[] = {
                               w, i, [](float a, float) { return a; }, true)),
     PH2("v_pk_add_f16", a + b),
     PH2("v_pk_mul_f16", a* b),
-    PH2("v_pk_min_f16", min2(a, b)),
-    PH2("v_pk_max_f16", max2(a, b)),
+    MPH2("v_pk_min_f16", min2),
+    MPH2("v_pk_max_f16", max2),
     ENTRY_H("v_pk_fma_f16", packed_16<3>(w, i, half_fma, true)),
     PI2("v_pk_add_u16", a + b),
     PI2("v_pk_sub_i16", a - b),

@@ -1,6 +1,7 @@
 // Vector integer and bit operations of 16, 32 and 64 bits, and their comparisons.
 // Meaning: CDNA3/CDNA4 ISA documents, "Vector ALU instructions".
 #include <algorithm>
+#include <limits>
 
 #include "lanes.h"
 #include "opcodes.h"
@@ -143,6 +144,17 @@ u32 bitop3(u32 a, u32 b, u32 c, u32 table) {
   return r;
 }
 
+// v_add_i32, v_sub_i32: they wrap around as the unsigned forms do; with clamp the exact sum saturates.
+template <class F>
+void saturating(Wave& w, const Inst& i, F f) {
+  if (!i.clamp) return map32<2>(w, i, [f](u32 a, u32 b) { return u(f(s(a), s(b))); });
+  Inst plain = i;
+  plain.clamp = false;
+  map32<2>(w, plain, [f](u32 a, u32 b) {
+    return u(std::clamp<i64>(f(s(a), s(b)), std::numeric_limits<i32>::min(), std::numeric_limits<i32>::max()));
+  });
+}
+
 // d, carry-out mask = f(a, b, carry in)
 template <class F>
 void carry(Wave& w, const Inst& i, F f, bool carry_in) {
@@ -261,6 +273,8 @@ const OpEntry kTable[] = {
     A2("v_add_u32", a + b),
     A2("v_sub_u32", a - b),
     A2("v_subrev_u32", b - a),
+    ENTRY("v_add_i32", saturating(w, i, [](i64 a, i64 b) { return a + b; })),
+    ENTRY("v_sub_i32", saturating(w, i, [](i64 a, i64 b) { return a - b; })),
     A2("v_mul_lo_u32", a* b),
     A2("v_mul_hi_u32", u(static_cast<i64>(wide(a) * b >> 32))),
     A2("v_mul_hi_i32", u(static_cast<i64>(s(a)) * s(b) >> 32)),

@@ -61,8 +61,9 @@ void buffer_address(Wave& w, const Inst& i, int vaddr, Access& a) {
     d[k] = w.get_s(rsrc.reg + k);
     if (w.sp[rsrc.reg + k]) fail("buffer descriptor word %d that nobody wrote", k);
   }
-  if (d[1] >> 16 || d[3] >> 23 & 1)
-    fail("only raw buffers are modelled (stride, swizzle and add_tid_enable must be 0)");
+  // The stride (bits 16 to 29) and the cache's swizzle (bit 30) move nothing without an index and swizzled addressing,
+  // and num_records counts bytes then.
+  if (d[1] >> 31 || d[3] >> 23 & 1) fail("buffer descriptors with swizzle or add_tid_enable are not modelled");
   u64 base = d[0] | static_cast<u64>(d[1] & 0xFFFF) << 32;
   a.records = d[2];
   const Operand& so = i.op[vaddr + 2];

@@ -190,6 +190,7 @@ void Wave::run() {
   const u64 limit = config().max_steps;
   yield = false;
   while (!done && !at_barrier && !yield) {
+    if (counts) counts[ip - code]++;
     const Inst& i = *ip++;
     if (++steps > limit)
       fail("%llu instructions without an end: endless loop?", static_cast<unsigned long long>(limit));
@@ -229,7 +230,7 @@ void start_wave(Wave& w, const Launch& launch, u32 first_thread, u32 threads) {
   if (k.rsrc2 >> 8 & 1) put(w.wg->id[1]);
   if (k.rsrc2 >> 9 & 1) put(w.wg->id[2]);
   if (k.rsrc2 >> 10 & 1) put(0);
-  w.mode = k.rsrc1 >> 12 & 255;
+  w.mode = (k.rsrc1 >> 12 & 255) | (k.rsrc1 >> 23 & 1) << 9;  // rounding and denormals; IEEE
   u64 active = 0;
   for (u32 l = 0; l < kLanes; l++) {
     u32 t = first_thread + l;
@@ -242,8 +243,7 @@ void start_wave(Wave& w, const Launch& launch, u32 first_thread, u32 threads) {
   w.s[kExec] = static_cast<u32>(active), w.s[kExec + 1] = static_cast<u32>(active >> 32);
   w.sp[kExec] = w.sp[kExec + 1] = 0;
   w.code = k.module->code->records.data();
-  u32 entry = k.entry + (preload ? 256 : 0);  // firmware that preloads enters behind the compatibility prologue
-  w.ip = w.code + k.module->code->index_of[entry / 4];
+  w.ip = w.code + k.module->code->index_of[k.entry / 4];
 }
 
 void run_workgroup(Workgroup& g, std::mt19937_64& random) {
@@ -300,6 +300,12 @@ void run_workgroup(Workgroup& g, std::mt19937_64& random) {
   }
 }
 
+void add_counts(const Code& code, const std::vector<u64>& counts) {
+  std::lock_guard<std::mutex> lock(code.mutex);
+  code.counts.resize(std::max(code.counts.size(), counts.size()));
+  for (size_t n = 0; n < counts.size(); n++) code.counts[n] += counts[n];
+}
+
 }  // namespace
 
 void run_launch(Launch& launch) {
@@ -320,12 +326,14 @@ void run_launch(Launch& launch) {
   auto work = [&](int) {
     Workgroup g;
     g.launch = &launch;
+    std::vector<u64> counts(config().counts ? k.module->code->records.size() : 0);
     g.lds_size = k.lds_size + launch.dynamic_lds;
     g.lds.resize(g.lds_size), g.lds_state.resize(g.lds_size), g.lds_race.resize(g.lds_size);
     std::vector<std::unique_ptr<Wave>> waves;
     for (u32 n = 0; n < (threads + kLanes - 1) / kLanes; n++) {
       waves.push_back(std::make_unique<Wave>());
       waves.back()->wg = &g, waves.back()->id = static_cast<int>(n);
+      waves.back()->counts = counts.empty() ? nullptr : counts.data();
       g.waves.push_back(waves.back().get());
     }
     try {
@@ -342,6 +350,7 @@ void run_launch(Launch& launch) {
       if (!error) error = std::make_unique<SimError>(e);
       next = groups;
     }
+    add_counts(*k.module->code, counts);
   };
   int count = static_cast<int>(std::min<u64>(groups, static_cast<u64>(std::max(1, config().threads))));
   std::vector<std::thread> threads_running;

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ctypes
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 import device
+from mxort import formats, scales
 
 LONG, INT, UINT, FLOAT, POINTER = (
     ctypes.c_longlong,
@@ -21,6 +22,7 @@ LONG, INT, UINT, FLOAT, POINTER = (
 BOOL = 7  # hip::Type
 ROWS, TURN = 16, 128  # of a tile; keys of a workgroup's turn
 SIZES = (64, 96, 128, 256)  # of heads, that there are kernels for
+FORMATS = {"mxfp8": formats.E4M3, "mxfp4": formats.E2M1}
 
 
 class HeadStrides(ctypes.Structure):
@@ -66,7 +68,30 @@ class Problem:
     mask: NDArray[Any] | None = None  # broadcasts to [batch, heads, length, keys]
     padding: NDArray[np.int32] | None = None  # [batch, keys]
     sink: NDArray[np.float32] | None = None
-    options: dict[str, Any] = field(default_factory=dict)
+    cache: str = ""  # mxfp8, mxfp4: k and v are quantised
+
+    def rows(self, x: NDArray[np.float32]) -> NDArray[np.uint8]:
+        """The bytes of a quantised cache: the codes of a head at a position, then their scales."""
+        codes, exponents = scales.quantize_blocks(
+            formats.to_blocks(x.reshape(-1, x.shape[-1])), FORMATS[self.cache], "even"
+        )
+        codes = codes.reshape(len(codes), -1)
+        if self.cache == "mxfp4":
+            codes = codes[:, ::2] | codes[:, 1::2] << 4
+        return np.concatenate([codes, exponents], axis=1).astype(np.uint8).reshape(*x.shape[:-1], -1)
+
+    def cached(self, x: NDArray[np.float32]) -> NDArray[np.float64]:
+        """k or v as the cache holds them."""
+        if not self.cache:
+            return self.numbers(x).astype(np.float64)
+        element = FORMATS[self.cache]
+        codes, exponents = scales.quantize_blocks(
+            formats.to_blocks(x.reshape(-1, x.shape[-1])), element, "even"
+        )
+        values = element.decode(codes).astype(np.float64) * formats.scale_value(exponents)[..., None].astype(
+            np.float64
+        )
+        return values.reshape(x.shape)
 
     def numbers(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
         """x rounded to the type."""
@@ -79,7 +104,7 @@ def shapes(p: Problem) -> tuple[int, int, int, int, int]:
 
 
 def padded_size(p: Problem) -> int:
-    return next(s for s in SIZES if s >= max(p.q.shape[-1], p.v.shape[-1]))
+    return next(s for s in SIZES if s >= max(p.q.shape[-1], p.v.shape[-1]) and not (p.cache and s == 96))
 
 
 def run(machine: device.Device, p: Problem, splits: int = 1, prefill: bool = False) -> NDArray[np.float32]:
@@ -97,10 +122,12 @@ def run(machine: device.Device, p: Problem, splits: int = 1, prefill: bool = Fal
 
     a = AttentionArgs(scale=p.scale, softcap=p.softcap, filter=-10000.0, causal=p.causal, window=p.window)
     a.type = list(device.TYPES).index(p.dtype)
-    a.q, a.k, a.v = send(p.q), send(p.k), send(p.v)
+    k, v = (p.rows(p.k), p.rows(p.v)) if p.cache else (p.k, p.v)
+    a.q, a.k, a.v = send(p.q), send(k, not p.cache), send(v, not p.cache)
     a.q_strides = HeadStrides(length * heads * size, heads * size, size)
-    a.k_strides = HeadStrides(kv_heads * keys * size, size, keys * size)
-    a.v_strides = HeadStrides(kv_heads * keys * value_size, value_size, keys * value_size)
+    a.k_strides, a.v_strides = (
+        HeadStrides(kv_heads * keys * row, row, keys * row) for row in (k.shape[-1], v.shape[-1])
+    )
     a.y_strides = HeadStrides(length * heads * value_size, heads * value_size, value_size)
     a.batch, a.heads, a.kv_heads, a.group, a.length, a.keys = batch, heads, kv_heads, group, length, keys
     a.head_size, a.value_size, a.splits = size, value_size, splits
@@ -135,7 +162,12 @@ def run(machine: device.Device, p: Problem, splits: int = 1, prefill: bool = Fal
         machine.module("attention_prefill").launch(f"prefill_{name}", grid, (256,), [bytes(a)])
     else:
         grid = (a.tiles * splits, batch * kv_heads)
-        machine.module("attention").launch(f"attention_{name}", grid, (256,), [bytes(a)])
+        own = (
+            ("attention_mx", f"attention_{p.cache}_{padded_size(p)}")
+            if p.cache
+            else ("attention", f"attention_{name}")
+        )
+        machine.module(own[0]).launch(own[1], grid, (256,), [bytes(a)])
         if splits > 1:
             machine.module("attention").launch(
                 "attention_merge", (a.tiles, batch * kv_heads), (256,), [bytes(a)]
@@ -151,47 +183,55 @@ def prefill_rows(p: Problem) -> int:
     return 128 if p.dtype != "float" and padded_size(p) <= 128 else 64
 
 
+def full_mask(p: Problem, keys: int) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+    """What the mask lets be seen, and what it adds, [.., .., length, keys]."""
+    if p.mask is None:
+        return np.ones((1, 1, 1, keys), bool), np.zeros((1, 1, 1, keys))
+    mask = p.mask.reshape((1,) * (4 - p.mask.ndim) + p.mask.shape)
+    if mask.shape[-1] not in (1, keys):
+        fill = False if mask.dtype == np.bool_ else -np.inf
+        mask = np.pad(mask, [(0, 0)] * 3 + [(0, keys - mask.shape[-1])], constant_values=fill)
+    if mask.dtype == np.bool_:
+        return mask, np.zeros(mask.shape)
+    return np.ones(mask.shape, bool), p.numbers(mask.astype(np.float32)).astype(np.float64)
+
+
+def seen_keys(p: Problem) -> NDArray[np.bool_]:
+    """[batch, 1, length, keys], as far as lengths, causality and the window go."""
+    batch, length, _, _, keys = shapes(p)
+    seen = np.ones((batch, 1, length, keys), bool)
+    position, key = np.arange(length)[:, None], np.arange(keys)
+    for b in range(batch):
+        have = keys if p.lengths is None else p.lengths[b]
+        seen[b] &= key < have
+        last = position + (have - length if p.offset is None else p.offset)
+        if p.causal:
+            seen[b] &= key <= last
+        if p.causal and p.window:
+            seen[b] &= key > last - p.window
+    return seen
+
+
 def expected(p: Problem) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """y in double, and sum of weight * |v|, which its errors are measured by."""
-    batch, length, heads, kv_heads, keys = shapes(p)
+    _, _, heads, kv_heads, keys = shapes(p)
     q = p.numbers(p.q).astype(np.float64).transpose(0, 2, 1, 3)
-    k, v = (np.repeat(p.numbers(x).astype(np.float64), heads // kv_heads, axis=1) for x in (p.k, p.v))
+    k, v = (np.repeat(p.cached(x), heads // kv_heads, axis=1) for x in (p.k, p.v))
     with np.errstate(invalid="ignore", over="ignore"):
         s = q @ k.transpose(0, 1, 3, 2) * p.scale
         if p.softcap:
             s = p.softcap * np.tanh(s / p.softcap)
-        seen = np.ones((batch, 1, length, keys), bool)
-        position, key = np.arange(length)[:, None], np.arange(keys)
-        for b in range(batch):
-            have = keys if p.lengths is None else p.lengths[b]
-            seen[b] &= key < have
-            if p.causal:
-                last = position + (have - length if p.offset is None else p.offset)
-                seen[b] &= key <= last
-                if p.window:
-                    seen[b] &= key > last - p.window
-        if p.mask is not None:
-            mask = p.mask.reshape((1,) * (4 - p.mask.ndim) + p.mask.shape)
-            if mask.shape[-1] not in (1, keys):
-                fill = False if mask.dtype == np.bool_ else -np.inf
-                mask = np.pad(mask, [(0, 0)] * 3 + [(0, keys - mask.shape[-1])], constant_values=fill)
-            if mask.dtype == np.bool_:
-                seen = seen & mask
-            else:
-                s = s + p.numbers(mask.astype(np.float32))
+        seen, added = full_mask(p, keys)
+        s = s + added
         if p.padding is not None:
             s = s + np.where(p.padding == 0, -10000.0, 0.0)[:, None, None]
-        s = np.where(seen, s, -np.inf)
-        largest = np.max(s, axis=-1, keepdims=True, initial=-np.inf)
+        s = np.where(seen & seen_keys(p), s, -np.inf)
+        sink = (
+            np.array(-np.inf) if p.sink is None else p.numbers(p.sink).astype(np.float64)[None, :, None, None]
+        )
+        largest = np.maximum(np.max(s, axis=-1, keepdims=True, initial=-np.inf), sink)
         largest = np.where(np.isneginf(largest), 0, largest)
-        if p.sink is not None:
-            sink = p.numbers(p.sink).astype(np.float64)[None, :, None, None]
-            largest = np.maximum(largest, sink)
         w = np.exp(s - largest)
-        total = w.sum(-1, keepdims=True)
-        if p.sink is not None:
-            total = total + np.exp(sink - largest)
+        total = w.sum(-1, keepdims=True) + np.exp(sink - largest)
         w = np.where(total == 0, 0, w / np.where(total == 0, 1, total))
-        # A weight of nothing takes nothing of a value that is not finite.
-        y = np.where(w == 0, 0, w) @ v
-        return y.transpose(0, 2, 1, 3), (w @ np.abs(v)).transpose(0, 2, 1, 3)
+        return (w @ v).transpose(0, 2, 1, 3), (w @ np.abs(v)).transpose(0, 2, 1, 3)

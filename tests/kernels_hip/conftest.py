@@ -22,15 +22,29 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason=MISSING))
 
 
+CURRENT: dict[tuple[str, int], device.Device] = {}
+
+
+def machine(arch: str, counts: int) -> device.Device:
+    """The simulator has one machine at a time, so asking for another one resets it."""
+    if (arch, counts) not in CURRENT:
+        CURRENT.clear()
+        CURRENT[arch, counts] = device.Device(arch, counts=counts)
+    return CURRENT[arch, counts]
+
+
 @pytest.fixture(scope="session")
 def machines():
-    """arch -> device; the simulator has one machine at a time, so asking for another one resets it."""
-    current: dict[str, device.Device] = {}
+    """arch -> device."""
+    return lambda arch: machine(arch, 0)
+
+
+@pytest.fixture
+def counting_machines():
+    """arch -> a new device that counts executed instructions."""
 
     def get(arch: str) -> device.Device:
-        if arch not in current:
-            current.clear()
-            current[arch] = device.Device(arch)
-        return current[arch]
+        CURRENT.clear()
+        return machine(arch, 1)
 
     return get

@@ -26,7 +26,16 @@ SOURCES = ROOT / "ep" / "kernels" / "hip"
 FLAGS = ("-ffp-contract=off", "-Wall", "-Wextra", "-Werror")
 ARCHITECTURES = ("gfx950", "gfx942")
 OBJECTS = {
-    arch: ("attention", "attention_append", "attention_prefill", "gather_mx", *gemm, "prepare", "product")
+    arch: (
+        "attention",
+        "attention_append",
+        "attention_mx",
+        "attention_prefill",
+        "gather_mx",
+        *gemm,
+        "prepare",
+        "product",
+    )
     for arch, gemm in {
         "gfx950": ("gemm_mx", "gemm_bf16", "gemm_byte"),
         "gfx942": ("gemm_bf16", "gemm_byte"),
@@ -39,6 +48,11 @@ COMPUTE_UNITS = 256
 
 @functools.cache
 def code_object(arch: str, name: str) -> Path:
+    """What `make build/.dev` compiled where it is up to date, else compiled here with the same flags."""
+    built = ROOT / "build" / "cmake" / "hip" / f"{name}.{arch}.co"
+    sources = [SOURCES / f"{name}.hip", *SOURCES.glob("*.h"), ROOT / "ep" / "mx_formats.h"]
+    if built.exists() and built.stat().st_mtime >= max(source.stat().st_mtime for source in sources):
+        return built
     return harness.compile_hip(SOURCES / f"{name}.hip", arch=arch, flags=FLAGS, include=[ROOT / "ep"])
 
 
@@ -159,6 +173,22 @@ class Device:
         if name not in self.modules:
             self.modules[name] = self.sim.load(self.replace.get(name, code_object(self.arch, name)))
         return self.modules[name]
+
+    def unexecuted(self, name: str, kernel: str) -> list[str]:
+        """Instructions of a kernel of module ``name`` that no launch has executed so far, of a ``Device(counts=1)``.
+
+        Without jumps that stand directly behind a branch on EXEC. The compiler asks for each of a lane's stores
+        whether any lane is left for it, also on ways where no number of columns leads: those that lie behind others
+        which are outside already.
+        """
+        counts = self.module(name).counts(kernel)
+        assert counts, kernel
+        before = ["", *(text for _, _, text in counts)]
+        return [
+            f"{pc:x} {text}"
+            for (count, pc, text), last in zip(counts, before, strict=False)
+            if not count and not (text.startswith("s_branch") and last.startswith("s_cbranch_exec"))
+        ]
 
     def prepare(self, spec: Spec, p: dict[str, Any], a: NDArray[Any]) -> harness.DeviceArray:
         source, records = self.sim.to_device(a), self.sim.empty(p["activation_bytes"], np.uint8)

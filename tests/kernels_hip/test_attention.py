@@ -165,3 +165,35 @@ def test_what_lies_behind_a_filled_cache_is_not_read(machines):
     )[0]
     for options in ({}, {"splits": 2}, {"prefill": True}):
         np.testing.assert_allclose(attention_device.run(machines("gfx950"), p, **options), want, atol=1e-5)
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("cache", ["mxfp8", "mxfp4"])
+@pytest.mark.parametrize("size", [32, 64, 96, 256])
+def test_quantised_caches(machines, arch, cache, size):
+    """Queries and weights are floats, as three bf16; what the cache holds is exact."""
+    p = problem(
+        size,
+        2,
+        2,
+        4,
+        2,
+        150,
+        size,
+        causal=True,
+        offset=None,
+        lengths=[150, 31],
+        cache=cache,
+        scale=size**-0.5,
+    )
+    p.v[0, 0, 7] *= 2.0**-100
+    p.k[1, 1, 3] *= 2.0**-140
+    for splits in (1, 2):
+        check(p, attention_device.run(machines(arch), p, splits))
+
+
+def test_a_block_that_is_not_a_number(machines):
+    p = problem(9, 1, 3, 1, 1, 40, 64, causal=True, offset=20, cache="mxfp4")
+    p.v[0, 0, 22, 40] = np.inf  # of the second block, seen by the last query; nothing times NaN is NaN, too
+    y = attention_device.run(machines("gfx950"), p)
+    assert np.isnan(y[0, 2, 0, 32:]).all() and not np.isnan(y[..., :32]).any()

@@ -58,7 +58,8 @@ def test_other_128x128_tiles_keep_the_matrix_pipe_busy(fmt):
     loop = model.model_loop(kernels("gfx950", "gemm_mx")[f"gemm_{fmt}_128x128"])
     assert loop is not None
     assert loop.binding == "loads" and loop.mca is not None and loop.mca >= 0.9
-    assert (loop.accumulator_moves, loop.early_reads, loop.same_iteration_waits) == (0, 0, 0)
+    assert (loop.accumulator_moves, loop.early_reads) == (0, 0)
+    assert loop.prefetch is not None and loop.prefetch >= model.GATE_PREFETCH
 
 
 @pytest.mark.parametrize(
@@ -78,6 +79,35 @@ def test_skinny_kernels_load_each_weight_byte_once_sixteen_bytes_a_lane(arch, na
         loads = [i.mnemonic for i in kernel.loop if model.is_vmem_load(i) and i.operands[2] == weights]
         assert sorted(loads) == ["buffer_load_dword"] * steps + ["buffer_load_dwordx4"] * 16
         assert len(loads) == sum(model.is_vmem_load(i) and i.operands[2] == weights for i in kernel.code)
+
+
+@pytest.mark.parametrize("arch", device.ARCHITECTURES)
+def test_attention_of_few_rows_loads_each_byte_of_the_cache_once(arch):
+    """A turn of a wave is 32 keys and values; nothing else is loaded in the loop, where there is no mask."""
+    checked = 0
+    for name, kernel in kernels(arch, "attention").items():
+        found = re.fullmatch(r"attention_(float|float16|bfloat16)_(\d+)", name)
+        if not found:
+            continue
+        checked += 1
+        loads = [i for i in kernel.loop if i.mnemonic.startswith("buffer_load")]
+        bytes_of_turn = 32 * 2 * int(found[2]) * (4 if found[1] == "float" else 2)
+        assert sum(map(model.access_bytes, loads)) == bytes_of_turn, name
+        assert min(map(model.access_bytes, loads)) >= 64 * 8  # of a lane
+    assert checked == 12
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_attention_of_many_rows_has_a_loop_without_masks(dtype):
+    """Of head size 128: 64 matrix instructions for 64 keys of a wave's two tiles, each operand read from LDS once."""
+    kernel = kernels("gfx950", "attention_prefill")[f"prefill_{dtype}_128"]
+    loop = model.model_loop(kernel)
+    assert loop is not None
+    assert (loop.matrix_instructions, loop.reads, loop.binding) == (64, 32, "issue")
+    assert (
+        loop.share >= 0.44
+    )  # of at most 1: the softmax is 3.5 instructions a score, two tiles share each read
+    assert kernel.resources.vgprs <= 256  # two waves a SIMD
 
 
 def wait_states(i):

@@ -72,15 +72,28 @@ def test_distance_from_a_read_to_its_use_goes_around_the_loop():
     assert model.read_distances(loop) == [16, 16]
 
 
-def test_waits_on_loads_of_the_same_iteration():
+def test_clocks_from_a_load_to_its_wait_whatever_the_iteration():
     load = "buffer_load_dwordx4 v1, s[0:3], s4 offen lds"
-    late = code(load, load, mfma("v[10:13]"), "s_waitcnt vmcnt(2)", "s_barrier")
-    assert model.same_iteration_waits(late) == 0
-    assert (
-        model.prefetch_clocks(late) == 32
-    )  # issued, one instruction, wait of the next iteration: two instructions
-    early = code(load, load, mfma("v[10:13]"), "s_waitcnt vmcnt(1)", "s_barrier")
-    assert model.same_iteration_waits(early) == 1
+    next_iteration = code(load, load, mfma("v[10:13]"), "s_waitcnt vmcnt(2)", "s_barrier")
+    assert model.prefetch_clocks(next_iteration) == 2 * 16
+    same = code(load, *[mfma("v[10:13]")] * 5, "s_waitcnt vmcnt(0)", *[mfma("v[10:13]")] * 9)
+    assert model.prefetch_clocks(same) == 5 * 16
+    # Two loads outstanding: the one waited for is of the iteration before, 14 + 5 instructions ago.
+    assert model.prefetch_clocks([*same[:6], *code("s_waitcnt vmcnt(1)"), *same[7:]]) == 19 * 16
+    assert model.prefetch_clocks(code(load, mfma("v[10:13]"))) is None
+
+
+@pytest.mark.parametrize("waves, matrix, issue", [(4, 32, 2 * 12 + 7 * 4), (8, 64, 2 * 12 + 7 * 4)])
+def test_a_second_wave_of_a_simd_issues_while_the_first_one_does(waves, matrix, issue):
+    """It needs the matrix pipe for itself, but not the issue of the other's instructions."""
+    body = [mfma("v[12:15]"), mfma("v[16:19]"), *["s_nop 0"] * 4]
+    text = harness.kernel_asm("s_mov_b32 s4, 4\nloop:\n" + "\n".join([*body, "s_sub_u32 s4, s4, 1"]) +
+                              "\ns_cmp_lg_u32 s4, 0\ns_cbranch_scc1 loop")  # fmt: skip
+    text = text.replace("max_flat_workgroup_size: 1024", f"max_flat_workgroup_size: {64 * waves}")
+    (kernel,) = isa.read_code_object(harness.assemble(text))
+    loop = model.model_loop(kernel)
+    assert loop is not None
+    assert (loop.clocks["matrix"], loop.clocks["issue"]) == (matrix, issue)
 
 
 def test_accumulator_moves_are_told_from_other_moves():

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from gpu_oracle import Problem
 
 import device
 from device import Spec
@@ -154,6 +155,39 @@ def test_bf16_terms_hold_every_value(machines, arch, dtype):
     np.testing.assert_array_equal(
         terms.sum(axis=0)[: len(a), :96], device.from_bytes(a, dtype).astype(np.float64)
     )
+
+
+PREPARATIONS: dict[
+    tuple[str, str], list[tuple[str, int]]
+] = {}  # (architecture, kernel) -> formats and levels
+for _arch in device.ARCHITECTURES:
+    for _fmt, _level in (("none", 1), ("none", 3), *((f, 3) for f in device.FORMATS if f != "none")):
+        _kernel = device.plan(Spec(70, 384, 24, "float", _fmt, 1, _level, _arch))["prepare"]
+        PREPARATIONS.setdefault((_arch, _kernel), []).append((_fmt, _level))
+
+
+@pytest.mark.parametrize("arch, kernel", PREPARATIONS)
+def test_every_instruction_of_the_preparation_runs(counting_machines, arch, kernel):
+    """As the product shows it: K of every alignment that loads differ by, with each rotation; a panel and a ragged
+    one."""
+    machine = counting_machines(arch)
+    for fmt, level in PREPARATIONS[arch, kernel]:
+        for dtype in device.TYPES:
+            for rotation, k in ((1, 5), (1, 93), (1, 333), (1, 384), (32, 96), (64, 192), (128, 384)):
+                problem = Problem(Spec(70, k, 24, dtype, fmt, rotation, level, arch))
+                problem.check(problem.run(machine))
+    assert machine.unexecuted("prepare", kernel) == []
+
+
+@pytest.mark.parametrize("arch", device.ARCHITECTURES)
+def test_every_instruction_of_the_sum_of_splits_runs(counting_machines, arch):
+    """Each type; less than a workgroup's 256 columns, more, and an odd number of them."""
+    machine = counting_machines(arch)
+    for dtype in device.TYPES:
+        for n in (72, 300, 5):
+            problem = Problem(Spec(7, 32 * 41, n, dtype, "none", 1, 1, arch))
+            problem.check(problem.run(machine, "", 3))
+    assert machine.unexecuted("prepare", "reduce") == []
 
 
 @pytest.mark.parametrize("n, k", [(1, 1), (64, 128), (70, 416), (200, 96)])

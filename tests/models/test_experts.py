@@ -12,15 +12,14 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import numpy_helper
 from safetensors.torch import load_file
 
 import checkpoints
 import expert_tensors
 import mxort
 from generated import FLOAT_SUMS, TOKENS, generate, reference
+from imported import assert_expert_bytes, attribute, made_of
 from mxort.converters import functions
-from mxort.models.origin import NAMES
 
 KEPT = [
     ("gpt_oss", "gpt-oss"),
@@ -35,24 +34,6 @@ EXACT: dict[str, Any] = {"table_format": "float", "accuracy_level": 1, "exclude"
 """What is MXFP4 already is kept all the same. Without the library onnxruntime runs the function."""
 
 
-def made_of(folder: Path) -> dict[str, tuple[dict[str, np.ndarray], list[str], onnx.NodeProto]]:
-    """By layer's node: (the operator's constants by its names of them, the checkpoint's names, the node)."""
-    model = onnx.load(folder / "model.onnx")
-    constants = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
-    inputs = functions.function(functions.EXPERTS, 21).input
-    found = {}
-    for node in model.graph.node:
-        if node.op_type == functions.EXPERTS:
-            values = {n: constants[g] for n, g in zip(inputs, node.input, strict=True) if g in constants}
-            names = next((p.value for p in node.metadata_props if p.key == NAMES), "[]")
-            found[node.name] = values, json.loads(names), node
-    return found
-
-
-def attribute(node: onnx.NodeProto, name: str) -> Any:
-    return next(onnx.helper.get_attribute_value(a) for a in node.attribute if a.name == name)
-
-
 @pytest.mark.parametrize(("architecture", "fmt"), KEPT)
 def test_bytes_and_logits(architecture: str, fmt: str, tmp_path: Path) -> None:
     """Every byte of every expert is in the file, at its expert's and row's place, and none is anywhere else."""
@@ -60,35 +41,7 @@ def test_bytes_and_logits(architecture: str, fmt: str, tmp_path: Path) -> None:
     report = mxort.import_checkpoint(tiny.folder, tmp_path / "out", **EXACT)
     assert len([row for row in report.kept if row.op_type == "MoE"]) == 4  # two layers of two stacks
     assert {row.reason for row in report.conversion.skipped} == {"excluded by pattern '*'"}
-    layers = made_of(tmp_path / "out")
-    assert list(layers) == [f"/model/layers.{i}/moe/MoE" for i in range(2)]
-    for number, (values, names, node) in enumerate(layers.values()):
-        prefix = f"model.layers.{number}.mlp.experts"
-        for product, stack in (("gate_up", "gate_up_proj"), ("down", "down_proj")):
-            if architecture == "gpt_oss":
-                matrix = tiny.packed[f"{prefix}.{stack}"]
-                codes, scales = matrix.bytes, matrix.scales
-                np.testing.assert_array_equal(
-                    values[f"{product}_bias"],
-                    tiny.model.state_dict()[f"{prefix}.{stack}_bias"].numpy(),
-                )
-            else:
-                parts = expert_tensors.PARTS[architecture][stack]
-                linears = [
-                    [
-                        tiny.packed[expert_tensors.renamed(architecture, f"{prefix}.{e}.{part}")]
-                        for part in parts
-                    ]
-                    for e in range(4)
-                ]
-                codes = np.stack([np.concatenate([m.bytes for m in row]) for row in linears])
-                scales = np.stack([np.concatenate([m.scales for m in row]) for row in linears])
-                assert not values[f"{product}_bias"].any()
-            np.testing.assert_array_equal(values[f"{product}_B"], codes)
-            np.testing.assert_array_equal(values[f"{product}_B_scale"], scales)
-            assert (values[f"{product}_column_scale"] == 1).all()
-        assert attribute(node, "swiglu_fusion") == (1 if architecture == "gpt_oss" else 2)
-        assert len(names) == (2 if architecture == "gpt_oss" else 12)
+    assert_expert_bytes(tiny, architecture, tmp_path / "out")
     (tokens, got), (expected_tokens, expected) = generate(tmp_path / "out"), reference(tiny.model)
     assert tokens == expected_tokens
     assert np.linalg.norm(got - expected) < FLOAT_SUMS * np.linalg.norm(expected)

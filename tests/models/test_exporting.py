@@ -9,15 +9,13 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import helper, numpy_helper
-from onnx.reference import ReferenceEvaluator
 from safetensors import safe_open
 
 import checkpoints
+import expert_tensors
 import ggufs
 import mxort
-from imported import packed_rows, relative_rms, run
-from mxort.converters import standard
+from imported import last_logits, packed_rows, relative_rms, run
 from mxort.models import formats, shard_writer
 from mxort.models.checkpoint import open_checkpoint
 
@@ -26,7 +24,8 @@ EXACT: dict[str, Any] = {"table_format": "float", "accuracy_level": 1}
 FLOAT_SUMS = 2e-5
 """As in test_importing.py."""
 
-FORMS = {"quark": "quark", "compressed-tensors": "compressed-tensors"}
+FORMS = ("quark", "compressed-tensors")
+"""Those of matrices; gpt-oss' is of stacks."""
 
 
 def contents(folder: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
@@ -41,12 +40,20 @@ def contents(folder: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
     return found
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "phi3", "gemma3_text", "lfm2"])
-@pytest.mark.parametrize("fmt", [*FORMS, "quark-w4a4", "compressed-tensors-w4a4"])
-def test_there_and_back_is_the_checkpoint(fmt: str, architecture: str, tmp_path: Path) -> None:
+DENSE = ("llama", "qwen2", "qwen3", "phi3", "gemma3_text", "lfm2")
+THERE_AND_BACK = [
+    *((a, f) for a in DENSE for f in (*FORMS, "quark-w4a4", "compressed-tensors-w4a4")),
+    *((a, f) for a in expert_tensors.PARTS for f in (*FORMS, "quark-w4a4")),
+    ("gpt_oss", "gpt-oss"),
+]
+
+
+@pytest.mark.parametrize(("architecture", "fmt"), THERE_AND_BACK)
+def test_there_and_back_is_the_checkpoint(architecture: str, fmt: str, tmp_path: Path) -> None:
     tiny = checkpoints.make(tmp_path / "checkpoint", architecture, fmt, shards=2)
-    mxort.import_checkpoint(tiny.folder, tmp_path / "folder", library=False, **EXACT)
-    to = fmt.removesuffix("-w4a4")
+    kept = {**EXACT, "exclude": ("*",)}  # what is MXFP4 already is kept all the same
+    mxort.import_checkpoint(tiny.folder, tmp_path / "folder", library=False, **kept)
+    to = "mxfp4" if fmt == "gpt-oss" else fmt.removesuffix("-w4a4")
     report = mxort.export(tmp_path / "folder", tmp_path / "back", to)
     before, after = contents(tiny.folder), contents(tmp_path / "back")
     assert before.keys() == after.keys()
@@ -63,31 +70,96 @@ def test_there_and_back_is_the_checkpoint(fmt: str, architecture: str, tmp_path:
     }
     tokenizers = [(tmp_path / name / "tokenizer.json").read_bytes() for name in ("folder", "back")]
     assert tokenizers[0] == tokenizers[1]
-    mxort.import_checkpoint(tmp_path / "back", tmp_path / "again", library=False, **EXACT)
+    mxort.import_checkpoint(tmp_path / "back", tmp_path / "again", library=False, **kept)
     once, twice = packed_rows(tmp_path / "folder"), packed_rows(tmp_path / "again")
     assert once.keys() == twice.keys()
     for name in once:
-        np.testing.assert_array_equal(once[name][0], twice[name][0])
-        np.testing.assert_array_equal(once[name][1], twice[name][1])
+        for part in range(2):
+            np.testing.assert_array_equal(once[name][part], twice[name][part])
 
 
-@pytest.mark.parametrize("to", FORMS)
-def test_from_one_format_to_another(to: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("architecture", ["gpt_oss", *expert_tensors.PARTS])
+@pytest.mark.parametrize("to", [*FORMS, "mxfp4"])
+def test_float_experts_calibrated_here_serve_there(to: str, architecture: str, tmp_path: Path) -> None:
+    """The recipe's own codes under the checkpoint's names; what is left in floats has its bytes and shapes."""
+    tiny = checkpoints.make(tmp_path / "checkpoint", architecture, "float")
+    stacks = to == "mxfp4"
+    recipe = {"exclude": ("*proj*", "*head*", "*router*")} if stacks else {"exclude": ("*router*",)}
+    mxort.import_checkpoint(
+        tiny.folder,
+        tmp_path / "folder",
+        "portable",
+        calibration=samples(2),
+        library=False,
+        accuracy_level=1,
+        **recipe,
+    )
+    if stacks != (architecture == "gpt_oss"):
+        named = "a matrix in MXFP4, which mxfp4" if stacks else "a stack of experts, which"
+        with pytest.raises(mxort.MxortError, match=rf"tensor '.*experts.*' is {named}") as caught:
+            mxort.export(tmp_path / "folder", tmp_path / "back", to)
+        assert "\n" not in str(caught.value)
+        return
+    mxort.export(tmp_path / "folder", tmp_path / "back", to)
+    before, after = contents(tiny.folder), contents(tmp_path / "back")
+    packed = open_checkpoint(tmp_path / "back").packed
+    kept = before.keys() - packed.keys()
+    assert len(kept) > 6
+    assert all(before[name] == after[name] for name in kept)
+    assert len([name for name in packed if ".experts." in name]) == (4 if stacks else 2 * 4 * 3)
+    mxort.import_checkpoint(tmp_path / "back", tmp_path / "again", library=False, exclude=("*",), **EXACT)
+    once, twice = last_logits(tmp_path / "folder", TOKENS), last_logits(tmp_path / "again", TOKENS)
+    assert relative_rms(twice, once) < FLOAT_SUMS
+
+
+@pytest.mark.parametrize("architecture", ["gpt_oss", *expert_tensors.PARTS])
+def test_experts_that_stay_float(architecture: str, tmp_path: Path) -> None:
+    """Beside packed linears: in the shapes and the order of rows that the checkpoint has."""
+    tiny = checkpoints.make(tmp_path / "checkpoint", architecture, "float")
+    mxort.import_checkpoint(
+        tiny.folder,
+        tmp_path / "folder",
+        exclude=("*moe*",),
+        library=False,
+        rotation=1,
+        column_multiplier=False,
+        **EXACT,
+    )
+    mxort.export(tmp_path / "folder", tmp_path / "back", "quark")
+    before, after = contents(tiny.folder), contents(tmp_path / "back")
+    experts = [name for name in before if ".experts." in name]
+    assert experts
+    assert all(before[name] == after[name] for name in experts)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "to"),
+    [
+        *(("llama", form) for form in FORMS),
+        ("mixtral", "quark"),
+        ("qwen3_moe", "compressed-tensors"),
+        ("gpt_oss", "mxfp4"),
+    ],
+)
+def test_from_one_format_to_another(architecture: str, to: str, tmp_path: Path) -> None:
     """A GGUF, llama.cpp's order of rows undone, for vLLM."""
-    tiny = ggufs.make(tmp_path / "tiny.gguf")
-    mxort.import_checkpoint(tmp_path / "tiny.gguf", tmp_path / "folder", library=False, **EXACT)
+    tiny = ggufs.make(tmp_path / "tiny.gguf", architecture)
+    kept = {**EXACT, "exclude": ("*",)}
+    mxort.import_checkpoint(tmp_path / "tiny.gguf", tmp_path / "folder", library=False, **kept)
     mxort.export(tmp_path / "folder", tmp_path / "back", to)
     opened = open_checkpoint(tmp_path / "back")
-    assert opened.packed.keys() == {f"{name}.weight" for name in tiny.packed}
+    stacks = to == "mxfp4"
+    assert opened.packed.keys() == {name if stacks else f"{name}.weight" for name in tiny.packed}
     for name, packed in opened.packed.items():
         matrix = tiny.packed[name.removesuffix(".weight")]
-        np.testing.assert_array_equal(packed.codes.array(), matrix.bytes)
+        np.testing.assert_array_equal(packed.codes.array().reshape(matrix.bytes.shape), matrix.bytes)
         np.testing.assert_array_equal(packed.scales.array(), matrix.scales)
     state = tiny.model.state_dict()
     for name, tensor in opened.floats.items():
-        np.testing.assert_array_equal(np.asarray(tensor.array(), np.float32), state[name].numpy(), name)
-    mxort.import_checkpoint(tmp_path / "back", tmp_path / "again", library=False, **EXACT)
-    assert relative_rms(run(tmp_path / "again", TOKENS), tiny.logits(TOKENS)) < FLOAT_SUMS
+        expected = state[name.replace("block_sparse_moe", "mlp")].numpy()
+        np.testing.assert_array_equal(np.asarray(tensor.array(), np.float32), expected, name)
+    mxort.import_checkpoint(tmp_path / "back", tmp_path / "again", library=False, **kept)
+    assert relative_rms(last_logits(tmp_path / "again", TOKENS), tiny.logits(TOKENS)[0, -1]) < FLOAT_SUMS
 
 
 def samples(count: int = 8) -> list[dict[str, np.ndarray]]:
@@ -218,90 +290,5 @@ def test_files_of_a_large_checkpoint(tmp_path: Path) -> None:
         np.testing.assert_array_equal(opened.floats[name].array(), array)
 
 
-# --to standard
-
-
-def perceptron(opset: int, activation: str, k: int = 80) -> onnx.ModelProto:
-    rng = np.random.default_rng(4)
-    shapes = {"w1": (k, 96), "w2": (96, 64), "b": (96,)}
-    constants = [
-        numpy_helper.from_array(rng.standard_normal(shape).astype(np.float32), name)
-        for name, shape in shapes.items()
-    ]
-    nodes = [
-        helper.make_node("MatMul", ["x", "w1"], ["h0"], name="first"),
-        helper.make_node("Add", ["h0", "b"], ["h"], name="bias"),
-        helper.make_node(activation, ["h"], ["r"], name="act"),
-        helper.make_node("MatMul", ["r", "w2"], ["y"], name="second"),
-    ]
-    x, y = (
-        helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, ["n", w]) for n, w in (("x", k), ("y", 64))
-    )
-    graph = helper.make_graph(nodes, "g", [x], [y], constants)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
-
-
-@pytest.mark.parametrize("weight_format", ["mxfp4", "mxfp8_e4m3", "mxint8"])
-@pytest.mark.parametrize(("opset", "activation"), [(17, "Relu"), (20, "Gelu"), (20, "Relu"), (24, "Relu")])
-def test_standard_onnx_computes_the_same(
-    opset: int, activation: str, weight_format: str, tmp_path: Path
-) -> None:
-    """onnx's own reference implementation, of the converted file's functions and of the standard operators."""
-    onnx.save(perceptron(opset, activation), tmp_path / "float.onnx")
-    mxort.convert(tmp_path / "float.onnx", tmp_path / "mx.onnx", weight_format=weight_format)
-    report = mxort.export(tmp_path / "mx.onnx", tmp_path / "standard.onnx")
-    assert report.packed == 2
-    before, after = onnx.load(tmp_path / "mx.onnx"), onnx.load(tmp_path / "standard.onnx")
-    onnx.checker.check_model(after, full_check=True)
-    assert {n.domain for n in after.graph.node} == {""}
-    assert not after.functions
-    types = {n.input[0]: n.op_type for n in after.graph.node if n.op_type == "DequantizeLinear"}
-    kinds = {t.name: t.data_type for t in after.graph.initializer}
-    assert {kinds[name] for name in types} == {standard._TYPES[weight_format].value}
-    x = np.random.default_rng(5).standard_normal((6, 80)).astype(np.float32)
-    expected, got = (ReferenceEvaluator(model).run(None, {"x": x})[0] for model in (before, after))
-    np.testing.assert_allclose(got, expected, atol=1e-5 * np.abs(expected).max())
-    codes = {t.name: t for t in before.graph.initializer if t.name.endswith(weight_format)}
-    stored = sorted(
-        t.raw_data for t in after.graph.initializer if t.data_type == standard._TYPES[weight_format]
-    )
-    assert stored == sorted(t.raw_data for t in codes.values())
-
-
-def test_standard_onnx_of_an_imported_folder(tmp_path: Path) -> None:
-    """Attention is onnxruntime's own operator; the file opens where there is a kernel for the rest."""
-    tiny = checkpoints.make(tmp_path / "checkpoint", "llama", "quark")
-    mxort.import_checkpoint(tiny.folder, tmp_path / "folder", library=False)
-    report = mxort.export(tmp_path / "folder", tmp_path / "standard.onnx", "standard")
-    model = onnx.load(tmp_path / "standard.onnx")
-    assert {n.domain for n in model.graph.node} == {"", "com.microsoft"}
-    dequantised = [n for n in model.graph.node if n.op_type == "DequantizeLinear"]
-    assert len(dequantised) == report.packed == 2 * 5 + 2
-    arrays = {t.name: t for t in model.graph.initializer}
-    fp4 = [
-        arrays[n.input[0]] for n in dequantised if arrays[n.input[0]].data_type == onnx.TensorProto.FLOAT4E2M1
-    ]
-    rows = {bytes(codes) for codes, _ in packed_rows(tmp_path / "folder").values()}
-    assert {t.raw_data for t in fp4} == rows
-
-
-@pytest.mark.parametrize(
-    ("options", "named"),
-    [
-        ({"rotation": 32}, "node 'first' has rotation 32, expected 1"),
-        ({"activation_format": "mxfp8_e4m3"}, "node 'first' has activation_format mxfp8_e4m3, expected none"),
-        ({"weight_format": "mxfp6_e2m3"}, "node 'first' has weights in mxfp6_e2m3, expected mxfp4, "),
-    ],
-)
-def test_what_standard_onnx_cannot_say(options: dict[str, Any], named: str, tmp_path: Path) -> None:
-    onnx.save(perceptron(20, "Relu", 96), tmp_path / "float.onnx")
-    mxort.convert(tmp_path / "float.onnx", tmp_path / "mx.onnx", **options)
-    with pytest.raises(mxort.MxortError, match=named):
-        mxort.export(tmp_path / "mx.onnx", tmp_path / "standard.onnx")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["float.onnx", "mx.onnx"]
-    with pytest.raises(mxort.MxortError, match="is not converted"):
-        mxort.export(tmp_path / "float.onnx", tmp_path / "standard.onnx")
-
-
 def test_every_target_is_a_row() -> None:
-    assert set(formats.EXPORTS) == set(FORMS)
+    assert set(formats.EXPORTS) == {*FORMS, "mxfp4"}

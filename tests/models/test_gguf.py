@@ -16,7 +16,9 @@ from transformers import AutoModelForCausalLM, GgufConfig
 import checkpoints
 import ggufs
 import mxort
-from imported import assert_bytes, last_logits, relative_rms, run
+from generated import generate, reference
+from imported import assert_bytes, assert_expert_bytes, last_logits, relative_rms, run
+from mxort.models.checkpoint import open_checkpoint
 from mxort.models.gguf_checkpoint import open_gguf
 from mxort.models.gguf_tensors import Codes, Scales
 
@@ -26,6 +28,8 @@ FLOAT_SUMS = 2e-5
 """As in test_importing.py."""
 
 
+WITH_EXPERTS = ("mixtral", "qwen3_moe", "gpt_oss")
+DENSE = [name for name in ggufs.ARCHITECTURES if name not in WITH_EXPERTS]
 ROPES: dict[str, Any] = {"rope_type": "default", "rope_theta": 5e5}
 LONGER = {
     "num_hidden_layers": 6,  # the last one has no window
@@ -36,7 +40,7 @@ LONGER = {
 }
 
 
-@pytest.mark.parametrize("architecture", list(ggufs.ARCHITECTURES))
+@pytest.mark.parametrize("architecture", DENSE)
 def test_every_architecture(architecture: str, tmp_path: Path) -> None:
     other = LONGER if architecture == "gemma3_text" else {"rope_parameters": ROPES}
     tiny = ggufs.make(tmp_path / "tiny.gguf", architecture, **other)
@@ -144,12 +148,98 @@ def test_positions_of_llama_3(tmp_path: Path) -> None:
         open_gguf(tmp_path / "other.gguf")
 
 
+@pytest.mark.parametrize("kind", ["MXFP4", "BF16", "Q8_0"])
+@pytest.mark.parametrize("architecture", WITH_EXPERTS)
+def test_experts(architecture: str, kind: str, tmp_path: Path) -> None:
+    """Stacks of the file are the checkpoint's experts: bits, and what genai computes with them beside transformers."""
+    tiny = ggufs.make(tmp_path / "tiny.gguf", architecture, kind)
+    report = mxort.import_checkpoint(tmp_path / "tiny.gguf", tmp_path / "out", exclude=("*",), **EXACT)
+    assert report.architecture == type(tiny.model).__name__
+    stacks = [row for row in report.kept if row.op_type == "MoE"]
+    assert len(stacks) == (4 if kind == "MXFP4" else 0)
+    if stacks:
+        assert_expert_bytes(tiny, architecture, tmp_path / "out")
+    (tokens, got), (expected_tokens, expected) = generate(tmp_path / "out"), reference(tiny.model)
+    assert tokens == expected_tokens
+    assert relative_rms(got, expected) < FLOAT_SUMS
+
+
+@pytest.mark.parametrize("architecture", WITH_EXPERTS)
+def test_experts_are_those_of_the_checkpoint(architecture: str, tmp_path: Path) -> None:
+    """Names, shapes and bits: as the folder of the Hugging Face kind with the same weights is read."""
+    tiny = ggufs.make(tmp_path / "tiny.gguf", architecture)
+    ours, theirs = open_gguf(tmp_path / "tiny.gguf"), open_checkpoint(tiny.folder)
+    assert ours.packed.keys() == theirs.packed.keys()
+    for name, packed in ours.packed.items():
+        for got, expected in zip(packed.arrays(), theirs.packed[name].arrays(), strict=True):
+            np.testing.assert_array_equal(got, expected)
+    assert ours.floats.keys() == theirs.floats.keys()
+    for name, tensor in ours.floats.items():
+        expected = tiny.model.state_dict()[name.replace("block_sparse_moe", "mlp")].numpy()
+        np.testing.assert_array_equal(np.asarray(tensor.array(), np.float32), expected)
+    keys = ("num_local_experts", "num_experts", "num_experts_per_tok", "moe_intermediate_size")
+    assert {k: ours.config.get(k) for k in keys} == {k: theirs.config.get(k) for k in keys}
+    if architecture == "gpt_oss":
+        assert ours.config["rope_parameters"] == theirs.config["rope_parameters"]
+        assert ours.config["layer_types"] == theirs.config["layer_types"]
+
+
+def without(writer: gguf.GGUFWriter, name: str) -> None:
+    """Nothing of the tensor ``name`` is written."""
+    add = writer.add_tensor
+    writer.add_tensor = lambda stored, *rest, **more: (  # type: ignore[method-assign]
+        None if stored == name else add(stored, *rest, **more)
+    )
+
+
+EXPERTS_REFUSED = {
+    "a missing stack": (
+        lambda w: without(w, "blk.1.ffn_up_exps.weight"),
+        r"'blk\.1\.ffn_gate_exps\.weight' has no 'blk\.1\.ffn_up_exps\.weight' beside it",
+    ),
+    "another number of experts": (
+        lambda w: w.add_expert_count(3),
+        r"_exps\.weight' has the shape \[4, 64, 64\], expected \[E, N, K\] of 3 experts",
+    ),
+    "more for a row than there are": (
+        lambda w: w.add_expert_used_count(9),
+        r"num_experts_per_tok: got 9, expected a number from 1 to 4",
+    ),
+    "a shared expert": (
+        lambda w: w.add_expert_shared_count(1),
+        r"qwen3moe\.expert_shared_count: got 1, expected 0",
+    ),
+    "another routing": (
+        lambda w: w.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID),
+        r"qwen3moe\.expert_gating_func: got 2, expected 1",
+    ),
+    "layers without experts": (
+        lambda w: [without(w, f"blk.0.ffn_{part}_exps.weight") for part in ("gate", "up", "down")],
+        r"has no tensor 'model\.layers\.0\.mlp\.experts\.0\.gate_proj\.weight'",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", EXPERTS_REFUSED)
+def test_experts_that_are_refused(what: str, tmp_path: Path) -> None:
+    change, named = EXPERTS_REFUSED[what]
+    ggufs.make(tmp_path / "tiny.gguf", "qwen3_moe", change=change)
+    with pytest.raises(mxort.MxortError, match=named) as caught:
+        mxort.import_checkpoint(tmp_path / "tiny.gguf", tmp_path / "out", library=False)
+    assert "\n" not in str(caught.value)
+    assert str(tmp_path / "tiny.gguf") in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
 REFUSED = {
     "an unknown architecture": (
-        lambda w: w.add_string("general.architecture", "gpt-oss"),
-        r"general\.architecture: got 'gpt-oss', expected one of llama, ",
+        lambda w: w.add_string("general.architecture", "deepseek2"),
+        r"general\.architecture: got 'deepseek2', expected one of llama, ",
     ),
-    "experts": (lambda w: w.add_expert_count(8), r"llama\.expert_count: got 8"),
+    "experts of an architecture without": (
+        lambda w: w.add_expert_count(8),
+        r"tensor 'blk\.0\.ffn_gate\.weight' is none of the architecture mixtral|expert_used_count: got None",
+    ),
     "scaled positions": (
         lambda w: w.add_rope_scaling_type(gguf.RopeScalingType.YARN),
         r"llama\.rope\.scaling\.type: got 'yarn', expected 'none'",
@@ -253,10 +343,14 @@ def test_hostile_headers(what: str, tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_fuzzed_headers(seed: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("architecture", ["llama", *WITH_EXPERTS])
+@pytest.mark.parametrize("seed", range(2))
+def test_fuzzed_headers(seed: int, architecture: str, tmp_path: Path) -> None:
     """A byte here and there, or an end too early: an error of one line, or a file that reads as another."""
-    ggufs.make(tmp_path / "tiny.gguf", num_hidden_layers=1)
+    layers = {"num_hidden_layers": 1}
+    if architecture == "gpt_oss":
+        layers["layer_types"] = ["full_attention"]
+    ggufs.make(tmp_path / "tiny.gguf", architecture, **layers)
     good = (tmp_path / "tiny.gguf").read_bytes()
     head = good.index(b"token_embd.weight") + 2000
     rng = np.random.default_rng(seed)

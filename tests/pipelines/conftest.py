@@ -16,6 +16,7 @@ LIBRARIES = {
     "sentence_transformers": "sentence_transformers",
     "olive": "olive",
     "compressed_tensors": "compressed_tensors",
+    "ray": "ray",
     "triton": "tritonclient",  # torch brings a module called triton, which is something else
 }
 """Pipeline -> the module without which there is none."""

@@ -68,7 +68,7 @@ def test_the_kernels_run(converted, plain, tmp_path):
     found = model(**INPUTS).last_hidden_state
     events = json.loads(Path(model.session.end_profiling()).read_text())
     ran = [event["args"].get("op_name") for event in events if event.get("cat") == "Node"]
-    assert ran.count("MatMulMXFP4") == 12
+    assert sum((name or "").endswith("MatMulMXFP4") for name in ran) == 12  # two with the GELU behind them
     # Six products of int8 class behind one another, each within 1e-2 of the exact one.
     assert np.linalg.norm(found - plain) < 6e-2 * np.linalg.norm(plain)
 

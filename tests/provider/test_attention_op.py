@@ -95,6 +95,23 @@ def own_gqa(**options: Any) -> dict[str, Any]:
     return made | {"filled": case["filled"]}
 
 
+def cached_gqa(cache: str, **options: Any) -> dict[str, Any]:
+    """mxort's of quantised caches, whose numbers are of about 1."""
+    case = own_gqa(**options)
+    rng, x, codes = np.random.default_rng(0), case["inputs"], case["inputs"]["past_key"].shape[-1]
+    shape = x["past_key"].shape[:-1]
+    for name in ("past_key", "past_value"):
+        packed = (
+            rng.integers(0, 0x7E, (*shape, codes))
+            if cache == "MXFP8"
+            else rng.integers(0, 256, (*shape, codes // 2))
+        )
+        scales = rng.integers(117, 120, (*shape, codes // 32)) + (0 if cache == "MXFP8" else 7)
+        x[name] = np.concatenate([packed, scales], axis=-1).astype(np.uint8)
+    made = model("GroupQueryAttention" + cache, "mxort", case["names"], x, 3, case["attributes"])
+    return made | {"filled": case["filled"], "bytes": True}
+
+
 def mha(
     batch: int = 2,
     length: int = 5,
@@ -209,6 +226,10 @@ CASES: dict[str, dict[str, Any]] = {
     "gqa: positions": gqa(length=3, past=[8], pairs=16, ids=True),
     "own gqa": own_gqa(**RAGGED, pairs=16),
     "own gqa: first prompt": own_gqa(length=9, softcap=2.0),
+    "mxfp8: decode": cached_gqa("MXFP8", **RAGGED, size=64, pairs=32),
+    "mxfp8: a prompt behind another": cached_gqa("MXFP8", length=6, past=[12], size=96),
+    "mxfp4: decode": cached_gqa("MXFP4", **RAGGED, size=64, pairs=32, softcap=3.0),
+    "mxfp4: first prompt": cached_gqa("MXFP4", length=70, capacity=80, size=32),
     "mha": mha(),
     "mha: many rows": mha(length=80, keys=90, size=64),
     "mha: other values": mha(value_size=64, scale=0.3),
@@ -263,14 +284,32 @@ def proto(case: dict[str, Any], dtype: str) -> onnx.ModelProto:
     )
     if dtype != "float":
         nodes += [helper.make_node("Cast", [f"{y}_t"], [y], to=TensorProto.FLOAT) for y in outputs]
-    graph_out = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs]
+    caches = TensorProto.UINT8 if case.get("bytes") else TensorProto.FLOAT
+    graph_out = [
+        helper.make_tensor_value_info(y, caches if i else TensorProto.FLOAT, None)
+        for i, y in enumerate(outputs)
+    ]
     opsets = [helper.make_opsetid("", 23), helper.make_opsetid(MICROSOFT, 1), helper.make_opsetid("mxort", 1)]
     graph = helper.make_graph(nodes, "one", graph_in, graph_out)
     return helper.make_model(graph, opset_imports=opsets, ir_version=10)
 
 
-def compared(dtype: str) -> dict[str, dict[str, Any]]:
-    """In the child: of every case, where the operator ran, and the largest difference of each output."""
+def differences(got: list[Any], want: list[Any], filled: list[int] | None) -> list[float]:
+    """The largest of each output; of caches, where they are filled."""
+    worst = []
+    for g, w in zip(got, want, strict=True):
+        assert g.shape == w.shape, (g.shape, w.shape)
+        x, y = np.array(g, np.float64), np.array(w, np.float64)
+        for b, count in enumerate(filled or []):
+            if x.ndim == 4:
+                x[b, :, count:] = y[b, :, count:] = 0
+        same = (x == y) | (np.isnan(x) & np.isnan(y))
+        worst.append(float(np.where(same, 0, np.abs(x - y)).max(initial=0)))
+    return worst
+
+
+def compared(dtype: str) -> dict[str, Any]:
+    """In the child: of every case, where the operator ran and how it differs from the CPU's, or what went wrong."""
     import gpu
 
     import mxort
@@ -280,39 +319,89 @@ def compared(dtype: str) -> dict[str, dict[str, Any]]:
         for name, case in CASES.items():
             if case["domain"] == "mxort" and dtype != "float":
                 continue
-            row: dict[str, Any] = {"worst": []}
-            found[name] = row
             try:
-                serialized = proto(case, dtype).SerializeToString()
-                opened = gpu.session(serialized)
-                row["taken"] = case["operator"] in gpu.placement(opened).get(gpu.EP, [])
+                opened = gpu.session(proto(case, dtype).SerializeToString())
+                taken = case["operator"] in gpu.placement(opened).get(gpu.EP, [])
                 got = opened.run(None, case["inputs"])
-                on_cpu = mxort.InferenceSession(
-                    proto(case, "float").SerializeToString(), providers=["CPUExecutionProvider"]
-                )
+                del opened
+                reference = proto(case, "float").SerializeToString()
+                on_cpu = mxort.InferenceSession(reference, providers=["CPUExecutionProvider"])
                 want = on_cpu.run(None, case["inputs"])
+                found[name] = {"taken": taken, "worst": differences(got, want, case.get("filled"))}
             except Exception as error:
-                row["error"] = gpu.message(error)[:300]
-                continue
-            for g, w in zip(got, want, strict=True):
-                if g.shape != w.shape:
-                    row["error"] = f"shape {g.shape}, expected {w.shape}"
-                    continue
-                g, w = np.asarray(g, np.float64), np.asarray(w, np.float64)
-                if len(g.shape) == 4 and "filled" in case:
-                    for b, filled in enumerate(case["filled"]):
-                        g[b, :, filled:] = w[b, :, filled:] = 0
-                same = (g == w) | (np.isnan(g) & np.isnan(w))
-                row["worst"].append(float(np.where(same, 0, np.abs(g - w)).max(initial=0)))
-        row = {"live": gpu.live()}
-    found["end"] = row
-    return found
+                found[name] = {"error": f"{type(error).__name__}: {gpu.message(error)[:300]}"}
+    return {"found": found, "live": gpu.live()}
 
 
 @pytest.mark.parametrize("dtype", list(TYPES))
 def test_results_are_those_of_the_cpu(dtype: str) -> None:
-    results: dict[str, dict[str, Any]] = run(compared, dtype)
-    assert results.pop("end")["live"] == {}
-    assert {n: r for n, r in results.items() if "error" in r} == {}
-    assert [n for n, r in results.items() if not r["taken"]] == []
-    assert {n: r for n, r in results.items() if max(r["worst"]) > BOUND[dtype]} == {}
+    result: dict[str, Any] = run(compared, dtype)
+    found = result["found"]
+    assert {name: row for name, row in found.items() if "error" in row} == {}
+    assert [name for name, row in found.items() if not row["taken"]] == []
+    assert {name: row for name, row in found.items() if max(row["worst"]) > BOUND[dtype]} == {}
+    assert result["live"] == {}
+
+
+STEPS = 5
+
+
+def decoded_from_a_graph(cache: str) -> dict[str, Any]:
+    """In the child: decode steps over one cache, the first two run and recorded, the others replayed with other
+    lengths on the device. The largest difference to the CPU's results, and what was launched by the last three."""
+    import gpu
+    import onnxruntime as ort
+
+    import mxort
+
+    case = own_gqa(**RAGGED, size=64, pairs=32)
+    if cache:
+        case = cached_gqa(cache, **RAGGED, size=64, pairs=32)
+    x = dict(case["inputs"])
+    rng, first = np.random.default_rng(3), x["seqlens_k"]
+    x["cos_cache"], x["sin_cache"] = angles(RAGGED["capacity"], 32)
+    x["total_sequence_length"] = np.array([RAGGED["capacity"]], np.int32)
+    case["inputs"] = x
+    serialized = proto(case, "float").SerializeToString()
+    on_cpu = mxort.InferenceSession(serialized, providers=["CPUExecutionProvider"])
+    worst, before = [], 0
+    with gpu.registered():
+        opened = gpu.session(serialized, options={"graph_capture": 1})
+        values = {
+            name: ort.OrtValue.ortvalue_from_numpy(value, "gpu", 0, gpu.VENDOR)
+            for name, value in x.items()
+            if name != "total_sequence_length"
+        }
+        y = ort.OrtValue.ortvalue_from_shape_and_type([2, 1, 4 * 64], np.float32, "gpu", 0, gpu.VENDOR)
+        binding = opened.io_binding()
+        for name, value in values.items():
+            binding.bind_ortvalue_input(name, value)
+        binding.bind_cpu_input("total_sequence_length", x["total_sequence_length"])
+        for output, value in zip(
+            ["y0", "y1", "y2"], [y, values["past_key"], values["past_value"]], strict=True
+        ):
+            binding.bind_ortvalue_output(output, value)
+        for step in range(STEPS):
+            x["query"], x["seqlens_k"] = exact(rng, 2, 1, 8 * 64), (first + step).astype(np.int32)
+            values["query"].update_inplace(x["query"])
+            values["seqlens_k"].update_inplace(x["seqlens_k"])
+            if step == STEPS - 3:
+                before = gpu.sim.counters()["launches"]
+            opened.run_with_iobinding(binding)
+            want, x["past_key"], x["past_value"] = on_cpu.run(None, x)
+            worst.append(float(np.abs(y.numpy() - want).max()))
+        caches = [values["past_key"].numpy(), values["past_value"].numpy()]
+        same = [
+            bool(np.array_equal(a, b)) for a, b in zip(caches, [x["past_key"], x["past_value"]], strict=True)
+        ]
+        launches = gpu.sim.counters()["launches"] - before
+        del opened, binding, values, y
+    return {"worst": worst, "caches": same, "launches": launches}
+
+
+@pytest.mark.parametrize("cache", ["", "MXFP8", "MXFP4"])
+def test_a_captured_step_serves_all_lengths(cache: str) -> None:
+    result = run(decoded_from_a_graph, cache)
+    assert max(result["worst"]) <= BOUND["float"]
+    assert result["caches"] == [True, True]
+    assert result["launches"] == 3 * 2  # append and attention; one range of keys needs no merging

@@ -134,6 +134,33 @@ def test_a_driver_that_fails_is_a_finding(monkeypatch):
     )
 
 
+def test_a_gpu_that_the_runtime_does_not_show_is_explained(monkeypatch, tmp_path):
+    """HIP says "no device" where /dev/kfd may not be opened, and where a container hides /dev/dri."""
+    monkeypatch.setattr(_native, "devices", list)
+    monkeypatch.setattr(_native, "gpu_kernel_checks", list)
+    monkeypatch.setattr(doctor, "AMD_DRIVER", tmp_path / "kfd")
+    assert doctor.check_gpus()[0] == [doctor.Check("GPU", doctor.INFO, "the HIP runtime shows none")]
+    (tmp_path / "kfd").touch()
+    for allowed, hint in ((False, "groups render and video"), (True, "--device /dev/kfd --device /dev/dri")):
+        monkeypatch.setattr(doctor.os, "access", lambda path, mode, allowed=allowed: allowed)
+        (check,) = doctor.check_gpus()[0]
+        assert check.status == doctor.WARNING and hint in check.detail and "\n" not in check.detail
+
+
+def test_partitions_of_a_card_are_named(monkeypatch):
+    ids = ["0000:05:00.0", "0000:05:00.1", "0000:15:00.0", "0000:05:00.0"]
+    gpus = [{"ordinal": n, "pci_bus_id": bus_id} for n, bus_id in enumerate(ids)]
+    monkeypatch.setattr(_native, "devices", lambda: gpus)
+    monkeypatch.setattr(_native, "gpu_kernel_checks", list)
+    monkeypatch.setattr(
+        doctor, "_gpu", lambda native, gpu: doctor.Check(f"gpu:{gpu['ordinal']}", doctor.OK, "")
+    )
+    checks, _ = doctor.check_gpus()
+    assert [check.name for check in checks] == ["gpu:0", "gpu:1", "gpu:2", "gpu:3", "partitions"]
+    assert checks[-1].status == doctor.INFO
+    assert checks[-1].detail.startswith("gpu:0, gpu:1, gpu:3 are partitions of one card (0000:05:00)")
+
+
 def test_the_oracle_by_hand():
     """Column 0 is 0.5 * 2^1 * 3 + 6 * 2^1 * 1, column 1 is -1 * 2^0 * 3."""
     codes = np.zeros((2, 16), np.uint8)

@@ -101,6 +101,10 @@ def test_a_port_in_use(folders, capsys):
         ["--timeout", "-1"],
         ["--host", "nowhere.invalid"],
         ["--device", "x"],
+        ["--threads", "0"],
+        ["--ray", "--replicas", "0"],
+        ["--ray", "--replicas", "1:"],
+        ["--ray", "--replicas", "2:1"],
     ],
 )
 def test_options_that_are_none(folders, capsys, arguments):
@@ -110,6 +114,17 @@ def test_options_that_are_none(folders, capsys, arguments):
     except SystemExit as end:  # argparse's, with the same line
         assert end.code == 2
         assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_ray_that_is_not_there(folders, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert 'pip install "mxort[ray]"' in refused(capsys, folders["tiny"], "--port", 0, "--ray")
+
+
+@pytest.mark.parametrize("arguments", [["--replicas", "2"], ["--ray-address", "127.0.0.1:1"]])
+def test_options_of_ray_without_it(folders, capsys, arguments):
+    said = refused(capsys, folders["tiny"], "--port", 0, *arguments)
+    assert f"{arguments[0]}: would change nothing" in said
 
 
 def test_a_running_request_may_end(folders):

@@ -56,6 +56,24 @@ def write(
                     state[f"{linear}.weight"] = rows.bfloat16()
 
 
+def of_stack(
+    architecture: str, name: str, packed: Mapping[str, Any], experts: int
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(codes [N, K], scales [N, K/32]) of a stack's experts, as transformers' model has the rows."""
+    if architecture == "gpt_oss":
+        matrix = packed[name]
+        return list(zip(matrix.codes, matrix.scales, strict=True))
+    prefix, _, stack = name.rpartition(".")
+    found = []
+    for expert in range(experts):
+        parts = PARTS[architecture][stack]
+        linears = [packed[renamed(architecture, f"{prefix}.{expert}.{part}")] for part in parts]
+        found.append(
+            (np.concatenate([m.codes for m in linears]), np.concatenate([m.scales for m in linears]))
+        )
+    return found
+
+
 def gpt_oss(packed: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     tensors = {}
     for name, matrix in packed.items():

@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from gguf import GGMLQuantizationType, GGUFWriter, TokenType, quants
+from gguf import GGMLQuantizationType, GGUFWriter, RopeScalingType, TokenType, quants
 from tokenizers import pre_tokenizers
 
 import checkpoints
+import expert_tensors
 
 NAMES = {
     "model.embed_tokens": "token_embd",
@@ -32,6 +33,9 @@ NAMES = {
     "mlp.gate_up_proj": "ffn_up",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
+    "mlp.gate": "ffn_gate_inp",
+    "mlp.router": "ffn_gate_inp",
+    "self_attn": "attn_sinks",
 }
 ARCHITECTURES = {
     "llama": "llama",
@@ -40,6 +44,9 @@ ARCHITECTURES = {
     "phi3": "phi3",
     "gemma2": "gemma2",
     "gemma3_text": "gemma3",
+    "mixtral": "llama",
+    "qwen3_moe": "qwen3moe",
+    "gpt_oss": "gpt-oss",
 }
 """model_type -> general.architecture."""
 
@@ -62,11 +69,13 @@ def interleave(array: np.ndarray, heads: int) -> np.ndarray:
 
 def stored_name(name: str, architecture: str) -> str:
     module, _, kind = name.rpartition(".")
+    kind = "weight" if kind == "sinks" else kind
     if module in NAMES:
         return f"{NAMES[module]}.{kind}"
     _, _, layer, inner = module.split(".", 3)
     if inner == "post_attention_layernorm":
-        short = "post_attention_norm" if architecture in ("gemma2", "gemma3_text") else "ffn_norm"
+        own = architecture in ("gemma2", "gemma3_text", "gpt_oss")
+        short = "post_attention_norm" if own else "ffn_norm"
     else:
         gemma = {"pre_feedforward_layernorm": "ffn_norm", "post_feedforward_layernorm": "post_ffw_norm"}
         short = (NAMES | gemma)[inner]
@@ -83,7 +92,8 @@ def make(
     **config: Any,
 ) -> checkpoints.Tiny:
     """Writes a GGUF file whose linears that ``quantize`` picks are of ``kind``; the model has what they come to."""
-    fmt = "quark" if kind == "MXFP4" else "float"
+    of_experts = "gpt-oss" if architecture == "gpt_oss" else "quark"  # of the experts alone
+    fmt = of_experts if kind == "MXFP4" else "float"
     tiny = checkpoints.make(path.with_suffix(".hf"), architecture, fmt, quantize=quantize, **config)
     settings = tiny.model.config
     writer = GGUFWriter(path, ARCHITECTURES[architecture])
@@ -92,7 +102,10 @@ def make(
     heads = {"q_proj": settings.num_attention_heads, "k_proj": settings.num_key_value_heads}
     for name, parameter in tiny.model.named_parameters():
         module = name.rpartition(".")[0]
-        order = heads.get(module.rpartition(".")[2], 0) if architecture == "llama" else 0
+        if ".experts." in name:
+            _add_experts(writer, name, parameter, architecture, tiny.packed, kind)
+            continue
+        order = heads.get(module.rpartition(".")[2], 0) if architecture in ("llama", "mixtral") else 0
         stored = stored_name(name, architecture)
         if module in tiny.packed and name.endswith(".weight"):
             matrix = tiny.packed[module]
@@ -117,6 +130,35 @@ def make(
     writer.write_tensors_to_file()
     writer.close()
     return tiny
+
+
+def _add_experts(
+    writer: GGUFWriter, name: str, parameter: torch.nn.Parameter, architecture: str, packed: Any, kind: str
+) -> None:
+    """Stacks [E, N, K] of gate, up and down, of transformers' parameter; its numbers become what is written."""
+    layer, stack = name.split(".")[2], name.rpartition(".")[2]
+    turns = architecture == "gpt_oss"
+    parts = ("gate", "up") if stack.startswith("gate_up") else ("down",)
+    for at, part in enumerate(parts):
+        stored = f"blk.{layer}.ffn_{part}_exps." + ("bias" if stack.endswith("_bias") else "weight")
+        with torch.no_grad():
+            numbers = parameter.detach()
+            numbers = numbers.transpose(1, 2) if turns and numbers.ndim == 3 else numbers
+            count = len(parts)
+            rows = numbers[:, at::count] if turns else numbers.chunk(count, dim=1)[at]
+            if stack.endswith("_bias"):
+                writer.add_tensor(stored, np.ascontiguousarray(rows.numpy()))
+            elif kind == "MXFP4":
+                matrices = expert_tensors.of_stack(architecture, name, packed, len(numbers))
+                blocks = [mxfp4_blocks(*(a[at::count] if turns else np.split(a, count)[at] for a in m))
+                          for m in matrices]  # fmt: skip
+                writer.add_tensor(stored, np.stack(blocks), raw_dtype=GGMLQuantizationType.MXFP4)
+            else:
+                flat = np.ascontiguousarray(rows.numpy()).reshape(-1, rows.shape[-1])
+                blocks, back = encode(flat, kind)
+                rows.copy_(torch.from_numpy(back).reshape(rows.shape))
+                raw = np.asarray(blocks).reshape(*rows.shape[:2], -1)
+                writer.add_tensor(stored, raw, raw_dtype=GGMLQuantizationType[kind])
 
 
 def deinterleave(array: np.ndarray, heads: int) -> np.ndarray:
@@ -157,7 +199,16 @@ def _metadata(writer: GGUFWriter, settings: Any) -> None:
     writer.add_layer_norm_rms_eps(settings.rms_norm_eps)
     rope = settings.rope_parameters
     writer.add_rope_freq_base((rope.get("full_attention") or rope)["rope_theta"])
-    if settings.model_type in ("gemma2", "gemma3_text", "phi3"):
+    if settings.model_type in ("mixtral", "qwen3_moe", "gpt_oss"):
+        writer.add_expert_count(settings.num_local_experts)
+        writer.add_expert_used_count(settings.num_experts_per_tok)
+        width = getattr(settings, "moe_intermediate_size", settings.intermediate_size)
+        writer.add_expert_feed_forward_length(width)
+    if settings.model_type == "gpt_oss":
+        writer.add_rope_scaling_type(RopeScalingType.YARN)
+        writer.add_rope_scaling_factor(rope["factor"])
+        writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
+    if settings.model_type in ("gemma2", "gemma3_text", "phi3", "gpt_oss"):
         writer.add_sliding_window(settings.sliding_window)
     if settings.model_type == "gemma2":
         writer.add_attn_logit_softcapping(settings.attn_logit_softcapping)

@@ -89,7 +89,7 @@ def resource_table(kernels: list[dict[str, Any]]) -> Table:
 def loop_table(kernels: list[dict[str, Any]]) -> Table:
     table = Table(title="Main loops: clocks per iteration by the static model (ceilings, not measurements)")
     columns = ("kernel", "matrix", "issue", "vector", "LDS", "loads", "L2", "share", "bound by", "others/16 clk",
-               "acc moves", "read-use", "early waits", "prefetch", "llvm-mca", "gate")  # fmt: skip
+               "acc moves", "read-use", "load-wait", "llvm-mca", "gate")  # fmt: skip
     for column in columns:
         table.add_column(column, justify="left" if column in ("kernel", "gate") else "right")
     for k in kernels:
@@ -100,7 +100,7 @@ def loop_table(kernels: list[dict[str, Any]]) -> Table:
         verdict = "pass" if not loop["failures"] else "; ".join(loop["failures"])
         table.add_row(
             k["name"], *clocks, _value(loop["share"]), loop["binding"], _value(loop["others"]),
-            str(loop["accumulator_moves"]), _value(loop["least_read_distance"], "d"), str(loop["same_iteration_waits"]),
+            str(loop["accumulator_moves"]), _value(loop["least_read_distance"], "d"),
             _value(loop["prefetch"], "d"), _value(loop["mca"]), verdict,
         )  # fmt: skip
     return table

@@ -53,11 +53,23 @@ struct Rows {
   }
 };
 
+// Column kColumn of eight keys' slices of half-precision numbers.
+template <int kColumn, int kWords>
+MXORT_DEVICE i32x4 ColumnOf(const Words<kWords> (&slice)[kPerLane]) {
+  i32x4 to;
+  Unroll<0, kPerLane / 2>([&](auto e) __attribute__((always_inline)) {
+    const u32 even = slice[2 * e.value].w[kColumn / 2], odd = slice[2 * e.value + 1].w[kColumn / 2];
+    to[e.value] = static_cast<i32>(__builtin_amdgcn_perm(odd, even, kColumn % 2 ? 0x07060302 : 0x05040100));
+  });
+  return to;
+}
+
 // Heads of up to kSize numbers of a type.
 template <Type kType, int kSize>
 struct PlainHead {
   using Mma = ElementMma<kType>;
   static constexpr int kHeadSize = kSize;
+  static constexpr bool kAhead = true;       // keys are loaded a turn before they are used
   static constexpr int kSteps = kSize / 32;  // operands of a key
   static constexpr int kSlice = kSize / 16;  // tiles of values
   static constexpr int kBytes = kType == Type::kFloat ? 4 : 2;
@@ -67,6 +79,7 @@ struct PlainHead {
 
   // Bytes of a key's head from the strides in elements.
   MXORT_DEVICE u32 Bytes(long long elements) { return static_cast<u32>(elements) * kBytes; }
+  // Of the numbers themselves.
   MXORT_DEVICE u32 RowBytes(u32 size) { return size * kBytes; }
 
   // Of the key at a byte offset: numbers 32 step + 8 (l / 16) ..; zeros behind `size`.
@@ -78,12 +91,14 @@ struct PlainHead {
   MXORT_DEVICE typename Mma::Left Key(const KeyPart& part) { return __builtin_bit_cast(typename Mma::Left, part); }
 
   // Columns kSlice (l % 16) .. of the value at a byte offset. Those behind the head are whatever comes next.
-  MXORT_DEVICE ValueSlice LoadValue(const Rows& rows, u32 row) {
+  MXORT_DEVICE ValueSlice LoadValue(const Rows& rows, u32 row, u32) {
     return rows.Load<kSliceWords>(row + Lane() % 16 * (kSlice * kBytes));
   }
+  using Decoded = ValueSlice;
+  MXORT_DEVICE Decoded Decode(const ValueSlice& slice) { return slice; }
   // Row l % 16 of tile kTile of eight keys' slices.
   template <int kTile>
-  MXORT_DEVICE typename Mma::Left Value(const ValueSlice (&slice)[kPerLane]) {
+  MXORT_DEVICE typename Mma::Left Value(const Decoded (&slice)[kPerLane]) {
     typename Mma::Left to;
     if constexpr (kType == Type::kFloat) {
       Unroll<0, kPerLane>([&](auto e) __attribute__((always_inline)) {

@@ -49,7 +49,7 @@ MXORT_DEVICE void LoadValues(const AttentionArgs& args, const Rows& rows, u32 fi
   const u32 stride = Head::Bytes(args.v_strides.position);
   Unroll<0, kPerLane>([&](auto e) __attribute__((always_inline)) {
     const u32 key = first + e.value / 4 * 16 + Lane() / 16 * 4 + e.value % 4;
-    values[e.value] = Head::LoadValue(rows, key * stride);
+    values[e.value] = Head::LoadValue(rows, key * stride, args.value_size);
   });
 }
 
@@ -156,8 +156,9 @@ MXORT_DEVICE void Decode(const AttentionArgs& args) {
   Unroll<0, Head::kSlice>([&](auto j) __attribute__((always_inline)) { sum[j.value] = f32x4{0, 0, 0, 0}; });
   KeyBlock<Head> keys;
   u32 first = begin + WaveIndex() * kAttentionKeys;
-  if (first < end) LoadKeys<Head>(args, k, first, keys);
+  if (Head::kAhead && first < end) LoadKeys<Head>(args, k, first, keys);
   for (; first < end; first += kKeysOfRound) {
+    if (!Head::kAhead) LoadKeys<Head>(args, k, first, keys);
     typename Head::ValueSlice values[kPerLane];
     LoadValues<Head>(args, v, first, values);
     f32x4 s[2] = {{0, 0, 0, 0}, {0, 0, 0, 0}};
@@ -166,12 +167,15 @@ MXORT_DEVICE void Decode(const AttentionArgs& args) {
         s[t.value] = Mma::Multiply(Head::Key(keys.part[t.value][step.value]), q[step.value], s[t.value]);
       });
     });
-    if (first + kKeysOfRound < end) LoadKeys<Head>(args, k, first + kKeysOfRound, keys);  // of the next turn
+    if (Head::kAhead && first + kKeysOfRound < end) LoadKeys<Head>(args, k, first + kKeysOfRound, keys);
     Scores<2>(args, at, row, static_cast<i32>(first), s);
-    const float factor = Weigh<2>(s, gathered);
+    const float factor = Weigh<2, true>(s, 1.0f, gathered);
     const auto p = Mma::MakeRight(__builtin_shufflevector(s[0], s[1], 0, 1, 2, 3, 4, 5, 6, 7));
+    typename Head::Decoded decoded[kPerLane];
+    Unroll<0, kPerLane>([&](auto e)
+                            __attribute__((always_inline)) { decoded[e.value] = Head::Decode(values[e.value]); });
     Unroll<0, Head::kSlice>([&](auto j) __attribute__((always_inline)) {
-      sum[j.value] = Mma::Multiply(Head::template Value<j.value>(values), p, sum[j.value] * factor);
+      sum[j.value] = Mma::Multiply(Head::template Value<j.value>(decoded), p, sum[j.value] * factor);
     });
   }
   float largest, total;

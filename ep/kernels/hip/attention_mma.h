@@ -57,11 +57,11 @@ struct ElementMma {
   using Left = i32x4;  // 8 half-precision numbers
   using Right = i32x4;
   MXORT_DEVICE Right MakeRight(const f32x8& x) {
-    Right r;
-    Unroll<0, 4>([&](auto i) __attribute__((always_inline)) {
-      r[i.value] = static_cast<i32>(u32{ToHalf(kType, x[2 * i.value])} | u32{ToHalf(kType, x[2 * i.value + 1])} << 16);
-    });
-    return r;
+    if constexpr (kType == Type::kBFloat16) {
+      return __builtin_bit_cast(Right, __builtin_convertvector(x, bf16x8));
+    } else {
+      return __builtin_bit_cast(Right, __builtin_convertvector(x, f16x8));
+    }
   }
   MXORT_DEVICE f32x4 Multiply(const Left& left, const Right& right, f32x4 sum) {
     return kType == Type::kFloat16 ? MultiplyFloat16(left, right, sum) : MultiplyBFloat16(left, right, sum);

@@ -108,6 +108,8 @@ struct PrefillRows {
     });
   }
 
+  // kPlain: all rows see all keys of the block, and nothing but the scale makes a score of a product.
+  template <bool kPlain>
   MXORT_METHOD void Attend(const AttentionArgs& args, const Place& at, const PrefillMemory<Head>& block, i32 first) {
     f32x4 s[Shape::kRowTiles][Shape::kKeyTiles];
     Unroll<0, Shape::kKeyTiles>([&](auto t) __attribute__((always_inline)) {
@@ -122,8 +124,8 @@ struct PrefillRows {
     });
     typename Mma::Right p[Shape::kRowTiles][Shape::kKeyTiles / 2];
     Unroll<0, Shape::kRowTiles>([&](auto r) __attribute__((always_inline)) {
-      Scores<Shape::kKeyTiles>(args, at, row[r.value], first, s[r.value]);
-      const float factor = Weigh<Shape::kKeyTiles>(s[r.value], gathered[r.value]);
+      if constexpr (!kPlain) Scores<Shape::kKeyTiles>(args, at, row[r.value], first, s[r.value]);
+      const float factor = Weigh<Shape::kKeyTiles, !kPlain>(s[r.value], args.scale * kLog2E, gathered[r.value]);
       if (__builtin_amdgcn_ballot_w64(factor != 1.0f)) {
         Unroll<0, Head::kSlice>([&](auto j) __attribute__((always_inline)) { sum[r.value][j.value] *= factor; });
       }
@@ -171,10 +173,24 @@ struct PrefillRows {
   }
 };
 
+// A block is plain where every row of the workgroup sees all of it and a product becomes a score by the scale alone.
+// Plain blocks have a loop of their own, which is most of the work; then come those before and behind them.
+struct PlainRange {
+  i32 begin, end;  // multiples of a block; begin == end: none
+};
+template <int kKeys>
+MXORT_DEVICE PlainRange PlainOf(const AttentionArgs& args, const Place& at) {
+  PlainRange range = {(at.all_from + kKeys - 1) / kKeys * kKeys, at.all_to / kKeys * kKeys};
+  const bool plain = !args.mask && !args.padding && args.softcap <= 0 && args.scale > 0;
+  if (!plain || range.end < range.begin) range.end = range.begin;
+  return range;
+}
+
 // Grid x: ceil(rows / kRows), grid y: batch * heads of keys. Workgroups of many keys, which causality puts last, first.
 template <class Head>
 MXORT_DEVICE void Prefill(const AttentionArgs& args) {
   using Shape = PrefillShape<Head>;
+  constexpr i32 kKeys = Shape::kKeys;
   static MXORT_LDS PrefillMemory<Head> memory;
   const u32 first_row = (args.tiles - 1 - GroupX()) * Shape::kRows;
   const Place all = PlaceOf(args, first_row, Shape::kRows);
@@ -184,15 +200,30 @@ MXORT_DEVICE void Prefill(const AttentionArgs& args) {
   PrefillRows<Head> mine(args, own, own_row);
   const Rows k = HeadRows<Head>(args.k, args.k_strides, all, args.head_size);
   const Rows v = HeadRows<Head>(args.v, args.v_strides, all, args.value_size);
-  Staged<Head> next;
-  i32 first = all.begin / Shape::kKeys * Shape::kKeys;
-  if (first < all.end) next.Load(args, k, v, static_cast<u32>(first));
-  for (; first < all.end; first += Shape::kKeys) {
+  const PlainRange plain = PlainOf<kKeys>(args, all);
+  Staged<Head> staged;
+  // Of the blocks that are not plain, the one from `at` on.
+  const auto other = [&](i32 at) __attribute__((always_inline)) {
+    return at >= plain.begin && at < plain.end ? plain.end : at;
+  };
+  if (plain.begin < plain.end) staged.Load(args, k, v, static_cast<u32>(plain.begin));
+  for (i32 first = plain.begin; first < plain.end; first += kKeys) {
     Meet();  // the block before has been used
-    next.Store(memory);
+    staged.Store(memory);
     Meet();
-    if (first + Shape::kKeys < all.end) next.Load(args, k, v, static_cast<u32>(first + Shape::kKeys));
-    if (works && first < own.end && first + Shape::kKeys > own.begin) mine.Attend(args, own, memory, first);
+    if (first + kKeys < plain.end) staged.Load(args, k, v, static_cast<u32>(first + kKeys));
+    mine.template Attend<true>(args, own, memory, first);
+  }
+  i32 first = other(all.begin / kKeys * kKeys);
+  if (first < all.end) staged.Load(args, k, v, static_cast<u32>(first));
+  while (first < all.end) {
+    Meet();
+    staged.Store(memory);
+    Meet();
+    const i32 next = other(first + kKeys);
+    if (next < all.end) staged.Load(args, k, v, static_cast<u32>(next));
+    if (works && first < own.end && first + kKeys > own.begin) mine.template Attend<false>(args, own, memory, first);
+    first = next;
   }
   mine.Store(args, own);
 }

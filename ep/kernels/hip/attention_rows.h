@@ -162,25 +162,28 @@ MXORT_DEVICE void Scores(const AttentionArgs& args, const Place& at, const Row& 
   });
 }
 
-// Scores to weights; what was gathered before shrinks by the result, the same for all lanes of a row.
-template <int kTiles>
-MXORT_DEVICE float Weigh(f32x4 (&s)[kTiles], Gathered& gathered) {
+// Weights 2^(factor s - largest), of scores in units of log 2 where the factor is 1 (known, so that it costs nothing);
+// what was gathered before shrinks by the result, the same for all lanes of a row. The factor is positive.
+template <int kTiles, bool kUnits>
+MXORT_DEVICE float Weigh(f32x4 (&s)[kTiles], float factor, Gathered& gathered) {
   float largest = -kInfinity;
   Unroll<0, kTiles>([&](auto t) __attribute__((always_inline)) {
     Unroll<0, 4>([&](auto i) __attribute__((always_inline)) { largest = Larger(largest, s[t.value][i.value]); });
   });
-  largest = Larger(gathered.largest, OverRow(largest, Larger));
-  const float reference = Reference(largest), factor = Exp2(gathered.largest - reference);
-  float total = 0;
+  largest = OverRow(largest, Larger);
+  largest = Larger(gathered.largest, kUnits ? largest : largest * factor);
+  const float reference = Reference(largest), shrinks = Exp2(gathered.largest - reference);
+  f32x4 total = {0, 0, 0, 0};
   Unroll<0, kTiles>([&](auto t) __attribute__((always_inline)) {
     Unroll<0, 4>([&](auto i) __attribute__((always_inline)) {
-      s[t.value][i.value] = Exp2(s[t.value][i.value] - reference);
-      total += s[t.value][i.value];
+      const float x = s[t.value][i.value];
+      s[t.value][i.value] = Exp2(kUnits ? x - reference : Fma(x, factor, -reference));
     });
+    total += s[t.value];
   });
-  gathered.total = gathered.total * factor + total;
+  gathered.total = gathered.total * shrinks + ((total[0] + total[2]) + (total[1] + total[3]));
   gathered.largest = largest;
-  return factor;
+  return shrinks;
 }
 
 // What a row's sums are multiplied with at the end, `total` being that of all its lanes; the sink is one more score.

@@ -34,7 +34,7 @@ class GroupQueryAttention : public AttentionNode {
         causal_(node.Int("causal", 1) != 0),
         rotary_(node.Int("do_rotary", 0) != 0),
         interleaved_(node.Int("rotary_interleaved", 0) != 0),
-        smooth_(node.Int("smooth_softmax", 0) != 0),
+        smooth_(node.Int("smooth_softmax", 0) > 0),
         window_(node.Int("local_window_size", -1)),
         scale_(node.Float("scale", 0)),
         softcap_(node.Float("softcap", 0)),
@@ -284,9 +284,11 @@ void AddGroupQueryAttention(Rows& rows) {
                   WhyLeft};
   microsoft.host_inputs = {kMicrosoft.total};
   rows.push_back(microsoft);
-  OpRow own{kDomain, "GroupQueryAttention", 1, 1, {}, CreateOwn};
-  own.host_inputs = {kOwn.total};
-  rows.push_back(own);
+  for (const char* name : {"GroupQueryAttention", "GroupQueryAttentionMXFP8", "GroupQueryAttentionMXFP4"}) {
+    OpRow own{kDomain, name, 1, 1, {}, CreateOwn};
+    own.host_inputs = {kOwn.total};
+    rows.push_back(own);
+  }
 }
 
 }  // namespace mxort::provider

@@ -82,13 +82,15 @@ class Export:
     """How a format is written: a linear X in the tensors X + ``codes`` and X + ``scales``.
 
     ``settings`` makes quantization_config of the format of the operands ("none": they stay float) and the linears that
-    are float. ``activations``: the formats it has words for.
+    are float. ``activations``: the formats it has words for. ``stacks``: it has stacks of experts in MXFP4, codes uint8
+    [E, N, K/32, 16], and nothing else; without, it has linears.
     """
 
     codes: str
     scales: str
     activations: tuple[str, ...]
     settings: Callable[[str, tuple[str, ...]], dict[str, Any]]
+    stacks: bool = False
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from mxort.models.formats.base import Format, Layout, Source
+from typing import Any
+
+from mxort.models.formats.base import Export, Format, Layout, Source
 
 
 def _layout(source: Source) -> Layout:
     return Layout("_blocks", "_scales", blocks=True)
 
 
-FORMAT = Format("gpt-oss", ("mxfp4",), _layout)
+def _settings(activation_format: str, floats: tuple[str, ...]) -> dict[str, Any]:
+    """quantization_config of gpt-oss-20b and 120b, whose readers take it as it is."""
+    kept = ["model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"]
+    return {"quant_method": "mxfp4", "modules_to_not_convert": kept}
+
+
+FORMAT = Format(
+    "gpt-oss", ("mxfp4",), _layout, Export("_blocks", "_scales", ("none",), _settings, stacks=True)
+)
