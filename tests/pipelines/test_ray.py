@@ -107,7 +107,7 @@ def test_the_blocks(tmp_path):
     decoder_folder(tmp_path / "smollm2")
     converted, said = run_blocks("Ray", tmp_path)
     assert "nodes converted" in converted
-    assert len(said.strip()) > len("''")
+    assert len(said.strip()) > len("''")  # some text, of random weights
     assert mxort.inspect(tmp_path / "smollm2-mxfp4" / "model.onnx").converted
 
 
