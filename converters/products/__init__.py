@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from mxort.converters.normalise import unique_node_names
 from mxort.converters.products import (
+    batched_experts,
     channel_last,
     convolution,
     dequantize,
@@ -28,6 +29,7 @@ from mxort.converters.sites import Selection
 from mxort.errors import first_line
 
 RULES: dict[tuple[str, str], Express] = {
+    ("", "ReduceSum"): batched_experts.express,
     ("", "MatMul"): matmul.express,
     ("", "Conv"): convolution.express,
     ("", "Einsum"): einsum.express,

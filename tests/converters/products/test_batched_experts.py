@@ -1,0 +1,113 @@
+"""converters/products/batched_experts.py: what torch exports of transformers' experts is one operator afterwards."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+import checkpoints
+import mxort
+from mxort.converters import functions
+from same_products import expressed, operators, run
+
+TOKENS = np.random.default_rng(3).integers(3, checkpoints.VOCABULARY, (1, 12))
+WITH_EXPERTS = ("mixtral", "qwen3_moe", "gpt_oss")
+
+
+class Logits(torch.nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens):
+        return self.model(input_ids=tokens, use_cache=False).logits
+
+
+@pytest.fixture(scope="module", params=WITH_EXPERTS)
+def exported(request, tmp_path_factory):
+    """(torch.onnx's model of a tiny transformers' one in its only form of experts that torch exports, its logits)."""
+    folder = tmp_path_factory.mktemp("experts")
+    tiny = checkpoints.make(folder / "checkpoint", request.param)
+    tiny.model.set_experts_implementation("batched_mm")
+    tiny.model.config._attn_implementation = "eager"
+    expected = tiny.logits(TOKENS)
+    dims = ({1: torch.export.Dim("n", min=2, max=100)},)
+    logging.disable(logging.WARNING)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            Logits(tiny.model), (torch.from_numpy(TOKENS),), dynamo=True, dynamic_shapes=dims, verbose=False
+        )
+    logging.disable(logging.NOTSET)
+    program.save(folder / "model.onnx")
+    return onnx.load(folder / "model.onnx"), expected
+
+
+def feeds(proto):
+    return {proto.graph.input[0].name: TOKENS}
+
+
+def picks(proto):
+    """How often the graph picks from constants of three axes."""
+    stacks = {t.name for t in proto.graph.initializer if len(t.dims) == 3}
+    return sum(n.op_type == "GatherND" and n.input[0] in stacks for n in proto.graph.node)
+
+
+def test_the_same_in_float(exported):
+    """onnxruntime's MoE beside transformers: no stack is picked from any more, and nothing is left of that."""
+    proto, expected = exported
+    floats, reasons = expressed(proto)
+    kinds = operators(floats)
+    assert kinds.count("MoE") == 2 and "TopK" not in kinds
+    assert picks(proto) == 4 and picks(floats) == 0
+    assert not [reason for reason in reasons if "expert" in reason]
+    (got,) = run(floats, feeds(proto))
+    # as in test_importing.py: models that differ in the order of float sums
+    assert np.linalg.norm(got - expected) < 2e-5 * np.linalg.norm(expected)
+    other = np.random.default_rng(4).integers(3, checkpoints.VOCABULARY, (1, 31))  # of another length
+    (got,), (want,) = (run(m, {proto.graph.input[0].name: other}) for m in (floats, proto))
+    assert np.linalg.norm(got - want) < 2e-5 * np.linalg.norm(want)
+
+
+def test_converted(exported):
+    proto, expected = exported
+    report = mxort.convert(proto, min_elements=0, accuracy_level=1)
+    stacks = [site for site in report.converted if site.op_type == "MoE"]
+    assert len(stacks) == 4 and all(18 < site.sqnr_db < 25 for site in stacks)
+    assert [n.op_type for n in report.model.graph.node].count(functions.EXPERTS) == 2
+    assert picks(report.model) == 0
+    for library in (True, False):
+        (got,) = run(report.model, feeds(proto), library)
+        assert np.linalg.norm(got - expected) < 0.4 * np.linalg.norm(expected)
+
+
+def test_excluded_experts_stay(exported):
+    """Where they are not to be converted nothing changes."""
+    proto, _ = exported
+    floats = expressed(proto, op_types=("MatMul", "Gemm"))[0]
+    assert "MoE" not in operators(floats) and picks(floats) == picks(proto) == 4
+
+
+CHANGED = {
+    "weights of another sum": lambda n: n.op_type in ("Div", "Softmax") and setattr(n, "op_type", "Relu"),
+    "another activation": lambda n: n.op_type == "Sigmoid" and setattr(n, "op_type", "Tanh"),
+    "another sum": lambda n: n.op_type == "ReduceSum" and setattr(n, "op_type", "ReduceMax"),
+    "the least likely": lambda n: n.op_type == "TopK" and next(
+        setattr(a, "i", 0) for a in n.attribute if a.name == "largest"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", CHANGED)
+def test_other_graphs_stay(what, exported):
+    proto = onnx.ModelProto()
+    proto.CopyFrom(exported[0])
+    for node in proto.graph.node:
+        CHANGED[what](node)
+    floats = expressed(proto)[0]
+    assert "MoE" not in operators(floats) and picks(floats) == picks(proto) == 4
