@@ -65,7 +65,7 @@ class _Experts:
     @staticmethod
     def of(context: Context, node: ir.Node) -> _Experts:
         """Raises _OtherError."""
-        if _integers(context, node.inputs, 1) != [1] or node.attributes.get_int("keepdims", 1):
+        if _integers(context, node.inputs, 1) != [1] or node.attributes.get_int("keepdims", 1) != 0:
             raise _OtherError
         mul = _made_by(_peeled(node.inputs[0]), "Mul")
         for result, weights in (mul.inputs, mul.inputs[::-1]):
