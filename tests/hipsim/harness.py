@@ -324,6 +324,9 @@ class Module:
 class Sim:
     """A fresh simulated machine. A process has one: another one invalidates what the earlier handed out."""
 
+    current: Sim | None = None
+    """The one that the process has."""
+
     def __init__(
         self, devices: str = "gfx950", seed: int = 1, threads: int | None = None, **options: int | str
     ):
@@ -332,6 +335,7 @@ class Sim:
             settings["threads"] = threads
         self.lib = runtime()
         self.lib.hipsim_reset(";".join(f"{k}={v}" for k, v in settings.items()).encode())
+        Sim.current = self
 
     @classmethod
     def attach(cls) -> Sim:

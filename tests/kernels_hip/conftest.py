@@ -26,8 +26,9 @@ CURRENT: dict[tuple[str, int], device.Device] = {}
 
 
 def machine(arch: str, counts: int) -> device.Device:
-    """The simulator has one machine at a time, so asking for another one resets it."""
-    if (arch, counts) not in CURRENT:
+    """The simulator has one machine at a time, so asking for another one, here or in another file, resets it."""
+    made = CURRENT.get((arch, counts))
+    if made is None or made.sim is not harness.Sim.current:
         CURRENT.clear()
         CURRENT[arch, counts] = device.Device(arch, counts=counts)
     return CURRENT[arch, counts]
