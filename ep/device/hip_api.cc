@@ -88,10 +88,10 @@ Opened Open() {
 
 Status Unavailable(std::string message) { return {ErrorCode::kUnavailable, std::move(message)}; }
 
-template <class Function>
-bool Resolve(void* handle, const char* name, std::atomic<Function>* function) {
-  *function = reinterpret_cast<Function>(dlsym(handle, name));
-  return *function != nullptr;
+template <class Signature>
+bool Resolve(void* handle, const char* name, Function<Signature>* function) {
+  function->store(reinterpret_cast<typename Function<Signature>::Pointer>(dlsym(handle, name)));
+  return function->load() != nullptr;
 }
 
 HipApi* loaded_api = nullptr;  // what Disconnect is for
@@ -106,7 +106,7 @@ void Disconnect() {
 #define MXORT_HIP_DISCONNECT(name, parameters) loaded_api->name.store(&Deinitialized);
   MXORT_HIP_FUNCTIONS(MXORT_HIP_DISCONNECT)
 #undef MXORT_HIP_DISCONNECT
-  loaded_api->hipGetErrorName = [](int) { return "hipErrorDeinitialized"; };
+  loaded_api->hipGetErrorName.store([](int) { return "hipErrorDeinitialized"; });
 }
 
 // Registered after the runtime's own destructors, so called before them.

@@ -79,6 +79,21 @@ struct PointerAttributes {  // hipPointerAttribute_t
     (void* function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x, unsigned block_y,       \
      unsigned block_z, unsigned shared_bytes, void* stream, void** parameters, void** extra))
 
+// A function that may be replaced while other threads call it.
+template <class Signature>
+class Function;
+template <class Result, class... Parameters>
+class Function<Result(Parameters...)> {
+ public:
+  using Pointer = Result (*)(Parameters...);
+  Result operator()(Parameters... arguments) const { return pointer_.load()(arguments...); }
+  Pointer load() const { return pointer_.load(); }
+  void store(Pointer pointer) { pointer_.store(pointer); }
+
+ private:
+  std::atomic<Pointer> pointer_{nullptr};
+};
+
 // The table of functions. One for the process, never closed.
 //
 // Where the runtime can no longer be called, every function returns an error without calling it, so that destructors
@@ -86,10 +101,10 @@ struct PointerAttributes {  // hipPointerAttribute_t
 // loaded are gone, a static Ort::Session for one) and in a child of fork, which HIP does not survive. Atomic because
 // other threads may still be running at the end.
 struct HipApi {
-#define MXORT_HIP_MEMBER(name, parameters) std::atomic<int(*) parameters> name{nullptr};
+#define MXORT_HIP_MEMBER(name, parameters) Function<int parameters> name;
   MXORT_HIP_FUNCTIONS(MXORT_HIP_MEMBER)
 #undef MXORT_HIP_MEMBER
-  std::atomic<const char* (*)(int error)> hipGetErrorName{nullptr};
+  Function<const char*(int error)> hipGetErrorName;
   std::string library;  // the file in use; before one was opened: a name, or the path that MXORT_HIP_LIBRARY gives
   int runtime_version = 0, driver_version = 0;  // major * 10^7 + minor * 10^5 + patch
 

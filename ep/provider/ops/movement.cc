@@ -348,7 +348,8 @@ void AddMovement(Rows& rows) {
   rows.back().since = 18;
   rows.back().until = kNewest;
   rows.back().host_inputs = {1, 3};
-  for (const auto& [type, create] : {std::pair{"Gather", Create<Gather>}, {"GatherElements", Create<GatherElements>}}) {
+  for (const auto& [type, create] :
+       {std::pair{"Gather", &Create<Gather>}, {"GatherElements", &Create<GatherElements>}}) {
     add(type, type == std::string("Gather") ? 1 : 11, create).constraints.push_back({"Tind", indices});
   }
   add("GatherND", 11, Create<GatherND>);  // its indices are int64
