@@ -94,21 +94,6 @@ void* Advanced(void* p, int64_t elements, size_t bytes) {
   return static_cast<char*>(p) + elements * static_cast<int64_t>(bytes);
 }
 
-size_t BytesOf(hip::Type type) {
-  switch (type) {
-    case hip::Type::kInt64:
-      return 8;
-    case hip::Type::kFloat:
-    case hip::Type::kInt32:
-      return 4;
-    case hip::Type::kFloat16:
-    case hip::Type::kBFloat16:
-      return 2;
-    default:
-      return 1;
-  }
-}
-
 // Takes several elements for one where all operands have them next to each other. `moves`: which operands do; the
 // others (indices) stand still over the innermost dimension.
 template <size_t kOperands>
@@ -147,6 +132,21 @@ Status LoadWidths(const std::shared_ptr<Device>& device, const char* name, std::
 }
 
 }  // namespace
+
+size_t BytesOf(hip::Type type) {
+  switch (type) {
+    case hip::Type::kInt64:
+      return 8;
+    case hip::Type::kFloat:
+    case hip::Type::kInt32:
+      return 4;
+    case hip::Type::kFloat16:
+    case hip::Type::kBFloat16:
+      return 2;
+    default:
+      return 1;
+  }
+}
 
 Dims ContiguousStrides(const Dims& dims) {
   Dims strides(dims.size());

@@ -16,6 +16,8 @@ namespace mxort::device {
 
 using Dims = std::vector<int64_t>;  // sizes or strides, in elements
 
+// Of an element.
+size_t BytesOf(hip::Type type);
 // Strides of a contiguous tensor.
 Dims ContiguousStrides(const Dims& dims);
 // Strides with which a contiguous tensor `dims` reads as `to`, by ONNX's (NumPy's) broadcasting. Empty where it cannot.

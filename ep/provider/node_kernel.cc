@@ -3,7 +3,7 @@
 #include <cstring>
 #include <memory>
 
-#include "ops/matmul_inputs.h"
+#include "device/strided.h"
 #include "provider/memory.h"
 #include "provider/op_table.h"
 
@@ -212,25 +212,16 @@ hip::Type DeviceType(ONNXTensorElementDataType type) {
   }
 }
 
-size_t BytesOf(ONNXTensorElementDataType type) {
-  switch (DeviceType(type)) {
-    case hip::Type::kInt64:
-      return 8;
-    case hip::Type::kFloat:
-    case hip::Type::kInt32:
-      return 4;
-    case hip::Type::kFloat16:
-    case hip::Type::kBFloat16:
-      return 2;
-    default:
-      return 1;
-  }
-}
+size_t BytesOf(ONNXTensorElementDataType type) { return device::BytesOf(DeviceType(type)); }
 
 int64_t ElementsOf(const Shape& shape) {
   int64_t count = 1;
   for (const int64_t size : shape) count *= size;
   return count;
+}
+
+int64_t ElementsOf(const Shape& shape, size_t begin, size_t end) {
+  return ElementsOf({shape.begin() + static_cast<int64_t>(begin), shape.begin() + static_cast<int64_t>(end)});
 }
 
 size_t BytesOf(const Tensor& tensor) { return static_cast<size_t>(ElementsOf(tensor.shape)) * BytesOf(tensor.type); }

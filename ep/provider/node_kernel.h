@@ -108,6 +108,7 @@ class NodeKernel : public OrtKernelImpl {
 hip::Type DeviceType(ONNXTensorElementDataType type);
 size_t BytesOf(ONNXTensorElementDataType type);
 int64_t ElementsOf(const Shape& shape);
+int64_t ElementsOf(const Shape& shape, size_t begin, size_t end);  // of some axes
 size_t BytesOf(const Tensor& tensor);
 // -1 is the last axis. Throws std::invalid_argument beyond the rank.
 size_t AxisOf(int64_t axis, size_t rank);

@@ -11,10 +11,6 @@ namespace {
 
 using device::ContiguousStrides;
 
-int64_t Product(const Shape& shape, size_t begin, size_t end) {
-  return ElementsOf({shape.begin() + static_cast<int64_t>(begin), shape.begin() + static_cast<int64_t>(end)});
-}
-
 const void* At(const Tensor& tensor, int64_t element) {
   return static_cast<const char*>(tensor.data) + element * static_cast<int64_t>(BytesOf(tensor.type));
 }
@@ -266,8 +262,8 @@ class Gather : public GatheringNode {
     shape.insert(shape.end(), data.shape.begin() + static_cast<int64_t>(axis) + 1, data.shape.end());
     const Tensor out = call.Output(0, shape);
     if (!out.data) return;
-    const int64_t outer = Product(data.shape, 0, axis), size = data.shape[axis],
-                  inner = Product(data.shape, axis + 1, rank);
+    const int64_t outer = ElementsOf(data.shape, 0, axis), size = data.shape[axis],
+                  inner = ElementsOf(data.shape, axis + 1, rank);
     Check(gatherer_.Launch(call.stream(), {data.data, {size * inner, 0, 1}}, {indices.data, {0, 1, 0}},
                            call.TypeOf(indices), {{size, inner}}, out.data, {outer, ElementsOf(indices.shape), inner},
                            BytesOf(data.type)));
@@ -312,11 +308,11 @@ class GatherND : public GatheringNode {
     const Tensor out = call.Output(0, shape);
     if (!out.data) return;
     std::vector<device::Gatherer::Axis> axes;
-    for (size_t d = batch_; d < end; ++d) axes.push_back({data.shape[d], Product(data.shape, d + 1, rank)});
-    const int64_t batches = Product(indices.shape, 0, batch_);
-    const int64_t each = Product(indices.shape, batch_, indices.shape.size() - 1),
-                  inner = Product(data.shape, end, rank);
-    Check(gatherer_.Launch(call.stream(), {data.data, {Product(data.shape, batch_, rank), 0, 1}},
+    for (size_t d = batch_; d < end; ++d) axes.push_back({data.shape[d], ElementsOf(data.shape, d + 1, rank)});
+    const int64_t batches = ElementsOf(indices.shape, 0, batch_);
+    const int64_t each = ElementsOf(indices.shape, batch_, indices.shape.size() - 1),
+                  inner = ElementsOf(data.shape, end, rank);
+    Check(gatherer_.Launch(call.stream(), {data.data, {ElementsOf(data.shape, batch_, rank), 0, 1}},
                            {indices.data, {each * depth, depth, 0}}, call.TypeOf(indices), axes, out.data,
                            {batches, each, inner}, BytesOf(data.type)));
   }

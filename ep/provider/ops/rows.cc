@@ -13,13 +13,10 @@ using hip::Reduction;
 
 constexpr const char* kMicrosoft = "com.microsoft";
 
-int64_t Product(const Shape& shape, size_t begin, size_t end) {
-  return ElementsOf({shape.begin() + static_cast<int64_t>(begin), shape.begin() + static_cast<int64_t>(end)});
-}
-
 hip::RowShape RowsAlong(const Shape& shape, size_t axis) {
   hip::RowShape rows{};
-  Check(device::MakeRowShape(Product(shape, 0, axis), shape[axis], Product(shape, axis + 1, shape.size()), &rows));
+  Check(
+      device::MakeRowShape(ElementsOf(shape, 0, axis), shape[axis], ElementsOf(shape, axis + 1, shape.size()), &rows));
   return rows;
 }
 
@@ -94,7 +91,7 @@ class Normalisation : public NodeKernel {
   void Run(NodeCall& call) override {
     const Tensor x = call.Input(0);
     const size_t rank = x.shape.size(), axis = form_.skip >= 0 ? rank - 1 : AxisOf(axis_, rank);
-    const int64_t rows = Product(x.shape, 0, axis), n = Product(x.shape, axis, rank);
+    const int64_t rows = ElementsOf(x.shape, 0, axis), n = ElementsOf(x.shape, axis, rank);
     const Tensor skip = Optional(call, form_.skip), bias = Optional(call, form_.bias);
     const Tensor scale = Optional(call, form_.scale), shift = Optional(call, form_.shift);
     for (const Tensor* vector : {&bias, &scale, &shift}) {
@@ -215,8 +212,8 @@ class Reduce : public NodeKernel {
     size_t last = first;
     while (last < rank && reduced[last]) ++last;
     if (std::find(reduced.begin() + static_cast<int64_t>(last), reduced.end(), true) == reduced.end()) {
-      Check(device::MakeRowShape(Product(x.shape, 0, first), Product(x.shape, first, last),
-                                 Product(x.shape, last, rank), rows));
+      Check(device::MakeRowShape(ElementsOf(x.shape, 0, first), ElementsOf(x.shape, first, last),
+                                 ElementsOf(x.shape, last, rank), rows));
       return x.data;
     }
     const Shape own = device::ContiguousStrides(x.shape);
