@@ -44,7 +44,7 @@ def connected(address: str, *, cpus: int = 0) -> Iterator[Any]:
     if address == LOCAL or address.startswith(("127.0.0.1:", "localhost:")):
         os.environ.setdefault(_LOOPBACK, "0")
     try:
-        import ray  # type: ignore[import-not-found]
+        import ray
         from ray import is_initialized  # which a folder that happens to be called ray has not
     except ImportError as error:
         raise MxortError(f'a cluster needs mxort[ray] ({error}): pip install "mxort[ray]"') from error

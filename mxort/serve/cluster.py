@@ -153,7 +153,7 @@ def _stopped() -> Iterator[threading.Event]:
 @contextlib.contextmanager
 def _running(ray: Any, what: _What, replicas: Replicas, ip: str, port: int, *, own: bool) -> Iterator[None]:
     """The deployment, until the block ends. ``own``: of a cluster that ends then too."""
-    from ray import serve as ray_serve  # type: ignore[import-not-found]
+    from ray import serve as ray_serve
 
     with contextlib.suppress(ValueError):
         ray.get_actor("SERVE_CONTROLLER_ACTOR", namespace="serve")
