@@ -31,8 +31,6 @@ const OrtOpAttr* NodeView::Find(const char* name) const {
   return nullptr;
 }
 
-bool NodeView::HasAttribute(const char* name) const { return Find(name) != nullptr; }
-
 bool NodeView::Int(const char* name, int64_t* value) const {
   const OrtOpAttr* attribute = Find(name);
   size_t size = 0;

@@ -19,7 +19,6 @@ class NodeView : public Attributes {
   bool String(const char* name, std::string* value) const override;
   bool Float(const char* name, float* value) const;
   bool Ints(const char* name, std::vector<int64_t>* values) const;
-  bool HasAttribute(const char* name) const;
   int64_t IntOr(const char* name, int64_t otherwise) const;
 
   const std::string& domain() const { return domain_; }  // "" is ai.onnx

@@ -29,13 +29,6 @@ const Types& AllTypes() {
   return types;
 }
 
-Types Without(const Types& types, const Types& removed) {
-  Types left;
-  std::copy_if(types.begin(), types.end(), std::back_inserter(left),
-               [&](auto type) { return std::find(removed.begin(), removed.end(), type) == removed.end(); });
-  return left;
-}
-
 bool OpRow::OnHost(const std::vector<size_t>& which, size_t index) {
   return std::find(which.begin(), which.end(), index) != which.end();
 }

@@ -15,10 +15,9 @@ namespace mxort::provider {
 
 // Element types that a type parameter of an operator's schema may have.
 using Types = std::vector<ONNXTensorElementDataType>;
-const Types& FloatTypes();                                // float, float16, bfloat16
-const Types& NumberTypes();                               // the same, int64, int32, int8, uint8
-const Types& AllTypes();                                  // the same and bool
-Types Without(const Types& types, const Types& removed);  // of `types`
+const Types& FloatTypes();   // float, float16, bfloat16
+const Types& NumberTypes();  // the same, int64, int32, int8, uint8
+const Types& AllTypes();     // the same and bool
 
 struct OpRow {
   const char* domain;

@@ -120,8 +120,8 @@ def register(
 
     ``device`` is where they run: "cpu" (also None); "gpu" or "gpu:1" (the number is the HIP runtime's); "auto",
     the first GPU that can be used, else the CPU with a RuntimeWarning that says why. ``device_options`` are those
-    of the execution provider: ``memory_limit`` (bytes of device memory the session may hold), ``self_check``,
-    ``graph_capture`` (README.md). Registering the same options again does nothing.
+    of the execution provider: ``memory_limit`` (bytes of device memory the session may hold), ``operators``,
+    ``self_check``, ``graph_capture`` (README.md). Registering the same options again does nothing.
 
     Raises MxortError when onnxruntime is missing, older than 1.22 (GPU: 1.24) or refuses the library, when the
     library is missing, when a GPU that was asked for by name cannot be used, and for options that are registered
