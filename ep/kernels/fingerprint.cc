@@ -64,12 +64,15 @@ Fingerprint FingerprintAt(const Fingerprint& points, const void* data, size_t by
   return {first.Total(bytes), second.Total(bytes)};
 }
 
+Fingerprint RandomPoints() {
+  std::random_device random;  // the system's
+  std::uniform_int_distribution<uint64_t> below(0, kPrime - 1);
+  const uint64_t first = below(random);
+  return {first, below(random)};
+}
+
 Fingerprint FingerprintOf(const void* data, size_t bytes) {
-  static const Fingerprint points = [] {
-    std::random_device random;  // the system's
-    std::uniform_int_distribution<uint64_t> below(0, kPrime - 1);
-    return Fingerprint{below(random), below(random)};
-  }();
+  static const Fingerprint points = RandomPoints();
   return FingerprintAt(points, data, bytes);
 }
 

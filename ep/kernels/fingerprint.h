@@ -21,6 +21,8 @@ using Fingerprint = std::array<uint64_t, 2>;
 // makes that more likely, which a hash of a known function cannot promise.
 Fingerprint FingerprintAt(const Fingerprint& points, const void* data, size_t bytes);
 
+Fingerprint RandomPoints();  // of the system
+
 // At points drawn when the process first asks.
 Fingerprint FingerprintOf(const void* data, size_t bytes);
 

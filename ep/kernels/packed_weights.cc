@@ -1,6 +1,7 @@
 #include "kernels/packed_weights.h"
 
 #include <algorithm>
+#include <optional>
 #include <string_view>
 #include <tuple>
 #include <vector>
@@ -8,6 +9,7 @@
 #include "kernels/content_cache.h"
 #include "kernels/fingerprint.h"
 #include "kernels/layout.h"
+#include "kernels/packed_folder.h"
 #include "kernels/weight_memory.h"
 
 namespace mxort {
@@ -38,36 +40,57 @@ ScaleRange Scales(const MatMulSpec& spec, const Weights& weights, int64_t begin,
                      [&](auto element) { return ScalesOf<decltype(element)>(spec, weights, begin, end); });
 }
 
+ScaleRange Pack(const MatMulSpec& spec, const WeightLayout& layout, const Weights& weights, const ParallelFor& parallel,
+                uint8_t* packed) {
+  const int64_t strips = StripsOf(spec.N);
+  const int64_t tasks = std::clamp<int64_t>(static_cast<int64_t>(layout.bytes(spec)) / kTaskBytes, 1, strips);
+  std::vector<ScaleRange> ranges(static_cast<size_t>(tasks));
+  parallel(tasks, [&](int64_t task) {
+    const int64_t begin = strips * task / tasks, end = strips * (task + 1) / tasks;
+    layout.pack(spec, weights, begin, end, packed);
+    ranges[static_cast<size_t>(task)] = Scales(spec, weights, begin, end);
+  });
+  ScaleRange occurring = {kScaleBias, kScaleBias};
+  for (const ScaleRange& range : ranges) {
+    occurring = {std::min(occurring.lowest, range.lowest), std::max(occurring.highest, range.highest)};
+  }
+  return occurring;
+}
+
+std::unique_ptr<PackedWeights> PackedInFolder(const PackedFolder& folder, const PackedFolder::Contents& contents,
+                                              const WeightLayout& layout, const Weights& weights) {
+  ScaleRange occurring = {};
+  std::shared_ptr<const uint8_t> data = folder.Map(contents, &occurring, [&](uint8_t* packed) {
+    return Pack(contents.spec, layout, weights, ThreadedFor(0), packed);
+  });
+  return std::make_unique<PackedWeights>(std::move(data), contents.bytes, occurring);
+}
+
 }  // namespace
 
 PackedWeights::PackedWeights(const MatMulSpec& spec, const WeightLayout& layout, const Weights& weights,
                              const ParallelFor& parallel)
-    : bytes_(layout.bytes(spec)), scales_{kScaleBias, kScaleBias}, data_(AllocateWeights(bytes_)) {
-  const int64_t strips = StripsOf(spec.N);
-  const int64_t tasks = std::clamp<int64_t>(static_cast<int64_t>(bytes_) / kTaskBytes, 1, strips);
-  std::vector<ScaleRange> ranges(static_cast<size_t>(tasks));
-  parallel(tasks, [&](int64_t task) {
-    const int64_t begin = strips * task / tasks, end = strips * (task + 1) / tasks;
-    layout.pack(spec, weights, begin, end, data_.get());
-    ranges[static_cast<size_t>(task)] = Scales(spec, weights, begin, end);
-  });
-  for (const ScaleRange& range : ranges) {
-    scales_ = {std::min(scales_.lowest, range.lowest), std::max(scales_.highest, range.highest)};
-  }
+    : bytes_(layout.bytes(spec)) {
+  const std::shared_ptr<uint8_t> memory = AllocateWeights(bytes_);
+  scales_ = Pack(spec, layout, weights, parallel, memory.get());
+  data_ = memory;
 }
 
 std::shared_ptr<const PackedWeights> SharedPackedWeights(const MatMulSpec& spec, const WeightLayout& layout,
                                                          const Weights& weights) {
   using Key = std::tuple<std::string_view, WeightFormat, int64_t, int64_t, Fingerprint, Fingerprint>;
   static auto& cache = *new ContentCache<Key, PackedWeights>;
+  const std::optional<PackedFolder> folder = PackedFolder::OfEnvironment();
+  const auto fingerprint = [&](const uint8_t* data, size_t bytes) {
+    return folder ? FingerprintAt(folder->points(), data, bytes) : FingerprintOf(data, bytes);
+  };
   const auto scale_bytes = static_cast<size_t>(spec.N * BlocksOf(spec.K));
-  const Key key{layout.name,
-                spec.weight_format,
-                spec.K,
-                spec.N,
-                FingerprintOf(weights.codes, scale_bytes * static_cast<size_t>(BlockBytes(spec.weight_format))),
-                FingerprintOf(weights.scales, scale_bytes)};
-  return cache.Get(key, [&] { return std::make_unique<PackedWeights>(spec, layout, weights, ThreadedFor(0)); });
+  const auto code_bytes = scale_bytes * static_cast<size_t>(BlockBytes(spec.weight_format));
+  const Fingerprint codes = fingerprint(weights.codes, code_bytes), scales = fingerprint(weights.scales, scale_bytes);
+  return cache.Get({layout.name, spec.weight_format, spec.K, spec.N, codes, scales}, [&] {
+    return folder ? PackedInFolder(*folder, {codes, scales, layout.name, spec, layout.bytes(spec)}, layout, weights)
+                  : std::make_unique<PackedWeights>(spec, layout, weights, ThreadedFor(0));
+  });
 }
 
 }  // namespace mxort

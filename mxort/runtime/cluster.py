@@ -24,6 +24,9 @@ _ENVIRONMENT = {
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30",  # 5 are few on a machine that is busy
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray's next default, and no warning of it
 }
+_PASSED_ON = ("MXORT_PACKED_WEIGHTS", "MXORT_KERNEL")
+"""What the library reads, where it is set here, is set in the processes of the cluster too."""
+
 _LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 """At 0 Ray leaves 127.0.0.1 as it is, where otherwise it takes an address that other machines reach."""
 
@@ -51,10 +54,11 @@ def connected(address: str, *, cpus: int = 0) -> Iterator[Any]:
     if is_initialized():
         yield ray
         return
+    passed_on = [*_ENVIRONMENT, *(name for name in _PASSED_ON if name in os.environ)]
     quiet = {
         "log_to_driver": False,
         "logging_level": logging.ERROR,
-        "runtime_env": {"env_vars": {name: os.environ[name] for name in _ENVIRONMENT}},
+        "runtime_env": {"env_vars": {name: os.environ[name] for name in passed_on}},
     }
     try:
         if address != LOCAL:
