@@ -30,14 +30,19 @@ def with_the_helper(path: str) -> ort.InferenceSession:
 def with_onnxruntime(path: str) -> ort.InferenceSession:
     """What the helper does, for pipelines that make their own sessions (onnxruntime 1.24 or later)."""
     name = mxort.get_ep_name()
-    devices = [device for device in ort.get_ep_devices() if device.ep_name == name]
-    if not devices:  # registered once per process
+
+    def gpus() -> list[
+        ort.OrtEpDevice
+    ]:  # without this filter the CPU too, where the operators run without a GPU
+        gpu = ort.OrtHardwareDeviceType.GPU
+        return [each for each in ort.get_ep_devices() if each.ep_name == name and each.device.type == gpu]
+
+    if not gpus():  # registered once per process
         ort.register_execution_provider_library(name, mxort.get_library_path())
-        devices = [device for device in ort.get_ep_devices() if device.ep_name == name]
-    if not devices:
+    if not gpus():
         sys.exit("onnxruntime finds no GPU that mxort can use: see `mxort doctor`")
     options = ort.SessionOptions()
-    options.add_provider_for_devices(devices[:1], {"memory_limit": str(8 << 30)})
+    options.add_provider_for_devices(gpus()[:1], {"memory_limit": str(8 << 30)})
     return ort.InferenceSession(path, options)
 
 

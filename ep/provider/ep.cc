@@ -19,8 +19,7 @@ const Ep& Self(const OrtEp* ep) { return *static_cast<const Ep*>(ep); }
 
 Ep::Ep(const Runtime& runtime, const Logger& logger, const Gpu& gpu, std::shared_ptr<device::Device> device,
        std::shared_ptr<Memory> pinned, const Options& options, LiveCount live)
-    : OrtEp{},
-      runtime_(runtime),
+    : runtime_(runtime),
       logger_(logger),
       gpu_(gpu),
       device_(std::move(device)),

@@ -1,4 +1,4 @@
-// One session's execution provider.
+// One session's execution provider, on a GPU.
 #ifndef MXORT_PROVIDER_EP_H_
 #define MXORT_PROVIDER_EP_H_
 
@@ -9,6 +9,7 @@
 #include "device/device.h"
 #include "device/matmul_plan.h"
 #include "provider/graph.h"
+#include "provider/host_ep.h"
 #include "provider/kernels.h"
 #include "provider/memory.h"
 #include "provider/options.h"
@@ -23,14 +24,12 @@ struct Gpu {
   MemoryInfoPtr memory, pinned;
 };
 
-class Ep : public OrtEp {
+class Ep : public OwnedEp {
  public:
   // `gpu` and `pinned` belong to the factory, which outlives its providers.
   Ep(const Runtime& runtime, const Logger& logger, const Gpu& gpu, std::shared_ptr<device::Device> device,
      std::shared_ptr<Memory> pinned, const Options& options, LiveCount live);
-  ~Ep() { --*live_; }
-  Ep(const Ep&) = delete;
-  Ep& operator=(const Ep&) = delete;
+  ~Ep() override { --*live_; }
 
   const Runtime& runtime() const { return runtime_; }
   const Options& options() const { return options_; }

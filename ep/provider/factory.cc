@@ -51,10 +51,14 @@ class Factory : public OrtEpFactory {
   void SetDomainFunctions(const OrtApiBase* base);
   void FindGpus();
   bool VirtualDevicesAllowed() const;
+  bool IsHost(const OrtHardwareDevice* hardware) const {
+    return runtime_.api->HardwareDevice_Type(hardware) == OrtHardwareDeviceType_CPU;
+  }
   // The GPU that a hardware device is; null: none of ours.
   const Gpu* GpuOf(const OrtHardwareDevice* hardware) const;
   const OrtHardwareDevice* MakeVirtual(const Gpu& gpu);
   OrtEpDevice* MakeEpDevice(const Gpu& gpu, const OrtHardwareDevice* hardware);
+  OrtEpDevice* MakeHostDevice(const OrtHardwareDevice* hardware);
   std::vector<OrtEpDevice*> Supported(const OrtHardwareDevice* const* hardware, size_t count, size_t most);
   OrtEp* MakeEp(const OrtHardwareDevice* const* hardware, size_t count, const OrtSessionOptions* session,
                 const OrtLogger* logger);
@@ -105,12 +109,12 @@ void Factory::SetDeviceFunctions() {
     Factory& factory = Self(self);
     return Guard(*factory.runtime_.api, kEpName, [&] { *ep = factory.MakeEp(hardware, count, options, logger); });
   };
-  ReleaseEp = [](OrtEpFactory*, OrtEp* ep) noexcept { delete static_cast<Ep*>(ep); };
+  ReleaseEp = [](OrtEpFactory*, OrtEp* ep) noexcept { delete static_cast<OwnedEp*>(ep); };
   GetHardwareDeviceIncompatibilityDetails = [](OrtEpFactory* self, const OrtHardwareDevice* hardware,
                                                OrtDeviceEpIncompatibilityDetails* details) noexcept -> OrtStatus* {
     Factory& factory = Self(self);
     const Gpu* gpu = factory.GpuOf(hardware);
-    if (gpu && gpu->info.supported()) return nullptr;
+    if (factory.IsHost(hardware) || (gpu && gpu->info.supported())) return nullptr;
     return factory.runtime_.ep->DeviceEpIncompatibilityDetails_SetDetails(
         details, OrtDeviceEpIncompatibility_DEVICE_INCOMPATIBLE, 0,
         gpu ? gpu->info.unsupported.c_str() : "the HIP runtime does not list it");
@@ -227,6 +231,13 @@ OrtEpDevice* Factory::MakeEpDevice(const Gpu& gpu, const OrtHardwareDevice* hard
   return made;
 }
 
+OrtEpDevice* Factory::MakeHostDevice(const OrtHardwareDevice* hardware) {
+  OrtEpDevice* made = nullptr;
+  runtime_.Check(runtime_.ep->CreateEpDevice(this, hardware, nullptr, nullptr, &made));
+  return made;
+}
+
+// GPUs first, for programs that take the first.
 std::vector<OrtEpDevice*> Factory::Supported(const OrtHardwareDevice* const* hardware, size_t count, size_t most) {
   std::vector<const Gpu*> left;
   for (const auto& gpu : gpus_) {
@@ -254,6 +265,9 @@ std::vector<OrtEpDevice*> Factory::Supported(const OrtHardwareDevice* const* har
   std::vector<OrtEpDevice*> devices;
   devices.reserve(pairs.size());
   for (const auto& [gpu, device] : pairs) devices.push_back(MakeEpDevice(*gpu, device));
+  const auto* const host =
+      std::find_if(hardware, hardware + count, [&](const OrtHardwareDevice* device) { return IsHost(device); });
+  if (host != hardware + count && devices.size() < most) devices.push_back(MakeHostDevice(*host));
   return devices;
 }
 
@@ -264,8 +278,10 @@ OrtEp* Factory::MakeEp(const OrtHardwareDevice* const* hardware, size_t count, c
   const KeyValuePairsPtr owner(entries, KeyValuePairsDeleter{runtime_.api});
   const Options options = ParseOptions(SelectOptions(ReadKeyValues(runtime_, entries)));
   std::string offered;
+  bool host = false;
   for (size_t i = 0; i < count; ++i) {
     const Gpu* gpu = GpuOf(hardware[i]);
+    host |= IsHost(hardware[i]);
     if (!gpu) continue;
     if (!options.device_id || *options.device_id == gpu->info.ordinal) {
       const Shared shared = SharedOf(gpu->info.ordinal);
@@ -273,7 +289,8 @@ OrtEp* Factory::MakeEp(const OrtHardwareDevice* const* hardware, size_t count, c
     }
     offered += (offered.empty() ? "" : " or ") + std::to_string(gpu->info.ordinal);
   }
-  if (offered.empty()) throw std::invalid_argument("got no GPU that it offered, expected one");
+  if (offered.empty() && host) return new HostEp(runtime_, live_);
+  if (offered.empty()) throw std::invalid_argument("got no device that it offered, expected one");
   throw std::invalid_argument("provider option device_id: got '" + std::to_string(*options.device_id) + "', expected " +
                               offered + " (of the devices that the session was given)");
 }

@@ -194,7 +194,7 @@ def _option_text(value: object) -> str:
 
 
 def _ep_devices(runtime: Any) -> list[Any]:
-    """onnxruntime's devices of our execution provider, whose library is registered if it was not.
+    """The GPUs that onnxruntime has of our execution provider, whose library is registered if it was not.
 
     GPUs that onnxruntime does not find (it looks in /sys/class/drm, which containers and partitioned GPUs may
     lack) are offered as virtual devices to an application that allows it, by a name that ends in ".virtual".
@@ -210,12 +210,17 @@ def _ep_devices(runtime: Any) -> list[Any]:
                     raise MxortError(
                         f"onnxruntime {runtime.__version__} refuses {LIBRARY_NAME}: {text}"
                     ) from error
-            found = [device for device in runtime.get_ep_devices() if device.ep_name == name]
+            found = [each for each in runtime.get_ep_devices() if each.ep_name == name and _is_gpu(each)]
             if found:
                 return found
             if registration:
                 runtime.unregister_execution_provider_library(registration)
     return []
+
+
+def _is_gpu(device: Any) -> bool:
+    """Whether it is no CPU, which is a device of the provider too."""
+    return bool(device.device.type.name == "GPU")
 
 
 def open_session(

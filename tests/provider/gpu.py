@@ -54,8 +54,8 @@ def registered(toy: str = "") -> Iterator[None]:
         ort.unregister_execution_provider_library(REGISTRATION)
 
 
-def devices(name: str = EP) -> list[Any]:
-    return [device for device in ort.get_ep_devices() if device.ep_name == name]
+def devices(name: str = EP, kind: str = "GPU") -> list[Any]:
+    return [each for each in ort.get_ep_devices() if (each.ep_name, each.device.type.name) == (name, kind)]
 
 
 def session(
