@@ -19,17 +19,20 @@ def blocks(section):
     return re.findall(r"^```(\w+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
-def run_blocks(section, folder):
-    """What the blocks print, run in ``folder``. A block that fails is an AssertionError with what it said."""
-    found = blocks(section)
-    assert found, f"no block below {section}"
+def run(block, folder):
+    """What a block (language, text) prints, run in ``folder``. AssertionError with what it said, where it fails."""
+    language, text = block
     environment = os.environ | {"ORT_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "1"}
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])
-    printed = []
-    for language, text in found:
-        done = subprocess.run(
-            [*SHELLS[language], text], cwd=folder, env=environment, capture_output=True, text=True
-        )
-        assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
-        printed.append(done.stdout)
-    return printed
+    done = subprocess.run(
+        [*SHELLS[language], text], cwd=folder, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def run_blocks(section, folder):
+    """What the blocks of a section print, one after the other (see :func:`run`)."""
+    found = blocks(section)
+    assert found, f"no block below {section}"
+    return [run(each, folder) for each in found]
