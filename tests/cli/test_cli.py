@@ -16,18 +16,12 @@ import onnx
 import pytest
 
 import mxort
+from command import run
 from decoders import prefix_sums
 from mxort.cli import app as cli
 from mxort.cli import doctor
 from mxort.conversion.report import Report
 from tiny_models import mlp
-
-
-def run(*arguments, cwd=None, **environment):
-    command = [sys.executable, "-m", "mxort", *map(str, arguments)]
-    return subprocess.run(
-        command, cwd=cwd, env=os.environ | environment, capture_output=True, text=True, timeout=120
-    )
 
 
 def files(folder):

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 import checkpoints
+import command
 import mxort
 
 
 def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "mxort", "export", *map(str, arguments)]
-    return subprocess.run(command, env=os.environ, capture_output=True, text=True, timeout=120)
+    return command.run("export", *arguments)
 
 
 @pytest.fixture(scope="module")

@@ -5,18 +5,17 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 import checkpoints
+import command
 import ggufs
 
 
 def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "mxort", "import", *map(str, arguments)]
-    return subprocess.run(command, env=os.environ, capture_output=True, text=True, timeout=120)
+    return command.run("import", *arguments)
 
 
 def test_a_checkpoint_becomes_a_folder(tmp_path: Path) -> None:

@@ -171,8 +171,13 @@ _MEASURE = textwrap.dedent("""
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"rotation": 64, "column_multiplier": True, "include": ["layer.0"]}, {"exclude": ["*"]}],
-    ids=["weight-only", "rotation and multiplier", "nothing converted"],
+    [
+        pytest.param({}, marks=pytest.mark.slow, id="weight-only"),
+        pytest.param(
+            {"rotation": 64, "column_multiplier": True, "include": ["layer.0"]}, id="rotation and multiplier"
+        ),
+        pytest.param({"exclude": ["*"]}, marks=pytest.mark.slow, id="nothing converted"),
+    ],
 )
 def test_memory_stays_bounded(tmp_path, options):
     """A 600 MB model in 100 MB tensors takes 1.5 tensors + 300 MB at most; read whole it would take 700 MB."""

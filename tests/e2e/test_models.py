@@ -116,6 +116,7 @@ def test_perplexity_of_a_model_that_knows_nothing_is_its_vocabulary() -> None:
     assert perplexity(Uniform(), tokens, window=32) == pytest.approx(1000, rel=1e-6)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_a_gguf_imported_is_the_model_converted(smollm2: Path, tmp_path: Path) -> None:
     """In one command what else takes a float checkpoint, a float graph and a conversion: the same weights."""
     gguf = models.smollm2_gguf() / "model.gguf"

@@ -10,7 +10,7 @@ import pytest
 
 import mxort
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 ASK = """
 import sys, onnxruntime_genai as og

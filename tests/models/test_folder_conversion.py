@@ -10,16 +10,12 @@ import sys
 import pytest
 
 import mxort
+from command import run
 from model_folders import config, genai_folder, optimum_folder
 from mxort.cli import main
 from mxort.errors import MxortError
 from mxort.models import conversion
 from tiny_models import mlp
-
-
-def run(*arguments, cwd):
-    command = [sys.executable, "-m", "mxort", *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120)
 
 
 def state(folder):

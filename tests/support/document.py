@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "pipelines.md"
@@ -24,11 +27,18 @@ def run(block, folder):
     language, text = block
     environment = os.environ | {"ORT_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "1"}
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])
-    done = subprocess.run(
-        [*SHELLS[language], text], cwd=folder, env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
+    command = [*SHELLS[language], text]
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        shell = subprocess.Popen(
+            command, cwd=folder, env=environment, stdout=out, stderr=err, start_new_session=True
+        )
+        status = shell.wait()
+        with contextlib.suppress(ProcessLookupError):  # a server that a block which failed has left behind
+            os.killpg(shell.pid, signal.SIGKILL)
+        out.seek(0), err.seek(0)
+        printed, said = out.read(), err.read()
+    assert status == 0, f"{text}\n{printed}\n{said}"
+    return printed
 
 
 def run_blocks(section, folder):
