@@ -61,6 +61,7 @@ class _Experts:
     second: _Product
     gate: _Gate
     k: int
+    normalize: bool
 
     @staticmethod
     def of(context: Context, node: ir.Node) -> _Experts:
@@ -75,10 +76,10 @@ class _Experts:
                 continue
             gate = _gate(context, _peeled(second.x))
             first = _product(context, gate.product)
-            logits, k = _routing(context, first.choice, weights)
+            logits, k, normalize = _routing(context, first.choice, weights)
             if second.choice is not first.choice:
                 raise _OtherError
-            return _Experts(_rows(context, first.x, k), logits, first, second, gate, k)
+            return _Experts(_rows(context, first.x, k), logits, first, second, gate, k, normalize)
         raise _OtherError
 
     def put(self, context: Context, node: ir.Node) -> None:
@@ -102,7 +103,7 @@ class _Experts:
         attributes: dict[str, Any] = {
             "k": self.k,
             "activation_type": "swiglu",
-            "normalize_routing_weights": 1,
+            "normalize_routing_weights": int(self.normalize),
             "swiglu_fusion": 1,
             "activation_alpha": self.gate.alpha,
             "activation_beta": self.gate.beta,
@@ -284,8 +285,8 @@ def _column(context: Context, value: ir.Value | None) -> tuple[ir.Value, int]:
     return node.inputs[0], start
 
 
-def _routing(context: Context, choice: ir.Node, weights: ir.Value | None) -> tuple[ir.Value, int]:
-    """(logits [rows, E], how many are chosen), where the weights of the chosen are made to sum to 1."""
+def _routing(context: Context, choice: ir.Node, weights: ir.Value | None) -> tuple[ir.Value, int, bool]:
+    """(logits [rows, E], how many are chosen, whether the weights of the chosen are made to sum to 1)."""
     (k,) = _integers(context, choice.inputs, 1)
     if choice.attributes.get_int("axis", -1) not in (-1, 1) or not choice.attributes.get_int("largest", 1):
         raise _OtherError
@@ -294,18 +295,20 @@ def _routing(context: Context, choice: ir.Node, weights: ir.Value | None) -> tup
         raise _OtherError
     node = value.producer()
     if node is not None and node.op_type == "Softmax" and node.inputs[0] is choice.outputs[0]:
-        return scores, k  # the softmax of the chosen ones is that of all, made to sum to 1
+        return scores, k, True  # the softmax of the chosen ones is that of all, made to sum to 1
     softmax = _made_by(scores, "Softmax")
     logits = softmax.inputs[0]
     if logits is None or softmax.attributes.get_int("axis", -1) not in (-1, 1):
         raise _OtherError
+    if value is choice.outputs[0]:
+        return logits, k, False
     div = _made_by(value, "Div")
     total = _made_by(div.inputs[1], "ReduceSum")
     if div.inputs[0] is not choice.outputs[0] or total.inputs[0] is not choice.outputs[0]:
         raise _OtherError
     if _integers(context, total.inputs, 1) not in ([-1], [1]) or not total.attributes.get_int("keepdims", 1):
         raise _OtherError
-    return logits, k
+    return logits, k, True
 
 
 def _rows(context: Context, value: ir.Value, k: int) -> ir.Value:

@@ -16,7 +16,13 @@ from mxort.converters import functions
 from same_products import expressed, operators, run
 
 TOKENS = np.random.default_rng(3).integers(3, checkpoints.VOCABULARY, (1, 12))
-WITH_EXPERTS = ("mixtral", "qwen3_moe", "gpt_oss")
+WITH_EXPERTS = {
+    "mixtral": {},
+    "qwen3_moe": {"norm_topk_prob": True},
+    "qwen3_moe, weights as they are": {"norm_topk_prob": False},
+    "gpt_oss": {},
+}
+"""Architecture, and what its configuration says of the weights of a choice."""
 
 
 class Logits(torch.nn.Module):
@@ -32,7 +38,8 @@ class Logits(torch.nn.Module):
 def exported(request, tmp_path_factory):
     """(torch.onnx's model of a tiny transformers' one in its only form of experts that torch exports, its logits)."""
     folder = tmp_path_factory.mktemp("experts")
-    tiny = checkpoints.make(folder / "checkpoint", request.param)
+    architecture = request.param.split(",")[0]
+    tiny = checkpoints.make(folder / "checkpoint", architecture, **WITH_EXPERTS[request.param])
     tiny.model.set_experts_implementation("batched_mm")
     tiny.model.config._attn_implementation = "eager"
     expected = tiny.logits(TOKENS)
@@ -52,6 +59,17 @@ def feeds(proto):
     return {proto.graph.input[0].name: TOKENS}
 
 
+def with_inputs_kept(proto):
+    """The model with X of its MoE nodes as outputs too. onnxruntime before 1.32 computes MoE in the place of X where
+    nothing else reads that, and where weights are not normalised begins with zeros there."""
+    changed = onnx.ModelProto()
+    changed.CopyFrom(proto)
+    for node in proto.graph.node:
+        if node.op_type == "MoE":
+            changed.graph.output.append(onnx.helper.make_empty_tensor_value_info(node.input[0]))
+    return changed
+
+
 def picks(proto):
     """How often the graph picks from constants of three axes."""
     stacks = {t.name for t in proto.graph.initializer if len(t.dims) == 3}
@@ -66,11 +84,12 @@ def test_the_same_in_float(exported):
     assert kinds.count("MoE") == 2 and "TopK" not in kinds
     assert picks(proto) == 4 and picks(floats) == 0
     assert not [reason for reason in reasons if "expert" in reason]
-    (got,) = run(floats, feeds(proto))
+    kept = with_inputs_kept(floats)
+    got = run(kept, feeds(proto))[0]
     # as in test_importing.py: models that differ in the order of float sums
     assert np.linalg.norm(got - expected) < 2e-5 * np.linalg.norm(expected)
     other = np.random.default_rng(4).integers(3, checkpoints.VOCABULARY, (1, 31))  # of another length
-    (got,), (want,) = (run(m, {proto.graph.input[0].name: other}) for m in (floats, proto))
+    got, want = (run(m, {proto.graph.input[0].name: other})[0] for m in (kept, proto))
     assert np.linalg.norm(got - want) < 2e-5 * np.linalg.norm(want)
 
 
@@ -81,9 +100,11 @@ def test_converted(exported):
     assert len(stacks) == 4 and all(18 < site.sqnr_db < 25 for site in stacks)
     assert [n.op_type for n in report.model.graph.node].count(functions.EXPERTS) == 2
     assert picks(report.model) == 0
+    # Each of the four stacks changes its products by 10^(-18/20) at most, and the residual's sum by less.
+    bound = 4 * 10 ** (-18 / 20)
     for library in (True, False):
         (got,) = run(report.model, feeds(proto), library)
-        assert np.linalg.norm(got - expected) < 0.4 * np.linalg.norm(expected)
+        assert np.linalg.norm(got - expected) < bound * np.linalg.norm(expected)
 
 
 def test_excluded_experts_stay(exported):
@@ -94,7 +115,7 @@ def test_excluded_experts_stay(exported):
 
 
 CHANGED = {
-    "weights of another sum": lambda n: n.op_type in ("Div", "Softmax") and setattr(n, "op_type", "Relu"),
+    "weights of another kind": lambda n: n.op_type in ("Div", "Softmax") and setattr(n, "op_type", "Relu"),
     "another activation": lambda n: n.op_type == "Sigmoid" and setattr(n, "op_type", "Tanh"),
     "another sum": lambda n: n.op_type == "ReduceSum" and setattr(n, "op_type", "ReduceMax"),
     "the least likely": lambda n: n.op_type == "TopK" and next(
