@@ -143,6 +143,7 @@ const VectorFunctions kAvx2Functions = {
     [](const AttentionTile& tile) { AttendRange<Avx2>(tile); },
     [](const ActivateArgs& args) { ActivateWith(args); },
     [](const QuantizeArgs& args, Range rows) { QuantizeRows(args, rows); },
+    [](const RowSumsArgs& args, Range rows) { SumRowsOf(args, rows); },
 };
 
 }  // namespace mxort

@@ -112,6 +112,7 @@ const VectorFunctions kAvx512Functions = {
     [](const AttentionTile& tile) { AttendRange<Avx512>(tile); },
     [](const ActivateArgs& args) { ActivateWith(args); },
     [](const QuantizeArgs& args, Range rows) { QuantizeRows(args, rows); },
+    [](const RowSumsArgs& args, Range rows) { SumRowsOf(args, rows); },
 };
 
 }  // namespace mxort

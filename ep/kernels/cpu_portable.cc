@@ -162,6 +162,7 @@ const VectorFunctions kPortableFunctions = {
     [](const AttentionTile& tile) { AttendRange<Generic>(tile); },
     [](const ActivateArgs& args) { ActivateWith(args); },
     [](const QuantizeArgs& args, Range rows) { QuantizeRows(args, rows); },
+    [](const RowSumsArgs& args, Range rows) { SumRowsOf(args, rows); },
 };
 
 }  // namespace mxort

@@ -15,6 +15,7 @@ struct VectorFunctions {
   AttendKeys attend_keys;
   Activate activate;
   QuantizeRange quantize;
+  SumRowsRange sum_rows;
 };
 extern const VectorFunctions kPortableFunctions, kAvx2Functions, kAvx512Functions;
 
