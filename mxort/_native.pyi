@@ -25,6 +25,21 @@ def sums_of_rows(
     format: str = "mxfp4",
     threads: int = 0,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]: ...
+def gptq_panel(
+    upper: NDArray[np.float32],
+    wanted: NDArray[np.float32],
+    scale: NDArray[np.float32],
+    format: str = "mxfp4",
+    threads: int = 0,
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]: ...
+def descend_panel(
+    hessian: NDArray[np.float32],
+    gradient: NDArray[np.float32],
+    scale: NDArray[np.float32],
+    values: NDArray[np.float32],
+    format: str = "mxfp4",
+    threads: int = 0,
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]: ...
 def round_to_element(
     x: NDArray[np.float32], format: str
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]: ...

@@ -4,6 +4,7 @@
 #include "kernels/epilogue_kernel.h"
 #include "kernels/float_kernel.h"
 #include "kernels/quantize_rows.h"
+#include "kernels/solve_rows.h"
 #include "kernels/vector_functions.h"
 
 namespace mxort {
@@ -163,6 +164,8 @@ const VectorFunctions kPortableFunctions = {
     [](const ActivateArgs& args) { ActivateWith(args); },
     [](const QuantizeArgs& args, Range rows) { QuantizeRows(args, rows); },
     [](const RowSumsArgs& args, Range rows) { SumRowsOf(args, rows); },
+    [](const PanelArgs& args, Range rows) { SolvePanel<GptqStep>(args, rows); },
+    [](const PanelArgs& args, Range rows) { SolvePanel<DescendStep>(args, rows); },
 };
 
 }  // namespace mxort

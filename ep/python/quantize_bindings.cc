@@ -6,12 +6,14 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "kernels/parallel.h"
 #include "kernels/quantize.h"
+#include "kernels/solve.h"
 #include "python/arrays.h"
 
 namespace py = pybind11;
@@ -27,13 +29,12 @@ ScaleRule RuleOf(const std::string& name) {
   throw std::invalid_argument("scale rule: got '" + name + "', expected one of floor, even, rceil, mse");
 }
 
-constexpr int64_t kMostPieces = 1024;
-
-// body(range) over the rows, in pieces for several threads.
+// body(range) over the rows, in pieces for several threads: what a panel's tile takes, or a multiple of it.
 void ForRows(int64_t rows, int threads, const std::function<void(Range)>& body) {
+  constexpr int64_t kTile = 32;
   const py::gil_scoped_release release;
-  const int64_t pieces = std::min(rows, kMostPieces);
-  ThreadedFor(threads)(pieces, [&](int64_t i) { body({rows * i / pieces, rows * (i + 1) / pieces}); });
+  ThreadedFor(threads)((rows + kTile - 1) / kTile,
+                       [&](int64_t i) { body({i * kTile, std::min(rows, (i + 1) * kTile)}); });
 }
 
 void CheckRows(const Array<float>& w) {
@@ -97,6 +98,43 @@ py::tuple SumsOfRows(const Array<float>& w, const Array<uint8_t>& codes, const A
   return py::make_tuple(noise, signal);
 }
 
+using Panel = void (*)(const PanelArgs&, Range);
+
+// (panel, values, moves) after `solve`; `values` are what is there before, or none.
+py::tuple SolvePanel(Panel solve, const Array<float>& matrix, const Array<float>& panel, const Array<float>& scale,
+                     const std::optional<Array<float>>& values, const std::string& format, int threads) {
+  const Shape shape = ShapeOf(panel);
+  const int64_t inputs = shape.empty() ? 0 : shape[0];
+  if (shape.size() != 2 || inputs > kMostPanelInputs || ShapeOf(scale) != shape ||
+      (values && ShapeOf(*values) != shape) || ShapeOf(matrix) != Shape{inputs, inputs}) {
+    throw std::invalid_argument("panel: expected panel, scale and values of one shape [inputs, rows], at most " +
+                                std::to_string(kMostPanelInputs) + " inputs, and a matrix [inputs, inputs]");
+  }
+  Array<float> rest(shape), result(shape), moves(shape);
+  std::copy_n(panel.data(), panel.size(), rest.mutable_data());
+  if (values) {
+    std::copy_n(values->data(), values->size(), result.mutable_data());
+  } else {
+    std::fill_n(result.mutable_data(), result.size(), 0.0f);
+  }
+  const PanelArgs args = {
+      WeightFormatOf(format), inputs, shape[1], matrix.data(), scale.data(), rest.mutable_data(), result.mutable_data(),
+      moves.mutable_data()};
+  ForRows(shape[1], threads, [&](Range rows) { solve(args, rows); });
+  return py::make_tuple(rest, result, moves);
+}
+
+py::tuple Gptq(const Array<float>& upper, const Array<float>& wanted, const Array<float>& scale,
+               const std::string& format, int threads) {
+  const py::tuple all = SolvePanel(GptqPanel, upper, wanted, scale, std::nullopt, format, threads);
+  return py::make_tuple(all[1], all[2]);
+}
+
+py::tuple Descend(const Array<float>& hessian, const Array<float>& gradient, const Array<float>& scale,
+                  const Array<float>& values, const std::string& format, int threads) {
+  return SolvePanel(DescendPanel, hessian, gradient, scale, values, format, threads);
+}
+
 }  // namespace
 
 void BindQuantize(py::module_& m) {
@@ -109,6 +147,13 @@ void BindQuantize(py::module_& m) {
   m.def("sums_of_rows", &SumsOfRows, py::arg("weights").noconvert(), py::arg("codes").noconvert(),
         py::arg("scales").noconvert(), py::arg("column_scale").noconvert(), py::arg("format") = "mxfp4",
         py::arg("threads") = 0, "float64 [N] each: sums of (w - dequantised w)^2 and of w^2.");
+  m.def("gptq_panel", &Gptq, py::arg("upper").noconvert(), py::arg("wanted").noconvert(), py::arg("scale").noconvert(),
+        py::arg("format") = "mxfp4", py::arg("threads") = 0,
+        "float32 [inputs, rows] -> (values, errors), see ep/kernels/solve.h; upper [inputs, inputs].");
+  m.def("descend_panel", &Descend, py::arg("hessian").noconvert(), py::arg("gradient").noconvert(),
+        py::arg("scale").noconvert(), py::arg("values").noconvert(), py::arg("format") = "mxfp4",
+        py::arg("threads") = 0,
+        "float32 [inputs, rows] -> (gradient, values, moves), see ep/kernels/solve.h; hessian [inputs, inputs].");
 }
 
 }  // namespace mxort

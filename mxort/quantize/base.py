@@ -90,9 +90,6 @@ class Algorithm:
     hessian: bool = False
 
 
-_BYTES = 1 << 20
-"""float32 bytes worked on at a time where one pass follows another: what the second-level cache holds."""
-
 _BYTES = np.arange(1 << 8, dtype=np.uint8)
 _PAIR_OF_BYTE = E2M1.decode(unpack_nibbles(_BYTES[:, None])).view(np.complex64).reshape(-1)
 """The two float32 of every byte as one 8-byte element, so that unpacking is one table look-up per byte."""
