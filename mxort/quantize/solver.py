@@ -100,7 +100,9 @@ def _prepare(statistics: Statistics, damping: float, chance: float) -> Problem:
 
 
 def _damped(hessian: Tensor, amount: float) -> Tensor:
-    return hessian + amount * torch.eye(len(hessian), dtype=hessian.dtype)
+    damped = hessian.clone()
+    damped.diagonal().add_(amount)
+    return damped
 
 
 def wanted_rows(problem: Problem, rows: NDArray[np.float32]) -> NDArray[np.float32]:
