@@ -74,6 +74,7 @@ sanitize: build/.dev hipsim
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 MXORT_TEST_LIBRARIES=build/sanitize $(HIPSIM) \
 	  $(PYTEST) --dist worksteal -q -p no:cacheprovider tests/test_formats.py tests/test_scales.py \
+	  tests/quantize/test_rtn.py tests/quantize/test_panels.py \
 	  tests/kernels tests/ops tests/provider/test_unload.py tests/provider/test_faults.py tests/provider/test_copies.py
 	$(CMAKE) -B build/tsan -DCMAKE_BUILD_TYPE=RelWithDebInfo -DMXORT_SANITIZE=thread -DMXORT_HIP=OFF >/dev/null
 	.venv/bin/cmake --build build/tsan --target test_threads test_device

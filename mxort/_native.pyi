@@ -10,6 +10,36 @@ def code_objects() -> list[tuple[str, str, bytes]]: ...
 def quantize_weights(
     weights: NDArray[np.float32], rule: str, format: str = "mxfp4", threads: int = 0
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]: ...
+def quantize_best(
+    weights: NDArray[np.float32],
+    multipliers: list[float],
+    rule: str,
+    format: str = "mxfp4",
+    threads: int = 0,
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.float32]]: ...
+def sums_of_rows(
+    weights: NDArray[np.float32],
+    codes: NDArray[np.uint8],
+    scales: NDArray[np.uint8],
+    column_scale: NDArray[np.float32],
+    format: str = "mxfp4",
+    threads: int = 0,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]: ...
+def gptq_panel(
+    upper: NDArray[np.float32],
+    wanted: NDArray[np.float32],
+    scale: NDArray[np.float32],
+    format: str = "mxfp4",
+    threads: int = 0,
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]: ...
+def descend_panel(
+    hessian: NDArray[np.float32],
+    gradient: NDArray[np.float32],
+    scale: NDArray[np.float32],
+    values: NDArray[np.float32],
+    format: str = "mxfp4",
+    threads: int = 0,
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]: ...
 def round_to_element(
     x: NDArray[np.float32], format: str
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]: ...

@@ -8,6 +8,7 @@
 #include "kernels/epilogue_kernel.h"
 #include "kernels/float_kernel.h"
 #include "kernels/quantize_rows.h"
+#include "kernels/solve_rows.h"
 #include "kernels/vector_functions.h"
 
 namespace mxort {
@@ -143,6 +144,9 @@ const VectorFunctions kAvx2Functions = {
     [](const AttentionTile& tile) { AttendRange<Avx2>(tile); },
     [](const ActivateArgs& args) { ActivateWith(args); },
     [](const QuantizeArgs& args, Range rows) { QuantizeRows(args, rows); },
+    [](const RowSumsArgs& args, Range rows) { SumRowsOf(args, rows); },
+    [](const PanelArgs& args, Range rows) { SolvePanel<GptqStep>(args, rows); },
+    [](const PanelArgs& args, Range rows) { SolvePanel<DescendStep>(args, rows); },
 };
 
 }  // namespace mxort

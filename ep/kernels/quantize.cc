@@ -9,4 +9,9 @@ void QuantizeWeights(const QuantizeArgs& args, Range rows) {
   quantize(args, rows);
 }
 
+void SumRows(const RowSumsArgs& args, Range rows) {
+  static const SumRowsRange sum = SelectFunctions(DetectCpu(), "").sum_rows;
+  sum(args, rows);
+}
+
 }  // namespace mxort

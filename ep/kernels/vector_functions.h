@@ -8,6 +8,7 @@
 #include "kernels/epilogue.h"
 #include "kernels/kernel.h"
 #include "kernels/quantize.h"
+#include "kernels/solve.h"
 
 namespace mxort {
 
@@ -15,6 +16,8 @@ struct VectorFunctions {
   AttendKeys attend_keys;
   Activate activate;
   QuantizeRange quantize;
+  SumRowsRange sum_rows;
+  PanelRange gptq_panel, descend_panel;
 };
 extern const VectorFunctions kPortableFunctions, kAvx2Functions, kAvx512Functions;
 

@@ -13,11 +13,11 @@
 #include "kernels/hip/code_objects.h"
 #include "kernels/kernel_table.h"
 #include "kernels/matmul.h"
-#include "kernels/quantize.h"
 #include "ops/matmul_spec.h"
 #include "python/arrays.h"
 #include "python/device_bindings.h"
 #include "python/limits.h"
+#include "python/quantize_bindings.h"
 
 namespace py = pybind11;
 
@@ -32,30 +32,6 @@ constexpr std::pair<const char*, bool CpuFeatures::*> kCpuFeatures[] = {
     {"avx512_vnni_vbmi", &CpuFeatures::avx512_vnni_vbmi},
     {"amx_bf16", &CpuFeatures::amx_bf16},
 };
-
-ScaleRule RuleOf(const std::string& name) {
-  if (name == "floor") return ScaleRule::kFloor;
-  if (name == "even") return ScaleRule::kEven;
-  if (name == "rceil") return ScaleRule::kRceil;
-  if (name == "mse") return ScaleRule::kMse;
-  throw std::invalid_argument("scale rule: got '" + name + "', expected one of floor, even, rceil, mse");
-}
-
-py::tuple Quantize(const Array<float>& w, const std::string& rule_name, const std::string& format_name, int threads) {
-  if (w.ndim() != 2) throw std::invalid_argument("weights: got rank " + std::to_string(w.ndim()) + ", expected 2");
-  const ScaleRule rule = RuleOf(rule_name);
-  const WeightFormat format = WeightFormatOf(format_name);
-  const int64_t n = w.shape(0), k = w.shape(1), blocks = BlocksOf(k);
-  Array<uint8_t> codes({n, blocks * BlockBytes(format)}), scales({n, blocks});
-  constexpr int64_t kMostPieces = 1024;
-  const int64_t pieces = std::min(n, kMostPieces);
-  const QuantizeArgs args = {w.data(), k, format, rule, codes.mutable_data(), scales.mutable_data()};
-  {
-    const py::gil_scoped_release release;
-    ThreadedFor(threads)(pieces, [&](int64_t i) { QuantizeWeights(args, {n * i / pieces, n * (i + 1) / pieces}); });
-  }
-  return py::make_tuple(codes, scales);
-}
 
 // Weights packed once for a kernel, to be multiplied many times: what a session's node holds.
 class Node {
@@ -216,9 +192,6 @@ PYBIND11_MODULE(_native, m) {
   m.doc() = "Tables and kernels of libmxort, called directly (no ONNX Runtime involved).";
   m.def("describe", &Describe, "Format constants, kernel table, CPU features and build of this library, as a dict.");
   m.def("code_objects", &CodeObjects, "GPU code objects of this build: [(source, architecture, bytes)].");
-  m.def("quantize_weights", &Quantize, py::arg("weights").noconvert(), py::arg("rule"), py::arg("format") = "mxfp4",
-        py::arg("threads") = 0,
-        "float32 [N, K] in C order -> (codes uint8 [N, ceil(K/32)*bits*4], scales uint8 [N, ceil(K/32)]).");
   m.def("round_to_element", &Round, py::arg("x").noconvert(), py::arg("format"), "float32 [n] -> (codes, values).");
   m.def("select_kernel", &SelectFor, py::arg("features"), py::arg("first"), py::arg("activation_format"),
         py::arg("accuracy_level"), py::arg("rows") = 1, py::arg("weight_format") = "mxfp4",
@@ -226,6 +199,7 @@ PYBIND11_MODULE(_native, m) {
   m.def("float_to_half", &ToHalf, py::arg("x").noconvert(), py::arg("bfloat16"));
   m.def("half_to_float", &FromHalf, py::arg("x").noconvert(), py::arg("bfloat16"));
   BindLimits(m);
+  BindQuantize(m);
   py::class_<Node>(m, "MatMul", "One operator with constant weights on a kernel of the table.")
       .def(py::init([](const Array<uint8_t>& codes, const Array<uint8_t>& scales, const Array<float>& column_scale,
                        const Array<float>& bias, int64_t k, int rotation, const std::string& activation_format,

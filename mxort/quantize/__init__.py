@@ -12,7 +12,7 @@ from mxort.quantize.base import (
     Round,
     Settings,
     dequantize,
-    squared_error,
+    sums_of_rows,
     with_torch,
 )
 from mxort.quantize.chunks import RowReader, fitting_rotation, quantize_weight
@@ -30,7 +30,7 @@ __all__ = [
     "fitting_rotation",
     "quantize_weight",
     "smoothquant",
-    "squared_error",
+    "sums_of_rows",
     "with_torch",
 ]
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mxort import _native
 from mxort.errors import MxortError
 from mxort.formats import (
     BLOCK_SIZE,
@@ -89,9 +90,6 @@ class Algorithm:
     hessian: bool = False
 
 
-_CACHED_BYTES = 1 << 20
-"""float32 bytes worked on at a time where one pass follows another: what the second-level cache holds."""
-
 _BYTES = np.arange(1 << 8, dtype=np.uint8)
 _PAIR_OF_BYTE = E2M1.decode(unpack_nibbles(_BYTES[:, None])).view(np.complex64).reshape(-1)
 """The two float32 of every byte as one 8-byte element, so that unpacking is one table look-up per byte."""
@@ -110,32 +108,15 @@ def dequantize(
     return values.reshape(len(scales), -1)
 
 
-def squared_error(rows: NDArray[np.float32], quantized: QuantizedWeight) -> NDArray[np.float64]:
-    """float64 [n]: the sum over each row of (row - dequantised row)**2; rows float32 [n, ceil(K/32)*32]."""
-    total = np.empty(len(rows), np.float64)
-    plain = bool((quantized.column_scale == 1).all())
-    step = max(1, _CACHED_BYTES // max(1, rows[:1].nbytes))
-    for start in range(0, len(rows), step):
-        part = slice(start, start + step)
-        error = dequantize(quantized.codes[part], quantized.scales[part], quantized.element)
-        if not plain:
-            error *= quantized.column_scale[part, None]
-        error -= rows[part]
-        total[part] = sum_of_squares(error)
-    return total
+def sums_of_rows(
+    rows: NDArray[np.float32], quantized: QuantizedWeight
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """float64 [n] each: of every row the sums of (row - dequantised row)**2 and of row**2, in float64.
 
-
-def sum_of_squares(x: NDArray[np.float32]) -> NDArray[np.float64]:
-    """float64 [n]: the sum of squares of each row of x [n, K]. Nothing over- or underflows; ``x`` is overwritten.
-
-    The rows are brought near one first, by powers of two, which round nothing. (Beyond 2**126 float32 has no power
-    of two, nor is one needed: a subnormal times 2**126 has a square.)
+    rows float32 [n, ceil(K/32)*32].
     """
-    largest = np.maximum(x.max(axis=1, initial=0), -x.min(axis=1, initial=0))
-    exponent = np.clip(np.frexp(largest)[1], -126, 126)
-    x *= np.ldexp(np.float32(1), -exponent)[:, None]
-    squares: NDArray[np.float64] = np.einsum("nk,nk->n", x, x).astype(np.float64)
-    return np.asarray(np.ldexp(squares, 2 * exponent))
+    packed = quantized.codes, quantized.scales, quantized.column_scale
+    return _native.sums_of_rows(rows, *packed, quantized.weight_format)
 
 
 def with_torch(module: str) -> Any:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mxort.formats import BLOCK_SIZE, WEIGHT_FORMATS, blocks_of, hadamard_rotate
-from mxort.quantize.base import QuantizedWeight, Round, Settings, squared_error, sum_of_squares
+from mxort.quantize.base import QuantizedWeight, Round, Settings, sums_of_rows
 
 _CHUNK_BYTES = 16 << 20
 """float32 bytes of a chunk: small beside any model, large beside what a chunk costs to set up."""
@@ -48,7 +48,8 @@ def quantize_weight(
         with np.errstate(invalid="ignore", over="ignore"):  # NaN and infinity end up in the scales
             rows = hadamard_rotate(read_rows(start, min(start + step, n)), rotation)
             part = algorithm(rows, settings)
-            return part, float(squared_error(rows, part).sum()), float(sum_of_squares(rows.copy()).sum())
+            noise, signal = sums_of_rows(rows, part)
+            return part, float(noise.sum()), float(signal.sum())
 
     starts = range(0, n, step)
     for start, (part, error, square) in zip(starts, _in_order(chunk, starts, settings), strict=True):

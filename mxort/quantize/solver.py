@@ -1,23 +1,26 @@
-"""Linear algebra of calibrated quantisation, in torch: rounding rows so that their products err least.
+"""Linear algebra of calibrated quantisation: rounding rows so that their products err least.
 
 With x the operand and H the mean of x x^T, a row w rounded to q costs (w - q) H (w - q)^T. Everything here works
 on many rows at once, each by itself, and keeps them transposed, [K, n], so that one step along K is contiguous.
+The products of matrices are torch's, on whatever device; the steps along K that follow one another are in C++, a panel
+at a time, which for a GPU travels there and back.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mxort import _native
 from mxort.formats import (
     BLOCK_SIZE,
-    E2M1,
     SCALE_BIAS,
     WEIGHT_FORMATS,
     ElementFormat,
@@ -25,27 +28,16 @@ from mxort.formats import (
     unpack_codes,
 )
 from mxort.quantize.base import QuantizedWeight
-from mxort.quantize.moments import round_elements
 from mxort.quantize.statistics import Statistics
 
 _PANEL = 128
-"""Columns after which the rest of the matrix is updated, by one matrix product."""
+"""Inputs after which the rest of the matrix is updated, by one matrix product. The native module takes no more."""
 
 _NOTHING = 2.0**-100
 """Part of the mean square of all inputs below which an input's is taken for zero: in float32 it soon would be."""
 
 DRIFT_DAMPING = 0.1
 """As ``damping``, for what makes good the error of earlier layers: it is fitted to few data."""
-
-
-def round_to(x: Tensor, fmt: ElementFormat) -> Tensor:
-    """The nearest value of the format to each element, ties to the even code, saturating; E2M1's in a faster way."""
-    if fmt is not E2M1:
-        return round_elements(x, fmt)
-    magnitude = x.abs()
-    # Spacing is 0.5 below 2, 1 below 4, 2 above: an even multiple of it is an even code.
-    step = torch.where(magnitude < 2, 0.5, torch.where(magnitude < 4, 1.0, 2.0))
-    return (torch.round(magnitude / step) * step).clamp_(max=E2M1.max).copysign_(x)
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +100,9 @@ def _prepare(statistics: Statistics, damping: float, chance: float) -> Problem:
 
 
 def _damped(hessian: Tensor, amount: float) -> Tensor:
-    return hessian + amount * torch.eye(len(hessian), dtype=hessian.dtype)
+    damped = hessian.clone()
+    damped.diagonal().add_(amount)
+    return damped
 
 
 def wanted_rows(problem: Problem, rows: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -138,15 +132,17 @@ def solve(
     unit: NDArray[np.int32] = np.frexp(np.abs(rows).max(axis=1, initial=0))[1]
     wanted = torch.as_tensor(np.ascontiguousarray(np.ldexp(rows, -unit[:, None]).T))
     first = Solution.of(start, unit)
-    solution = replace(first, values=gptq(problem, wanted, first.scales, first.element))
-    least = loss(problem, wanted - solution.weights())
+    solution = replace(first, values=gptq(problem, wanted, first.scales, first.weight_format))
+    least: Tensor | None = None
     for other in (Solution.of(quantized, unit) for quantized in others):
-        candidate = replace(other, values=gptq(problem, wanted, other.scales, other.element))
+        least = loss(problem, wanted - solution.weights()) if least is None else least
+        candidate = replace(other, values=gptq(problem, wanted, other.scales, other.weight_format))
         reached = loss(problem, wanted - candidate.weights())
         solution.take(reached < least, candidate)
         least = torch.minimum(least, reached)
-    descend(problem, wanted, solution, sweeps, fit)
-    reached, plain = (loss(problem, wanted - s.weights()) for s in (solution, first))
+    gradient = descend(problem, wanted, solution, sweeps, fit)
+    reached = (gradient * (wanted - solution.weights())).sum(dim=0, dtype=torch.float64)
+    plain = loss(problem, wanted - first.weights())
     solution.take(~(reached <= plain), first)
     squared = np.ldexp(1.0, 2 * unit)
     losses = []
@@ -187,23 +183,20 @@ class Solution:
             setattr(self, name, torch.where(rows, getattr(other, name), getattr(self, name)))
 
     @property
-    def block_scales(self) -> Tensor:
-        """[K, n]: the scales without the multiplier. (The smallest two are one here: torch may flush subnormals.)"""
-        exponents = self.exponents.clamp(min=1 - SCALE_BIAS).float()
-        return torch.exp2(exponents).repeat_interleave(BLOCK_SIZE, dim=0)
-
-    @property
     def scales(self) -> Tensor:
-        """[K, n]: what each value is multiplied with."""
-        return self.block_scales * self.multiplier
+        """[K, n]: what each value is multiplied with. (The smallest two scales are one here: torch may flush
+        subnormals.)"""
+        blocks = torch.exp2(self.exponents.clamp(min=1 - SCALE_BIAS).float()) * self.multiplier
+        return blocks[:, None].expand(-1, BLOCK_SIZE, -1).reshape(self.values.shape)
 
     def weights(self) -> Tensor:
         return self.values * self.scales
 
     def pack(self, unit: NDArray[np.int32] | int = 0) -> QuantizedWeight:
         """The rows times 2^``unit``, int [n]."""
-        values = self.values.T.contiguous().numpy(force=True)
-        codes = self.element.signed(np.searchsorted(self.element.magnitudes, np.abs(values)), values < 0)
+        # No negative zero.
+        values = (self.values.T.contiguous() + 0.0).numpy(force=True)
+        codes = _native.round_to_element(values.reshape(-1), self.element.name)[0].reshape(values.shape)
         scales = (self.exponents.numpy(force=True) + SCALE_BIAS + unit).T.astype(np.uint8)
         return QuantizedWeight(
             pack_codes(codes, self.element),
@@ -218,59 +211,67 @@ def loss(problem: Problem, error: Tensor) -> Tensor:
     return ((problem.hessian @ error) * error).sum(dim=0, dtype=torch.float64)
 
 
-def gptq(problem: Problem, target: Tensor, scales: Tensor, fmt: ElementFormat = E2M1) -> Tensor:
-    """Values of ``fmt`` [K, n]: each k is rounded in turn, and what it erred is made good by those still to come."""
+def gptq(problem: Problem, target: Tensor, scales: Tensor, weight_format: str = "mxfp4") -> Tensor:
+    """Elements [K, n], each k rounded in turn; what it erred is made good by those still to come."""
     assert problem.upper is not None
     order, upper = problem.order, problem.upper
     rest, scale = target[order], scales[order]
     values = torch.empty_like(rest)
-    for start in range(0, len(rest), _PANEL):
-        stop = min(start + _PANEL, len(rest))
-        panel, errors = rest[start:stop], torch.empty_like(rest[start:stop])
-        for i in range(stop - start):
-            row = upper[start + i, start:stop]
-            values[start + i] = round_to(panel[i] / scale[start + i], fmt)
-            errors[i] = (panel[i] - values[start + i] * scale[start + i]) / row[i]
-            panel[i + 1 :].addr_(row[i + 1 :], errors[i], alpha=-1)
-        rest[stop:].addmm_(upper[start:stop, stop:].T, errors, alpha=-1)
+    for panel in _panels(len(rest)):
+        values[panel], errors = _native_step(
+            _native.gptq_panel, weight_format, upper[panel, panel], rest[panel], scale[panel]
+        )
+        rest[panel.stop :].addmm_(upper[panel, panel.stop :].T, errors, alpha=-1)
     result = torch.empty_like(values)
     result[order] = values
     return result
 
 
-def descend(problem: Problem, target: Tensor, solution: Solution, sweeps: int, fit: bool = True) -> None:
+def descend(problem: Problem, target: Tensor, solution: Solution, sweeps: int, fit: bool = True) -> Tensor:
     """Improves ``solution`` in place: each k in turn gets the value that is best with all others held.
 
     No step can increase the loss. Between sweeps the multiplier is set to the best one there is, where ``fit``.
+    Returns the gradient at the end, H (target - weights), [K, n].
     """
-    hessian = problem.hessian
+    hessian, weight_format = problem.hessian, solution.weight_format
+    gradient = hessian @ (target - solution.weights())
+    wanted = hessian @ target if fit else None
     for _ in range(sweeps):
-        if fit:
-            refit(problem, target, solution)
+        if wanted is not None:
+            gradient = refit(target, solution, wanted, gradient)
         scales = solution.scales
-        gradient = hessian @ (target - solution.values * scales)
-        for start in range(0, len(target), _PANEL):
-            stop = min(start + _PANEL, len(target))
-            panel, moves = gradient[start:stop], torch.empty_like(gradient[start:stop])
-            for i in range(stop - start):
-                k = start + i
-                row = hessian[k, start:stop]
-                old = solution.values[k] * scales[k]
-                new = round_to((old + panel[i] / row[i]) / scales[k], solution.element)
-                moves[i] = new * scales[k] - old
-                solution.values[k] = new
-                panel.addr_(row, moves[i], alpha=-1)
-            gradient[:start].addmm_(hessian[:start, start:stop], moves, alpha=-1)
-            gradient[stop:].addmm_(hessian[stop:, start:stop], moves, alpha=-1)
-    if fit:
-        refit(problem, target, solution)
+        for panel in _panels(len(target)):
+            here = (hessian[panel, panel], gradient[panel], scales[panel], solution.values[panel])
+            gradient[panel], solution.values[panel], moves = _native_step(
+                _native.descend_panel, weight_format, *here
+            )
+            for rest in (slice(0, panel.start), slice(panel.stop, len(target))):
+                gradient[rest].addmm_(hessian[rest, panel], moves, alpha=-1)
+    return gradient if wanted is None else refit(target, solution, wanted, gradient)
 
 
-def refit(problem: Problem, target: Tensor, solution: Solution) -> None:
-    """Sets the multiplier of every row to the one of the least loss (a parabola)."""
-    plain = solution.values * solution.block_scales
-    product = problem.hessian @ plain
-    square = (product * plain).sum(dim=0, dtype=torch.float64)
-    best = (product * target).sum(dim=0, dtype=torch.float64) / square
-    usable = (square > 0) & (best > 0) & best.isfinite()
-    solution.multiplier = torch.where(usable, best.float(), solution.multiplier)
+def refit(target: Tensor, solution: Solution, wanted: Tensor, gradient: Tensor) -> Tensor:
+    """Sets the multiplier of every row to the one of the least loss (a parabola) -> the gradient after that.
+
+    ``wanted``: H target; ``gradient``: H (target - weights), both [K, n].
+    """
+    product = wanted - gradient
+    square = (product * solution.weights()).sum(dim=0, dtype=torch.float64)
+    ratio = (product * target).sum(dim=0, dtype=torch.float64) / square
+    usable = (square > 0) & (ratio > 0) & ratio.isfinite()
+    before = solution.multiplier
+    solution.multiplier = torch.where(usable, (before.double() * ratio).float(), before)
+    return torch.addcmul(wanted, product, (solution.multiplier / before)[None], value=-1)
+
+
+def _panels(k: int) -> Iterator[slice]:
+    return (slice(start, min(start + _PANEL, k)) for start in range(0, k, _PANEL))
+
+
+def _native_step(
+    step: Callable[..., tuple[NDArray[np.float32], ...]], weight_format: str, *of: Tensor
+) -> Any:
+    """The results of a function of the native module on tensors, wherever they are, as tensors."""
+    arrays = (tensor.contiguous().numpy(force=True) for tensor in of)
+    threads = torch.get_num_threads()
+    return [torch.as_tensor(result) for result in step(*arrays, weight_format, threads)]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mxort.formats import E2M1, dequantize_mxfp4, pack_nibbles, to_blocks
-from mxort.quantize import QuantizedWeight, Settings, dequantize, squared_error
+from mxort import _native
+from mxort.formats import E2M1, WEIGHT_FORMATS, dequantize_mxfp4, pack_codes, pack_nibbles, to_blocks
+from mxort.formats import dequantize as dequantize_readably
+from mxort.quantize import Settings, dequantize
 from mxort.quantize.rtn import STEPS_PER_OCTAVE, quantize
 from mxort.scales import SCALE_RULES, quantize_blocks
 
@@ -63,13 +65,95 @@ def test_dequantize_agrees_with_the_formats():
     np.testing.assert_array_equal(dequantize(codes, scales), dequantize_mxfp4(codes, scales, 512))
 
 
-def test_squared_error():
-    w = rows(n=70, k=8192)  # more than one cached part
-    quantized = quantize(w, Settings("even"))
-    halved = QuantizedWeight(quantized.codes, quantized.scales, np.full(len(w), 0.5, np.float32))
-    for q in (quantized, halved):
-        exact = dequantize_mxfp4(q.codes, q.scales, w.shape[1]).astype(np.float64) * q.column_scale[:, None]
-        np.testing.assert_allclose(squared_error(w, q), ((exact - w) ** 2).sum(axis=1), rtol=1e-5)
+def search(w, multipliers, rule, fmt):
+    """The candidates in NumPy: for each multiplier (codes, scales, the sum of squared errors of each row)."""
+    found = []
+    for multiplier in np.float32(multipliers):
+        codes, scales = quantize_blocks(to_blocks(w / multiplier), fmt, rule)
+        packed = pack_codes(codes, fmt).reshape(len(w), scales.shape[1] * fmt.block_bytes)
+        error = dequantize_readably(packed, scales, w.shape[1], fmt) * np.float64(multiplier) - w
+        found.append((packed, scales, (error**2).sum(axis=1)))
+    return found
+
+
+@pytest.mark.parametrize("rule", SCALE_RULES)
+@pytest.mark.parametrize("name", WEIGHT_FORMATS)
+@pytest.mark.parametrize("shape", [(1, 1), (0, 64), (3, 0), (2, 33), (17, 96), (40, 1000)])
+def test_search_is_that_of_numpy(name, rule, shape):
+    """The codes are those of one candidate, bit for bit, and none has less error, by any number of threads.
+
+    The block errors are sums in float32 (2**-21 of them), of rows whose quotients were rounded: 2**-24 of a number
+    changes an error e by 2 e 2**-24 w, which Cauchy-Schwarz bounds over the row.
+    """
+    fmt, rng = WEIGHT_FORMATS[name], np.random.default_rng(3)
+    w = (rng.standard_normal(shape) * 10.0 ** rng.integers(-4, 4, (shape[0], 1))).astype(np.float32)
+    multipliers = [2.0 ** (step / 5) for step in range(5)]
+    codes, scales, column_scale = _native.quantize_best(w, multipliers, rule, name, 1)
+    candidates = search(w, multipliers, rule, fmt)
+    least = np.min([error for _, _, error in candidates], axis=0)
+    signal = (w.astype(np.float64) ** 2).sum(axis=1)
+    for n in range(len(w)):
+        packed, wanted, error = candidates[np.float32(multipliers).tolist().index(column_scale[n])]
+        np.testing.assert_array_equal(codes[n], packed[n])
+        np.testing.assert_array_equal(scales[n], wanted[n])
+        assert error[n] <= least[n] * (1 + 2.0**-19) + 2.0**-21 * np.sqrt(least[n] * signal[n])
+    for threads in (2, 8):
+        for got, one in zip(
+            _native.quantize_best(w, multipliers, rule, name, threads),
+            (codes, scales, column_scale),
+            strict=True,
+        ):
+            np.testing.assert_array_equal(got, one)
+
+
+@pytest.mark.parametrize("exponent", [-149, -140, -126, 100, 126])
+@pytest.mark.parametrize("name", WEIGHT_FORMATS)
+def test_search_far_from_one(name, exponent):
+    """Where float32 has no room for squares, or for quotients: the candidates are still those of NumPy."""
+    w = np.ldexp(rows(6, 64, 5) / 256, exponent).astype(np.float32)
+    multipliers = [1.0, 2.0**0.5]
+    codes, scales, column_scale = _native.quantize_best(w, multipliers, "mse", name)
+    candidates = search(w, multipliers, "mse", WEIGHT_FORMATS[name])
+    for n in range(len(w)):
+        packed, wanted, _ = candidates[int(column_scale[n] != 1)]
+        np.testing.assert_array_equal(codes[n], packed[n])
+        np.testing.assert_array_equal(scales[n], wanted[n])
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_search_leaves_rows_that_are_not_finite(bad):
+    w = rows(5, 96)
+    w[2, 40] = bad
+    codes, scales, column_scale = _native.quantize_best(w, [1.0, 1.25], "mse")
+    assert column_scale[2] == 1
+    assert (scales == 255).nonzero() == (np.array([2]), np.array([1]))
+    assert not codes[2, 16:32].any()
+
+
+def test_search_refuses_bad_arguments():
+    w = rows(2, 32)
+    for bad in (0.0, -1.0, np.nan, np.inf):
+        with pytest.raises(ValueError, match=r"multipliers: got .*, expected finite ones above 0"):
+            _native.quantize_best(w, [1.0, bad], "mse")
+    packed = _native.quantize_best(w, [1.0], "mse")
+    with pytest.raises(ValueError, match="expected the shapes of 2 rows of 32 elements in mxfp8_e4m3"):
+        _native.sums_of_rows(w, *packed, "mxfp8_e4m3")
+
+
+@pytest.mark.parametrize("name", WEIGHT_FORMATS)
+@pytest.mark.parametrize("shape", [(0, 32), (1, 7), (70, 1000), (3, 8192)])
+def test_sums_of_rows(name, shape):
+    """Against the sums in float64; the order of 8192 additions errs by less than 2**-40 of them."""
+    w = rows(*shape)
+    for multipliers in ([1.0], [0.5], [1.0, 1.3]):
+        codes, scales, column_scale = _native.quantize_best(w, multipliers, "even", name)
+        exact = dequantize_readably(codes, scales, shape[1], WEIGHT_FORMATS[name]) * np.float64(
+            column_scale[:, None]
+        )
+        for threads in (1, 2, 8):
+            noise, signal = _native.sums_of_rows(w, codes, scales, column_scale, name, threads)
+            np.testing.assert_allclose(noise, ((exact - w) ** 2).sum(axis=1), rtol=2.0**-40)
+            np.testing.assert_allclose(signal, (w.astype(np.float64) ** 2).sum(axis=1), rtol=2.0**-40)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

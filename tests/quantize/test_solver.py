@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from contextlib import nullcontext
 from itertools import pairwise
 
 import numpy as np
@@ -20,8 +21,8 @@ from mxort.formats import (
     hadamard_rotate,
     to_blocks,
 )
-from mxort.quantize import ALGORITHMS, Settings, Statistics, base, gptq, rtn, solver
-from mxort.quantize.moments import Moments, round_activations
+from mxort.quantize import ALGORITHMS, Settings, Statistics, base, gptq, moments, rtn, solver
+from mxort.quantize.moments import Moments, round_activations, round_elements
 from mxort.scales import quantize_blocks
 
 
@@ -95,7 +96,7 @@ def test_order_keeps_every_value_in_its_place():
     wanted = torch.from_numpy(rng.standard_normal((k, 7), np.float32))
     scales = torch.from_numpy(rng.lognormal(0, 1, (k, 7)).astype(np.float32))
     values = solver.gptq(problem, wanted, scales)
-    np.testing.assert_array_equal(values, solver.round_to(wanted / scales, E2M1))
+    np.testing.assert_array_equal(values, round_elements(wanted / scales, E2M1))
 
 
 def test_gptq_is_the_textbook_recursion():
@@ -208,7 +209,12 @@ def test_refit_finds_the_best_multiplier():
     x, w = correlated(), weight()
     problem, wanted = solver.prepare(statistics(x), 0.01), torch.from_numpy(w.T.copy())
     solution = solver.Solution.of(rtn.quantize(w, Settings("floor")))
-    solver.refit(problem, wanted, solution)
+    products = problem.hessian @ wanted, problem.hessian @ (wanted - solution.weights())
+    gradient = solver.refit(wanted, solution, *products)
+    exact = problem.hessian.double() @ (wanted - solution.weights()).double()
+    # Both products are of numbers that float32 rounds, and of which 96 are added.
+    atol = 96 * 2.0**-24 * float(products[0].abs().max())
+    np.testing.assert_allclose(gradient, exact, rtol=0, atol=atol)
     best, at = solver.loss(problem, wanted - solution.weights()), solution.multiplier
     assert not torch.equal(at, torch.ones_like(at))
     for factor in (0.99, 1.01):
@@ -309,13 +315,13 @@ def test_drift_is_made_good():
 
 
 @pytest.mark.parametrize("name", WEIGHT_FORMATS)
-def test_round_to(name):
+def test_round_elements(name):
     """Every number of the format, what lies half and a little more or less than half between two, and far beyond."""
     fmt = WEIGHT_FORMATS[name]
     middles = (fmt.magnitudes[1:] + fmt.magnitudes[:-1]) / 2
     x = np.concatenate([fmt.magnitudes, middles, middles * (1 + 2.0**-20), middles * (1 - 2.0**-20), [1e30]])
     x = np.concatenate([x, -x]).astype(np.float32)
-    np.testing.assert_array_equal(solver.round_to(torch.from_numpy(x), fmt), fmt.decode(fmt.encode(x)))
+    np.testing.assert_array_equal(round_elements(torch.from_numpy(x), fmt), fmt.decode(fmt.encode(x)))
 
 
 @pytest.mark.parametrize("name", WEIGHT_FORMATS)
@@ -347,12 +353,12 @@ def test_activations_are_rounded_as_the_operator_does(name):
 
 
 @pytest.mark.parametrize("activation_format", ["none", "mxfp4"])
-def test_moments_are_those_of_the_operand(activation_format):
+def test_moments_are_those_of_the_operand(activation_format, exact_products):
     x, wanted = correlated(k=64), correlated(k=64, seed=9)
-    moments = Moments(64, 32, activation_format)
+    gathered = Moments(64, 32, activation_format)
     for part in np.array_split(np.arange(len(x)), 3):
-        moments.add(x[part], wanted[part])
-    got = moments.statistics()
+        gathered.add(x[part], wanted[part])
+    got = gathered.statistics()
     operand, target = hadamard_rotate(x, 32), hadamard_rotate(wanted, 32)
     if fmt := ACTIVATION_FORMATS[activation_format]:
         operand = round_activations(torch.from_numpy(operand), fmt).numpy()
@@ -363,19 +369,50 @@ def test_moments_are_those_of_the_operand(activation_format):
     assert got.rows == len(x)
 
 
+@pytest.fixture
+def exact_products(monkeypatch):
+    """torch multiplies float32 as it is, on every processor."""
+    monkeypatch.setattr(moments, "_fast_products", nullcontext)
+
+
+def sums(x, wanted):
+    found = Moments(x.shape[1], 1, "none")
+    for part in np.split(np.arange(len(x)), [1, 700, 5000, 5001, 8999]):
+        found.add(x[part], wanted[part])
+    got = found.statistics()
+    np.testing.assert_array_equal(got.hessian, got.hessian.T)
+    return got
+
+
 @pytest.mark.parametrize("k", [32, 96, 160])
-def test_sums_of_many_rows(k):
+def test_sums_of_many_rows(k, exact_products):
     """More rows than are summed in float32 at once, in uneven pieces; 160 columns do not part evenly."""
     x, wanted = correlated(9000, k), correlated(9000, k, seed=9)
-    moments = Moments(k, 1, "none")
-    for part in np.split(np.arange(len(x)), [1, 700, 5000, 5001, 8999]):
-        moments.add(x[part], wanted[part])
-    got, want = moments.statistics(), statistics(x, wanted)
-    np.testing.assert_array_equal(got.hessian, got.hessian.T)
+    got, want = sums(x, wanted), statistics(x, wanted)
     # One product in float32 errs by less than 2**-24 sqrt(4096) of |x||x|, and the sums average that.
     for name in ("hessian", "drift"):
         expected = getattr(want, name)
         np.testing.assert_allclose(getattr(got, name), expected, rtol=0, atol=4e-6 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("k", [96, 256])
+def test_sums_of_fast_products(k):
+    """Operands rounded to bfloat16 err by 2**-9 of each number, so a product by 2**-8 and a little of |a||b|, and the
+    mean of many (Cauchy-Schwarz) by that of the root mean squares' product. At random, the mean of n by 1/sqrt(n) of
+    it: no more than five times that is to be seen on average. And the caller's setting is as it was.
+    """
+    x, wanted = correlated(9000, k), correlated(9000, k, seed=9)
+    torch.set_float32_matmul_precision("high")
+    try:
+        got, want = sums(x, wanted), statistics(x, wanted)
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    size, change = (np.sqrt((v.astype(np.float64) ** 2).mean(axis=0)) for v in (x, wanted - x))
+    for name, left in (("hessian", size), ("drift", change)):
+        off = np.abs(getattr(got, name) - getattr(want, name)) / np.outer(left, size)
+        assert off.max() <= 2.0**-8 * 1.01
+        assert np.sqrt((off**2).mean()) <= 5 * 2.0**-8 / np.sqrt(9000)
 
 
 def test_without_torch(monkeypatch):
