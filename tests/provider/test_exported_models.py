@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 import torch
 from simulated import run
 
 import exported
+import mxort
 
 SHAPE_ARITHMETIC = {
     *("Abs", "Add", "And", "Cast", "Concat", "ConstantOfShape", "Div", "Equal", "Gather", "Greater"),
@@ -31,6 +33,9 @@ SHAPE_ARITHMETIC = {
     *("Slice", "Squeeze", "Sub", "Unsqueeze", "Where"),
 }
 """What may be on the CPU, where it works on the shapes of tensors: also numbers of positions, and T5's distances."""
+
+EXACT: dict[str, Any] = {"table_format": "float", "accuracy_level": 1}
+"""A recipe with which nothing is rounded at run time but sums (tests/provider/test_whole_models.py)."""
 
 VECTORS = {"llama": 3, "vit": 0, "t5": 10}
 """At most so many results of that arithmetic go to the device: positions that masks are made of."""
@@ -106,6 +111,43 @@ def test_exported(name: str, dtype: torch.dtype, settings: dict[str, Any], tmp_p
 def test_more_exported(name: str, dtype: torch.dtype, settings: dict[str, Any], tmp_path: Path) -> None:
     """No ViT in bfloat16: torch writes Conv of an opset that has not this type."""
     check(name, dtype, tmp_path, **settings)
+
+
+DECODER = {"Attention": 2, "RotaryEmbedding": 4, "RMSNormalization": 5}
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "counts"),
+    [
+        ("llama", {"cached": True, "dynamo": False}, DECODER),
+        pytest.param("llama", {"cached": True}, DECODER, marks=pytest.mark.slow),
+        pytest.param("vit", {}, {"Attention": 2, "SkipLayerNormalization": 4}, marks=pytest.mark.slow),
+        pytest.param(
+            *("t5", {"dynamo": False}, {"MultiHeadAttention": 6, "RMSNormalization": 12}),
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_fused(name: str, settings: dict[str, Any], counts: dict[str, int], tmp_path: Path) -> None:
+    """The converted file, fused and not: the fused one launches less and computes the same."""
+    model = exported.MODELS[name](tmp_path / "model.onnx", **settings)
+    np.savez(tmp_path / "x.npz", **model.feeds)
+    results, got = {}, {}
+    for fuse in (False, True):
+        path = tmp_path / f"fused_{fuse}.onnx"
+        report = mxort.convert(model.path, path, fuse=fuse, **EXACT)
+        if fuse:
+            assert counts.items() <= {k: v["fused"] for k, v in report.fused.items()}.items()
+        results[fuse] = run(outputs, str(path), str(tmp_path / "x.npz"), str(tmp_path / f"y{fuse}.npz"))
+        got[fuse] = list(np.load(tmp_path / f"y{fuse}.npz").values())
+        assert set(results[fuse]["placement"].get("CPUExecutionProvider", [])) <= SHAPE_ARITHMETIC
+        assert results[fuse]["live"] == {}
+    assert results[True]["spent"]["launches"] < 0.8 * results[False]["spent"]["launches"]
+    session = ort.InferenceSession(tmp_path / "fused_True.onnx", providers=["CPUExecutionProvider"])
+    for unfused, fused, cpu in zip(got[False], got[True], session.run(None, model.feeds), strict=True):
+        # Float sums in other orders, as tests/support/generated.py has it for models of this size.
+        assert np.linalg.norm(fused - unfused) <= 4e-5 * np.linalg.norm(unfused) + 1e-30
+        assert np.linalg.norm(fused - cpu) <= 4e-5 * np.linalg.norm(cpu) + 1e-30
 
 
 def replayed(model: str, feeds: str, target: str) -> dict[str, Any]:
