@@ -52,8 +52,7 @@ def converted(request: pytest.FixtureRequest, minilm: Path, tmp_path_factory: py
     options = {"convert_embedding": True, "layer_formats": request.param, "accuracy_level": 3}
     report = mxort.convert(minilm / "model.onnx", out, **options)
     assert len({site.weight_format for site in report.converted}) == (5 if request.param else 2)
-    counts = {operator: found["fused"] for operator, found in report.fused.items()}
-    assert counts == {"MultiHeadAttention": 3, "FusedMatMul": 3, "SkipLayerNormalization": 3}
+    assert report.fused == {"MultiHeadAttention": {"fused": 3}, "FusedMatMul": {"fused": 3}}
     return out
 
 
