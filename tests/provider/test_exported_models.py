@@ -82,7 +82,9 @@ def check(name: str, dtype: torch.dtype, tmp_path: Path, **settings: Any) -> Non
 @pytest.mark.parametrize(
     ("name", "dtype", "settings"),
     [
-        ("llama", torch.bfloat16, {"cached": True}),
+        pytest.param(
+            "llama", torch.bfloat16, {"cached": True}, marks=pytest.mark.slow
+        ),  # torch exports for long
         ("t5", torch.float32, {"dynamo": False}),
     ],
 )
