@@ -40,6 +40,8 @@ def _number(
         raise ValueError("too many steps")
     if node.op_type in ("Slice", "Gather"):
         return _last_of_shape(node, last_dimension, ir_version), False
+    if node.op_type in ("Unsqueeze", "Squeeze", "Identity"):
+        return _number(node.inputs[0], last_dimension, ir_version, left - 1)
     numbers = [_number(v, last_dimension, ir_version, left - 1) for v in node.inputs]
     (first, is_float), *others = numbers
     if node.op_type == "Cast":

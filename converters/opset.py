@@ -1,7 +1,7 @@
-"""Raising a model's opset just as far as the operator's function needs, in place, touching nothing else.
+"""Raising a model's opset just as far as an operator that it is given needs, in place, touching nothing else.
 
 onnx's own version converter drops what it does not know (functions, metadata, names), so the few operators
-whose meaning changed between opset 11 and 15 are adapted here; a test holds this table against onnx's
+whose meaning changed between opset 11 and 23 are adapted here, or refused; a test holds these tables against onnx's
 schemas.
 """
 
@@ -22,6 +22,10 @@ IR_VERSION = 8
 """Written unless the model has a later one: functions need it, and every onnxruntime since 1.10 opens it."""
 
 
+NEWEST = 23
+"""The highest that is raised to: that of the standard's Attention, RotaryEmbedding and RMSNormalization."""
+
+
 class OpsetError(Exception):
     """Says why a model's opset cannot be raised."""
 
@@ -35,13 +39,29 @@ def opset_of(graph: ir.Graph | ir.Function) -> int:
 def raise_versions(model: ir.Model) -> None:
     """Raises opset and IR version to what the operator's function needs, or an OpsetError."""
     for body in bodies(model):
-        _raise_opset(body)
+        _raise_opset(body, MIN_OPSET)
     model.ir_version = max(model.ir_version, IR_VERSION)
 
 
-def _raise_opset(body: ir.Graph | ir.Function) -> None:
+def raise_to_newest(model: ir.Model) -> str:
+    """Raises a model, of at least MIN_OPSET, to NEWEST; or changes nothing and says why."""
+    for body in bodies(model):
+        for node in ir.traversal.RecursiveGraphIterator(body):
+            versions = range(opset_of(body) + 1, NEWEST + 1) if node.domain == "" else ()
+            refused = next((v for v in versions if (v, node.op_type) in REFUSED), None)
+            if refused:
+                return f"{node.op_type} changed in opset {refused}"
+            given = any(attribute.is_ref() for attribute in node.attributes.values())
+            if given and any((v, node.op_type) in ADAPTERS for v in versions):
+                return f"{node.op_type} changed, and takes an attribute from its function"
+    for body in bodies(model):
+        _raise_opset(body, NEWEST)
+    return ""
+
+
+def _raise_opset(body: ir.Graph | ir.Function, target: int) -> None:
     current = opset_of(body)
-    if current >= MIN_OPSET or not ({"", "ai.onnx"} & body.opset_imports.keys()):
+    if current >= target or not ({"", "ai.onnx"} & body.opset_imports.keys()):
         return
     if current < OLDEST:
         raise OpsetError(
@@ -50,11 +70,11 @@ def _raise_opset(body: ir.Graph | ir.Function) -> None:
         )
     for node in list(ir.traversal.RecursiveGraphIterator(body)):
         if node.domain == "":
-            for version in range(current + 1, MIN_OPSET + 1):
+            for version in range(current + 1, target + 1):
                 if adapter := ADAPTERS.get((version, node.op_type)):
                     adapter(node)
     body.opset_imports.pop("ai.onnx", None)
-    body.opset_imports[""] = MIN_OPSET
+    body.opset_imports[""] = target
 
 
 def _constant_before(node: ir.Node, array: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> ir.Value:
@@ -78,7 +98,7 @@ def _attribute_to_input(name: str, dtype: type[np.generic], index: int = 1) -> C
             return
         if attribute.is_ref():
             raise OpsetError(
-                f"node {node.name!r} takes {name!r} from its function, which opset {MIN_OPSET} cannot"
+                f"node {node.name!r} takes {name!r} from its function, which later opsets cannot"
             )
         node.resize_inputs(index + 1)
         node.replace_input_with(index, _constant_before(node, np.asarray(attribute.value, dtype)))
@@ -144,6 +164,14 @@ def _batch_normalization(node: ir.Node) -> None:
         )
 
 
+def _split(node: ir.Node) -> None:
+    """Since 18 a Split into equal parts says how many."""
+    if len(node.inputs) < 2 or node.inputs[1] is None:
+        node.attributes["num_outputs"] = ir.AttrInt64("num_outputs", len(node.outputs))
+
+
+_REDUCTIONS = ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "SumSquare")
+
 ADAPTERS: dict[tuple[int, str], Callable[[ir.Node], None]] = {
     (12, "Dropout"): _dropout,
     (13, "Hardmax"): _softmax,
@@ -154,5 +182,10 @@ ADAPTERS: dict[tuple[int, str], Callable[[ir.Node], None]] = {
     (13, "Squeeze"): _attribute_to_input("axes", np.int64),
     (13, "Unsqueeze"): _attribute_to_input("axes", np.int64),
     (14, "BatchNormalization"): _batch_normalization,
+    (18, "Split"): _split,
+    **{(18, f"Reduce{kind}"): _attribute_to_input("axes", np.int64) for kind in _REDUCTIONS},
 }
 """(opset that changed it, operator) -> what brings an older node to it; others are valid as they are."""
+
+REFUSED = frozenset([(16, "RoiAlign"), (20, "DFT"), (20, "GridSample"), (21, "GroupNormalization")])
+"""(opset that changed it, operator) of which nobody has written an adapter: such a model is not raised so far."""

@@ -44,6 +44,34 @@ class Ranks:
         return ranks
 
 
+class Inferred:
+    """Types and shapes of a model's values by onnx's inference, once and on demand; changes nothing.
+
+    It calls dimensions that are equal by one name, also through arithmetic on shapes. Values that are made later under
+    the name of one that was there have what that had.
+    """
+
+    def __init__(self, model: ir.Model) -> None:
+        self._model = model
+
+    def dtype(self, value: ir.Value | None) -> ir.DataType | None:
+        if value is None or value.dtype is not None:
+            return None if value is None else value.dtype
+        found = self._values.get(value.name or "")
+        return None if found is None else found.dtype
+
+    def shape(self, value: ir.Value | None) -> ir.Shape | None:
+        found = None if value is None else self._values.get(value.name or "", value)
+        return None if found is None else found.shape
+
+    @cached_property
+    def _values(self) -> dict[str, ir.Value]:
+        clone = self._model.clone()
+        onnx_ir.passes.common.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(clone)
+        values = (*clone.graph.inputs, *(value for node in clone.graph for value in node.outputs))
+        return {value.name: value for value in values if value.name}
+
+
 def width(value: ir.Value | None, ir_version: int) -> int:
     """The last dimension of a value: a product with a constant, also with a bias added, or several side by side.
 

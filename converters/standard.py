@@ -80,6 +80,14 @@ def rewrite(model: ir.Model) -> int:
     return count
 
 
+def _name_every_output(model: ir.Model) -> None:
+    """onnx_ir puts a function in a node's place only if the node has all of its outputs."""
+    for node in model.graph.all_nodes():
+        function = model.functions.get(node.op_identifier())
+        if function is not None and len(node.outputs) < len(function.outputs):
+            node.resize_outputs(len(function.outputs))
+
+
 def _weighted(model: ir.Model) -> list[ir.Node]:
     return [
         node
@@ -119,6 +127,7 @@ def _type(node: ir.Node) -> ir.DataType:
 
 
 def _raise_opset(model: ir.Model, wanted: int) -> None:
+    _name_every_output(model)
     if opset_of(model.graph) >= min(wanted, _CONVERTED):
         passes.InlinePass()(model)
     else:

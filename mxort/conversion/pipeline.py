@@ -27,6 +27,7 @@ from mxort.converters import (
     attention,
     encoder_attention,
     epilogue,
+    fusion,
     kv_cache,
     lazy_weights,
     model_io,
@@ -35,6 +36,7 @@ from mxort.converters import (
     storage,
     verify,
 )
+from mxort.converters.fusion import standard_attention
 from mxort.converters.metadata import Conversion
 from mxort.converters.opset import OpsetError, opset_of
 from mxort.converters.staged_output import StagedOutput
@@ -264,6 +266,12 @@ def _whole(
 
 def _fuse(model: ir.Model) -> dict[str, dict[str, int]]:
     found = {rule.NAME: rule.fuse(model) for rule in (attention, encoder_attention)} | epilogue.fuse(model)
+    others = fusion.fuse(model)
+    if others[standard_attention.NAME].count:  # it has looked at what the other left
+        found[encoder_attention.NAME].left.clear()
+    else:
+        del others[standard_attention.NAME]
+    found |= others
     return {operator: counts for operator, result in found.items() if (counts := result.counts())}
 
 

@@ -190,7 +190,8 @@ mxfp8_e4m3, mxint8; did you mean 'mxfp4'?
     )
     fuse: bool = _option(
         True,
-        "give attention this library's kernel, and products the activation that follows them",
+        "give attention this library's kernel, and products the activation that follows them; put together what "
+        "exporters write in single steps (norms, rotations, attention)",
     )
     kv_cache: str = _option(
         FLOAT,

@@ -67,7 +67,10 @@ class Generator:
         )
         register(options, device=device, device_options={"graph_capture": True, **(device_options or {})})
         try:
-            self._session = self._runtime.InferenceSession(model.SerializeToString(), options)
+            # Without the fallback of its Python class, which would open a session on the CPU for tensors on the GPU.
+            self._session = self._runtime.InferenceSession(
+                model.SerializeToString(), options, enable_fallback=0
+            )
         except Exception as error:  # of onnxruntime's own types
             raise MxortError(f"{folder}: onnxruntime cannot open its decoder: {one_line(error)}") from error
         self._token = self._on_device(np.zeros((1, 1), np.int64))

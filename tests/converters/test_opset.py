@@ -166,11 +166,14 @@ def changed_operators():
     for name, schemas in sorted(history.items()):
         schemas.sort(key=lambda s: s.since_version)
         for older, newer in itertools.pairwise(schemas):
-            if opset.OLDEST < newer.since_version <= MIN_OPSET:
+            if opset.OLDEST < newer.since_version <= opset.NEWEST:
                 yield newer.since_version, name, older, newer
 
 
-NARROWED = {"Erf": "opset 13 dropped integers, of which no model takes the error function"}
+NARROWED = {
+    "Erf": "opset 13 dropped integers, of which no model takes the error function",
+    "QuantizeLinear": "opset 23 calls T3 what was T2, and takes scales of a type of their own",
+}
 
 
 def accepts(newer, older):
@@ -201,5 +204,5 @@ def accepts(newer, older):
 )
 def test_table_covers_every_incompatible_change(version, name, older, newer):
     """An operator outside the table must accept its older nodes."""
-    if (version, name) not in opset.ADAPTERS:
+    if (version, name) not in opset.ADAPTERS and (version, name) not in opset.REFUSED:
         assert accepts(newer, older)

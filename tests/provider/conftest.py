@@ -59,3 +59,15 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
         return made[key]
 
     return get
+
+
+@pytest.fixture(scope="session")
+def decoder_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A tiny llama in MXFP4, as the importer makes it."""
+    import checkpoints  # with torch, which no other test here needs
+    import mxort
+
+    path = tmp_path_factory.mktemp("decoder")
+    checkpoints.make(path / "in", "llama", "compressed-tensors")
+    mxort.import_checkpoint(path / "in", path / "out")
+    return str(path / "out")
