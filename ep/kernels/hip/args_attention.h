@@ -1,13 +1,14 @@
 // Arguments of the attention kernels: plain structs passed by value, shared by host and device. No headers.
 //
 // A *row* is a query of one head. The heads that share a head of keys are a group; its rows, numbered
-// position * group + head of the group, are what a workgroup works on, 16 to a tile.
+// position * group + head of the group, are what a workgroup works on, 16 or 32 to a tile.
 #ifndef MXORT_KERNELS_HIP_ARGS_ATTENTION_H_
 #define MXORT_KERNELS_HIP_ARGS_ATTENTION_H_
 
 namespace mxort::hip {
 
 inline constexpr unsigned kAttentionRows = 16;  // of a tile
+inline constexpr unsigned kPrefillRows = 32;    // of a tile of attention_prefill.hip, which is a wave's
 inline constexpr unsigned kAttentionKeys = 32;  // that a wave takes at a time
 inline constexpr unsigned kAttentionWaves = 4;  // of a workgroup
 inline constexpr unsigned kMostHeadSize = 256;
@@ -45,7 +46,7 @@ struct AttentionArgs {
   unsigned keys;        // positions of k and v
   unsigned head_size;   // of q and k
   unsigned value_size;  // of v and y
-  unsigned tiles;       // ceil(length * group / 16)
+  unsigned tiles;       // ceil(length * group / 16), or / a workgroup's rows of attention_prefill.hip
   unsigned splits;      // of a tile's keys
   int causal;           // position p sees keys up to p + offset, of a window the last `window` of these
   int from_end;         // the offset is the number of keys less `length`; else it is `offset`
