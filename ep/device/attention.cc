@@ -76,6 +76,7 @@ Status AttentionKernels::Load(const std::shared_ptr<Device>& device, DataType ty
   }
   MXORT_RETURN_IF_ERROR(Kernel::Load(device, "attention", "attention_merge", &kernels->merge_));
   MXORT_RETURN_IF_ERROR(Kernel::Load(device, "attention_append", "attention_append", &kernels->append_));
+  MXORT_RETURN_IF_ERROR(Kernel::Load(device, "attention_append", "attention_window", &kernels->window_));
   return Kernel::Load(device, "attention_append", "attention_copy", &kernels->copy_);
 }
 
@@ -153,6 +154,11 @@ Status AttentionKernels::Copy(void* stream, hip::CopyCacheArgs args, unsigned ba
   const uint64_t bytes = uint64_t{args.to_capacity} * std::max(args.row_bytes[0], args.row_bytes[1]);
   args.groups = static_cast<unsigned>(std::clamp<uint64_t>(bytes / kBytesOfGroup, 1, kMostSplits));
   return copy_.Launch({args.groups, batch * args.kv_heads, 1}, kThreads, stream, &args);
+}
+
+Status AttentionKernels::MoveWindow(void* stream, const hip::WindowArgs& args, unsigned batch) const {
+  const unsigned pieces = CeilDiv(args.row_bytes, hip::kWindowPiece);
+  return window_.Launch({2 * pieces, batch * args.kv_heads, 1}, kThreads, stream, &args);
 }
 
 }  // namespace mxort::device

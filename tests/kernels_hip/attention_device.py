@@ -30,7 +30,7 @@ class HeadStrides(ctypes.Structure):
 
 
 class DeviceLengths(ctypes.Structure):
-    _fields_ = [("data", POINTER), ("stride", INT), ("plus", INT)]
+    _fields_ = [("data", POINTER), *[(n, INT) for n in ("stride", "plus", "capacity", "window", "fresh")]]
 
 
 class AttentionArgs(ctypes.Structure):

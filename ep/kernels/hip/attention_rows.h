@@ -53,9 +53,17 @@ MXORT_DEVICE float OverRow(float x, const Combine& combine) {
 #endif
 }
 
+// Positions that a cache of `capacity` has of so many, where it holds the last `window` and makes room for
+// capacity - window + 1 at once (com.microsoft's GroupQueryAttention, "Windowed KV Cache").
+MXORT_DEVICE i32 Resident(i32 positions, i32 capacity, i32 window) {
+  const i32 room = capacity - window + 1;
+  return positions <= capacity ? positions : positions - (positions - capacity + room - 1) / room * room;
+}
+
 MXORT_DEVICE u32 LengthOf(const DeviceLengths& lengths, u32 batch, u32 most) {
   if (!lengths.data) return most;
-  const i32 length = lengths.data[batch * static_cast<u32>(lengths.stride)] + lengths.plus;
+  i32 length = lengths.data[batch * static_cast<u32>(lengths.stride)] + lengths.plus;
+  if (lengths.capacity) length = Resident(length - lengths.fresh, lengths.capacity, lengths.window) + lengths.fresh;
   return static_cast<u32>(Least(Most(length, 0), static_cast<i32>(most)));
 }
 
