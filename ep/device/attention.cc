@@ -17,6 +17,7 @@ constexpr unsigned kKeysWorthASplit = 256;
 constexpr unsigned kMostSplits = 64;
 constexpr unsigned kGroupsPerUnit = 2;  // workgroups that a compute unit holds
 constexpr unsigned kThreads = 256;
+constexpr unsigned kLanes = 64;    // of a wave
 constexpr unsigned kFewRows = 64;  // up to so many rows of a head of keys, reading keys several times costs less
 constexpr uintptr_t kAlignment = 16;
 
@@ -29,10 +30,10 @@ size_t SizeIndex(const hip::AttentionArgs& args) {
   return static_cast<size_t>(std::find_if(kHeadSizes.begin(), kHeadSizes.end(), [&](unsigned s) { return size <= s; }) -
                              kHeadSizes.begin());
 }
-// Rows of a workgroup of attention_prefill.hip (PrefillShape).
-unsigned RowsOfMany(DataType type, const hip::AttentionArgs& args) {
-  const bool two_tiles = type != DataType::kFloat && kHeadSizes[SizeIndex(args)] <= 128;
-  return hip::kAttentionRows * hip::kAttentionWaves * (two_tiles ? 2 : 1);
+// Waves of a workgroup of attention_prefill.hip, which says so.
+unsigned WavesOfMany(DataType type, const hip::AttentionArgs& args) {
+  const unsigned size = kHeadSizes[SizeIndex(args)];
+  return type != DataType::kFloat && (size == 64 || size == 128) ? 8 : 4;
 }
 Status Invalid(const std::string& message) { return {ErrorCode::kInvalidArgument, message}; }
 
@@ -75,6 +76,7 @@ Status AttentionKernels::Load(const std::shared_ptr<Device>& device, DataType ty
   }
   MXORT_RETURN_IF_ERROR(Kernel::Load(device, "attention", "attention_merge", &kernels->merge_));
   MXORT_RETURN_IF_ERROR(Kernel::Load(device, "attention_append", "attention_append", &kernels->append_));
+  MXORT_RETURN_IF_ERROR(Kernel::Load(device, "attention_append", "attention_window", &kernels->window_));
   return Kernel::Load(device, "attention_append", "attention_copy", &kernels->copy_);
 }
 
@@ -89,7 +91,7 @@ hip::AttentionArgs AttentionKernels::Completed(const hip::AttentionArgs& args) c
   all.splits = 1;
   const unsigned rows = args.length * all.group;
   if (IsMany(args)) {
-    all.tiles = CeilDiv(rows, RowsOfMany(type_, args));
+    all.tiles = CeilDiv(rows, WavesOfMany(type_, args) * hip::kPrefillRows);
     return all;
   }
   all.tiles = CeilDiv(rows, hip::kAttentionRows);
@@ -132,8 +134,11 @@ Status AttentionKernels::Attend(void* stream, const hip::AttentionArgs& args, vo
   hip::AttentionArgs all = Completed(args);
   all.partial = static_cast<float*>(workspace);
   const unsigned heads = all.batch * all.kv_heads;
-  const Kernel& kernel = (IsMany(args) ? many_ : few_)[SizeIndex(all)];
-  MXORT_RETURN_IF_ERROR(kernel.Launch({all.tiles * all.splits, heads, 1}, kThreads, stream, &all));
+  if (IsMany(args)) {
+    const unsigned threads = WavesOfMany(type_, args) * kLanes;
+    return many_[SizeIndex(all)].Launch({all.tiles, heads, 1}, threads, stream, &all);
+  }
+  MXORT_RETURN_IF_ERROR(few_[SizeIndex(all)].Launch({all.tiles * all.splits, heads, 1}, kThreads, stream, &all));
   return all.splits == 1 ? Status() : merge_.Launch({all.tiles, heads, 1}, kThreads, stream, &all);
 }
 
@@ -149,6 +154,11 @@ Status AttentionKernels::Copy(void* stream, hip::CopyCacheArgs args, unsigned ba
   const uint64_t bytes = uint64_t{args.to_capacity} * std::max(args.row_bytes[0], args.row_bytes[1]);
   args.groups = static_cast<unsigned>(std::clamp<uint64_t>(bytes / kBytesOfGroup, 1, kMostSplits));
   return copy_.Launch({args.groups, batch * args.kv_heads, 1}, kThreads, stream, &args);
+}
+
+Status AttentionKernels::MoveWindow(void* stream, const hip::WindowArgs& args, unsigned batch) const {
+  const unsigned pieces = CeilDiv(args.row_bytes, hip::kWindowPiece);
+  return window_.Launch({2 * pieces, batch * args.kv_heads, 1}, kThreads, stream, &args);
 }
 
 }  // namespace mxort::device

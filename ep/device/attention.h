@@ -2,6 +2,7 @@
 //
 //   Append: new queries, keys and values biased, normalised, rotated -> queries, cache     (where there is any of that)
 //   Copy:   what was in another cache -> cache                                             (where it is another one)
+//   MoveWindow: what a step leaves in a cache that holds a window
 //   Attend: queries, cache -> Y; of few rows in several ranges of keys, whose sums a second kernel joins
 // A row is a query of one head.
 #ifndef MXORT_DEVICE_ATTENTION_H_
@@ -42,6 +43,8 @@ class AttentionKernels {
   Status Append(void* stream, hip::AppendArgs args) const;
   // All of CopyCacheArgs but groups.
   Status Copy(void* stream, hip::CopyCacheArgs args, unsigned batch) const;
+  // Rows are multiples of 16 bytes.
+  Status MoveWindow(void* stream, const hip::WindowArgs& args, unsigned batch) const;
 
  private:
   static constexpr size_t kSizes = 4;
@@ -52,7 +55,7 @@ class AttentionKernels {
   DataType type_ = DataType::kFloat;
   hip::CacheFormat format_ = hip::CacheFormat::kPlain;
   int compute_units_ = 0;
-  Kernel few_[kSizes], many_[kSizes], merge_, append_, copy_;
+  Kernel few_[kSizes], many_[kSizes], merge_, append_, copy_, window_;
 };
 
 }  // namespace mxort::device

@@ -343,6 +343,9 @@ def test_division(sim: harness.Sim) -> None:
     """The sequence that compilers emit for an IEEE division."""
     n, d = FA[16:] * np.float32(1e20), FB[16:] * np.float32(1e-18)
     n, d = np.resize(n, 64).astype(np.float32), np.resize(d, 64).astype(np.float32)
+    # Denominators whose reciprocal is denormal, with quotients that are normal, denormal and zero.
+    d[48:] = np.float32(2.0**126) * np.linspace(1, 3.99, 16, dtype=np.float32)
+    n[48:] = np.resize(np.array([1e30, 3.0, 1e-3, 1e-20], np.float32), 16)
     code = """
     v_div_scale_f32 v20, s[20:21], v11, v11, v10
     v_div_scale_f32 v21, vcc, v10, v11, v10

@@ -30,7 +30,7 @@ class HeadStrides(ctypes.Structure):
 
 
 class DeviceLengths(ctypes.Structure):
-    _fields_ = [("data", POINTER), ("stride", INT), ("plus", INT)]
+    _fields_ = [("data", POINTER), *[(n, INT) for n in ("stride", "plus", "capacity", "window", "fresh")]]
 
 
 class AttentionArgs(ctypes.Structure):
@@ -159,7 +159,9 @@ def run(machine: device.Device, p: Problem, splits: int = 1, prefill: bool = Fal
     if prefill:
         a.tiles = -(-length * group // prefill_rows(p))
         grid = (a.tiles, batch * kv_heads)
-        machine.module("attention_prefill").launch(f"prefill_{name}", grid, (256,), [bytes(a)])
+        machine.module("attention_prefill").launch(
+            f"prefill_{name}", grid, (2 * prefill_rows(p),), [bytes(a)]
+        )
     else:
         grid = (a.tiles * splits, batch * kv_heads)
         own = (
@@ -179,8 +181,8 @@ def run(machine: device.Device, p: Problem, splits: int = 1, prefill: bool = Fal
 
 
 def prefill_rows(p: Problem) -> int:
-    """Rows of a workgroup of attention_prefill, as ep/kernels/hip/attention_prefill.h says."""
-    return 128 if p.dtype != "float" and padded_size(p) <= 128 else 64
+    """Rows of a workgroup of attention_prefill, 32 a wave, as ep/kernels/hip/attention_prefill.hip says."""
+    return 256 if p.dtype != "float" and padded_size(p) in (64, 128) else 128
 
 
 def full_mask(p: Problem, keys: int) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:

@@ -100,6 +100,24 @@ def test_prompts(machines, dtype, length):
     check(p, attention_device.run(machines("gfx950"), p, prefill=True))
 
 
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("size", [64, 96, 128, 256])
+def test_blocks_that_every_row_sees(machines, arch, dtype, size):
+    """Their loop, for even and odd numbers of blocks, over scores that grow past what is summed without scaling."""
+    for keys, other in [(421, {}), (357, {"causal": True, "offset": 350, "window": 333}), (64, {})]:
+        p = problem(size + keys, 1, 4, 2, 1, keys, size, dtype=dtype, scale=size**-0.5, **other)
+        p.k *= np.linspace(0.1, 6, keys, dtype=np.float32)[:, None]
+        check(p, attention_device.run(machines(arch), p, prefill=True))
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_several_workgroups_of_rows(machines, dtype):
+    """A prompt behind another: blocks before, in and behind the plain ones differ from workgroup to workgroup."""
+    p = problem(2, 1, 150, 4, 2, 400, 64, dtype=dtype, causal=True, offset=None, window=290)
+    check(p, attention_device.run(machines("gfx950"), p, prefill=True))
+
+
 @pytest.mark.parametrize("dtype", TYPES)
 def test_a_prompt_behind_another_of_ragged_batches(machines, dtype):
     p = problem(1, 2, 40, 4, 2, 200, 64, dtype=dtype, causal=True, offset=None, lengths=[200, 77])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +34,7 @@ class AppendArgs(ctypes.Structure):
         ("part", Part * 3),
         *[(n, POINTER) for n in ("cos", "sin", "ids")],
         ("lengths", DeviceLengths),
+        ("turned", DeviceLengths),
         ("ids_batch", LONG),
         *[(n, INT) for n in ("ids_position", "rotation_batch")],
         *[(n, UINT) for n in ("batch", "length", "capacity", "past", "pairs", "positions")],
@@ -250,3 +252,65 @@ def test_caches_that_grow(machines, row):
             np.testing.assert_array_equal(got[b, :, :past], x[b, :, :past])
             assert (got[b, :, past : past + 2] == 0xA5).all()
             assert (got[b, :, past + 2 :] == 0).all()
+
+
+class WindowArgs(ctypes.Structure):
+    _fields_ = [
+        ("source", POINTER * 2),
+        ("to", POINTER * 2),
+        ("lengths", DeviceLengths),
+        *[(n, UINT) for n in ("length", "kv_heads", "row_bytes", "from_capacity")],
+        *[(n, INT) for n in ("capacity", "window", "staged", "first", "clear")],
+    ]
+
+
+def held(capacity: int, window: int, positions: int) -> list[int]:
+    """Positions in a cache that holds a window, one coming after the other: a full one drops all that no later step
+    sees."""
+    rows: list[int] = []
+    for position in range(positions):
+        if len(rows) == capacity:
+            rows = rows[capacity - window + 1 :]
+        rows.append(position)
+    return rows
+
+
+@pytest.mark.parametrize("arch", device.ARCHITECTURES)
+@pytest.mark.parametrize(
+    "capacity, window, fresh", [(7, 7, 1), (9, 4, 1), (9, 4, 5), (9, 4, 23), (300, 290, 1)]
+)
+def test_caches_that_hold_a_window(machines, arch, capacity, window, fresh):
+    """A row's bytes are of its position. What moves is what stays; behind that zeros, if asked for."""
+    machine, heads = machines(arch), 2
+    totals = [fresh, capacity + 1, 3 * capacity + 2, 2 * capacity] if capacity < 300 else [301, 640]
+    for row_bytes, in_place, total in itertools.product((16, 80, 128), (False, True), totals):
+        if total < fresh or (in_place and fresh > 1):
+            continue
+        before = held(capacity, window, total - fresh)
+        present = before + (list(range(total - fresh, total)) if fresh > 1 else [])
+        from_capacity = capacity + (fresh if fresh > 1 else 0)
+        pattern = np.arange(row_bytes, dtype=np.uint32) * 7
+        x = np.full((1, heads, from_capacity, row_bytes), 0xEE, np.uint8)
+        for head, (row, position) in itertools.product(range(heads), enumerate(present)):
+            x[0, head, row] = (pattern + 31 * position + 101 * head).astype(np.uint8)
+        sources = [machine.sim.to_device(x), machine.sim.to_device(x ^ 0x5A)]
+        empty = np.full((1, heads, capacity, row_bytes), 0xA5, np.uint8)
+        to = sources if in_place else [machine.sim.to_device(empty) for _ in range(2)]
+        a = WindowArgs(length=fresh, kv_heads=heads, row_bytes=row_bytes, from_capacity=from_capacity)
+        a.capacity, a.window, a.staged, a.first = capacity, window, int(fresh > 1), int(total == fresh)
+        a.clear = int(not in_place)
+        a.source[:], a.to[:] = [s.ptr for s in sources], [t.ptr for t in to]
+        lengths = machine.sim.to_device(np.array([total - 1], np.int32))
+        a.lengths = DeviceLengths(lengths.ptr, 1, 1)
+        pieces = -(-row_bytes // 64)
+        machine.module("attention_append").launch("attention_window", (2 * pieces, heads), (256,), [bytes(a)])
+        after = held(capacity, window, total)
+        kept = after if fresh > 1 else after[:-1]
+        for which, cache in enumerate(to):
+            got = cache.numpy()
+            for head, (row, position) in itertools.product(range(heads), enumerate(kept)):
+                want = (pattern + 31 * position + 101 * head).astype(np.uint8) ^ (0x5A if which else 0)
+                np.testing.assert_array_equal(got[0, head, row], want)
+            assert in_place or (got[:, :, len(after) :] == 0).all()
+        for array in [*sources, *([] if in_place else to), lengths]:
+            array.free()

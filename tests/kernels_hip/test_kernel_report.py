@@ -116,6 +116,30 @@ def test_main_loop_is_the_branch_with_most_matrix_instructions():
     assert [i.address for i in isa.find_main_loop(instructions)] == [0x1004, 0x100C]
 
 
+def test_main_loop_is_what_stands_together_of_a_loop():
+    """Here it is entered in its middle, and a block of it that is seldom run lies behind the end and jumps back."""
+    listing = """
+0000000000001000 <k>:
+\ts_branch 3                                                  // 000000001000: BF820003 <k+0x10>
+\tv_mfma_f32_16x16x32_bf16 v[0:3], v[4:7], v[8:11], v[0:3]   // 000000001004: D3B50000 00000000
+\ts_cbranch_scc1 3                                           // 00000000100C: BF850003 <k+0x1c>
+\ts_nop 0                                                    // 000000001010: BF800000
+\ts_cbranch_vccnz 65531                                      // 000000001014: BF87FFFB <k+0x4>
+\ts_endpgm                                                   // 000000001018: BF810000
+\tv_mfma_f32_16x16x32_bf16 v[0:3], v[4:7], v[8:11], v[0:3]   // 00000000101C: D3B50000 00000000
+\ts_branch 65530                                             // 000000001024: BF82FFFA <k+0x10>
+"""
+    (instructions,) = isa.parse_disassembly(listing).values()
+    assert [i.address for i in isa.find_main_loop(instructions)] == [0x1004, 0x100C, 0x1010, 0x1014]
+
+
+def test_exponentials_take_a_quarter_of_the_vector_rate_and_float_products_twice_the_clocks():
+    assert model.matrix_clocks(code("v_mfma_f32_32x32x2_f32 v[0:15], v16, v17, v[0:15]")[0]) == 64
+    assert model.matrix_clocks(code("v_mfma_f32_32x32x16_f16 v[0:15], v[16:19], v[20:23], v[0:15]")[0]) == 32
+    slow, quick = (model.TRANSCENDENTAL.match(name) for name in ("v_exp_f32", "v_mul_f32"))
+    assert slow and not quick
+
+
 def test_llvm_mca_sees_a_busy_and_an_idle_pipe():
     busy = code(*[mfma(f"v[{12 + 4 * n}:{15 + 4 * n}]") for n in range(16)])
     assert model.mca_fraction("gfx950", busy) > 0.95

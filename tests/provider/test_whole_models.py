@@ -27,10 +27,14 @@ SHAPES = {"Cast", "Concat", "Equal", "Gather", "Range", "Reshape", "Slice", "Squ
 
 ARCHITECTURES = ["llama", "qwen2", "qwen3", "gemma"]
 OTHERS = ["smollm3", "granite", "ernie4_5", "hunyuan_v1_dense"]
-"""Not here: caches that hold a window (mistral, phi3, gemma 2 and 3) and experts, which are the CPU's."""
+"""Not here: experts, which are the CPU's."""
+
+WINDOWS = ["mistral"]
+OTHER_WINDOWS = ["phi3", "gemma2", "gemma3_text"]
+"""Whose caches hold a window, of 6 positions: half a prompt."""
 
 
-def decoder(folder: str, tokens: list[int], steps: int, target: str) -> dict[str, Any]:
+def decoder(folder: str, tokens: list[int], steps: int, target: str, capacity: int = 0) -> dict[str, Any]:
     """In the child: a prompt through an ordinary session, then mxort.Generator; what both cost."""
     import json
 
@@ -47,8 +51,14 @@ def decoder(folder: str, tokens: list[int], steps: int, target: str) -> dict[str
         feeds = {"input_ids": prompt, "attention_mask": np.ones_like(prompt)}
         for value in opened.get_inputs():
             if value.name.startswith("past"):
-                shape = (1, value.shape[1], 0, value.shape[3] if isinstance(value.shape[3], int) else head)
+                shape = (
+                    1,
+                    value.shape[1],
+                    capacity,
+                    value.shape[3] if isinstance(value.shape[3], int) else head,
+                )
                 feeds[value.name] = np.zeros(shape, np.float32)
+        result["caches"] = len(feeds) - 2
         opened.run(None, feeds)
         before = gpu.sim.counters()
         np.save(target, opened.run(["logits"], feeds)[0][0])
@@ -72,14 +82,14 @@ def left_to_the_cpu(placement: dict[str, list[str]]) -> list[str]:
     return sorted(set(placement.get("CPUExecutionProvider", [])) - SHAPES)
 
 
-def check_decoder(architecture: str, tmp_path: Path) -> None:
+def check_decoder(architecture: str, tmp_path: Path, capacity: int = 0) -> None:
     tiny = checkpoints.make(tmp_path / "in", architecture, "compressed-tensors")
     mxort.import_checkpoint(tmp_path / "in", tmp_path / "out", **EXACT)
     prompt = TOKENS[0].tolist()
-    result = run(decoder, str(tmp_path / "out"), prompt, STEPS, str(tmp_path / "logits.npy"))
+    result = run(decoder, str(tmp_path / "out"), prompt, STEPS, str(tmp_path / "logits.npy"), capacity)
     assert left_to_the_cpu(result["placement"]) == []
-    # The two inputs that hold anything; of one output each a copy back.
-    assert result["copies"]["copies_to_device"] <= 2
+    # The two inputs that hold anything, and caches that do; of one output each a copy back.
+    assert result["copies"]["copies_to_device"] <= 2 + (result["caches"] if capacity else 0)
     assert result["copies"]["copies_to_host"] == 1
     want = tiny.logits(TOKENS)[0]
     got = np.load(tmp_path / "logits.npy")
@@ -96,6 +106,17 @@ def check_decoder(architecture: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_decoders(architecture: str, tmp_path: Path) -> None:
     check_decoder(architecture, tmp_path)
+
+
+@pytest.mark.parametrize("architecture", WINDOWS)
+def test_decoders_whose_caches_hold_a_window(architecture: str, tmp_path: Path) -> None:
+    check_decoder(architecture, tmp_path, capacity=6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", OTHER_WINDOWS)
+def test_other_decoders_whose_caches_hold_a_window(architecture: str, tmp_path: Path) -> None:
+    check_decoder(architecture, tmp_path, capacity=6)
 
 
 @pytest.mark.slow

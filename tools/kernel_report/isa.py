@@ -24,9 +24,15 @@ def find_tool(name: str) -> str:
     raise MxortError(f"{name}: not found (looked for {rocm}, {name}-22, {name}): install llvm-22")
 
 
-def run_tool(name: str, *args: str, text: str | None = None) -> str:
-    """Output of an LLVM tool; MxortError with its message when it is missing or fails."""
-    done = subprocess.run([find_tool(name), *args], input=text, capture_output=True, text=True, check=False)
+def run_tool(name: str, *args: str, text: str | None = None, seconds: float | None = None) -> str:
+    """Output of an LLVM tool; MxortError with its message when it is missing, fails or takes more than ``seconds``."""
+    command = [find_tool(name), *args]
+    try:
+        done = subprocess.run(
+            command, input=text, capture_output=True, text=True, check=False, timeout=seconds
+        )
+    except subprocess.TimeoutExpired as error:
+        raise MxortError(f"{name} {' '.join(args)}: no answer within {seconds} seconds") from error
     if done.returncode:
         raise MxortError(f"{name} {' '.join(args)}: {done.stderr.strip()}")
     return done.stdout
@@ -136,20 +142,69 @@ def parse_disassembly(text: str, functions: Collection[str] | None = None) -> di
     return kernels
 
 
-def find_main_loop(code: list[Instruction]) -> list[Instruction]:
-    """The backward branch whose body has most matrix instructions; of equals the shortest body."""
+def find_blocks(code: list[Instruction]) -> tuple[list[int], list[list[int]]]:
+    """Basic blocks: the first instruction of each, and the blocks that lead to it."""
     index = {i.address: n for n, i in enumerate(code)}
-    matrix = [0]
-    for i in code:
-        matrix.append(matrix[-1] + i.mnemonic.startswith("v_mfma"))
-    best: tuple[int, int, int, int] | None = None
-    for n, i in enumerate(code):
-        if i.target is not None and i.target <= i.address and i.target in index:
-            first = index[i.target]
-            candidate = (matrix[n + 1] - matrix[first], -(n - first), first, n)
-            if candidate[0] and (best is None or candidate > best):
-                best = candidate
-    return code[best[2] : best[3] + 1] if best else []
+    branches = {n: index[i.target] for n, i in enumerate(code) if i.target in index}
+    ends = {n for n, i in enumerate(code) if i.mnemonic in ("s_branch", "s_endpgm", "s_setpc_b64")}
+    starts = sorted({0, *branches.values(), *(n + 1 for n in [*branches, *ends])} - {len(code)})
+    block = {first: n for n, first in enumerate(starts)}
+    before: list[list[int]] = [[] for _ in starts]
+    for n, after in enumerate([*starts[1:], len(code)]):
+        if after - 1 in branches:
+            before[block[branches[after - 1]]].append(n)
+        if after - 1 not in ends and after < len(code):
+            before[n + 1].append(n)
+    return starts, before
+
+
+def find_dominators(before: list[list[int]]) -> list[int]:
+    """The blocks that every way to a block comes through, as bits; of what nothing leads to, all."""
+    every = (1 << len(before)) - 1
+    dominators = [1, *[every] * (len(before) - 1)]
+    changed = True
+    while changed:
+        changed = False
+        for n in range(1, len(before)):
+            of_all = every
+            for m in before[n]:
+                of_all &= dominators[m]
+            of_all |= 1 << n
+            changed |= dominators[n] != of_all
+            dominators[n] = of_all
+    return dominators
+
+
+def find_loops(code: list[Instruction]) -> list[list[Instruction]]:
+    """The loops' bodies, as far as they stand together: not the blocks, seldom run, that compilers put elsewhere."""
+    starts, before = find_blocks(code)
+    dominators = find_dominators(before)
+    loops = []
+    for head in range(len(starts)):
+        body, new = {head}, [n for n in before[head] if dominators[n] >> head & 1]
+        if not new:
+            continue
+        while new:
+            n = new.pop()
+            if n not in body:
+                body.add(n)
+                new += before[n]
+        first = last = head
+        while first - 1 in body:
+            first -= 1
+        while last + 1 in body:
+            last += 1
+        loops.append(code[starts[first] : [*starts, len(code)][last + 1]])
+    return loops
+
+
+def find_main_loop(code: list[Instruction]) -> list[Instruction]:
+    """The loop with most matrix instructions; of equals the shortest. Empty where no loop has any."""
+    counts = [
+        (sum(i.mnemonic.startswith("v_mfma") for i in loop), -len(loop), loop) for loop in find_loops(code)
+    ]
+    count, _, loop = max(counts, key=lambda c: c[:2], default=(0, 0, []))
+    return loop if count else []
 
 
 def parse_metadata(text: str) -> dict[str, Resources]:

@@ -11,6 +11,7 @@ import re
 from collections import deque
 from dataclasses import dataclass, field
 
+from mxort.errors import MxortError
 from tools.kernel_report.isa import Instruction, Kernel, registers_of, run_tool
 
 SIMDS = 4
@@ -18,12 +19,15 @@ MFMA_ISSUE = (
     12  # clocks a scaled matrix instruction blocks its SIMD's issue; any other instruction OTHER_ISSUE
 )
 OTHER_ISSUE = 4
+TRANSCENDENTAL_ISSUE = 16  # of v_exp_f32 and its like, at a quarter of the rate (CDNA3 ISA guide)
 LDS_BYTES_PER_CLOCK = 256
 VMEM_BYTES_PER_CLOCK = 45.056  # 44 KB in flight per about 1000 clocks of latency
 L2_BYTES_PER_CLOCK = 64  # own estimate
 MAX_WAVES = 8
 REGISTERS = 512
 LDS_BYTES = {"gfx950": 160 << 10, "gfx942": 64 << 10}
+
+MCA_SECONDS = 20  # some loops of float matrix instructions keep llvm-mca 22 busy for ever
 
 GATE_SHARE = 0.95
 GATE_OTHERS = 1.0  # other instructions per 16 matrix clocks
@@ -34,6 +38,7 @@ GATE_LOOP_BYTES = 32 << 10
 SMALL_TILE_SHARE = 0.6  # 128x128 tiles are bound by loads
 SMALL_TILE_MCA = 0.90
 
+TRANSCENDENTAL = re.compile(r"v_(exp|log|rcp|rsq|sqrt|sin|cos)_f(16|32)")
 FP8_CODES = (0, 1)
 FP6_CODES = (2, 3)
 
@@ -44,6 +49,8 @@ def matrix_clocks(i: Instruction) -> int:
     if not shape:
         return 0
     clocks = 16 if shape[1] == "16" else 32
+    if i.mnemonic.endswith("_f32"):
+        return 2 * clocks
     slow = "f8f6f4" in i.mnemonic and (i.modifier("cbsz") in FP8_CODES or i.modifier("blgp") in FP8_CODES)
     return clocks * (2 if slow else 1)
 
@@ -127,8 +134,9 @@ def mca_fraction(arch: str, loop: list[Instruction]) -> float | None:
                 f"-iterations={iterations}",
                 "-",
                 text=text,
+                seconds=MCA_SECONDS,
             )
-        except (RuntimeError, FileNotFoundError):
+        except (MxortError, RuntimeError, FileNotFoundError):
             return None
         found = re.search(r"Total Cycles:\s+(\d+)", out)
         if not found:
@@ -183,10 +191,11 @@ def model_loop(kernel: Kernel) -> LoopModel | None:
     to_lds = sum(access_bytes(i) for i in loop if i.is_lds_load)
     lds = sum(max(256, access_bytes(i)) for i in loop if i.mnemonic.startswith("ds_")) + to_lds
     others = len(loop) - len(matrix)
+    slow = sum(bool(TRANSCENDENTAL.match(i.mnemonic)) for i in vector) * (TRANSCENDENTAL_ISSUE - OTHER_ISSUE)
     clocks = {
         "matrix": own_clocks * per_simd,
         "issue": MFMA_ISSUE * len(matrix) + OTHER_ISSUE * others,  # of one wave: another issues in between
-        "vector": per_simd * (MFMA_ISSUE * len(matrix) + OTHER_ISSUE * len(vector)),
+        "vector": per_simd * (MFMA_ISSUE * len(matrix) + OTHER_ISSUE * len(vector) + slow),
         "lds": waves * lds / LDS_BYTES_PER_CLOCK,
         "loads": waves * loaded / VMEM_BYTES_PER_CLOCK,
         "l2": waves * loaded / L2_BYTES_PER_CLOCK,

@@ -1,13 +1,14 @@
 // Arguments of the attention kernels: plain structs passed by value, shared by host and device. No headers.
 //
 // A *row* is a query of one head. The heads that share a head of keys are a group; its rows, numbered
-// position * group + head of the group, are what a workgroup works on, 16 to a tile.
+// position * group + head of the group, are what a workgroup works on, 16 or 32 to a tile.
 #ifndef MXORT_KERNELS_HIP_ARGS_ATTENTION_H_
 #define MXORT_KERNELS_HIP_ARGS_ATTENTION_H_
 
 namespace mxort::hip {
 
 inline constexpr unsigned kAttentionRows = 16;  // of a tile
+inline constexpr unsigned kPrefillRows = 32;    // of a tile of attention_prefill.hip, which is a wave's
 inline constexpr unsigned kAttentionKeys = 32;  // that a wave takes at a time
 inline constexpr unsigned kAttentionWaves = 4;  // of a workgroup
 inline constexpr unsigned kMostHeadSize = 256;
@@ -19,10 +20,12 @@ struct HeadStrides {
 };
 
 // Lengths by batch that the device knows: value b is lengths[b * stride] + plus, cut to what there can be. Null: none.
-// The low half of an int64 is read with a stride of 2.
+// The low half of an int64 is read with a stride of 2. With a capacity they count what a cache of that many positions
+// that holds a window has of so many before the last `fresh`, and those (Resident in attention_rows.h).
 struct DeviceLengths {
   const int* data;
   int stride, plus;
+  int capacity, window, fresh;  // 0, 0, 0: all positions count
 };
 
 // y = softmax(scores) v over the keys that a row sees: score = softcap(scale q k) + mask + padding.
@@ -45,7 +48,7 @@ struct AttentionArgs {
   unsigned keys;        // positions of k and v
   unsigned head_size;   // of q and k
   unsigned value_size;  // of v and y
-  unsigned tiles;       // ceil(length * group / 16)
+  unsigned tiles;       // ceil(length * group / 16), or / a workgroup's rows of attention_prefill.hip
   unsigned splits;      // of a tile's keys
   int causal;           // position p sees keys up to p + offset, of a window the last `window` of these
   int from_end;         // the offset is the number of keys less `length`; else it is `offset`
@@ -79,6 +82,7 @@ struct AppendArgs {
   const void* sin;
   const long long* ids;   // positions of rotation; null: see below
   DeviceLengths lengths;  // of keys once these are appended: past is what that leaves. None: past is `past`
+  DeviceLengths turned;   // of which the past is the one that is rotated by. None: `lengths`
   long long ids_batch;    // stride of ids, whose elements count from 0 at `ids_position` 0, or are one a position
   int ids_position;       // 1: ids[b][p]. 0: ids[b] + p
   int rotation_batch;     // without ids: position past + p + b * rotation_batch
@@ -100,6 +104,20 @@ struct CopyCacheArgs {
   unsigned past, length, kv_heads;
   unsigned from_capacity, to_capacity;
   unsigned groups;  // grid x
+};
+
+// What a step leaves in caches that hold a window, of keys and of values. Grid y: batch * kv heads.
+inline constexpr unsigned kWindowPiece = 64;  // bytes of a row that a workgroup moves
+struct WindowArgs {
+  const void* from[2];    // as before the step, or a buffer that has the new positions too
+  void* to[2];            // may be `from`
+  DeviceLengths lengths;  // of all positions once the new ones are there
+  unsigned length;        // new positions
+  unsigned kv_heads, row_bytes, from_capacity;
+  int capacity, window;
+  int staged;  // `from` has the new positions
+  int first;   // nothing was there before
+  int clear;   // zeros behind what there is
 };
 
 }  // namespace mxort::hip

@@ -34,7 +34,8 @@ MXORT_DEVICE NewPosition PositionOf(const AppendArgs& args, u32 batch, u32 posit
   at.position = position;
   const u32 past = PastOf(args.lengths, batch, args.past, args.length, args.capacity);
   at.stored = past + position;
-  long long row = static_cast<long long>(at.stored) + static_cast<long long>(batch) * args.rotation_batch;
+  const u32 turned = args.turned.data ? PastOf(args.turned, batch, 0, args.length, 0x7fffffff) : past;
+  long long row = static_cast<long long>(turned) + position + static_cast<long long>(batch) * args.rotation_batch;
   if (args.ids)
     row = args.ids[batch * args.ids_batch + (args.ids_position ? position : 0)] + (args.ids_position ? 0 : position);
   const long long last = static_cast<long long>(args.positions) - 1;

@@ -63,6 +63,9 @@ struct TileSums {
 
 MXORT_DEVICE void Meet() {
   __builtin_amdgcn_fence(__ATOMIC_RELEASE, "workgroup");
+  // The fence's own wait is one that clang 22 may drop at the head of a loop, where what the loop's end has stored is
+  // still on its way (hipsim stops there); this one stays.
+  __builtin_amdgcn_s_waitcnt(0xc07f);  // lgkmcnt(0)
   __builtin_amdgcn_s_barrier();
   __builtin_amdgcn_fence(__ATOMIC_ACQUIRE, "workgroup");
 }
@@ -72,7 +75,8 @@ template <class Head>
 MXORT_DEVICE void JoinWaves(TileSums<Head::kHeadSize>& to, const f32x4 (&sum)[Head::kSlice], const Gathered& gathered,
                             float* largest, float* total) {
   const u32 row = Lane() % 16, group = Lane() / 16, wave = WaveIndex();
-  const float of_row = OverRow(gathered.total, [](float a, float b) __attribute__((always_inline)) { return a + b; });
+  const float of_row =
+      OverRow<16>(gathered.total, [](float a, float b) __attribute__((always_inline)) { return a + b; });
   if (Lane() < 16) {
     to.largest[wave][row] = gathered.largest;
     to.total[wave][row] = of_row;
@@ -148,7 +152,7 @@ MXORT_DEVICE void Decode(const AttentionArgs& args) {
   if (begin >= end && args.splits > 1) return;  // attention_merge knows
 
   typename Mma::Right q[Head::kSteps];
-  LoadQueries<Head>(args, at, row, q);
+  LoadQueries<Head, 16>(args, at, row, q);
   const Rows k = HeadRows<Head>(args.k, args.k_strides, at, args.head_size);
   const Rows v = HeadRows<Head>(args.v, args.v_strides, at, args.value_size);
   Gathered gathered;
@@ -167,8 +171,8 @@ MXORT_DEVICE void Decode(const AttentionArgs& args) {
       });
     });
     if (first + kKeysOfRound < end) LoadKeys<Head>(args, k, first + kKeysOfRound, keys);
-    Scores<2>(args, at, row, static_cast<i32>(first), s);
-    const float factor = Weigh<2, true>(s, 1.0f, gathered);
+    Scores<Mma::kType>(args, at, row, static_cast<i32>(first), s);
+    const float factor = Weigh(s, gathered);
     const auto p = Mma::MakeRight(__builtin_shufflevector(s[0], s[1], 0, 1, 2, 3, 4, 5, 6, 7));
     typename Head::Decoded decoded[kPerLane];
     Unroll<0, kPerLane>([&](auto e)

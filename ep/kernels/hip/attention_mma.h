@@ -1,6 +1,7 @@
-// Matrix instructions of attention, as policies: two operands of 16 rows x 32, of which lane l holds the 8 numbers
-// 8 (l / 16) .. + 7 of row l % 16; the product's 16 x 16 as the instruction leaves them: lane l has rows 4 (l / 16) + i
-// of column l % 16. The order of the 32 is free as long as it is that of both operands.
+// Matrix instructions of attention, as policies, for tiles of R = 16 or 32 rows: two operands of R rows x 512 / R, of
+// which lane l holds the 8 numbers 8 (l / R) .. + 7 of row l % R; the product's R x R as the instruction leaves them:
+// lane l has rows 4 (l / R) + i % 4 + 256 / R (i / 4) of column l % R. The order of the 512 / R is free as long as it
+// is that of both operands. A tile of 32 has twice the work of two of 16 with the same operands, for the issue of one.
 //
 // Left is what comes from memory (keys, values), Right what stays or is computed (queries, weights of the softmax).
 // A float is multiplied as a float: v_mfma_f32_16x16x4_f32 has 1/16 of bf16's rate, three products of bf16 halves would
@@ -16,39 +17,72 @@ namespace mxort::hip {
 
 inline constexpr int kPerLane = 8;
 
+typedef float f32x2 __attribute__((ext_vector_type(2)));
 typedef float f32x8 __attribute__((ext_vector_type(8)));
 typedef __bf16 bf16x8 __attribute__((ext_vector_type(8)));
 typedef _Float16 f16x8 __attribute__((ext_vector_type(8)));
+typedef float f32x16 __attribute__((ext_vector_type(16)));
 
-MXORT_DEVICE f32x4 MultiplyBFloat16(i32x4 left, i32x4 right, f32x4 sum) {
 #if defined(__gfx950__)
-  return __builtin_amdgcn_mfma_f32_16x16x32_bf16(__builtin_bit_cast(bf16x8, left), __builtin_bit_cast(bf16x8, right),
-                                                 sum, 0, 0, 0);
+MXORT_DEVICE f32x4 MultiplyHalf(bf16x8 left, bf16x8 right, f32x4 sum) {
+  return __builtin_amdgcn_mfma_f32_16x16x32_bf16(left, right, sum, 0, 0, 0);
+}
+MXORT_DEVICE f32x16 MultiplyHalf(bf16x8 left, bf16x8 right, f32x16 sum) {
+  return __builtin_amdgcn_mfma_f32_32x32x16_bf16(left, right, sum, 0, 0, 0);
+}
+MXORT_DEVICE f32x4 MultiplyHalf(f16x8 left, f16x8 right, f32x4 sum) {
+  return __builtin_amdgcn_mfma_f32_16x16x32_f16(left, right, sum, 0, 0, 0);
+}
+MXORT_DEVICE f32x16 MultiplyHalf(f16x8 left, f16x8 right, f32x16 sum) {
+  return __builtin_amdgcn_mfma_f32_32x32x16_f16(left, right, sum, 0, 0, 0);
+}
 #else
-  typedef short i16x4 __attribute__((ext_vector_type(4)));
+typedef short i16x4 __attribute__((ext_vector_type(4)));
+typedef _Float16 f16x4 __attribute__((ext_vector_type(4)));
+MXORT_DEVICE f32x4 MultiplyQuarter(i16x4 left, i16x4 right, f32x4 sum) {
+  return __builtin_amdgcn_mfma_f32_16x16x16bf16_1k(left, right, sum, 0, 0, 0);
+}
+MXORT_DEVICE f32x16 MultiplyQuarter(i16x4 left, i16x4 right, f32x16 sum) {
+  return __builtin_amdgcn_mfma_f32_32x32x8bf16_1k(left, right, sum, 0, 0, 0);
+}
+MXORT_DEVICE f32x4 MultiplyQuarter(f16x4 left, f16x4 right, f32x4 sum) {
+  return __builtin_amdgcn_mfma_f32_16x16x16f16(left, right, sum, 0, 0, 0);
+}
+MXORT_DEVICE f32x16 MultiplyQuarter(f16x4 left, f16x4 right, f32x16 sum) {
+  return __builtin_amdgcn_mfma_f32_32x32x8f16(left, right, sum, 0, 0, 0);
+}
+// An instruction multiplies four numbers of a lane: two make one of gfx950's.
+template <class Number, class Sum>
+MXORT_DEVICE Sum MultiplyHalf(Number left, Number right, Sum sum) {
+  const i32x4 a = __builtin_bit_cast(i32x4, left), b = __builtin_bit_cast(i32x4, right);
   Unroll<0, 2>([&](auto i) __attribute__((always_inline)) {
     constexpr int k = 2 * i.value;
-    sum = __builtin_amdgcn_mfma_f32_16x16x16bf16_1k(__builtin_bit_cast(i16x4, i32x2{left[k], left[k + 1]}),
-                                                    __builtin_bit_cast(i16x4, i32x2{right[k], right[k + 1]}), sum, 0, 0,
-                                                    0);
+    if constexpr (__is_same(Number, bf16x8)) {
+      sum = MultiplyQuarter(__builtin_bit_cast(i16x4, i32x2{a[k], a[k + 1]}),
+                            __builtin_bit_cast(i16x4, i32x2{b[k], b[k + 1]}), sum);
+    } else {
+      sum = MultiplyQuarter(__builtin_bit_cast(f16x4, i32x2{a[k], a[k + 1]}),
+                            __builtin_bit_cast(f16x4, i32x2{b[k], b[k + 1]}), sum);
+    }
   });
   return sum;
-#endif
 }
-MXORT_DEVICE f32x4 MultiplyFloat16(i32x4 left, i32x4 right, f32x4 sum) {
-#if defined(__gfx950__)
-  return __builtin_amdgcn_mfma_f32_16x16x32_f16(__builtin_bit_cast(f16x8, left), __builtin_bit_cast(f16x8, right), sum,
-                                                0, 0, 0);
-#else
-  typedef _Float16 f16x4 __attribute__((ext_vector_type(4)));
-  Unroll<0, 2>([&](auto i) __attribute__((always_inline)) {
-    constexpr int k = 2 * i.value;
-    sum = __builtin_amdgcn_mfma_f32_16x16x16f16(__builtin_bit_cast(f16x4, i32x2{left[k], left[k + 1]}),
-                                                __builtin_bit_cast(f16x4, i32x2{right[k], right[k + 1]}), sum, 0, 0, 0);
-  });
-  return sum;
 #endif
+MXORT_DEVICE f32x4 MultiplyFloat(float left, float right, f32x4 sum) {
+  return __builtin_amdgcn_mfma_f32_16x16x4f32(left, right, sum, 0, 0, 0);
 }
+MXORT_DEVICE f32x16 MultiplyFloat(float left, float right, f32x16 sum) {
+  return __builtin_amdgcn_mfma_f32_32x32x2f32(left, right, sum, 0, 0, 0);
+}
+
+template <Type kElement>
+struct NumbersOf {
+  using Type = f16x8;
+};
+template <>
+struct NumbersOf<Type::kBFloat16> {
+  using Type = bf16x8;
+};
 
 // Operands and their products for elements of a type.
 template <Type kElement>
@@ -56,15 +90,13 @@ struct ElementMma {
   static constexpr Type kType = kElement;
   using Left = i32x4;  // 8 half-precision numbers
   using Right = i32x4;
+  using Numbers = typename NumbersOf<kElement>::Type;
   MXORT_DEVICE Right MakeRight(const f32x8& x) {
-    if constexpr (kType == Type::kBFloat16) {
-      return __builtin_bit_cast(Right, __builtin_convertvector(x, bf16x8));
-    } else {
-      return __builtin_bit_cast(Right, __builtin_convertvector(x, f16x8));
-    }
+    return __builtin_bit_cast(Right, __builtin_convertvector(x, Numbers));
   }
-  MXORT_DEVICE f32x4 Multiply(const Left& left, const Right& right, f32x4 sum) {
-    return kType == Type::kFloat16 ? MultiplyFloat16(left, right, sum) : MultiplyBFloat16(left, right, sum);
+  template <class Sum>
+  MXORT_DEVICE Sum Multiply(const Left& left, const Right& right, Sum sum) {
+    return MultiplyHalf(__builtin_bit_cast(Numbers, left), __builtin_bit_cast(Numbers, right), sum);
   }
 };
 template <>
@@ -73,10 +105,10 @@ struct ElementMma<Type::kFloat> {
   using Left = f32x8;
   using Right = f32x8;
   MXORT_DEVICE Right MakeRight(const f32x8& x) { return x; }
-  MXORT_DEVICE f32x4 Multiply(const Left& left, const Right& right, f32x4 sum) {
-    Unroll<0, kPerLane>([&](auto i) __attribute__((always_inline)) {
-      sum = __builtin_amdgcn_mfma_f32_16x16x4f32(left[i.value], right[i.value], sum, 0, 0, 0);
-    });
+  template <class Sum>
+  MXORT_DEVICE Sum Multiply(const Left& left, const Right& right, Sum sum) {
+    Unroll<0, kPerLane>(
+        [&](auto i) __attribute__((always_inline)) { sum = MultiplyFloat(left[i.value], right[i.value], sum); });
     return sum;
   }
 };

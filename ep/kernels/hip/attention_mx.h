@@ -32,7 +32,7 @@ struct TermsMma {
   // The smallest first.
   MXORT_DEVICE f32x4 Multiply(const Left& left, const Right& right, f32x4 sum) {
     Unroll<0, kTerms>([&](auto t) __attribute__((always_inline)) {
-      sum = MultiplyBFloat16(left, right.term[kTerms - 1 - t.value], sum);
+      sum = ElementMma<Type::kBFloat16>::Multiply(left, right.term[kTerms - 1 - t.value], sum);
     });
     return sum;
   }

@@ -1,5 +1,5 @@
-// What a tile of 16 rows sees, and its softmax. Lane l works on row l % 16; the keys of a block of 16 are shared by the
-// four lanes of a row, 4 (l / 16) + i each (attention_mma.h).
+// What a tile of 16 or 32 rows sees, and its softmax. Lane l works on row l % 16 or l % 32; the keys are shared by the
+// four or two lanes of a row, as the matrix instructions leave them (attention_mma.h, KeyOf).
 //
 // Scores are kept in units of log 2, so that a weight is one v_exp_f32. Rows that see nothing are zeros: with nothing
 // seen yet the largest score is -inf, and weights are taken relative to 0 instead.
@@ -27,14 +27,16 @@ MXORT_DEVICE const Args& Reloaded(const Args&) {
 MXORT_DEVICE i32 Least(i32 a, i32 b) { return a < b ? a : b; }
 MXORT_DEVICE i32 Most(i32 a, i32 b) { return a > b ? a : b; }
 
-// combine(x, y) over the four lanes of a row, in all of them.
-template <class Combine>
+// combine(x, y) over the lanes of a row of a tile of kTileRows, in all of them.
+template <int kTileRows, class Combine>
 MXORT_DEVICE float OverRow(float x, const Combine& combine) {
   const auto bits = [](float f) __attribute__((always_inline)) { return __builtin_bit_cast(u32, f); };
   const auto number = [](u32 u) __attribute__((always_inline)) { return __builtin_bit_cast(float, u); };
 #if defined(__gfx950__)
-  const auto s = __builtin_amdgcn_permlane16_swap(bits(x), bits(x), false, false);
-  x = combine(number(s[0]), number(s[1]));
+  if constexpr (kTileRows == 16) {
+    const auto s = __builtin_amdgcn_permlane16_swap(bits(x), bits(x), false, false);
+    x = combine(number(s[0]), number(s[1]));
+  }
   const auto t = __builtin_amdgcn_permlane32_swap(bits(x), bits(x), false, false);
   return combine(number(t[0]), number(t[1]));
 #else
@@ -42,16 +44,26 @@ MXORT_DEVICE float OverRow(float x, const Combine& combine) {
     const i32 at = static_cast<i32>((Lane() ^ mask) * 4);
     return number(static_cast<u32>(__builtin_amdgcn_ds_bpermute(at, static_cast<i32>(bits(x)))));
   };
-  const float y = other(16);  // the lower lane's first, so that all four get the same sum
-  x = Lane() & 16 ? combine(y, x) : combine(x, y);
+  if constexpr (kTileRows == 16) {
+    const float y = other(16);  // the lower lane's first, so that all get the same sum
+    x = Lane() & 16 ? combine(y, x) : combine(x, y);
+  }
   const float z = other(32);
   return Lane() & 32 ? combine(z, x) : combine(x, z);
 #endif
 }
 
+// Positions that a cache of `capacity` has of so many, where it holds the last `window` and makes room for
+// capacity - window + 1 at once (com.microsoft's GroupQueryAttention, "Windowed KV Cache").
+MXORT_DEVICE i32 Resident(i32 positions, i32 capacity, i32 window) {
+  const i32 room = capacity - window + 1;
+  return positions <= capacity ? positions : positions - (positions - capacity + room - 1) / room * room;
+}
+
 MXORT_DEVICE u32 LengthOf(const DeviceLengths& lengths, u32 batch, u32 most) {
   if (!lengths.data) return most;
-  const i32 length = lengths.data[batch * static_cast<u32>(lengths.stride)] + lengths.plus;
+  i32 length = lengths.data[batch * static_cast<u32>(lengths.stride)] + lengths.plus;
+  if (lengths.capacity) length = Resident(length - lengths.fresh, lengths.capacity, lengths.window) + lengths.fresh;
   return static_cast<u32>(Least(Most(length, 0), static_cast<i32>(most)));
 }
 
@@ -117,68 +129,86 @@ MXORT_DEVICE float Capped(const AttentionArgs& args, float product) {
   return args.softcap * kLog2E * Tanh(product * (args.scale / args.softcap));
 }
 
-// What is added to the score of a key that the row may see: the mask and the padding.
-MXORT_DEVICE float Added(const AttentionArgs& args, const Row& row, i32 key) {
-  float added = 0;
-  if (args.mask) {
-    const i32 within = Least(key, static_cast<i32>(args.mask_keys) - 1);
-    const u64 index = row.mask + static_cast<u64>(static_cast<long long>(within) * args.mask_key);
-    if (key > within) {
-      added = -kInfinity;
-    } else if (args.mask_type == static_cast<int>(Type::kBool)) {
-      added = static_cast<const u8*>(args.mask)[index] ? 0.0f : -kInfinity;
-    } else {
-      added = LoadOne(args.mask_type, args.mask, index);
-    }
-  }
-  if (args.padding) added += args.padding[row.padding + static_cast<u64>(key)] ? 0.0f : args.filter;
-  return added;
+// Which key a lane's number n is, of tiles of 16 rows of which it has 4 numbers each, or of 32 of which it has 16;
+// behind the lane's first.
+template <int kOfTile>
+MXORT_DEVICE constexpr i32 KeyOf(int n) {
+  return n / 4 * (kOfTile == 4 ? 16 : 8) + n % 4;
 }
 
-// Products of kTiles blocks of 16 keys from `first` on to scores, -inf where a row does not see a key.
-template <int kTiles>
-MXORT_DEVICE void Scores(const AttentionArgs& args, const Place& at, const Row& row, i32 first, f32x4 (&s)[kTiles]) {
-  const i32 mine = first + static_cast<i32>(Lane() / 16 * 4);
+// to[n] += term(key, `within` the masks) for a lane's numbers of kTiles tiles, whose first key is `mine`. What a row
+// does not see is read within the masks all the same, and made -inf by who calls: no number of a lane has a branch of
+// its own.
+template <class Product, int kTiles, class Term>
+MXORT_DEVICE void AddTerms(Product (&to)[kTiles], i32 mine, u32 keys, const Term& term) {
+  constexpr int kOfTile = sizeof(Product) / sizeof(float);
+  Unroll<0, kTiles * kOfTile>([&](auto n) __attribute__((always_inline)) {
+    const i32 key = mine + KeyOf<kOfTile>(n.value), last = static_cast<i32>(keys) - 1;
+    to[n.value / kOfTile][n.value % kOfTile] += term(key <= last, static_cast<long long>(Least(key, last))) * kLog2E;
+    if (n.value % 8 == 7) __builtin_amdgcn_sched_barrier(0);  // else addresses of all of them fill the registers
+  });
+}
+
+// The masks' terms.
+template <Type kType, class Product, int kTiles>
+MXORT_DEVICE void AddMasks(const AttentionArgs& args, const Row& row, i32 mine, Product (&s)[kTiles]) {
+  if (args.mask && args.mask_type == static_cast<int>(Type::kBool)) {
+    AddTerms(s, mine, args.mask_keys, [&](bool within, long long key) __attribute__((always_inline)) {
+      const u8 seen = static_cast<const u8*>(args.mask)[row.mask + static_cast<u64>(key * args.mask_key)];
+      return within && seen ? 0.0f : -kInfinity;
+    });
+  } else if (args.mask) {
+    AddTerms(s, mine, args.mask_keys, [&](bool within, long long key) __attribute__((always_inline)) {
+      const float added = LoadOne<kType>(args.mask, row.mask + static_cast<u64>(key * args.mask_key));
+      return within ? added : -kInfinity;
+    });
+  }
+  if (args.padding) {
+    AddTerms(s, mine, args.keys, [&](bool, long long key) __attribute__((always_inline)) {
+      return args.padding[row.padding + static_cast<u64>(key)] ? 0.0f : args.filter;
+    });
+  }
+}
+
+// Products of kTiles blocks of 16 or 32 keys from `first` on, as many as there are rows in a tile, to scores; -inf
+// where a row does not see a key.
+template <Type kType, class Product, int kTiles>
+MXORT_DEVICE void Scores(const AttentionArgs& args, const Place& at, const Row& row, i32 first, Product (&s)[kTiles]) {
+  constexpr int kOfTile = sizeof(Product) / sizeof(float), kTileRows = kOfTile == 4 ? 16 : 32;
+  const i32 mine = first + static_cast<i32>(Lane() / kTileRows * 4);
   const bool masked = args.mask != nullptr || args.padding != nullptr;
-  const bool all_seen = first >= at.all_from && first + 16 * kTiles <= at.all_to;  // of all rows
+  const bool all_seen = first >= at.all_from && first + kTileRows * kTiles <= at.all_to;  // of all rows
   if (args.softcap > 0) {
     Unroll<0, kTiles>([&](auto t) __attribute__((always_inline)) {
-      Unroll<0, 4>([&](auto i)
-                       __attribute__((always_inline)) { s[t.value][i.value] = Capped(args, s[t.value][i.value]); });
+      Unroll<0, kOfTile>(
+          [&](auto i) __attribute__((always_inline)) { s[t.value][i.value] = Capped(args, s[t.value][i.value]); });
     });
   } else {
     Unroll<0, kTiles>([&](auto t) __attribute__((always_inline)) { s[t.value] *= args.scale * kLog2E; });
   }
   if (all_seen && !masked) return;
-  const AttentionArgs& again = Reloaded(args);
+  if (masked) AddMasks<kType>(Reloaded(args), row, mine, s);
   Unroll<0, kTiles>([&](auto t) __attribute__((always_inline)) {
-    Unroll<0, 4>([&](auto i) __attribute__((always_inline)) {
-      const i32 key = mine + 16 * t.value + i.value;
-      const bool seen = key >= row.begin && key < row.end;
-      float z = s[t.value][i.value];
-      if (masked && seen) z += Added(again, row, key) * kLog2E;
-      s[t.value][i.value] = seen ? z : -kInfinity;
+    Unroll<0, kOfTile>([&](auto i) __attribute__((always_inline)) {
+      const i32 key = mine + KeyOf<kOfTile>(t.value * kOfTile + i.value);
+      s[t.value][i.value] = key >= row.begin && key < row.end ? s[t.value][i.value] : -kInfinity;
     });
   });
 }
 
-// Weights 2^(factor s - largest), of scores in units of log 2 where the factor is 1 (known, so that it costs nothing);
-// what was gathered before shrinks by the result, the same for all lanes of a row. The factor is positive.
-template <int kTiles, bool kUnits>
-MXORT_DEVICE float Weigh(f32x4 (&s)[kTiles], float factor, Gathered& gathered) {
+// Weights 2^(s - largest) of scores; what was gathered before shrinks by the result, the same for all lanes of a row.
+template <int kTiles>
+MXORT_DEVICE float Weigh(f32x4 (&s)[kTiles], Gathered& gathered) {
   float largest = -kInfinity;
   Unroll<0, kTiles>([&](auto t) __attribute__((always_inline)) {
     Unroll<0, 4>([&](auto i) __attribute__((always_inline)) { largest = Larger(largest, s[t.value][i.value]); });
   });
-  largest = OverRow(largest, Larger);
-  largest = Larger(gathered.largest, kUnits ? largest : largest * factor);
+  largest = Larger(gathered.largest, OverRow<16>(largest, Larger));
   const float reference = Reference(largest), shrinks = Exp2(gathered.largest - reference);
   f32x4 total = {0, 0, 0, 0};
   Unroll<0, kTiles>([&](auto t) __attribute__((always_inline)) {
-    Unroll<0, 4>([&](auto i) __attribute__((always_inline)) {
-      const float x = s[t.value][i.value];
-      s[t.value][i.value] = Exp2(kUnits ? x - reference : Fma(x, factor, -reference));
-    });
+    Unroll<0, 4>([&](auto i)
+                     __attribute__((always_inline)) { s[t.value][i.value] = Exp2(s[t.value][i.value] - reference); });
     total += s[t.value];
   });
   gathered.total = gathered.total * shrinks + ((total[0] + total[2]) + (total[1] + total[3]));
@@ -197,15 +227,15 @@ MXORT_DEVICE float Share(const AttentionArgs& args, u32 head, float largest, flo
   return total == 0 ? 0.0f : __builtin_amdgcn_rcpf(total);
 }
 
-// Row l % 16 of the queries as right operands, zeros behind the head's size.
-template <class Head>
+// The lane's row of the queries, of a tile of kTileRows, as right operands; zeros behind the head's size.
+template <class Head, int kTileRows, int kSteps>
 MXORT_DEVICE void LoadQueries(const AttentionArgs& args, const Place& at, const Row& row,
-                              typename Head::Mma::Right (&q)[Head::kSteps]) {
+                              typename Head::Mma::Right (&q)[kSteps]) {
   constexpr Type kType = Head::Mma::kType;
   const u64 base = static_cast<u64>(at.batch * args.q_strides.batch + row.position * args.q_strides.position +
                                     row.head * args.q_strides.head);
-  Unroll<0, Head::kSteps>([&](auto step) __attribute__((always_inline)) {
-    const u32 d = 32 * step.value + Lane() / 16 * kPerLane;
+  Unroll<0, kSteps>([&](auto step) __attribute__((always_inline)) {
+    const u32 d = (step.value * (kWave / kTileRows) + Lane() / kTileRows) * kPerLane;
     f32x8 x = {0, 0, 0, 0, 0, 0, 0, 0};
     if (d < args.head_size) {
       Unroll<0, kPerLane>(

@@ -169,7 +169,7 @@ class OnnxAttention : public DenseAttention {
     if (call.Has(kLengths)) {
       const Tensor lengths = call.Input(kLengths);
       CheckShape("nonpad_kv_seqlen", lengths.shape, {q.batch});
-      args.lengths = {static_cast<const int*>(lengths.data), 2, 0};
+      args.lengths = {static_cast<const int*>(lengths.data), 2, 0, 0, 0, 0};
       args.from_end = 1;
     }
     if (call.Has(kMask)) SetMask(call, call.Input(kMask), true, &args);
@@ -259,7 +259,7 @@ class MultiHeadAttention : public DenseAttention {
     const int64_t batch = args->batch, length = args->length, keys = args->keys;
     const Shape& shape = padding.shape;
     if (shape == Shape{batch}) {
-      args->lengths = {data, 1, 0};
+      args->lengths = {data, 1, 0, 0, 0, 0};
     } else if (shape == Shape{batch, keys}) {
       args->padding = data;
       args->padding_batch = keys;

@@ -36,6 +36,7 @@ class GroupQueryAttention : public AttentionNode {
         interleaved_(node.Int("rotary_interleaved", 0) != 0),
         smooth_(node.Int("smooth_softmax", 0) > 0),
         window_(node.Int("local_window_size", -1)),
+        holds_window_(node.Int("sliding_window_cache", 0) != 0),
         scale_(node.Float("scale", 0)),
         softcap_(node.Float("softcap", 0)),
         epsilon_(node.Float("qk_norm_epsilon", 1e-6f)) {
@@ -52,8 +53,13 @@ class GroupQueryAttention : public AttentionNode {
     HeadsTensor q, k, v;
     Tensor past_key, past_value, present_key, present_value;
     int64_t total = 0, past_capacity = 0, capacity = 0, row = 0;  // row: elements, or bytes where quantised
-    bool first = false;  // a prompt with nothing before it, whatever the lengths say
-    hip::DeviceLengths lengths{};
+    bool first = false;            // a prompt with nothing before it, whatever the lengths say
+    hip::DeviceLengths lengths{};  // of all positions
+    // Where the step works: in the cache, or where that holds a window and several positions come in, in a buffer with
+    // room for what it holds and these.
+    bool staged = false;
+    int64_t rows = 0;
+    hip::DeviceLengths seen{};  // of positions there
   };
 
   void Run(NodeCall& call) override {
@@ -67,9 +73,14 @@ class GroupQueryAttention : public AttentionNode {
     Cuts cuts;
     const bool rotates = rotary_ || call.Has(in_.q_norm);
     // A cache that nobody asked for, and queries that change on their way.
-    const size_t cache_bytes = static_cast<size_t>(ElementsOf(cache)) * CacheElementBytes();
+    const auto bytes_of = [&](int64_t positions) {
+      return static_cast<size_t>(step.q.batch * kv_heads_ * positions * step.row) * CacheElementBytes();
+    };
+    const size_t cache_bytes = bytes_of(step.capacity), stage_bytes = bytes_of(step.rows);
     const size_t key_at = cuts.Add(step.present_key.data ? 0 : cache_bytes);
     const size_t value_at = cuts.Add(step.present_value.data ? 0 : cache_bytes);
+    const size_t staged_key_at = cuts.Add(step.staged ? stage_bytes : 0);
+    const size_t staged_value_at = cuts.Add(step.staged ? stage_bytes : 0);
     const size_t query_at = cuts.Add(rotates ? BytesOfHeads(step.q) : 0);
     hip::AttentionArgs args = ArgsOf(step.q, CacheOf(step, nullptr), CacheOf(step, nullptr),
                                      PositionMajor(out.data, step.q.batch, step.q.positions, heads_, step.q.size),
@@ -80,15 +91,25 @@ class GroupQueryAttention : public AttentionNode {
     cuts.Allocate(call);
     if (!step.present_key.data) step.present_key.data = cuts.At(key_at);
     if (!step.present_value.data) step.present_value.data = cuts.At(value_at);
+    const Tensor present_key = step.present_key, present_value = step.present_value;
+    if (step.staged) {
+      step.present_key.data = cuts.At(staged_key_at);
+      step.present_value.data = cuts.At(staged_value_at);
+    }
     args.k = step.present_key.data;
     args.v = step.present_value.data;
     if (rotates) {
       args.q = cuts.At(query_at);
       args.q_strides = device::PositionMajor(step.q.positions, heads_, step.q.size);
     }
-    CopyPast(call, step);
+    if (holds_window_ && !step.staged && !step.first) {
+      MoveWindow(call, step, step.past_key, step.past_value, present_key, present_value);
+    } else {
+      CopyPast(call, step);
+    }
     Append(call, step, rotates ? cuts.At(query_at) : nullptr);
     Check(kernels().Attend(call.stream(), args, cuts.At(partial_at)));
+    if (step.staged) MoveWindow(call, step, step.present_key, step.present_value, present_key, present_value);
   }
 
   Step Read(const NodeCall& call) const {
@@ -131,12 +152,58 @@ class GroupQueryAttention : public AttentionNode {
       CheckShape("past_key", past, {batch, kv_heads_, step.past_capacity, step.row});
       CheckShape("past_value", step.past_value.shape, past);
     }
-    step.capacity = std::max(step.past_capacity, step.total);
+    step.capacity = std::max(step.past_capacity, holds_window_ ? 0 : step.total);
     step.first = length == step.total;
     const Tensor lengths = call.Input(in_.lengths);
     if (ElementsOf(lengths.shape) != batch) CheckShape("seqlens_k", lengths.shape, {batch});
-    if (!step.first) step.lengths = {static_cast<const int*>(lengths.data), 1, 1};
+    step.lengths = {static_cast<const int*>(lengths.data), 1, 1, 0, 0, 0};
+    step.rows = step.capacity;
+    if (holds_window_) Stage(&step);
+    if (step.first) {
+      step.seen = {};
+    } else if (!holds_window_) {
+      step.seen = step.lengths;
+    }
     return step;
+  }
+
+  // Of a cache that holds a window: where the step works.
+  void Stage(Step* step) const {
+    if (step->capacity < window_) {
+      Fail("past_key", "room for " + std::to_string(step->capacity) + " positions",
+           "local_window_size, " + std::to_string(window_) + ", or more");
+    }
+    const int64_t length = step->q.positions;
+    if (length > 1 && !step->first && step->q.batch != 1) {
+      Fail("query", std::to_string(length) + " positions of " + std::to_string(step->q.batch) + " sequences",
+           "one of either behind others");
+    }
+    step->staged = step->first ? length > step->capacity : length > 1;
+    if (step->staged) step->rows = step->first ? length : step->capacity + length;
+    step->seen = step->lengths;
+    step->seen.capacity = static_cast<int>(step->capacity);
+    step->seen.window = static_cast<int>(window_);
+    step->seen.fresh = step->staged ? static_cast<int>(length) : 0;
+  }
+
+  void MoveWindow(const NodeCall& call, const Step& step, const Tensor& from_key, const Tensor& from_value,
+                  const Tensor& to_key, const Tensor& to_value) const {
+    hip::WindowArgs move{};
+    move.from[0] = from_key.data;
+    move.from[1] = from_value.data;
+    move.to[0] = to_key.data;
+    move.to[1] = to_value.data;
+    move.lengths = step.lengths;
+    move.length = static_cast<unsigned>(step.q.positions);
+    move.kv_heads = static_cast<unsigned>(kv_heads_);
+    move.row_bytes = static_cast<unsigned>(static_cast<size_t>(step.row) * CacheElementBytes());
+    move.from_capacity = static_cast<unsigned>(step.staged ? step.rows : step.past_capacity);
+    move.capacity = static_cast<int>(step.capacity);
+    move.window = static_cast<int>(window_);
+    move.staged = step.staged;
+    move.first = step.first;
+    move.clear = to_key.data != step.past_key.data || to_value.data != step.past_value.data;
+    Check(kernels().MoveWindow(call.stream(), move, static_cast<unsigned>(step.q.batch)));
   }
 
   int64_t RowElements(int64_t size) const {
@@ -145,13 +212,13 @@ class GroupQueryAttention : public AttentionNode {
   }
   size_t CacheElementBytes() const { return format_ == hip::CacheFormat::kPlain ? element_bytes() : 1; }
   HeadsTensor CacheOf(const Step& step, const void* data) const {
-    return HeadMajor(data, step.q.batch, step.capacity, kv_heads_, step.row);
+    return HeadMajor(data, step.q.batch, step.rows, kv_heads_, step.row);
   }
 
   void CopyPast(const NodeCall& call, const Step& step) const {
     const auto same = [](const Tensor& a, const Tensor& b) { return a.data == b.data; };
     if (same(step.past_key, step.present_key) && same(step.past_value, step.present_value)) return;
-    if (step.past_capacity == 0 && step.first) return;  // all of it is new
+    if (step.first && (step.past_capacity == 0 || step.staged)) return;  // all of it is new
     const auto bytes = static_cast<unsigned>(static_cast<size_t>(step.row) * CacheElementBytes());
     hip::CopyCacheArgs copy{};
     copy.from[0] = step.past_key.data;
@@ -159,11 +226,11 @@ class GroupQueryAttention : public AttentionNode {
     copy.to[0] = step.present_key.data;
     copy.to[1] = step.present_value.data;
     copy.row_bytes[0] = copy.row_bytes[1] = bytes;
-    copy.lengths = step.lengths;
+    copy.lengths = step.seen;
     copy.length = static_cast<unsigned>(step.q.positions);
     copy.kv_heads = static_cast<unsigned>(kv_heads_);
     copy.from_capacity = static_cast<unsigned>(step.past_capacity);
-    copy.to_capacity = static_cast<unsigned>(step.capacity);
+    copy.to_capacity = static_cast<unsigned>(step.rows);
     Check(kernels().Copy(call.stream(), copy, static_cast<unsigned>(step.q.batch)));
   }
 
@@ -181,10 +248,11 @@ class GroupQueryAttention : public AttentionNode {
       append.part[0].norm = call.Input(in_.q_norm).data;
       append.part[1].norm = call.Input(in_.k_norm).data;
     }
-    append.lengths = step.lengths;
+    append.lengths = step.seen;
+    if (holds_window_ && !step.first) append.turned = step.lengths;
     append.batch = static_cast<unsigned>(step.q.batch);
     append.length = static_cast<unsigned>(step.q.positions);
-    append.capacity = static_cast<unsigned>(step.capacity);
+    append.capacity = static_cast<unsigned>(step.rows);
     append.interleaved = interleaved_;
     append.epsilon = epsilon_;
     if (rotary_) SetRotary(call, step, &append);
@@ -222,7 +290,7 @@ class GroupQueryAttention : public AttentionNode {
     args->window = window_ > 0 ? static_cast<int>(window_) : 0;
     args->softcap = softcap_;
     args->smooth = smooth_;
-    args->lengths = step.lengths;
+    args->lengths = step.seen;
     args->from_end = !step.first;
     if (step.first) args->keys = args->length;
     if (call.Has(in_.sink)) {
@@ -243,6 +311,7 @@ class GroupQueryAttention : public AttentionNode {
   const int64_t heads_, kv_heads_;
   const bool causal_, rotary_, interleaved_, smooth_;
   const int64_t window_;
+  const bool holds_window_;
   const float scale_, softcap_, epsilon_;
 };
 
@@ -251,7 +320,11 @@ std::string WhyLeft(const Ep&, const NodeView& node) {
   if (node.Has(kMicrosoft.past_key) && node.InputType(kMicrosoft.past_key) != node.InputType(kMicrosoft.query)) {
     return "its cache is of another type";
   }
-  if (node.IntOr("sliding_window_cache", 0)) return "its cache holds a window";
+  if (node.IntOr("sliding_window_cache", 0)) {
+    if (node.IntOr("local_window_size", -1) <= 0) return "its cache holds a window of no size";
+    if (!node.Has(kMicrosoft.past_key)) return "its cache holds a window and is not there";
+    if (node.Has(kMicrosoft.mask)) return "its cache holds a window and it has an attention_bias";
+  }
   if (node.HasOutput(kScores)) return "its scores are asked for";
   if (node.Has(kMicrosoft.q_norm) != node.Has(kMicrosoft.k_norm)) return "one of its norms is missing";
   if (node.IntOr("do_rotary", 0) && !(node.Has(kMicrosoft.cos) && node.Has(kMicrosoft.sin)))
