@@ -4,6 +4,8 @@
 #include <cstring>
 #include <utility>
 
+#include "device/experts.h"
+#include "device/matmul_plan.h"
 #include "device/self_check.h"
 #include "ops/device_status.h"
 #include "provider/capability.h"
@@ -124,6 +126,10 @@ std::string Ep::WhyUnsupported(const MatMulSpec& spec, DataType type) const {
   return device::Supports(gpu_.info, spec, type, disabled).message();
 }
 
+std::string Ep::WhyUnsupported(const ExpertsSpec& spec, DataType type) const {
+  return device::SupportsExperts(gpu_.info, spec, type).message();
+}
+
 OrtAllocator* Ep::CreateAllocatorFor(const OrtMemoryInfo* info) const {
   const bool pinned = runtime_.ep->MemoryDevice_GetMemoryType(runtime_.ep->MemoryInfo_GetMemoryDevice(info)) ==
                       OrtDeviceMemoryType_HOST_ACCESSIBLE;
@@ -146,11 +152,6 @@ int Ep::GraphId(const OrtRunOptions* options) const {
   int id = 0;
   if (text) std::from_chars(text, text + std::strlen(text), id);  // ONNX Runtime has refused what is no number
   return id;
-}
-
-ProfiledLaunch Ep::Profile(void* stream, const std::string& node, const device::MatMulPlan& plan, int64_t m) const {
-  if (!launches_->active() || capturing()) return {};
-  return {*launches_, device_, stream, node, plan.KernelFor(m), m};
 }
 
 void* Ep::CaptureWorkspace(size_t bytes) {

@@ -8,7 +8,8 @@
 
 namespace mxort::hip {
 
-MXORT_DEVICE float Followed(Follow activation, float x) {
+// `alpha`: of SiLU, x times the sigmoid of alpha x.
+MXORT_DEVICE float Followed(Follow activation, float x, float alpha = 1.0f) {
   switch (activation) {
     case Follow::kNone:
       return x;
@@ -19,7 +20,7 @@ MXORT_DEVICE float Followed(Follow activation, float x) {
     case Follow::kGeluTanh:  // x (1 + tanh u) / 2 is x times the sigmoid of 2 u
       return x * Sigmoid(x * Fma(0.07135482f, x * x, 1.59576912f));
     case Follow::kSilu:
-      return x * Sigmoid(x);
+      return x * Sigmoid(alpha * x);
   }
   return x;
 }
