@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "device/self_check.h"
 #include "kernels/float16.h"
 #include "kernels/hip/args_experts.h"
 
@@ -91,6 +92,7 @@ Status ExpertsPlan::Create(const std::shared_ptr<Arena>& arena, const ExpertsSpe
   first.groups = second.groups = spec.experts;
   MXORT_RETURN_IF_ERROR(SharedDeviceWeights(arena, spec.first, first, &made->weights_[0]));
   MXORT_RETURN_IF_ERROR(SharedDeviceWeights(arena, spec.second, second, &made->weights_[1]));
+  MXORT_RETURN_IF_ERROR(CheckExpertsKernels(device, spec, type, options.self_check, &made->disabled_));
   MXORT_RETURN_IF_ERROR(made->LoadKernels());
   *plan = std::move(made);
   return {};

@@ -57,6 +57,8 @@ class Ep : public OrtEp {
   bool RunFailed() const { return graphs_ && graphs_->RunFailed(); }
 
  private:
+  template <class Supported, class Checked, class Spec>
+  std::string WhyUnsupported(const Supported& supports, const Checked& check, const Spec& spec, DataType type) const;
   void SetRunFunctions();
   void SetGraphFunctions();
   OrtAllocator* CreateAllocatorFor(const OrtMemoryInfo* info) const;

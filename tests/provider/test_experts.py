@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto
+from simulated import run
 from test_products import Cases
 
 import moe_model
@@ -80,3 +81,230 @@ def test_formats_and_levels(arch: str, tmp_path: Path) -> None:
             )  # fmt: skip
             layers.add(f"{fmt} {level} {count}", experts, *rows(experts, count))
     layers.run(arch)
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_gates_and_types(arch: str, tmp_path: Path) -> None:
+    """Every activation and layout, few rows and many, in each type; column factors and biases in the type too."""
+    layers = Layers(tmp_path)
+    rng = np.random.default_rng(4)
+    for n, (what, shape) in enumerate(SHAPES_OF_GATES.items()):
+        for count in (1 + n, 30 + n):
+            dtype = list(TYPES)[(n + count) % 3]
+            experts = random_experts(
+                rng, 6, 96, 64, 3, accuracy_level=1, normalize_routing_weights=n % 2, **shape
+            )
+            x, logits = rows(experts, count, TYPES[dtype])
+            layers.add(f"{what} {dtype} {count}", experts, x, logits)
+    layers.run(arch)
+
+
+def test_the_promised_error(tmp_path: Path) -> None:
+    """Two products of accuracy level 3, each within 3e-3 (docs/format.md), whose errors add as the root of the sum of
+    squares; 1.13 is the largest slope between them."""
+    for arch in ARCHITECTURES:
+        (folder := tmp_path / arch).mkdir()
+        layers = Layers(folder)
+        rng = np.random.default_rng(5)
+        for count in (3, 60):
+            experts = random_experts(rng, 4, 256, 128, 2, accuracy_level=3, **SHAPES_OF_GATES["silu_halves"])
+            layers.add(str(count), experts, *rows(experts, count))
+        for (_, experts, x, logits), y in zip(layers.expected, layers.run(arch), strict=True):
+            exact, _ = moe_oracle.evaluate(experts, x, logits)
+            assert oracle.relative_rms(y, exact) <= 3e-3 * np.hypot(1, 1.13 * np.sqrt(2))
+
+
+def special_logits(experts: int, count: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng([6, count])
+    normal = rng.standard_normal((count, experts)).astype(np.float32)
+    one = normal.copy()
+    one[:, 1] = 60
+    return {"normal": normal, "ties": np.round(normal), "equal": np.zeros_like(normal), "one": one}
+
+
+def test_choices(tmp_path: Path) -> None:
+    """Ties, experts without rows, all rows on one, all experts chosen."""
+    layers = Layers(tmp_path)
+    rng = np.random.default_rng(7)
+    for k in (1, 3, 7):
+        experts = random_experts(rng, 7, 64, 32, k, accuracy_level=1, normalize_routing_weights=int(k < 7))
+        for count in (16, 17, 75):
+            for what, logits in special_logits(7, count).items():
+                layers.add(f"{what} {k} {count}", experts, rows(experts, count)[0], logits)
+    layers.run("gfx950")
+
+
+def test_rows_without_an_order_of_logits_and_weights_that_are_nan(tmp_path: Path) -> None:
+    """NaN stays in the rows that have it, or that chose it."""
+    rng = np.random.default_rng(8)
+    experts = random_experts(rng, 5, 64, 32, 2, accuracy_level=1)
+    broken = random_experts(rng, 5, 64, 32, 2, accuracy_level=1)
+    broken.down[1].scales[:, 0] = 0xFF
+    cases = Cases(tmp_path)
+    feeds = []
+    for made in (experts, broken):
+        for count in (6, 40):
+            x, logits = rows(made, count)
+            if made is experts:
+                logits[1, 2], logits[3], logits[4, 0] = np.nan, -np.inf, np.inf
+                logits[5, 1:] = -np.inf
+                x[2, 3] = np.nan
+            cases.add(moe_model.model(made), {"X": x, "router": logits})
+            feeds.append((made, x, logits))
+    for (made, x, logits), y in zip(feeds, cases.run(), strict=True):
+        if made is experts:
+            lost = np.isin(np.arange(len(x)), [1, 2, 3, 4])
+            assert np.isfinite(y[5]).all()
+            right = ~lost & (np.arange(len(x)) != 5)
+        else:
+            lost = (np.argsort(-logits, axis=-1)[:, :2] == 1).any(axis=-1)
+            right = ~lost
+        assert 0 < lost.sum() < len(x) and np.isnan(y[lost]).all()
+        moe_oracle.assert_close(made, x[right], logits[right], y[right])
+
+
+def test_shapes_and_no_rows(tmp_path: Path) -> None:
+    rng = np.random.default_rng(9)
+    experts = random_experts(rng, 5, 64, 32, 2, accuracy_level=1)
+    cases = Cases(tmp_path)
+    x, logits = rows(experts, 24)
+    for flat in (False, True):
+        router = logits if flat else logits.reshape(2, 12, -1)
+        proto = moe_model.model(experts, dims=("batch", "rows"), flat_router=flat)
+        cases.add(proto, {"X": x.reshape(2, 12, -1), "router": router})
+    cases.add(moe_model.model(experts), {"X": x[:0], "router": logits[:0]})
+    *filled, empty = cases.run()
+    for y in filled:
+        assert y.shape == (2, 12, 64)
+        moe_oracle.assert_close(experts, x, logits, y.reshape(x.shape))
+    assert empty.shape == (0, 64)
+
+
+@pytest.mark.parametrize("count", [700, pytest.param(8192, marks=pytest.mark.slow)])
+def test_many_rows(count: int, tmp_path: Path) -> None:
+    """More waves route than a workgroup has, tiles of several sizes, of 8,192 rows more than one launch takes."""
+    layers = Layers(tmp_path)
+    rng = np.random.default_rng(10)
+    experts = random_experts(rng, 16, 32, 32, 8, activation_format="mxfp4")
+    layers.add(str(count), experts, *rows(experts, count))
+    layers.run("gfx950")
+
+
+def counted(model: str, counts: list[int]) -> list[dict[str, Any]]:
+    """Launches and copies of a second run, for each number of rows."""
+    import gpu
+    import numpy as np
+    import onnxruntime as ort
+
+    found = []
+    with gpu.registered():
+        opened = gpu.session(model)
+        for count in counts:
+            binding = opened.io_binding()
+            for name, width in (("X", 64), ("router", 8)):
+                value = np.random.default_rng(0).standard_normal((count, width)).astype(np.float16)
+                binding.bind_ortvalue_input(
+                    name, ort.OrtValue.ortvalue_from_numpy(value, "gpu", 0, gpu.VENDOR)
+                )
+            out = ort.OrtValue.ortvalue_from_numpy(np.zeros((count, 64), np.float16), "gpu", 0, gpu.VENDOR)
+            binding.bind_ortvalue_output("Y", out)
+            opened.run_with_iobinding(binding)
+            before = gpu.sim.counters()
+            opened.run_with_iobinding(binding)
+            now = gpu.sim.counters()
+            found.append({k: now[k] - before[k] for k in ("launches", "copies_to_host", "copies_to_device")})
+            found[-1]["casts"] = gpu.placement(opened)[gpu.EP].count("Cast")
+            binding = out = None
+        opened = None
+    return found
+
+
+def test_launches(tmp_path: Path) -> None:
+    """Four of few rows, seven of many; nothing is copied. The Casts are the model's."""
+    rng = np.random.default_rng(11)
+    experts = random_experts(rng, 8, 64, 32, 2)
+    proto = moe_model.model(experts, elem_type=TensorProto.FLOAT16)
+    onnx.save(proto, tmp_path / "m.onnx")
+    few, many = run(counted, str(tmp_path / "m.onnx"), [1, 64])
+    assert few["launches"] - few["casts"] == 4
+    assert many["launches"] - many["casts"] == 7
+    assert few["copies_to_host"] == few["copies_to_device"] == many["copies_to_host"] == 0
+
+
+def replayed(model: str, feeds: str, target: str, graphs: int) -> dict[str, Any]:
+    """A recorded run, and the same recording with other inputs."""
+    import gpu
+    import numpy as np
+    import onnxruntime as ort
+
+    given = np.load(feeds)
+    with gpu.registered():
+        opened = gpu.session(model, options={"graph_capture": 1})
+        values = {
+            n: ort.OrtValue.ortvalue_from_numpy(given[n][0], "gpu", 0, gpu.VENDOR) for n in ("X", "router")
+        }
+        blank = np.zeros_like(given["X"][0])
+        out = ort.OrtValue.ortvalue_from_numpy(blank, "gpu", 0, gpu.VENDOR)
+        binding = opened.io_binding()
+        for name, value in values.items():
+            binding.bind_ortvalue_input(name, value)
+        binding.bind_ortvalue_output("Y", out)
+        settings = ort.RunOptions()
+        settings.add_run_config_entry("gpu_graph_id", "1")
+        results = []
+        for i in range(graphs):
+            for name, value in values.items():
+                value.update_inplace(given[name][i])
+            out.update_inplace(blank)
+            opened.run_with_iobinding(binding, settings)
+            results.append(out.numpy())
+        np.save(target, np.stack(results))
+        calls = gpu.sim.calls()
+        opened = binding = out = value = None
+        values.clear()
+    return {
+        "recorded": calls["hipStreamBeginCapture"],
+        "launched": calls["hipGraphLaunch"],
+        "live": gpu.live(),
+    }
+
+
+@pytest.mark.parametrize("count", [4, 40])
+def test_a_recording_routes_other_rows(count: int, tmp_path: Path) -> None:
+    """Other logits choose other experts, in another number: nothing of that is in the recording."""
+    rng = np.random.default_rng(12)
+    experts = random_experts(rng, 8, 64, 32, 2, accuracy_level=1)
+    onnx.save(moe_model.model(experts), tmp_path / "m.onnx")
+    cases = [rows(experts, count, seed=seed) for seed in range(4)]
+    cases[1][1][:, 3:5] = 50  # all on two experts
+    cases[2][1][0, 0] = np.nan
+    np.savez(tmp_path / "x.npz", X=np.stack([x for x, _ in cases]), router=np.stack([r for _, r in cases]))
+    result = run(
+        replayed, str(tmp_path / "m.onnx"), str(tmp_path / "x.npz"), str(tmp_path / "y.npy"), len(cases)
+    )
+    assert result["recorded"] == 1 and result["launched"] >= 3 and result["live"] == {}
+    for (x, logits), y in zip(cases, np.load(tmp_path / "y.npy"), strict=True):
+        lost = np.isnan(logits).any(axis=-1)
+        assert np.isnan(y[lost]).all()
+        moe_oracle.assert_close(experts, x[~lost], logits[~lost], y[~lost])
+
+
+def placed(model: str) -> dict[str, list[str]]:
+    import gpu
+
+    with gpu.registered():
+        return gpu.placement(gpu.session(model))
+
+
+def test_what_is_left_to_the_cpu(tmp_path: Path) -> None:
+    """Weights that are no constants, more experts than the kernels route to."""
+    rng = np.random.default_rng(13)
+    given = moe_model.model(random_experts(rng, 5, 64, 32, 2))
+    tensor = next(t for t in given.graph.initializer if t.name == "down_bias")
+    given.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    given.graph.initializer.remove(tensor)
+    many = random_experts(rng, 1, 32, 32, 1)
+    many.gate_up, many.down = many.gate_up * 513, many.down * 513
+    for n, proto in enumerate((given, moe_model.model(many))):
+        onnx.save(proto, tmp_path / f"{n}.onnx")
+        assert "MoEMXFP4" in run(placed, str(tmp_path / f"{n}.onnx"))["CPUExecutionProvider"]

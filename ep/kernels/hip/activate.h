@@ -8,8 +8,7 @@
 
 namespace mxort::hip {
 
-// `alpha`: of SiLU, x times the sigmoid of alpha x.
-MXORT_DEVICE float Followed(Follow activation, float x, float alpha = 1.0f) {
+MXORT_DEVICE float Followed(Follow activation, float x) {
   switch (activation) {
     case Follow::kNone:
       return x;
@@ -20,7 +19,7 @@ MXORT_DEVICE float Followed(Follow activation, float x, float alpha = 1.0f) {
     case Follow::kGeluTanh:  // x (1 + tanh u) / 2 is x times the sigmoid of 2 u
       return x * Sigmoid(x * Fma(0.07135482f, x * x, 1.59576912f));
     case Follow::kSilu:
-      return x * Sigmoid(alpha * x);
+      return x * Sigmoid(x);
   }
   return x;
 }

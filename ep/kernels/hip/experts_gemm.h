@@ -14,9 +14,12 @@ MXORT_DEVICE u64 ExpertBytes(const GemmArgs& args) {
   return static_cast<u64>((args.n + kPanelRows - 1) / kPanelRows) * args.steps * RecordBytes(Operand::kFp4);
 }
 
-// The product of one tile's rows.
+// The product of one tile's rows, with what is always so in it, for the compiler to leave out the rest.
 MXORT_DEVICE GemmArgs OfExpert(const GemmArgs& all, u32 expert) {
   GemmArgs own = all;
+  own.n &= ~31u;  // it is a multiple
+  own.splits = 1;
+  own.steps_per_split = own.steps;
   own.w = static_cast<const u8*>(all.w) + expert * ExpertBytes(all);
   own.column_scale += static_cast<u64>(expert) * all.n;
   own.bias += static_cast<u64>(expert) * all.n;
@@ -33,6 +36,7 @@ MXORT_DEVICE void ExpertsGemm(const ExpertsGemmArgs& args) {
   const ExpertTile of_tile = args.slots.tiles[tile.m];
   GemmArgs own = OfExpert(args.gemm, Uniform(static_cast<u32>(of_tile.expert)));
   own.m = Uniform(of_tile.end);
+  own.type = static_cast<int>(Type::kFloat);
   GemmTile<T>(own, tile);
 }
 
@@ -42,6 +46,7 @@ MXORT_DEVICE void ExpertsUp(const ExpertsGemmArgs& args) {
   const u32 tile = GroupY();
   if (tile >= Uniform(*args.slots.count)) return;
   GemmArgs own = OfExpert(args.gemm, Uniform(static_cast<u32>(args.slots.tiles[tile].expert)));
+  own.type = static_cast<int>(Type::kFloat);
   own.y = static_cast<float*>(own.y) + static_cast<u64>(tile) * kFewRows * own.n;
   SkinnyPanel<Mma>(own, GroupX(), 0);
 }
@@ -77,37 +82,52 @@ MXORT_DEVICE void Fold(const ExpertsGemmArgs& args, const DownLane& lane, u32 ti
   *total += weight * y;
 }
 
-// One fragment of a step of weights times the rows of a tile; rows that do not exist are not read.
+// The rows of a tile in one record, as a wave multiplies them; rows that do not exist are not read.
 template <class Mma>
-MXORT_DEVICE f32x4 MultiplyFragment(const Stream& a, u32 offset, u32 rows, i32x4 weight, i32 weight_scale, f32x4 sum) {
-  constexpr Operand kOperand = Mma::kOperand;
-  const u32 lane = Lane(), at = lane % 16 < rows ? offset : kBehind;
-  const i32 scale = HasScales(kOperand) ? a.Word(at + lane * 4) : 0;
-  Unroll<0, Mma::kParts>([&](auto part) __attribute__((always_inline)) {
-    typename Mma::Activation activation;
-    Unroll<0, Mma::kUnitReads>([&](auto i) __attribute__((always_inline)) {
-      Mma::template Insert<i.value>(
-          activation, a.Slot(at + ScaleBytes(kOperand) + (part.value + i.value) * kSlotBytes + lane * kLaneSlot));
-    });
-    sum = Mma::template Multiply<part.value, 0, 0, 0>(weight, weight_scale, activation, scale, sum);
-  });
-  return sum;
-}
+struct Rows {
+  typename Mma::Activation part[Mma::kParts];
+  i32 scale;
 
+  MXORT_METHOD void Load(const Stream& a, u32 record, u32 rows) {
+    constexpr Operand kOperand = Mma::kOperand;
+    const u32 lane = Lane(), at = lane % 16 < rows ? record : kBehind;
+    scale = HasScales(kOperand) ? a.Word(at + lane * 4) : 0;
+    Unroll<0, Mma::kParts>([&](auto p) __attribute__((always_inline)) {
+      Unroll<0, Mma::kUnitReads>([&](auto i) __attribute__((always_inline)) {
+        const u32 slot = at + ScaleBytes(kOperand) + (p.value + i.value) * kSlotBytes;
+        Mma::template Insert<i.value>(part[p.value], a.Slot(slot + lane * kLaneSlot));
+      });
+    });
+  }
+  MXORT_METHOD f32x4 Times(i32x4 weight, i32 weight_scale, f32x4 sum) const {
+    Unroll<0, Mma::kParts>([&](auto p) __attribute__((always_inline)) {
+      sum = Mma::template Multiply<p.value, 0, 0, 0>(weight, weight_scale, part[p.value], scale, sum);
+    });
+    return sum;
+  }
+};
+
+// Loads of kAhead steps are under way together: of the weights, and of as many terms of the rows as there are of a
+// format with scales. Those of bf16 are read term by term.
 template <class Mma>
 MXORT_DEVICE f32x4 DownSum(const ExpertsGemmArgs& args, const DownPlace& place) {
   constexpr u32 kAhead = 4, kRecordA = RecordBytes(Mma::kOperand), kRecordW = RecordBytes(Operand::kFp4);
+  constexpr int kTerms = !HasScales(Mma::kOperand) ? 0 : Mma::kOperand == Operand::kFp6E2M3 ? 2 : 1;
   const GemmArgs& gemm = args.gemm;
   const DownLane lane(place);
   const u32 units = Uniform(*args.slots.count) * gemm.steps;
   const u32 begin = units * WaveIndex() / kDownWaves, end = units * (WaveIndex() + 1) / kDownWaves;
   const u64 panel_a = static_cast<u64>(gemm.steps) * gemm.terms * kRecordA;
+  const auto rows_of = [&](u32 tile) __attribute__((always_inline)) {
+    return Stream(static_cast<const u8*>(gemm.a) + tile * panel_a, static_cast<u32>(panel_a));
+  };
   u32 tile = begin / gemm.steps, step = begin % gemm.steps;
   f32x4 total = {0, 0, 0, 0}, sum = {0, 0, 0, 0};
 #pragma clang loop unroll(disable)
   for (u32 first = begin; first < end; first += kAhead) {
     i32x4 code[kAhead];
     i32 scales[kAhead];
+    Rows<Mma> rows[kAhead][kTerms == 0 ? 1 : kTerms];
     u32 ahead_tile = tile, ahead_step = step;
     Unroll<0, static_cast<int>(kAhead)>([&](auto i) __attribute__((always_inline)) {
       if (first + i.value < end) {
@@ -117,16 +137,29 @@ MXORT_DEVICE f32x4 DownSum(const ExpertsGemmArgs& args, const DownPlace& place) 
         code[i.value] =
             w.Slot(ahead_step * kRecordW + kScaleRecordBytes + place.fragment * kSlotBytes + Lane() * kLaneSlot);
         scales[i.value] = w.Word(ahead_step * kRecordW + Lane() * 4);
+        Unroll<0, kTerms>([&](auto term) __attribute__((always_inline)) {
+          if (term.value == 0 || term.value < gemm.terms) {
+            rows[i.value][term.value].Load(rows_of(ahead_tile), (ahead_step * gemm.terms + term.value) * kRecordA,
+                                           gemm.m);
+          }
+        });
         const bool last = ++ahead_step == gemm.steps;
         ahead_tile += last, ahead_step = last ? 0 : ahead_step;
       }
     });
     Unroll<0, static_cast<int>(kAhead)>([&](auto i) __attribute__((always_inline)) {
       if (first + i.value < end) {
-        const Stream a(static_cast<const u8*>(gemm.a) + tile * panel_a, static_cast<u32>(panel_a));
         const i32 scale = static_cast<i32>(static_cast<u32>(scales[i.value]) >> (8 * place.fragment));
-        for (u32 term = 0; term < gemm.terms; ++term) {
-          sum = MultiplyFragment<Mma>(a, (step * gemm.terms + term) * kRecordA, gemm.m, code[i.value], scale, sum);
+        Unroll<0, kTerms>([&](auto term) __attribute__((always_inline)) {
+          if (term.value == 0 || term.value < gemm.terms) {
+            sum = rows[i.value][term.value].Times(code[i.value], scale, sum);
+          }
+        });
+        if constexpr (kTerms == 0) {
+          for (u32 term = 0; term < gemm.terms; ++term) {
+            rows[i.value][0].Load(rows_of(tile), (step * gemm.terms + term) * kRecordA, gemm.m);
+            sum = rows[i.value][0].Times(code[i.value], scale, sum);
+          }
         }
         const bool last = step + 1 == gemm.steps;
         if (last || first + i.value + 1 == end) {  // the wave with an expert's last step has its bias
