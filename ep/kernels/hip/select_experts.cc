@@ -81,7 +81,7 @@ double ClocksOf(const ExpertsRow& row, const Device& device, const ExpertsPlan& 
   return clocks;
 }
 
-// Few rows before all others, where there are few.
+// Few rows before all others, where there are few; of equal ones the smaller tile, which is named later.
 const ExpertsRow* Best(const Device& device, const ExpertsPlan& plan, const Shapes& shapes, int64_t rows,
                        const ExpertsSpec& spec, const char* name) {
   const ExpertsRow* best = nullptr;
@@ -94,7 +94,7 @@ const ExpertsRow* Best(const Device& device, const ExpertsPlan& plan, const Shap
     const bool few = row.height == kFewRows;
     if (few && rows > kFewRows) continue;
     const double clocks = few ? 0 : ClocksOf(row, device, plan, shapes, rows * spec.chosen, spec.experts);
-    if (!best || clocks < least) best = &row, least = clocks;
+    if (!best || clocks <= least) best = &row, least = clocks;
   }
   return best;
 }
