@@ -10,12 +10,13 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto
-from simulated import run
+from simulated import run, start
 from test_products import Cases
 
 import moe_model
 import moe_oracle
 import oracle
+from hipsim import mutate
 from moe_oracle import Experts, random_experts
 
 ARCHITECTURES = ["gfx950", "gfx942"]
@@ -308,3 +309,80 @@ def test_what_is_left_to_the_cpu(tmp_path: Path) -> None:
     for n, proto in enumerate((given, moe_model.model(many))):
         onnx.save(proto, tmp_path / f"{n}.onnx")
         assert "MoEMXFP4" in run(placed, str(tmp_path / f"{n}.onnx"))["CPUExecutionProvider"]
+
+
+# ---- self-check -----------------------------------------------------------------------------------------------------
+
+OBJECTS = Path(__file__).resolve().parents[2] / "build" / "cmake" / "hip"
+
+
+def checked(models: list[str], feeds: str, target: str) -> list[dict[str, Any]]:
+    """Sessions with the self-check, their placement and launches; the last one's result."""
+    import gpu
+    import numpy as np
+
+    found = []
+    with gpu.registered():
+        for model in models:
+            opened = gpu.session(model, options={"self_check": 1})
+            placement = gpu.placement(opened)
+            opened.run(None, dict(np.load(feeds)))
+            before = gpu.sim.counters()["launches"]
+            np.save(target, opened.run(None, dict(np.load(feeds)))[0])
+            found.append({"placement": placement, "launches": gpu.sim.counters()["launches"] - before})
+            opened = None
+    return found
+
+
+def self_checked(
+    folder: Path, forms: list[tuple[str, int]], **variables: str
+) -> tuple[Any, np.ndarray, Experts]:
+    rng = np.random.default_rng(14)
+    models = []
+    for n, (fmt, level) in enumerate(forms):
+        experts = random_experts(
+            rng, 4, 64, 64, 2, rotation=(32, 1)[n % 2], activation_format=fmt, accuracy_level=level
+        )
+        onnx.save(moe_model.model(experts), folder / f"{n}.onnx")
+        models.append(str(folder / f"{n}.onnx"))
+    x, logits = rows(experts, 5)
+    np.savez(folder / "x.npz", X=x, router=logits)
+    outcome = start(checked, models, str(folder / "x.npz"), str(folder / "y.npy"), **variables)
+    assert outcome.code == 0, outcome.stderr
+    y = np.load(folder / "y.npy")
+    arch = variables.get("HIPSIM_DEVICES", "gfx950")
+    moe_oracle.assert_close(experts, x, logits, y, kernel=kernel_of(experts, arch))
+    return outcome, y, experts
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_right_kernels_pass_their_check(arch: str, tmp_path: Path) -> None:
+    outcome, _, _ = self_checked(tmp_path, oracle.FORMATS_AND_LEVELS, HIPSIM_DEVICES=arch)
+    assert outcome.stderr == ""
+    for result in outcome.result:
+        assert list(result["placement"]) == ["MxortExecutionProvider"]
+
+
+def broken(folder: Path, kernels: list[str]) -> str:
+    folder.mkdir()
+    image = (OBJECTS / "experts_mx.gfx950.co").read_bytes()
+    for kernel in kernels:
+        image = next(mutate.CodeObject(image).mutations(kernel, ["opsel_a"])).image
+    (folder / "experts_mx.gfx950.co").write_bytes(image)
+    return str(folder)
+
+
+def test_a_wrong_kernel_of_few_rows_is_named_and_replaced(tmp_path: Path) -> None:
+    folder = broken(tmp_path / "co", ["experts_fp4_up"])
+    outcome, _, _ = self_checked(tmp_path, [("mxfp4", 0)], MXORT_CODE_OBJECTS=folder)
+    (line,) = outcome.stderr.splitlines()
+    assert "warning" in line and "experts_fp4_few" in line
+    assert outcome.result[0]["launches"] >= 7
+
+
+def test_where_no_kernel_of_experts_is_right_the_cpu_computes(tmp_path: Path) -> None:
+    tiles = [f"experts_fp4_{tile}" for tile in ("64x64", "128x128", "256x256")]
+    folder = broken(tmp_path / "co", tiles)
+    outcome, _, _ = self_checked(tmp_path, [("mxfp4", 0)], MXORT_CODE_OBJECTS=folder)
+    assert [tile for tile in tiles if tile not in outcome.stderr] == []
+    assert "MoEMXFP4" in outcome.result[0]["placement"]["CPUExecutionProvider"]
