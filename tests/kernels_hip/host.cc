@@ -98,8 +98,8 @@ const char* mxort_experts_plan(const char* arch, int units, const int64_t* sizes
     product->activation_format = static_cast<mxort::ActivationFormat>(format);
     product->accuracy_level = static_cast<mxort::AccuracyLevel>(level);
   }
-  const mxort::hip::ExpertsPlan p = mxort::hip::SelectExperts(
-      {arch, units}, spec, static_cast<mxort::DataType>(type), rows, *name ? name : nullptr);
+  const mxort::hip::ExpertsPlan p =
+      mxort::hip::SelectExperts({arch, units}, spec, static_cast<mxort::DataType>(type), rows, *name ? name : nullptr);
   if (p.row == nullptr) return "null";
   out = Format(
       "{\"row\":\"%s\",\"few\":%s,\"prepare\":[\"%s\",\"%s\"],\"terms\":[%d,%d],\"steps\":[%u,%u],"

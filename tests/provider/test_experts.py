@@ -81,10 +81,17 @@ def test_formats_and_levels(arch: str, tmp_path: Path) -> None:
                 accuracy_level=level,
             )  # fmt: skip
             layers.add(f"{fmt} {level} {count}", experts, *rows(experts, count))
-    layers.run(arch)
+    results = layers.run(arch)
+    # The promised error (docs/format.md) of two products, whose errors add as the root of the sum of squares; 1.13 is
+    # the largest slope between them, of both factors of a gate.
+    for (what, experts, x, logits), y in zip(layers.expected, results, strict=True):
+        fmt, level, _ = what.split()
+        if promised := {"3": 3e-3, "4": 1e-2}.get(level if fmt == "none" else ""):
+            exact, _ = moe_oracle.evaluate(experts, x, logits)
+            assert oracle.relative_rms(y, exact) <= promised * np.hypot(1, 1.13 * np.sqrt(2)), what
 
 
-@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("arch", ["gfx950", pytest.param("gfx942", marks=pytest.mark.slow)])
 def test_gates_and_types(arch: str, tmp_path: Path) -> None:
     """Every activation and layout, few rows and many, in each type; column factors and biases in the type too."""
     layers = Layers(tmp_path)
@@ -98,21 +105,6 @@ def test_gates_and_types(arch: str, tmp_path: Path) -> None:
             x, logits = rows(experts, count, TYPES[dtype])
             layers.add(f"{what} {dtype} {count}", experts, x, logits)
     layers.run(arch)
-
-
-def test_the_promised_error(tmp_path: Path) -> None:
-    """Two products of accuracy level 3, each within 3e-3 (docs/format.md), whose errors add as the root of the sum of
-    squares; 1.13 is the largest slope between them."""
-    for arch in ARCHITECTURES:
-        (folder := tmp_path / arch).mkdir()
-        layers = Layers(folder)
-        rng = np.random.default_rng(5)
-        for count in (3, 60):
-            experts = random_experts(rng, 4, 256, 128, 2, accuracy_level=3, **SHAPES_OF_GATES["silu_halves"])
-            layers.add(str(count), experts, *rows(experts, count))
-        for (_, experts, x, logits), y in zip(layers.expected, layers.run(arch), strict=True):
-            exact, _ = moe_oracle.evaluate(experts, x, logits)
-            assert oracle.relative_rms(y, exact) <= 3e-3 * np.hypot(1, 1.13 * np.sqrt(2))
 
 
 def special_logits(experts: int, count: int) -> dict[str, np.ndarray]:
@@ -355,9 +347,18 @@ def self_checked(
     return outcome, y, experts
 
 
-@pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_right_kernels_pass_their_check(arch: str, tmp_path: Path) -> None:
-    outcome, _, _ = self_checked(tmp_path, oracle.FORMATS_AND_LEVELS, HIPSIM_DEVICES=arch)
+SOME = [("none", 3), ("mxfp4", 0)]
+
+
+@pytest.mark.parametrize(
+    "arch, forms",
+    [
+        ("gfx950", SOME),
+        *(pytest.param(arch, oracle.FORMATS_AND_LEVELS, marks=pytest.mark.slow) for arch in ARCHITECTURES),
+    ],
+)
+def test_right_kernels_pass_their_check(arch: str, forms: list[tuple[str, int]], tmp_path: Path) -> None:
+    outcome, _, _ = self_checked(tmp_path, forms, HIPSIM_DEVICES=arch)
     assert outcome.stderr == ""
     for result in outcome.result:
         assert list(result["placement"]) == ["MxortExecutionProvider"]
