@@ -35,7 +35,7 @@ elseif(NOT MXORT_HIP STREQUAL OFF)
   endif()
 endif()
 
-set(sources ep/kernels/hip/select.cc ep/kernels/hip/preshuffle.cc ep/kernels/hip/code_objects.cc)
+set(sources ep/kernels/hip/select.cc ep/kernels/hip/select_experts.cc ep/kernels/hip/preshuffle.cc ep/kernels/hip/code_objects.cc)
 add_library(mxort_hip_kernels STATIC ${sources})
 target_link_libraries(mxort_hip_kernels PUBLIC mxort_kernels)
 
@@ -53,10 +53,10 @@ if(MXORT_HAVE_HIP)
     list(APPEND device_flags -Werror)
   endif()
   foreach(arch IN LISTS MXORT_HIP_ARCHITECTURES)
-    set(names attention attention_append attention_mx attention_prefill gather_mx gemm_bf16 gemm_byte prepare product rows
-              strided)
+    set(names attention attention_append attention_mx attention_prefill experts experts_bf16 gather_mx gemm_bf16
+              gemm_byte prepare product rows strided)
     if(arch STREQUAL gfx950)
-      list(PREPEND names gemm_mx)
+      list(PREPEND names gemm_mx experts_mx)
     endif()
     foreach(name IN LISTS names)
       if(MXORT_HIP_OBJECTS)

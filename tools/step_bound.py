@@ -31,9 +31,11 @@ BITS = {"MXFP4": 4.25, "MXINT8": 8.25, "MXFP8": 8.25, "MXFP6": 6.25, "float16": 
 CACHE_BITS = {"float16": 16.0, "mxfp8": 8.25, "mxfp4": 4.25}
 
 # Launches of an operator in a decode step (docs/mi355x.md): a product is prepared and multiplied; what is split over K
-# is summed by a third; attention appends, attends and joins its splits; views and shapes are free.
+# is summed by a third; attention appends, attends and joins its splits; views and shapes are free. Experts of few rows
+# are routed beside the preparation and summed in the second product.
+EXPERTS_FEW_ROWS, EXPERTS_LAUNCHES = 16, (4, 7)
 LAUNCHES = {
-    "MatMul": 2, "FusedMatMul": 3, "GatedMatMul": 3, "GroupQueryAttention": 3, "MultiHeadAttention": 1, "MoE": 4,
+    "MatMul": 2, "FusedMatMul": 3, "GatedMatMul": 3, "GroupQueryAttention": 3, "MultiHeadAttention": 1,
     "Reshape": 0, "Squeeze": 0, "Unsqueeze": 0, "Flatten": 0, "Identity": 0, "Shape": 0, "Size": 0, "Constant": 0,
 }  # fmt: skip
 
@@ -46,11 +48,13 @@ class Work:
     bytes: float = 0
     flop: float = 0  # in units of the FP4 rate: a product in bfloat16 counts four times
     count: int = 1
+    rows: int = 1
 
     @property
     def launches(self) -> int:
-        family = self.operator.split("MX")[0] if self.operator != "MoEMXFP4" else "MoE"
-        return LAUNCHES.get(family, 1)
+        if self.operator == "MoEMXFP4":
+            return EXPERTS_LAUNCHES[self.rows > EXPERTS_FEW_ROWS]
+        return LAUNCHES.get(self.operator.split("MX")[0], 1)
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,8 @@ def works_of(s: Shape, tokens: int, context: int, cache: str) -> Iterator[Work]:
             yield product("MatMul", tokens, s.hidden, s.experts, "float16")
             reached = s.experts * (1 - (1 - s.active / s.experts) ** tokens)  # expected, of an even router
             weights = 3 * s.hidden * s.intermediate * reached * BITS["MXFP4"] / 8
-            yield Work("MoEMXFP4", weights, 2 * tokens * s.active * 3 * s.hidden * s.intermediate * 2)
+            flop = 2 * tokens * s.active * 3 * s.hidden * s.intermediate * 2
+            yield Work("MoEMXFP4", weights, flop, rows=tokens)
         else:
             yield product("GatedMatMulMXFP4", tokens, s.hidden, 2 * s.intermediate, "MXFP4")
             yield product("MatMulMXFP4", tokens, s.intermediate, s.hidden, "MXFP4")
@@ -139,7 +144,7 @@ def works_of_file(path: Path, tokens: int, context: int) -> Iterator[Work]:
         cache = sum(
             _cache_bytes(inputs[name], context) for name in node.input if name in inputs and "past" in name
         )
-        yield Work(node.op_type, held + cache, flop)
+        yield Work(node.op_type, held + cache, flop, rows=tokens)
 
 
 def _bytes(data_type: int, dims: Iterable[int]) -> float:
@@ -174,7 +179,7 @@ def bound(works: Iterable[Work]) -> dict[str, Any]:
     }
 
 
-CAPTION = "bounds from published peaks; no hardware was measured. Experts as four launches: their kernels are to come"
+CAPTION = "bounds from published peaks; no hardware was measured"
 
 
 def table(results: dict[str, dict[str, Any]], title: str) -> Table:

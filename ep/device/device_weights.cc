@@ -19,7 +19,8 @@ constexpr size_t kStagingBytes = size_t{8} << 20;
 // Panels are shuffled into pinned memory and copied from there, a piece after the other: the host never holds a second
 // copy of the weights.
 Status DeviceWeights::Upload(const MatMulSpec& spec, const HostWeights& host) {
-  const size_t record_bytes = hip::WeightRecordBytes(spec.weight_format, spec.N, spec.K);
+  const int64_t n = spec.N / host.groups, of_group = hip::PanelsOf(n), panels = host.groups * of_group;
+  const size_t record_bytes = static_cast<size_t>(host.groups) * hip::WeightRecordBytes(spec.weight_format, n, spec.K);
   const size_t vector_bytes = static_cast<size_t>(spec.N) * sizeof(float);
   bytes_ = Aligned(record_bytes) + Aligned(vector_bytes) + vector_bytes;
   MXORT_RETURN_IF_ERROR(memory_.Allocate(arena_, bytes_, nullptr));
@@ -27,7 +28,6 @@ Status DeviceWeights::Upload(const MatMulSpec& spec, const HostWeights& host) {
   column_scale_ = reinterpret_cast<const float*>(base + Aligned(record_bytes));
   bias_ = reinterpret_cast<const float*>(base + Aligned(record_bytes) + Aligned(vector_bytes));
 
-  const int64_t panels = hip::PanelsOf(spec.N);
   const size_t panel_bytes = record_bytes / static_cast<size_t>(panels);
   const int64_t at_once = std::clamp<int64_t>(static_cast<int64_t>(kStagingBytes / panel_bytes), 1, panels);
   const auto pinned = Arena::Create(device(), 0, Arena::Kind::kPinned);
@@ -38,8 +38,12 @@ Status DeviceWeights::Upload(const MatMulSpec& spec, const HostWeights& host) {
     const int64_t end = std::min(panels, panel + at_once);
     auto* pinned_panels = static_cast<uint8_t*>(staging.data());
     ThreadedFor(0)(end - panel, [&](int64_t i) {
-      hip::PreshuffleWeights(spec.weight_format, host.weights, spec.N, spec.K, panel + i, panel + i + 1,
-                             pinned_panels + static_cast<size_t>(i) * panel_bytes);
+      const int64_t row = (panel + i) / of_group * n, first = (panel + i) % of_group;
+      const int64_t blocks = row * BlocksOf(spec.K);
+      hip::PreshuffleWeights(
+          spec.weight_format,
+          {host.weights.codes + blocks * BlockBytes(spec.weight_format), host.weights.scales + blocks}, n, spec.K,
+          first, first + 1, pinned_panels + static_cast<size_t>(i) * panel_bytes);
     });
     MXORT_RETURN_IF_ERROR(Copy(ordinal, base + static_cast<size_t>(panel) * panel_bytes, kHost, staging.data(),
                                static_cast<size_t>(end - panel) * panel_bytes, nullptr));
@@ -51,8 +55,8 @@ Status DeviceWeights::Upload(const MatMulSpec& spec, const HostWeights& host) {
 
 Status SharedDeviceWeights(const std::shared_ptr<Arena>& arena, const MatMulSpec& spec, const HostWeights& host,
                            std::shared_ptr<const DeviceWeights>* weights) {
-  using Key =
-      std::tuple<const Device*, WeightFormat, int64_t, int64_t, Fingerprint, Fingerprint, Fingerprint, Fingerprint>;
+  using Key = std::tuple<const Device*, WeightFormat, int64_t, int64_t, int64_t, Fingerprint, Fingerprint, Fingerprint,
+                         Fingerprint>;
   static auto& cache = *new ContentCache<Key, DeviceWeights>;
   const auto scale_bytes = static_cast<size_t>(spec.N * BlocksOf(spec.K));
   const auto vector_bytes = static_cast<size_t>(spec.N) * sizeof(float);
@@ -60,6 +64,7 @@ Status SharedDeviceWeights(const std::shared_ptr<Arena>& arena, const MatMulSpec
                 spec.weight_format,
                 spec.K,
                 spec.N,
+                host.groups,
                 FingerprintOf(host.weights.codes, scale_bytes * static_cast<size_t>(BlockBytes(spec.weight_format))),
                 FingerprintOf(host.weights.scales, scale_bytes),
                 FingerprintOf(host.column_scale, vector_bytes),

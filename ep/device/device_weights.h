@@ -16,6 +16,7 @@ struct HostWeights {
   Weights weights;                      // codes [N, blocks * 16], scales [N, blocks]
   const float* column_scale = nullptr;  // [N]
   const float* bias = nullptr;          // [N]
+  int64_t groups = 1;                   // of experts: N is that of all, and records of each begin with a panel
 };
 
 class DeviceWeights {

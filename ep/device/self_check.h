@@ -9,6 +9,7 @@
 
 #include "device/device.h"
 #include "device/status.h"
+#include "kernels/experts.h"
 #include "kernels/kernel.h"
 
 namespace mxort::device {
@@ -16,7 +17,7 @@ namespace mxort::device {
 // Result for one kernel with one preparation of A and one type.
 struct KernelCheck {
   int device = 0;           // ordinal
-  std::string kernel;       // row of hip::GemmRows
+  std::string kernel;       // row of hip::GemmRows or hip::ExpertsRows
   std::string preparation;  // "prepare_e2m3x2"
   int terms = 1;
   DataType type = DataType::kFloat;
@@ -30,6 +31,10 @@ struct KernelCheck {
 // An error is of the device, and nothing is remembered then.
 Status CheckKernels(const std::shared_ptr<Device>& device, const MatMulSpec& spec, DataType type, bool check,
                     uint64_t* disabled);
+
+// The same of a mixture of experts; bits of rows of hip::ExpertsRows.
+Status CheckExpertsKernels(const std::shared_ptr<Device>& device, const ExpertsSpec& spec, DataType type, bool check,
+                           uint64_t* disabled);
 
 // All results of this process so far, in the order in which they came.
 std::vector<KernelCheck> KernelChecks();

@@ -22,7 +22,7 @@ class KernelAttributes : public Attributes {
   KernelAttributes(const OrtApi& api, const OrtKernelInfo* info) : api_(api), info_(info) {}
   bool Int(const char* name, int64_t* value) const override;
   bool String(const char* name, std::string* value) const override;
-  bool Float(const char* name, float* value) const;
+  bool Float(const char* name, float* value) const override;
   bool Ints(const char* name, std::vector<int64_t>* values) const;
 
  private:

@@ -6,19 +6,6 @@
 #include "ops/ort_status.h"
 
 namespace mxort {
-namespace {
-
-const float* Widened(Input input, const Tensor& tensor, std::vector<float>* widened) {
-  const DataType type = DataTypeOf(input, tensor.type);
-  if (type == DataType::kFloat) return static_cast<const float*>(tensor.data);
-  const int64_t size = tensor.shape[0];
-  widened->resize(static_cast<size_t>(size));
-  WidenRow(type, tensor.data, size, size, widened->data());
-  return widened->data();
-}
-
-}  // namespace
-
 std::vector<NodeType> NodeTypes() {
   std::vector<NodeType> types;
   for (const ElementType& a : kElementTypes) {
@@ -34,6 +21,16 @@ DataType DataTypeOf(Input input, ONNXTensorElementDataType type) {
   }
   Fail(std::string("input ") + kInputNames[input], "element type " + std::to_string(type),
        "float, float16 or bfloat16");
+}
+
+const float* Widened(Input input, const Tensor& tensor, std::vector<float>* widened) {
+  const DataType type = DataTypeOf(input, tensor.type);
+  if (type == DataType::kFloat) return static_cast<const float*>(tensor.data);
+  int64_t size = 1;
+  for (const int64_t extent : tensor.shape) size *= extent;
+  widened->resize(static_cast<size_t>(size));
+  WidenRow(type, tensor.data, size, size, widened->data());
+  return widened->data();
 }
 
 Tensor ReadInput(const OrtApi& api, const MatMulSpec& spec, size_t index, const OrtValue* value) {

@@ -36,6 +36,9 @@ std::vector<NodeType> NodeTypes();
 // Throws std::invalid_argument for a type that the operator does not take.
 DataType DataTypeOf(Input input, ONNXTensorElementDataType type);
 
+// A tensor's elements as floats: its own, or in `widened`.
+const float* Widened(Input input, const Tensor& tensor, std::vector<float>* widened);
+
 using Inputs = std::array<Tensor, kInputs>;
 
 // An input other than A, its shape checked.

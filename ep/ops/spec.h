@@ -15,12 +15,13 @@ using Shape = std::vector<int64_t>;
 // "[2,3]"
 std::string Text(const Shape& shape);
 
-// A node's attributes, wherever an interface of ONNX Runtime keeps them. Int and String leave `value` alone and return
-// false where there is none of that name; one of another type throws std::invalid_argument.
+// A node's attributes, wherever an interface of ONNX Runtime keeps them. Int, Float and String leave `value` alone and
+// return false where there is none of that name; one of another type throws std::invalid_argument.
 class Attributes {
  public:
   virtual ~Attributes() = default;
   virtual bool Int(const char* name, int64_t* value) const = 0;
+  virtual bool Float(const char* name, float* value) const = 0;
   virtual bool String(const char* name, std::string* value) const = 0;
   int64_t Required(const char* name) const;  // throws std::invalid_argument where it is missing
 };

@@ -4,6 +4,8 @@
 #include <cstring>
 #include <utility>
 
+#include "device/experts.h"
+#include "device/matmul_plan.h"
 #include "device/self_check.h"
 #include "ops/device_status.h"
 #include "provider/capability.h"
@@ -112,15 +114,23 @@ void Ep::SetGraphFunctions() {
 
 // Kernels that fail the self-check do not count, so that a node which no kernel is left for runs on the CPU.
 std::string Ep::WhyUnsupported(const MatMulSpec& spec, DataType type) const {
-  device::Status status = device::Supports(gpu_.info, spec, type);
+  return WhyUnsupported(device::Supports, device::CheckKernels, spec, type);
+}
+std::string Ep::WhyUnsupported(const ExpertsSpec& spec, DataType type) const {
+  return WhyUnsupported(device::SupportsExperts, device::CheckExpertsKernels, spec, type);
+}
+
+template <class Supported, class Checked, class Spec>
+std::string Ep::WhyUnsupported(const Supported& supports, const Checked& check, const Spec& spec, DataType type) const {
+  device::Status status = supports(gpu_.info, spec, type, 0);
   if (!status.ok()) return status.message();
   uint64_t disabled = 0;
-  status = device::CheckKernels(device_, spec, type, options_.self_check, &disabled);
+  status = check(device_, spec, type, options_.self_check, &disabled);
   if (!status.ok()) {
     logger_.Log(ORT_LOGGING_LEVEL_WARNING, gpu_.info.name + " cannot be used: " + status.message());
     return status.message();
   }
-  return device::Supports(gpu_.info, spec, type, disabled).message();
+  return supports(gpu_.info, spec, type, disabled).message();
 }
 
 OrtAllocator* Ep::CreateAllocatorFor(const OrtMemoryInfo* info) const {
@@ -145,11 +155,6 @@ int Ep::GraphId(const OrtRunOptions* options) const {
   int id = 0;
   if (text) std::from_chars(text, text + std::strlen(text), id);  // ONNX Runtime has refused what is no number
   return id;
-}
-
-ProfiledLaunch Ep::Profile(void* stream, const std::string& node, const device::MatMulPlan& plan, int64_t m) const {
-  if (!launches_->active() || capturing()) return {};
-  return {*launches_, device_, stream, node, plan.KernelFor(m), m};
 }
 
 void* Ep::CaptureWorkspace(size_t bytes) {

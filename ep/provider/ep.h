@@ -7,7 +7,7 @@
 
 #include "device/arena.h"
 #include "device/device.h"
-#include "device/matmul_plan.h"
+#include "kernels/experts.h"
 #include "provider/graph.h"
 #include "provider/host_ep.h"
 #include "provider/kernels.h"
@@ -36,11 +36,17 @@ class Ep : public OwnedEp {
   const std::shared_ptr<device::Device>& device() const { return device_; }
   const std::shared_ptr<device::Arena>& arena() const { return memory_->arena(); }
 
-  // Why no kernel of the device computes this MatMulMXFP4; empty: one does, and it passed its self-check.
+  // Why no kernel of the device computes this product, or these experts; empty: one does, and it passed its self-check.
   std::string WhyUnsupported(const MatMulSpec& spec, DataType type) const;
+  std::string WhyUnsupported(const ExpertsSpec& spec, DataType type) const;
 
   // Around a launch: measures it while a profiler listens.
-  ProfiledLaunch Profile(void* stream, const std::string& node, const device::MatMulPlan& plan, int64_t m) const;
+  // Plan: MatMulPlan, ExpertsPlan.
+  template <class Plan>
+  ProfiledLaunch Profile(void* stream, const std::string& node, const Plan& plan, int64_t rows) const {
+    if (!launches_->active() || capturing()) return {};
+    return {*launches_, device_, stream, node, plan.KernelFor(rows), rows};
+  }
 
   // Whether this run is being recorded, and memory that the recorded graph may use as long as it exists.
   bool capturing() const { return graphs_ && graphs_->recording(); }
@@ -50,6 +56,8 @@ class Ep : public OwnedEp {
   bool RunFailed() const { return graphs_ && graphs_->RunFailed(); }
 
  private:
+  template <class Supported, class Checked, class Spec>
+  std::string WhyUnsupported(const Supported& supports, const Checked& check, const Spec& spec, DataType type) const;
   void SetRunFunctions();
   void SetGraphFunctions();
   OrtAllocator* CreateAllocatorFor(const OrtMemoryInfo* info) const;

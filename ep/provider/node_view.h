@@ -17,7 +17,7 @@ class NodeView : public Attributes {
 
   bool Int(const char* name, int64_t* value) const override;
   bool String(const char* name, std::string* value) const override;
-  bool Float(const char* name, float* value) const;
+  bool Float(const char* name, float* value) const override;
   bool Ints(const char* name, std::vector<int64_t>* values) const;
   int64_t IntOr(const char* name, int64_t otherwise) const;
 

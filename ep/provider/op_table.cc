@@ -38,6 +38,7 @@ const std::vector<OpRow>& OpTable() {
     Rows rows;
     AddConv(rows);
     AddDenseAttention(rows);
+    AddExperts(rows);
     AddGatherMx(rows);
     AddGroupQueryAttention(rows);
     AddMatMulMx(rows);

@@ -50,6 +50,7 @@ const std::vector<OpRow>& OpTable();
 using Rows = std::vector<OpRow>;
 void AddConv(Rows& rows);
 void AddDenseAttention(Rows& rows);
+void AddExperts(Rows& rows);
 void AddGatherMx(Rows& rows);
 void AddGroupQueryAttention(Rows& rows);
 void AddMatMulMx(Rows& rows);

@@ -31,13 +31,15 @@ OBJECTS = {
         "attention_append",
         "attention_mx",
         "attention_prefill",
+        "experts",
+        "experts_bf16",
         "gather_mx",
         *gemm,
         "prepare",
         "product",
     )
     for arch, gemm in {
-        "gfx950": ("gemm_mx", "gemm_bf16", "gemm_byte"),
+        "gfx950": ("experts_mx", "gemm_mx", "gemm_bf16", "gemm_byte"),
         "gfx942": ("gemm_bf16", "gemm_byte"),
     }.items()
 }
@@ -62,6 +64,7 @@ def host() -> ctypes.CDLL:
     out = harness.BUILD / "libkernels_hip_host.so"
     sources = [
         SOURCES / "select.cc",
+        SOURCES / "select_experts.cc",
         SOURCES / "preshuffle.cc",
         ROOT / "ep/kernels/layout.cc",
         Path(__file__).with_name("host.cc"),
@@ -86,6 +89,7 @@ def host() -> ctypes.CDLL:
         partial.replace(out)
     lib = ctypes.CDLL(str(out))
     lib.mxort_rows.restype = lib.mxort_plan.restype = ctypes.c_char_p
+    lib.mxort_experts_rows.restype = lib.mxort_experts_plan.restype = ctypes.c_char_p
     lib.mxort_weight_bytes.restype = ctypes.c_size_t
     lib.mxort_plan.argtypes = [
         ctypes.c_char_p,

@@ -2,6 +2,7 @@
 
 import re
 
+import experts_device
 import pytest
 
 import device
@@ -36,9 +37,19 @@ def test_the_table_lists_exactly_the_kernels_that_exist():
         assert rows == built
 
 
+def test_the_table_of_experts_lists_exactly_their_products():
+    for arch in device.ARCHITECTURES:
+        rows = [r for r in experts_device.table() if r["arch"] in ("", arch)]
+        built = {
+            k for name in device.OBJECTS[arch] if name.startswith("experts_") for k in kernels(arch, name)
+        }
+        assert {kernel for r in rows for kernel in r["kernels"]} == built
+
+
 @pytest.mark.parametrize("fmt", ["fp4", "e2m3", "e3m2", "e4m3"])
-def test_large_tiles_pass_the_gate(fmt):
-    kernel = kernels("gfx950", "gemm_mx")[f"gemm_{fmt}_256x256"]
+@pytest.mark.parametrize("kind", ["gemm", "experts"])
+def test_large_tiles_pass_the_gate(kind, fmt):
+    kernel = kernels("gfx950", f"{kind}_mx")[f"{kind}_{fmt}_256x256"]
     loop = model.model_loop(kernel)
     assert loop is not None
     assert loop.failures == []
@@ -46,8 +57,9 @@ def test_large_tiles_pass_the_gate(fmt):
     assert kernel.resources.agprs > 0
 
 
-def test_the_128x128_tile_is_at_its_cap():
-    loop = model.model_loop(kernels("gfx950", "gemm_mx")["gemm_fp4_128x128"])
+@pytest.mark.parametrize("kind", ["gemm", "experts"])
+def test_the_128x128_tile_is_at_its_cap(kind):
+    loop = model.model_loop(kernels("gfx950", f"{kind}_mx")[f"{kind}_fp4_128x128"])
     assert loop is not None
     assert loop.failures == []
     assert (loop.binding, round(loop.share, 2)) == ("loads", 0.66)
@@ -66,14 +78,15 @@ def test_other_128x128_tiles_keep_the_matrix_pipe_busy(fmt):
 
 @pytest.mark.parametrize(
     "arch, name, steps",
-    [("gfx950", "gemm_mx", 4), ("gfx950", "gemm_bf16", 4), ("gfx942", "gemm_bf16", 4)]
+    [("gfx950", f"{kind}_mx", 4) for kind in ("gemm", "experts")]
+    + [(arch, f"{kind}_bf16", 4) for kind in ("gemm", "experts") for arch in device.ARCHITECTURES]
     + [(arch, "gemm_byte", 2) for arch in device.ARCHITECTURES],
 )
 def test_skinny_kernels_load_each_weight_byte_once_sixteen_bytes_a_lane(arch, name, steps):
     """An iteration loads 4 steps of FP4 weights, 4 x (4 KB of codes + 256 bytes of scales) a wave, or 2 steps of codes
     of a byte, and multiplies all terms of A by them. Steps are dealt to waves by index, so no two loads are of the same
     record."""
-    skinny = [k for n, k in kernels(arch, name).items() if n.endswith("_skinny")]
+    skinny = [k for n, k in kernels(arch, name).items() if n.endswith(("_skinny", "_up"))]
     assert skinny
     for kernel in skinny:
         first = next(i for i in kernel.loop if i.mnemonic == "buffer_load_dwordx4")
@@ -133,7 +146,9 @@ def scalars(operand):
     return set(range(int(found[1] or found[2]), int(found[1] or found[3]) + 1)) if found else set()
 
 
-@pytest.mark.parametrize("arch, name", [o for o in OBJECTS if o[1] in ("gemm_mx", "gemm_bf16")])
+@pytest.mark.parametrize(
+    "arch, name", [o for o in OBJECTS if o[1] in ("gemm_mx", "gemm_bf16", "experts_mx", "experts_bf16")]
+)
 def test_hazards_that_the_compiler_cannot_see_in_inline_assembly(arch, name):
     """gfx9: one wait state from a write of m0 to a load into LDS; five from a vector instruction's scalar result."""
     checked = 0

@@ -1,9 +1,13 @@
 """Selection is a pure function: what it answers, and that what it answers can be launched."""
 
+import experts_device
+import numpy as np
 import pytest
 
 import device
 from device import Spec
+from moe_oracle import Experts
+from oracle import Case
 from tools.kernel_report.report import report_built
 
 SHAPES = [
@@ -80,11 +84,75 @@ def test_the_clocks_are_those_of_the_compiled_loops():
     """
     modelled = {
         kernel["name"]: kernel["loop"]["clocks"]
-        for kernel in report_built("gemm")
-        if kernel["arch"] == "gfx950"
+        for only in ("gemm", "experts")
+        for kernel in report_built(only)
+        if kernel["arch"] == "gfx950" and kernel["loop"]
     }
     rows = [row for row in device.gemm_rows() if not row["skinny"]]
     assert len(rows) == 15
     for row in rows:
         clocks = modelled[row["name"]]
         assert row["clocks"] == round(max(clocks["matrix"], clocks["loads"]) / row["steps"]), row["name"]
+    dense = {row["name"]: row for row in rows}
+    for row in experts_device.table():
+        if row["height"] == experts_device.FEW:
+            continue
+        same = dense[row["name"].replace("experts", "gemm")]
+        clocks = modelled[row["name"]]
+        assert row["clocks"] == same["clocks"], row["name"]
+        assert row["clocks"] == round(max(clocks["matrix"], clocks["loads"]) / same["steps"]), row["name"]
+
+
+def experts(hidden: int, inner: int, number: int, k: int, fmt: str = "mxfp4") -> Experts:
+    """Of which selection reads the shapes alone."""
+    first, second = (
+        Case(np.zeros((n, k // 2), np.uint8), np.zeros((n, k // 32), np.uint8), k, 1, fmt)
+        for n, k in ((2 * inner, hidden), (hidden, inner))
+    )
+    return Experts([first] * number, [second] * number, k)
+
+
+@pytest.mark.parametrize("arch", device.ARCHITECTURES)
+@pytest.mark.parametrize(
+    "shape", [(2880, 2880, 32, 4), (4096, 1536, 128, 8), (64, 32, 1, 1), (96, 64, 512, 512)]
+)
+def test_grids_of_experts_hold_whatever_the_router_says(arch, shape):
+    """Of every way to deal rows to experts the one with most tiles: all but one expert with one row more than whole
+    tiles, and as many of them as there are rows for."""
+    made = experts(*shape)
+    for rows in (1, 3, 16, 17, 64, 65, 500, 4096):
+        p = experts_device.plan(made, rows, arch=arch)
+        if rows > 32768 // made.k:
+            assert p is None  # done in several launches
+            continue
+        height = next(r["height"] for r in experts_device.table() if r["name"] == p["row"])
+        assert p["few"] == (rows <= 16) == (height == 16)
+        pairs, number = rows * made.k, len(made.down)
+        # An expert has at most a pair of each row. As many as possible have one pair beyond whole tiles.
+        most = max(
+            started + (pairs - started) // height
+            for started in range(1, min(number, pairs) + 1)
+            if pairs <= number * rows
+        )
+        if p["few"]:
+            assert p["tiles"] == min(pairs, number) and p["product_grid"][0][1] == p["tiles"]
+        else:
+            assert p["tiles"] >= min(most, min(number, pairs) * -(-rows // height))
+            assert p["product_grid"][0][0] == p["tiles"] * p["tiles_n"][0]
+            assert p["waves"] * p["wave_rows"] >= rows and p["groups"] * p["group_waves"] >= p["waves"]
+        assert p["slots"] == p["tiles"] * height
+
+
+@pytest.mark.parametrize(
+    "rows, shape, kernel",
+    [
+        (1, (2880, 2880, 32, 4), "experts_fp4_few"),
+        (16, (4096, 1536, 128, 8), "experts_fp4_few"),
+        (64, (2880, 2880, 32, 4), "experts_fp4_64x64"),
+        (4096, (2880, 2880, 32, 4), "experts_fp4_256x256"),
+    ],
+)
+def test_choices_of_experts(rows, shape, kernel):
+    assert experts_device.plan(experts(*shape), rows)["row"] == kernel
+    assert experts_device.plan(experts(*shape), 17, kernel="experts_fp4_few") is None
+    assert experts_device.plan(experts(*shape), rows, arch="gfx90a") is None

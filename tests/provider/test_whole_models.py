@@ -25,13 +25,15 @@ EXACT: dict[str, Any] = {"table_format": "float", "accuracy_level": 1}
 SHAPES = {"Cast", "Concat", "Equal", "Gather", "Range", "Reshape", "Slice", "Squeeze", "Unsqueeze", "Where"}
 """What may stay on the CPU, where it works on the shapes of tensors."""
 
-ARCHITECTURES = ["llama", "qwen2", "qwen3", "gemma"]
-OTHERS = ["smollm3", "granite", "ernie4_5", "hunyuan_v1_dense"]
-"""Not here: experts, which are the CPU's."""
+ARCHITECTURES = ["llama", "qwen2", "qwen3", "gemma", "gpt_oss", "qwen3_moe"]
+OTHERS = ["smollm3", "granite", "ernie4_5", "hunyuan_v1_dense", "mixtral"]
 
 WINDOWS = ["mistral"]
 OTHER_WINDOWS = ["phi3", "gemma2", "gemma3_text"]
 """Whose caches hold a window, of 6 positions: half a prompt."""
+
+CONFIGURATIONS = {"gpt_oss": {"layer_types": ["full_attention", "full_attention"], "sliding_window": -1}}
+"""Else every second layer has a cache that holds a window, and mxort.Generator takes caches of one capacity."""
 
 
 def decoder(folder: str, tokens: list[int], steps: int, target: str, capacity: int = 0) -> dict[str, Any]:
@@ -83,8 +85,11 @@ def left_to_the_cpu(placement: dict[str, list[str]]) -> list[str]:
 
 
 def check_decoder(architecture: str, tmp_path: Path, capacity: int = 0) -> None:
-    tiny = checkpoints.make(tmp_path / "in", architecture, "compressed-tensors")
-    mxort.import_checkpoint(tmp_path / "in", tmp_path / "out", **EXACT)
+    fmt = "gpt-oss" if architecture == "gpt_oss" else "compressed-tensors"
+    tiny = checkpoints.make(tmp_path / "in", architecture, fmt, **CONFIGURATIONS.get(architecture, {}))
+    # gpt-oss' checkpoints have nothing but experts in MXFP4.
+    kept = {"exclude": ["*"]} if fmt == "gpt-oss" else {}
+    mxort.import_checkpoint(tmp_path / "in", tmp_path / "out", **EXACT, **kept)
     prompt = TOKENS[0].tolist()
     result = run(decoder, str(tmp_path / "out"), prompt, STEPS, str(tmp_path / "logits.npy"), capacity)
     assert left_to_the_cpu(result["placement"]) == []

@@ -134,7 +134,7 @@ def hidden_of(experts: Experts, product: np.ndarray, error: np.ndarray) -> tuple
     )  # a kernel's rounding, and the oracle's
 
 
-def moved(case: Case, h: np.ndarray, error: np.ndarray) -> np.ndarray:
+def moved(case: Case, h: np.ndarray, error: np.ndarray, kernel: str = "") -> np.ndarray:
     """How far the second product's operand, float64 [rows, I], may be from the oracle's, its error being `error`.
 
     With an activation format a small error may round to the next element, and where it carries a block's magnitude to
@@ -151,7 +151,7 @@ def moved(case: Case, h: np.ndarray, error: np.ndarray) -> np.ndarray:
             h.shape
         )
     fmt = ACTIVATION_FORMATS[case.activation_format]
-    rounding = oracle.LARGEST_ROUNDING.get(case.accuracy_level or 3, 0)
+    rounding = oracle.rounding_of(case, kernel)
     if fmt is None:  # the steps of levels 3 and 4 grow with the error of a block's magnitude
         of_block = np.repeat(to_blocks(error).max(axis=-1), BLOCK_SIZE, axis=-1).reshape(h.shape)
         return error + rounding * of_block
@@ -188,7 +188,9 @@ def evaluate(
         with np.errstate(invalid="ignore", over="ignore"):
             h, error = hidden_of(experts, *oracle.evaluate(first, x[rows].astype(np.float32), kernel))
             y, y_bound = oracle.evaluate(second, h.astype(np.float32), kernel)
-            y_bound += moved(second, h, error) @ np.abs(second.weights).T * np.abs(second.column_scale)
+            y_bound += (
+                moved(second, h, error, kernel) @ np.abs(second.weights).T * np.abs(second.column_scale)
+            )
             far = np.abs(logits[rows, e].astype(np.float64) - largest[rows])[:, None]
             relative = SOFTMAX + (len(experts.down) + far) * FLOAT_EPSILON
             exact[rows] += weights * y

@@ -42,6 +42,13 @@ arithmetic keep 3e-5, the one that rounds A to bfloat16 (``BFLOAT16_KERNEL``) wh
 
 BFLOAT16_KERNEL = "avx512_amx"
 
+TWO_TERMS_KERNEL = "e2m3x2"
+"""On gfx950 levels 3 and 4 are two MXFP6-E2M3 terms. A step of the first is at most 1/7.5 of its block's largest
+magnitude (3.75 is the least that keeps its scale), so what it leaves is at most 1/15 of that; the second leaves 1/15 of
+what is left."""
+
+ROUNDING_OF_KERNEL = {TWO_TERMS_KERNEL: 1 / 225}
+
 LARGEST_ROUNDING = {3: 1 / (127 * 256), 4: 1 / (2 * 127)}
 """What levels 3 and 4 may move a value of A by, in units of its block's largest magnitude (int8_kernel.h): half a
 step of one int8 term, or a whole step of the second of two terms where that saturates."""
@@ -110,6 +117,12 @@ def activations(case: Case, a: np.ndarray) -> np.ndarray:
     )
 
 
+def rounding_of(case: Case, kernel: str = "") -> float:
+    """What may move a value of A without a format, in units of its block's largest magnitude."""
+    level = LARGEST_ROUNDING.get(case.accuracy_level or 3, 0.0)
+    return level and ROUNDING_OF_KERNEL.get(kernel, level)
+
+
 def evaluate(case: Case, a: np.ndarray, kernel: str = "") -> tuple[np.ndarray, np.ndarray]:
     """(Y, bound), both float64 [M, N]: the exact result and how far each element of a kernel's result may be from it.
 
@@ -122,7 +135,7 @@ def evaluate(case: Case, a: np.ndarray, kernel: str = "") -> tuple[np.ndarray, n
         exact = (x @ w.T) * case.column_scale + case.bias
         magnitude = (np.abs(x) @ np.abs(w).T) * np.abs(case.column_scale) + np.abs(case.bias)
         bound = (BLOCK_SIZE + blocks_of(case.K) + 8) * FLOAT_EPSILON * magnitude
-        rounding = LARGEST_ROUNDING.get(case.accuracy_level or 3)
+        rounding = rounding_of(case, kernel)
         if case.activation_format == "none" and rounding:
             absmax = np.abs(to_blocks(x.astype(np.float32))).max(axis=-1).astype(np.float64)
             moved = np.repeat(absmax * rounding, BLOCK_SIZE, axis=-1)

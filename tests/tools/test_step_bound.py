@@ -40,6 +40,18 @@ def test_experts_that_nobody_chose_are_not_read() -> None:
     assert many - one == pytest.approx(24 * a_layer * (32 - 4), rel=1e-6)
 
 
+def test_launches_of_experts() -> None:
+    """tests/provider/test_experts.py counts them."""
+    assert [step_bound.Work("MoEMXFP4", rows=n).launches for n in (1, 16, 17)] == [4, 4, 7]
+    one, many = (
+        step_bound.bound(step_bound.works_of(step_bound.SHAPES["gpt-oss-20b"], n, 4096, "float16"))[
+            "launches"
+        ]
+        for n in (1, 64)
+    )
+    assert (one, many - one) == (364, 24 * 3)
+
+
 def test_a_file(tmp_path, capsys) -> None:
     weight = numpy_helper.from_array(np.zeros((64, 96), np.float32), "w")
     graph = helper.make_graph(

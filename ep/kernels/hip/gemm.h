@@ -22,16 +22,6 @@ MXORT_DEVICE TileIndex OrderTiles(u32 group, u32 tiles_m, u32 tiles_n) {
   return {Uniform(band * kBand + inside % rows), Uniform(inside / rows)};
 }
 
-// Hides where a value comes from: it is then kept in a register rather than computed again.
-MXORT_DEVICE u32 Opaque(u32 x) {
-  asm volatile("" : "+v"(x));
-  return x;
-}
-MXORT_DEVICE u32 OpaqueScalar(u32 x) {
-  asm volatile("" : "+s"(x));
-  return x;
-}
-
 // Fills LDS stages of one wave, in order. A wave's part of a stage is fixed; only scalar offsets move.
 template <class T>
 struct Loader {
@@ -262,11 +252,11 @@ MXORT_DEVICE void Pin(f32x4& x) { asm("" : "+v"(x)); }
 // what touches memory. The largest tile needs no such help.
 MXORT_DEVICE void PinInOrder(f32x4& x) { asm volatile("" : "+v"(x)); }
 
+// One tile of Y, over the split GroupY().
 template <class T>
-MXORT_DEVICE void Gemm(const GemmArgs& args) {
+MXORT_DEVICE void GemmTile(const GemmArgs& args, TileIndex tile) {
   static MXORT_LDS __attribute__((aligned(16))) u8 memory[T::kLdsBytes];
   const LdsBytes lds = reinterpret_cast<LdsBytes>(reinterpret_cast<__UINTPTR_TYPE__>(&memory[0]));
-  const TileIndex tile = OrderTiles(GroupX(), args.tiles_m, args.tiles_n);
   const u32 first = GroupY() * args.steps_per_split * args.terms;
   const u32 left = args.steps * args.terms - first, most = args.steps_per_split * args.terms;
   const u32 steps = left < most ? left : most;
@@ -349,6 +339,11 @@ MXORT_DEVICE void Gemm(const GemmArgs& args) {
   }
   WaitLoadsAndReads<0>();  // the memory of LDS is used again below, and by others after the end
   StoreTile<T>(args, tile, lds, sum);
+}
+
+template <class T>
+MXORT_DEVICE void Gemm(const GemmArgs& args) {
+  GemmTile<T>(args, OrderTiles(GroupX(), args.tiles_m, args.tiles_n));
 }
 
 }  // namespace mxort::hip

@@ -39,6 +39,16 @@ MXORT_DEVICE u32 GroupX() { return __builtin_amdgcn_workgroup_id_x(); }
 MXORT_DEVICE u32 GroupY() { return __builtin_amdgcn_workgroup_id_y(); }
 MXORT_DEVICE u32 Uniform(u32 x) { return static_cast<u32>(__builtin_amdgcn_readfirstlane(static_cast<i32>(x))); }
 
+// Hides where a value comes from: it is then kept in a register rather than computed again.
+MXORT_DEVICE u32 Opaque(u32 x) {
+  asm volatile("" : "+v"(x));
+  return x;
+}
+MXORT_DEVICE u32 OpaqueScalar(u32 x) {
+  asm volatile("" : "+s"(x));
+  return x;
+}
+
 // Compile-time loops: `body` gets Constant<0>, Constant<1>, ... whose values may feed immediate operands.
 template <int kValue>
 struct Constant {

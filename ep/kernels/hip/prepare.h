@@ -1,7 +1,8 @@
 // A to records: widen, rotate, quantise (or split into bf16 terms), pack. One pass over A. The arithmetic is that of
 // ep/kernels/activation.h and gives the same bits; layout.h says where they go.
 //
-// A workgroup makes one record: 4 waves, a fragment each; lane l has the 32 values of row l % 16, block l / 16.
+// A wave makes a fragment of a record, and lane l has the 32 values of row l % 16, block l / 16. What is made of them
+// is a Sink: a class with `static void Store(const Record&, float (&x)[kBlockSize])`, which may change x.
 #ifndef MXORT_KERNELS_HIP_PREPARE_H_
 #define MXORT_KERNELS_HIP_PREPARE_H_
 
@@ -9,6 +10,7 @@
 #include "kernels/hip/epilogue.h"
 #include "kernels/hip/layout.h"
 #include "kernels/hip/prelude.h"
+#include "kernels/hip/wave.h"
 #include "mx_formats.h"
 
 namespace mxort::hip {
@@ -53,10 +55,8 @@ MXORT_DEVICE void LoadBlock(const void* a, i32 left, bool wide, float (&x)[kBloc
 // The butterfly between this lane's values and those of the lane whose number differs in `mask`.
 MXORT_DEVICE void ExchangeButterfly(u32 mask, float (&x)[kBlockSize]) {
   const u32 lane = Lane();
-  const i32 other = static_cast<i32>((lane ^ mask) * 4);
   Unroll<0, kBlockSize>([&](auto i) __attribute__((always_inline)) {
-    const float theirs =
-        BitsFloat(static_cast<u32>(__builtin_amdgcn_ds_bpermute(other, static_cast<i32>(FloatBits(x[i.value])))));
+    const float theirs = FromLane(x[i.value], lane ^ mask);
     x[i.value] = lane & mask ? theirs - x[i.value] : x[i.value] + theirs;
   });
 }
@@ -117,25 +117,34 @@ MXORT_DEVICE void Pack(const u32 (&code)[kBlockSize], u32 (&word)[kBits]) {
   });
 }
 
+// Where a wave's fragment of a step goes: the first of `terms` records.
+struct Record {
+  u8* records;  // [panel of 64 rows][step][term]
+  u32 panel, step, steps, terms, fragment;
+  MXORT_METHOD u8* Of(u32 term, u32 bytes) const {
+    return records + ((static_cast<u64>(panel) * steps + step) * terms + term) * bytes;
+  }
+};
+
 template <Operand kOperand>
-MXORT_DEVICE void StoreQuantized(u8* record, const Block& block) {
+MXORT_DEVICE void StoreQuantized(u8* record, u32 fragment, const Block& block) {
   constexpr int kBits = LaneBytes(kOperand) / 4;
-  const u32 wave = WaveIndex(), lane = Lane();
+  const u32 lane = Lane();
   u8* codes = record + kScaleRecordBytes;
   u32 w[kBits];
   Pack<kBits>(block.code, w);
-  record[lane * 4 + wave] = block.scale;
+  record[lane * 4 + fragment] = block.scale;
   if constexpr (kOperand == Operand::kFp4) {
-    *reinterpret_cast<u32x4*>(codes + wave * kSlotBytes + lane * 16) = u32x4{w[0], w[1], w[2], w[3]};
+    *reinterpret_cast<u32x4*>(codes + fragment * kSlotBytes + lane * 16) = u32x4{w[0], w[1], w[2], w[3]};
   } else if constexpr (kOperand == Operand::kFp8E4M3) {
     // The instruction wants k 16g .. of the first 64 k in one half of lane group g, of the second 64 in the other.
     const u32 block_index = lane / 16, half = block_index / 2, group = block_index % 2 * 2;
-    u8* at = codes + (wave * 2 + half) * kSlotBytes + (group * 16 + lane % 16) * 16;
+    u8* at = codes + (fragment * 2 + half) * kSlotBytes + (group * 16 + lane % 16) * 16;
     *reinterpret_cast<u32x4*>(at) = u32x4{w[0], w[1], w[2], w[3]};
     *reinterpret_cast<u32x4*>(at + 256) = u32x4{w[4], w[5], w[6], w[7]};
   } else {
-    u8* pair = codes + wave / 2 * 3 * kSlotBytes + lane * 16;
-    if (wave % 2 == 0) {
+    u8* pair = codes + fragment / 2 * 3 * kSlotBytes + lane * 16;
+    if (fragment % 2 == 0) {
       *reinterpret_cast<u32x4*>(pair) = u32x4{w[0], w[1], w[2], w[3]};
       *reinterpret_cast<u32x2*>(pair + kSlotBytes) = u32x2{w[4], w[5]};
     } else {
@@ -145,8 +154,8 @@ MXORT_DEVICE void StoreQuantized(u8* record, const Block& block) {
   }
 }
 
-MXORT_DEVICE void StoreBFloat16(u8* record, const u32 (&v)[kBlockSize]) {
-  u8* at = record + WaveIndex() * FragmentBytes(Operand::kBf16) + Lane() * 16;
+MXORT_DEVICE void StoreBFloat16(u8* record, u32 fragment, const u32 (&v)[kBlockSize]) {
+  u8* at = record + fragment * FragmentBytes(Operand::kBf16) + Lane() * 16;
   Unroll<0, 4>([&](auto j) __attribute__((always_inline)) {
     u32x4 w;
     Unroll<0, 4>([&](auto i) __attribute__((always_inline)) {
@@ -157,12 +166,61 @@ MXORT_DEVICE void StoreBFloat16(u8* record, const u32 (&v)[kBlockSize]) {
   });
 }
 
-// The rows of A that this lane prepares, rotated.
-MXORT_DEVICE void LoadRotated(const PrepareArgs& args, float (&x)[kBlockSize]) {
-  const u32 lane = Lane(), row = GroupY() * kPanelRows + WaveIndex() * kFragmentRows + lane % 16;
-  const u32 k = GroupX() * kStepK + lane / 16 * kBlockSize;
-  const i32 left = row < args.m ? static_cast<i32>(args.k) - static_cast<i32>(k) : 0;  // may be negative
-  const u64 index = left > 0 ? static_cast<u64>(row) * args.k + k : 0;
+// kTerms = 2: the second term quantises what the first left, x - value * scale, which float represents exactly.
+template <class F, Operand kOperand, int kTerms>
+struct Quantized {
+  MXORT_DEVICE void Store(const Record& to, float (&x)[kBlockSize]) {
+    Unroll<0, kTerms>([&](auto term) __attribute__((always_inline)) {
+      const Block block = Quantize<F>(x);
+      StoreQuantized<kOperand>(to.Of(term.value, RecordBytes(kOperand)), to.fragment, block);
+      if constexpr (term.value + 1 < kTerms) {
+        const float scale = DecodeScale(block.scale);
+        Unroll<0, kBlockSize>([&](auto i) __attribute__((always_inline)) {
+          x[i.value] = block.scale == kScaleNaN ? 0.0f : x[i.value] - block.value[i.value] * scale;
+        });
+      }
+    });
+  }
+};
+
+// A as a sum of bf16: all terms but the last cut off the low bits, so that three terms hold every float exactly (8 bits
+// each) and none overflows; the last rounds. A value that is not finite is its own first term.
+struct BFloat16Terms {
+  MXORT_DEVICE void Store(const Record& to, float (&x)[kBlockSize]) {
+#pragma clang loop unroll(disable)
+    for (u32 term = 0; term < to.terms; ++term) {
+      u32 v[kBlockSize];
+      Unroll<0, kBlockSize>([&](auto i) __attribute__((always_inline)) {
+        const u32 bits = FloatBits(x[i.value]);
+        const bool nan = (bits & kFloatMagnitude) > kFloatExponent, finite = (bits & kFloatMagnitude) < kFloatExponent;
+        const u32 cut = nan ? kFloatNaN >> 16 : bits >> 16;
+        v[i.value] = term + 1 == to.terms && finite ? ToBFloat16(x[i.value]) : cut;
+        x[i.value] = finite ? x[i.value] - BitsFloat(cut << 16) : 0.0f;
+      });
+      StoreBFloat16(to.Of(term, RecordBytes(Operand::kBf16)), to.fragment, v);
+    }
+  }
+};
+
+// Quantised values as bf16, exact: at most 4 significant bits.
+template <class F>
+struct Emulated {
+  MXORT_DEVICE void Store(const Record& to, float (&x)[kBlockSize]) {
+    const Block block = Quantize<F>(x);
+    const float scale = DecodeScale(block.scale);
+    u32 v[kBlockSize];
+    Unroll<0, kBlockSize>([&](auto i) __attribute__((always_inline)) {
+      v[i.value] = block.scale == kScaleNaN ? kFloatNaN >> 16 : FloatBits(block.value[i.value] * scale) >> 16;
+    });
+    StoreBFloat16(to.Of(0, RecordBytes(Operand::kBf16)), to.fragment, v);
+  }
+};
+
+// The block of this lane in row `row` of A, where `there`, else zeros; rotated.
+MXORT_DEVICE void LoadRotated(const PrepareArgs& args, u64 row, bool there, float (&x)[kBlockSize]) {
+  const u32 k = GroupX() * kStepK + Lane() / 16 * kBlockSize;
+  const i32 left = there ? static_cast<i32>(args.k) - static_cast<i32>(k) : 0;  // may be negative
+  const u64 index = left > 0 ? row * args.k + k : 0;
   const bool is_float = args.type == static_cast<int>(Type::kFloat);
   const bool wide = args.k % (is_float ? 4 : 8) == 0;
   if (is_float) {
@@ -175,61 +233,29 @@ MXORT_DEVICE void LoadRotated(const PrepareArgs& args, float (&x)[kBlockSize]) {
   Rotate(args.rotation, x);
 }
 
-MXORT_DEVICE u8* RecordOf(const PrepareArgs& args, u32 term, u32 bytes) {
-  const u64 index = (static_cast<u64>(GroupY()) * args.steps + GroupX()) * args.terms + term;
-  return static_cast<u8*>(args.records) + index * bytes;
-}
-
-// kTerms = 2: the second term quantises what the first left, x - value * scale, which float represents exactly.
-template <class F, Operand kOperand, int kTerms>
-MXORT_DEVICE void PrepareQuantized(const PrepareArgs& args) {
+// A workgroup of 4 waves makes the records of a step and a panel.
+template <class Sink>
+MXORT_DEVICE void Prepare(const PrepareArgs& args) {
   float x[kBlockSize];
-  LoadRotated(args, x);
-  Unroll<0, kTerms>([&](auto term) __attribute__((always_inline)) {
-    const Block block = Quantize<F>(x);
-    StoreQuantized<kOperand>(RecordOf(args, term.value, RecordBytes(kOperand)), block);
-    if constexpr (term.value + 1 < kTerms) {
-      const float scale = DecodeScale(block.scale);
-      Unroll<0, kBlockSize>([&](auto i) __attribute__((always_inline)) {
-        x[i.value] = block.scale == kScaleNaN ? 0.0f : x[i.value] - block.value[i.value] * scale;
-      });
-    }
-  });
-}
-
-// A as a sum of bf16: all terms but the last cut off the low bits, so that three terms hold every float exactly (8 bits
-// each) and none overflows; the last rounds. A value that is not finite is its own first term.
-MXORT_DEVICE void PrepareBFloat16(const PrepareArgs& args) {
-  float x[kBlockSize];
-  LoadRotated(args, x);
-#pragma clang loop unroll(disable)
-  for (u32 term = 0; term < args.terms; ++term) {
-    u32 v[kBlockSize];
-    Unroll<0, kBlockSize>([&](auto i) __attribute__((always_inline)) {
-      const u32 bits = FloatBits(x[i.value]);
-      const bool nan = (bits & kFloatMagnitude) > kFloatExponent, finite = (bits & kFloatMagnitude) < kFloatExponent;
-      const u32 cut = nan ? kFloatNaN >> 16 : bits >> 16;
-      v[i.value] = term + 1 == args.terms && finite ? ToBFloat16(x[i.value]) : cut;
-      x[i.value] = finite ? x[i.value] - BitsFloat(cut << 16) : 0.0f;
-    });
-    StoreBFloat16(RecordOf(args, term, RecordBytes(Operand::kBf16)), v);
-  }
-}
-
-// Quantised values as bf16, exact: at most 4 significant bits.
-template <class F>
-MXORT_DEVICE void PrepareEmulated(const PrepareArgs& args) {
-  float x[kBlockSize];
-  LoadRotated(args, x);
-  const Block block = Quantize<F>(x);
-  const float scale = DecodeScale(block.scale);
-  u32 v[kBlockSize];
-  Unroll<0, kBlockSize>([&](auto i) __attribute__((always_inline)) {
-    v[i.value] = block.scale == kScaleNaN ? kFloatNaN >> 16 : FloatBits(block.value[i.value] * scale) >> 16;
-  });
-  StoreBFloat16(RecordOf(args, 0, RecordBytes(Operand::kBf16)), v);
+  const u32 row = GroupY() * kPanelRows + WaveIndex() * kFragmentRows + Lane() % 16;
+  LoadRotated(args, row, row < args.m, x);
+  Sink::Store({static_cast<u8*>(args.records), GroupY(), GroupX(), args.steps, args.terms, WaveIndex()}, x);
 }
 
 }  // namespace mxort::hip
+
+// m(name, Sink) for each of an architecture: the names behind "prepare_" in select.cc.
+#if defined(__gfx950__)
+#define MXORT_NATIVE_SINKS(m)                                                                                     \
+  m(fp4, Quantized<mxort::E2M1, Operand::kFp4, 1>) m(e2m3, Quantized<mxort::E2M3, Operand::kFp6E2M3, 1>)          \
+      m(e3m2, Quantized<mxort::E3M2, Operand::kFp6E3M2, 1>) m(e4m3, Quantized<mxort::E4M3, Operand::kFp8E4M3, 1>) \
+          m(e2m3x2, Quantized<mxort::E2M3, Operand::kFp6E2M3, 2>)
+#else
+#define MXORT_NATIVE_SINKS(m)
+#endif
+#define MXORT_SINKS(m)                                                                                       \
+  MXORT_NATIVE_SINKS(m)                                                                                      \
+  m(fp4_bf16, Emulated<mxort::E2M1>) m(e2m3_bf16, Emulated<mxort::E2M3>) m(e3m2_bf16, Emulated<mxort::E3M2>) \
+      m(e4m3_bf16, Emulated<mxort::E4M3>) m(bf16, BFloat16Terms)
 
 #endif  // MXORT_KERNELS_HIP_PREPARE_H_

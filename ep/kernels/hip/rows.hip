@@ -5,6 +5,7 @@
 #include "kernels/hip/copy.h"
 #include "kernels/hip/math.h"
 #include "kernels/hip/strided.h"
+#include "kernels/hip/wave.h"
 
 #if defined(__gfx950__) || defined(__gfx942__)
 using namespace mxort::hip;
@@ -22,13 +23,6 @@ struct Larger {
 struct Smaller {
   MXORT_METHOD float operator()(float x, float y) const { return IsNaN(x) || x < y ? x : y; }
 };
-
-MXORT_DEVICE u32 FromLane(u32 x, u32 lane) {
-  return static_cast<u32>(__builtin_amdgcn_ds_bpermute(static_cast<i32>(lane * 4), static_cast<i32>(x)));
-}
-MXORT_DEVICE float FromLane(float x, u32 lane) {
-  return __builtin_bit_cast(float, FromLane(__builtin_bit_cast(u32, x), lane));
-}
 
 inline constexpr u32 kWaves = kRowThreads / kWave;
 inline constexpr u32 kReductions =

@@ -46,29 +46,6 @@ int BFloat16Terms(const MatMulSpec& spec, DataType type) {
   return type == DataType::kFloat16 ? 2 : 1;
 }
 
-Preparation PreparationFor(const Device& device, const MatMulSpec& spec, DataType type) {
-  // Elsewhere quantised activations are the bf16 of their values, exactly.
-  const bool native = Is(device.arch, "gfx950") && spec.weight_format == WeightFormat::kMxfp4;
-  const auto quantized = [&](const char* own, Operand operand, const char* emulated) -> Preparation {
-    return native ? Preparation{own, operand, 1} : Preparation{emulated, Operand::kBf16, 1};
-  };
-  switch (spec.activation_format) {
-    case ActivationFormat::kMxfp4:
-      return quantized("prepare_fp4", Operand::kFp4, "prepare_fp4_bf16");
-    case ActivationFormat::kMxfp6E2M3:
-      return quantized("prepare_e2m3", Operand::kFp6E2M3, "prepare_e2m3_bf16");
-    case ActivationFormat::kMxfp6E3M2:
-      return quantized("prepare_e3m2", Operand::kFp6E3M2, "prepare_e3m2_bf16");
-    case ActivationFormat::kMxfp8E4M3:
-      return quantized("prepare_e4m3", Operand::kFp8E4M3, "prepare_e4m3_bf16");
-    case ActivationFormat::kNone:
-      break;
-  }
-  // Two FP6 terms: relative RMS error 7.5e-4, below bf16's, at twice bf16's matrix rate.
-  if (native && spec.accuracy_level != AccuracyLevel::kFp32) return {"prepare_e2m3x2", Operand::kFp6E2M3, 2};
-  return {"prepare_bf16", Operand::kBf16, BFloat16Terms(spec, type)};
-}
-
 unsigned CeilDiv(int64_t a, int64_t b) { return static_cast<unsigned>((a + b - 1) / b); }
 
 // Splits K where the tiles alone leave compute units idle. A split costs a pass over Y, so each keeps at least 8 steps.
@@ -102,6 +79,29 @@ bool Serves(const GemmRow& row, const Device& device, Operand operand, WeightCod
 }
 
 }  // namespace
+
+Preparation PreparationFor(const Device& device, const MatMulSpec& spec, DataType type) {
+  // Elsewhere quantised activations are the bf16 of their values, exactly.
+  const bool native = Is(device.arch, "gfx950") && spec.weight_format == WeightFormat::kMxfp4;
+  const auto quantized = [&](const char* own, Operand operand, const char* emulated) -> Preparation {
+    return native ? Preparation{own, operand, 1} : Preparation{emulated, Operand::kBf16, 1};
+  };
+  switch (spec.activation_format) {
+    case ActivationFormat::kMxfp4:
+      return quantized("prepare_fp4", Operand::kFp4, "prepare_fp4_bf16");
+    case ActivationFormat::kMxfp6E2M3:
+      return quantized("prepare_e2m3", Operand::kFp6E2M3, "prepare_e2m3_bf16");
+    case ActivationFormat::kMxfp6E3M2:
+      return quantized("prepare_e3m2", Operand::kFp6E3M2, "prepare_e3m2_bf16");
+    case ActivationFormat::kMxfp8E4M3:
+      return quantized("prepare_e4m3", Operand::kFp8E4M3, "prepare_e4m3_bf16");
+    case ActivationFormat::kNone:
+      break;
+  }
+  // Two FP6 terms: relative RMS error 7.5e-4, below bf16's, at twice bf16's matrix rate.
+  if (native && spec.accuracy_level != AccuracyLevel::kFp32) return {"prepare_e2m3x2", Operand::kFp6E2M3, 2};
+  return {"prepare_bf16", Operand::kBf16, BFloat16Terms(spec, type)};
+}
 
 const GemmRow* GemmRows(size_t* count) {
   *count = sizeof(kRows) / sizeof(kRows[0]);

@@ -25,6 +25,9 @@ struct Preparation {
   int terms;
 };
 
+// That of A for a product with these weights.
+Preparation PreparationFor(const Device& device, const MatMulSpec& spec, DataType type);
+
 // One row of the table.
 struct GemmRow {
   const char* name;    // of the kernel in the code object, unique per architecture

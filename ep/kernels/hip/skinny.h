@@ -99,10 +99,10 @@ MXORT_DEVICE void AddAndStore(const GemmArgs& args, u32 panel, const f32x4 (&sum
   StoreColumns(args, row, column, total);
 }
 
+// A panel of Y, over one split.
 template <class Mma>
-MXORT_DEVICE void Skinny(const GemmArgs& args) {
-  const u32 panel = GroupX();
-  const u32 first = GroupY() * args.steps_per_split;
+MXORT_DEVICE void SkinnyPanel(const GemmArgs& args, u32 panel, u32 split) {
+  const u32 first = split * args.steps_per_split;
   const u32 end = args.steps - first < args.steps_per_split ? args.steps : first + args.steps_per_split;
   constexpr u32 kSteps = 4 / WeightSlots(Mma::kWeight);  // in flight in a wave
   constexpr u32 kRecordW = WeightRecordBytes(Mma::kWeight), kRecordA = RecordBytes(Mma::kOperand);
@@ -128,6 +128,11 @@ MXORT_DEVICE void Skinny(const GemmArgs& args) {
     });
   }
   AddAndStore(args, panel, sum);
+}
+
+template <class Mma>
+MXORT_DEVICE void Skinny(const GemmArgs& args) {
+  SkinnyPanel<Mma>(args, GroupX(), GroupY());
 }
 
 }  // namespace mxort::hip
