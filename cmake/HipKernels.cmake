@@ -53,7 +53,7 @@ if(MXORT_HAVE_HIP)
     list(APPEND device_flags -Werror)
   endif()
   foreach(arch IN LISTS MXORT_HIP_ARCHITECTURES)
-    set(names attention attention_append attention_mx attention_prefill gather_mx gemm_bf16 gemm_byte prepare product rows
+    set(names attention attention_append attention_mx attention_prefill gather_mx gemm_bf16 gemm_byte gemm_direct prepare product rows
               strided)
     if(arch STREQUAL gfx950)
       list(PREPEND names gemm_mx)

@@ -19,6 +19,8 @@ import onnx
 from rich.console import Console
 from rich.table import Table
 
+from mxort import _native
+
 BYTES_PER_SECOND = 8e12  # HBM3E of an MI355X, AMD's data sheet
 CLOCKS_PER_SECOND, COMPUTE_UNITS = 2.4e9, 256
 FLOP_PER_CLOCK = (
@@ -30,12 +32,23 @@ LAUNCH_SECONDS = (2e-6, 5e-6)
 BITS = {"MXFP4": 4.25, "MXINT8": 8.25, "MXFP8": 8.25, "MXFP6": 6.25, "float16": 16.0, "float": 32.0}
 CACHE_BITS = {"float16": 16.0, "mxfp8": 8.25, "mxfp4": 4.25}
 
-# Launches of an operator in a decode step (docs/mi355x.md): a product is prepared and multiplied; what is split over K
-# is summed by a third; attention appends, attends and joins its splits; views and shapes are free.
+# Launches of an operator in a decode step (docs/mi355x.md): attention appends, attends and joins its splits; views and
+# shapes are free. What is no product with quantised weights and not here is one.
 LAUNCHES = {
-    "MatMul": 2, "FusedMatMul": 3, "GatedMatMul": 3, "GroupQueryAttention": 3, "MultiHeadAttention": 1, "MoE": 4,
-    "Reshape": 0, "Squeeze": 0, "Unsqueeze": 0, "Flatten": 0, "Identity": 0, "Shape": 0, "Size": 0, "Constant": 0,
+    "MatMul": 2, "GroupQueryAttention": 3, "MultiHeadAttention": 1, "MoEMXFP4": 4, "Reshape": 0, "Squeeze": 0,
+    "Unsqueeze": 0, "Flatten": 0, "Identity": 0, "Shape": 0, "Size": 0, "Constant": 0,
 }  # fmt: skip
+WEIGHT_FORMATS = {"MXFP4": "mxfp4", "MXINT8": "mxint8", "MXFP8": "mxfp8_e4m3", "MXFP6": "mxfp6_e2m3"}
+
+
+def product_launches(operator: str, rows: int, k: int, n: int) -> int:
+    """Of a product with quantised weights: what the provider's selection answers for 256 compute units. An activation
+    is one more where the product is not a single kernel that has it in it."""
+    prefix, weights = operator.split("MatMulMX")
+    gated = prefix == "Gated"
+    columns = 2 * 32 * -(-n // 32) if gated else n
+    count = int(_native.gpu_launches(rows, k, columns, WEIGHT_FORMATS["MX" + weights]))
+    return count + (bool(prefix) and count > 1)
 
 
 @dataclass(frozen=True)
@@ -45,12 +58,11 @@ class Work:
     operator: str
     bytes: float = 0
     flop: float = 0  # in units of the FP4 rate: a product in bfloat16 counts four times
-    count: int = 1
+    kernels: int | None = None  # None: LAUNCHES
 
     @property
     def launches(self) -> int:
-        family = self.operator.split("MX")[0] if self.operator != "MoEMXFP4" else "MoE"
-        return LAUNCHES.get(family, 1)
+        return LAUNCHES.get(self.operator, 1) if self.kernels is None else self.kernels
 
 
 @dataclass(frozen=True)
@@ -82,10 +94,13 @@ PUBLISHED = {
 }
 
 
-def product(operator: str, rows: float, k: int, n: int, weights: str) -> Work:
-    """Activations of a quantised product are two FP6 terms (docs/mi355x.md), those of the others bfloat16."""
+def product(operator: str, rows: int, k: int, n: int, weights: str) -> Work:
+    """Activations of a quantised product are two FP6 terms (docs/mi355x.md), those of the others bfloat16. ``n``: of
+    one operand of a gate."""
     slower = 2 if weights == "MXFP4" else BFLOAT16_SLOWER
-    return Work(operator, k * n * BITS[weights] / 8, 2 * rows * k * n * slower)
+    columns = 2 * n if operator.startswith("Gated") else n
+    kernels = product_launches(operator, rows, k, n) if "MatMulMX" in operator else None
+    return Work(operator, k * columns * BITS[weights] / 8, 2 * rows * k * columns * slower, kernels)
 
 
 def attention(tokens: int, context: int, s: Shape, cache: str) -> Work:
@@ -108,7 +123,7 @@ def works_of(s: Shape, tokens: int, context: int, cache: str) -> Iterator[Work]:
             weights = 3 * s.hidden * s.intermediate * reached * BITS["MXFP4"] / 8
             yield Work("MoEMXFP4", weights, 2 * tokens * s.active * 3 * s.hidden * s.intermediate * 2)
         else:
-            yield product("GatedMatMulMXFP4", tokens, s.hidden, 2 * s.intermediate, "MXFP4")
+            yield product("GatedMatMulMXFP4", tokens, s.hidden, s.intermediate, "MXFP4")
             yield product("MatMulMXFP4", tokens, s.intermediate, s.hidden, "MXFP4")
         yield norm
     yield Work("GatherMXINT8")
@@ -125,8 +140,9 @@ def works_of_file(path: Path, tokens: int, context: int) -> Iterator[Work]:
         tensors = [constants[name] for name in node.input if name in constants]
         held = sum(_bytes(t.data_type, t.dims) for t in tensors)
         attributes = {a.name: a.i for a in node.attribute if a.type == onnx.AttributeProto.INT}
-        flop = 0.0
-        if node.domain == "mxort" and {"K", "N"} <= set(attributes):
+        flop, kernels = 0.0, None
+        if node.domain == "mxort" and {"K", "N"} <= set(attributes) and "MatMulMX" in node.op_type:
+            kernels = product_launches(node.op_type, tokens, attributes["K"], attributes["N"])
             slower = 2 if node.op_type.endswith("MXFP4") else BFLOAT16_SLOWER
             operands = 2 if node.op_type.startswith("Gated") else 1
             flop = 2.0 * tokens * attributes["K"] * attributes["N"] * operands * slower
@@ -139,7 +155,7 @@ def works_of_file(path: Path, tokens: int, context: int) -> Iterator[Work]:
         cache = sum(
             _cache_bytes(inputs[name], context) for name in node.input if name in inputs and "past" in name
         )
-        yield Work(node.op_type, held + cache, flop)
+        yield Work(node.op_type, held + cache, flop, kernels)
 
 
 def _bytes(data_type: int, dims: Iterable[int]) -> float:
@@ -157,9 +173,9 @@ def _cache_bytes(value: onnx.TypeProto.Tensor, context: int) -> float:
 
 def bound(works: Iterable[Work]) -> dict[str, Any]:
     rows = list(works)
-    launches = sum(work.launches * work.count for work in rows)
-    read = sum(work.bytes * work.count for work in rows)
-    clocks = sum(work.flop * work.count for work in rows) / FLOP_PER_CLOCK / COMPUTE_UNITS
+    launches = sum(work.launches for work in rows)
+    read = sum(work.bytes for work in rows)
+    clocks = sum(work.flop for work in rows) / FLOP_PER_CLOCK / COMPUTE_UNITS
     seconds = max(read / BYTES_PER_SECOND, clocks / CLOCKS_PER_SECOND)
     return {
         "launches": launches,

@@ -37,8 +37,8 @@ OBJECTS = {
         "product",
     )
     for arch, gemm in {
-        "gfx950": ("gemm_mx", "gemm_bf16", "gemm_byte"),
-        "gfx942": ("gemm_bf16", "gemm_byte"),
+        "gfx950": ("gemm_mx", "gemm_bf16", "gemm_byte", "gemm_direct"),
+        "gfx942": ("gemm_bf16", "gemm_byte", "gemm_direct"),
     }.items()
 }
 FORMATS = list(formats.ACTIVATION_FORMATS)
@@ -210,10 +210,16 @@ class Device:
         bias: NDArray[np.float32],
         kernel: str = "",
         splits: int | None = None,
+        follow: int = 0,
+        gated: int = 0,
     ) -> NDArray[np.float32]:
-        """Y as float32; ``a`` in the device's type."""
+        """Y as float32; ``a`` in the device's type. ``follow`` (Follow) and ``gated`` (columns of Y) are for kernels
+        that prepare A themselves."""
         p = plan(spec, kernel)
         assert p is not None, (spec, kernel)
+        if p["direct"]:
+            return self.direct(spec, p, a, codes, scales, column_scale, bias, follow, gated)
+        assert not follow and not gated
         if splits is not None:
             p["steps_per_split"] = -(-p["steps"] // splits)
             p["splits"] = -(-p["steps"] // p["steps_per_split"])
@@ -239,5 +245,32 @@ class Device:
             self.module("prepare").launch("reduce", (-(-spec.n // 256), rows), (256,), [args])
         out = from_bytes(y.numpy(), spec.dtype)
         for array in (records, weights, cs, bi, y, *([partial] if partial else [])):
+            array.free()
+        return out
+
+    def direct(
+        self,
+        spec: Spec,
+        p: dict[str, Any],
+        a: NDArray[Any],
+        codes: NDArray[np.uint8],
+        scales: NDArray[np.uint8],
+        column_scale: NDArray[np.float32],
+        bias: NDArray[np.float32],
+        follow: int,
+        gated: int,
+    ) -> NDArray[np.float32]:
+        source, cs, bi = self.sim.to_device(a), self.sim.to_device(column_scale), self.sim.to_device(bias)
+        weights = self.sim.to_device(preshuffle(codes, scales, spec.k, spec.weights))
+        columns, kind = gated or spec.n, list(TYPES).index(spec.dtype)
+        y = self.sim.empty((spec.m, columns), np.uint16 if spec.dtype == "bfloat16" else TYPES[spec.dtype])
+        args = struct.pack(
+            "<QQQQQIIIIIIIiiiiii4x", source.ptr, weights.ptr, cs.ptr, bi.ptr, y.ptr,
+            spec.m, spec.n, spec.k, p["steps"], p["terms"], p["tiles_n"], columns,
+            kind, kind, spec.rotation, p["emulated"], follow, int(gated > 0),
+        )  # fmt: skip
+        self.module(p["object"]).launch(p["gemm"], p["gemm_grid"], (p["threads"],), [args])
+        out = from_bytes(y.numpy(), spec.dtype)
+        for array in (source, weights, cs, bi, y):
             array.free()
         return out
