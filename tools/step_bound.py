@@ -38,6 +38,14 @@ LAUNCHES = {
     "MatMul": 2, "GroupQueryAttention": 3, "MultiHeadAttention": 1, "MoEMXFP4": 4, "Reshape": 0, "Squeeze": 0,
     "Unsqueeze": 0, "Flatten": 0, "Identity": 0, "Shape": 0, "Size": 0, "Constant": 0,
 }  # fmt: skip
+NORM = "SkipSimplifiedLayerNormalization"
+NORMS = {
+    NORM,
+    "SimplifiedLayerNormalization",
+    "SkipLayerNormalization",
+    "LayerNormalization",
+    "RMSNormalization",
+}
 WEIGHT_FORMATS = {"MXFP4": "mxfp4", "MXINT8": "mxint8", "MXFP8": "mxfp8_e4m3", "MXFP6": "mxfp6_e2m3"}
 
 
@@ -111,24 +119,28 @@ def attention(tokens: int, context: int, s: Shape, cache: str) -> Work:
 
 def works_of(s: Shape, tokens: int, context: int, cache: str) -> Iterator[Work]:
     """A step of ``tokens`` with ``context`` tokens in the cache when it ends."""
-    norm = Work("SkipSimplifiedLayerNormalization")
+
+    def normalised(work: Work) -> Iterator[Work]:
+        yield Work(
+            NORM, kernels=0 if work.kernels == 1 else 1
+        )  # a product that is one kernel normalises its rows
+        yield work
+
     for _ in range(s.layers):
-        yield product("MatMulMXFP4", tokens, s.hidden, (s.heads + 2 * s.kv_heads) * s.head_size, "MXFP4")
+        qkv = (s.heads + 2 * s.kv_heads) * s.head_size
+        yield from normalised(product("MatMulMXFP4", tokens, s.hidden, qkv, "MXFP4"))
         yield attention(tokens, context, s, cache)
         yield product("MatMulMXFP4", tokens, s.heads * s.head_size, s.hidden, "MXFP4")
-        yield norm
         if s.experts:
-            yield product("MatMul", tokens, s.hidden, s.experts, "float16")
+            yield from normalised(product("MatMul", tokens, s.hidden, s.experts, "float16"))
             reached = s.experts * (1 - (1 - s.active / s.experts) ** tokens)  # expected, of an even router
             weights = 3 * s.hidden * s.intermediate * reached * BITS["MXFP4"] / 8
             yield Work("MoEMXFP4", weights, 2 * tokens * s.active * 3 * s.hidden * s.intermediate * 2)
         else:
-            yield product("GatedMatMulMXFP4", tokens, s.hidden, s.intermediate, "MXFP4")
+            yield from normalised(product("GatedMatMulMXFP4", tokens, s.hidden, s.intermediate, "MXFP4"))
             yield product("MatMulMXFP4", tokens, s.intermediate, s.hidden, "MXFP4")
-        yield norm
     yield Work("GatherMXINT8")
-    yield norm
-    yield product("MatMulMXINT8", 1, s.hidden, s.vocabulary, "MXINT8")
+    yield from normalised(product("MatMulMXINT8", 1, s.hidden, s.vocabulary, "MXINT8"))
 
 
 def works_of_file(path: Path, tokens: int, context: int) -> Iterator[Work]:
@@ -136,13 +148,17 @@ def works_of_file(path: Path, tokens: int, context: int) -> Iterator[Work]:
     model = onnx.load(path, load_external_data=False)
     constants = {t.name: t for t in model.graph.initializer}
     inputs = {v.name: v.type.tensor_type for v in model.graph.input}
+    readers = collections.defaultdict(list)  # products of a value, each as its launches
+    for node in model.graph.node:
+        if node.domain == "mxort" and "MatMulMX" in node.op_type:
+            readers[node.input[0]].append(_product_of_node(node, tokens))
     for node in model.graph.node:
         tensors = [constants[name] for name in node.input if name in constants]
         held = sum(_bytes(t.data_type, t.dims) for t in tensors)
         attributes = {a.name: a.i for a in node.attribute if a.type == onnx.AttributeProto.INT}
         flop, kernels = 0.0, None
         if node.domain == "mxort" and {"K", "N"} <= set(attributes) and "MatMulMX" in node.op_type:
-            kernels = product_launches(node.op_type, tokens, attributes["K"], attributes["N"])
+            kernels = _product_of_node(node, tokens)
             slower = 2 if node.op_type.endswith("MXFP4") else BFLOAT16_SLOWER
             operands = 2 if node.op_type.startswith("Gated") else 1
             flop = 2.0 * tokens * attributes["K"] * attributes["N"] * operands * slower
@@ -155,7 +171,14 @@ def works_of_file(path: Path, tokens: int, context: int) -> Iterator[Work]:
         cache = sum(
             _cache_bytes(inputs[name], context) for name in node.input if name in inputs and "past" in name
         )
+        if node.op_type in NORMS and set(readers[node.output[0]]) == {1}:
+            kernels = 0  # its products normalise the rows themselves
         yield Work(node.op_type, held + cache, flop, kernels)
+
+
+def _product_of_node(node: onnx.NodeProto, tokens: int) -> int:
+    sizes = {a.name: a.i for a in node.attribute if a.name in ("K", "N")}
+    return product_launches(node.op_type, tokens, sizes["K"], sizes["N"])
 
 
 def _bytes(data_type: int, dims: Iterable[int]) -> float:

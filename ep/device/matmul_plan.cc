@@ -151,7 +151,7 @@ Status MatMulPlan::LaunchRows(void* stream, const void* a, int64_t m, void* y, v
     return {ErrorCode::kUnsupported, "kernel '" + options_.kernel + "': cannot compute " + std::to_string(m) + " rows"};
   }
   const auto rows = static_cast<unsigned>(m);
-  if (choice.plan.gemm->direct) return LaunchDirect(stream, choice, a, rows, y);
+  if (choice.plan.gemm->direct) return LaunchDirect(stream, choice, a, rows, y, nullptr);
   auto* memory = static_cast<char*>(workspace);
   if (!Followed()) return LaunchProduct(stream, choice, a, rows, y, type_, memory);
   auto* p = reinterpret_cast<float*>(memory + WorkspaceOf(choice.plan, 0));
@@ -159,7 +159,22 @@ Status MatMulPlan::LaunchRows(void* stream, const void* a, int64_t m, void* y, v
   return LaunchActivate(stream, p, rows, y);
 }
 
-Status MatMulPlan::LaunchDirect(void* stream, const Choice& choice, const void* a, unsigned m, void* y) const {
+bool MatMulPlan::TakesNorm(const hip::NormArgs& norm, int64_t m) const {
+  for (const void* p : {norm.x, norm.skip, norm.bias, norm.scale, norm.shift}) {
+    if (!IsAligned(p)) return false;
+  }
+  if (m < 1 || m > RowsOfLaunch() || norm.shape.n != static_cast<unsigned>(spec_.K)) return false;
+  const Choice choice = Choose(m);
+  return choice.gemm && choice.plan.gemm->direct;
+}
+
+Status MatMulPlan::LaunchNormalised(void* stream, const hip::NormArgs& norm, int64_t m, void* y) const {
+  if (!TakesNorm(norm, m) || !IsAligned(y)) return {ErrorCode::kInvalidArgument, "normalised product: not one kernel"};
+  return LaunchDirect(stream, Choose(m), norm.x, static_cast<unsigned>(m), y, &norm);
+}
+
+Status MatMulPlan::LaunchDirect(void* stream, const Choice& choice, const void* a, unsigned m, void* y,
+                                const hip::NormArgs* norm) const {
   const hip::Plan& plan = choice.plan;
   hip::DirectArgs args{};
   args.a = a;
@@ -179,6 +194,8 @@ Status MatMulPlan::LaunchDirect(void* stream, const Choice& choice, const void* 
   args.emulated = plan.emulated;
   args.activation = static_cast<int>(options_.follow);
   args.gated = options_.gated_columns != 0;
+  if (norm) args.norm = *norm;
+  args.normalised = norm != nullptr;
   return choice.gemm->Launch(plan.gemm_grid, static_cast<unsigned>(plan.gemm->threads), stream, &args);
 }
 

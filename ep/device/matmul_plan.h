@@ -23,6 +23,7 @@
 #include "device/device_weights.h"
 #include "device/kernel.h"
 #include "device/status.h"
+#include "kernels/hip/args_rows.h"
 #include "kernels/hip/select.h"
 #include "kernels/kernel.h"
 
@@ -63,6 +64,12 @@ class MatMulPlan {
   // an arena knows no order for that stream.
   Status Launch(void* stream, const void* a, int64_t m, void* y, const std::shared_ptr<Arena>& arena) const;
 
+  // Whether LaunchNormalised has one kernel for these rows and addresses; else the normalisation is the caller's.
+  bool TakesNorm(const hip::NormArgs& norm, int64_t m) const;
+  // The same for A = what `norm` makes of its x, [m, K] of type(); out_type is type(), mean and inverse are not asked
+  // for.
+  Status LaunchNormalised(void* stream, const hip::NormArgs& norm, int64_t m, void* y) const;
+
   // Name of the kernel for `m` rows: "gemm_fp4_128x128". Empty: none (m = 0).
   std::string KernelFor(int64_t m) const;
   const std::shared_ptr<Device>& device() const { return weights_->device(); }
@@ -85,7 +92,8 @@ class MatMulPlan {
   int64_t RowsOfLaunch() const;
   size_t WorkspaceOf(const hip::Plan& plan, int64_t m) const;
   Status LaunchRows(void* stream, const void* a, int64_t m, void* y, void* workspace) const;
-  Status LaunchDirect(void* stream, const Choice& choice, const void* a, unsigned m, void* y) const;
+  Status LaunchDirect(void* stream, const Choice& choice, const void* a, unsigned m, void* y,
+                      const hip::NormArgs* norm) const;
   Status LaunchProduct(void* stream, const Choice& choice, const void* a, unsigned m, void* p, DataType p_type,
                        char* workspace) const;
   Status LaunchActivate(void* stream, const float* p, unsigned m, void* y) const;

@@ -60,6 +60,9 @@ def test_kernel_matches_numpy_and_every_instruction_runs(counting_machines, row,
             for gated in (0, 35):
                 p = problem(row, arch, (3, 160, 128), dtype, *first, 32)
                 check_followed(machine, name, p, follow, gated)
+        for k in (93, 384, 1024):
+            for number in range(len(NORMS)):
+                check_normalised(machine, name, problem(row, arch, (3, k, 20), dtype, *first, 1), number)
     for fmt, level in (first, *others):
         for rotation in (32, 64, 128):
             given = problem(row, arch, (3, 384, 20), "float16", fmt, level, rotation)
@@ -89,6 +92,54 @@ def check_followed(machine: device.Device, name: str, p: Problem, follow: int, g
     allowed = allowed + OUTPUT_EPSILON[p.spec.dtype] * np.abs(want) * 1.01
     allowed += FLOAT16_TINY if p.spec.dtype == "float16" else 0
     assert (np.abs(got - want) <= allowed).all(), (p.spec, name, follow, gated)
+
+
+NORMS: list[dict[str, Any]] = [
+    {"rms": True, "scale": True},
+    {"rms": True, "skip": 3, "scale": True, "stores": True},
+    {"rms": False, "skip": 1, "bias": True, "scale": True, "shift": True, "stores": True},
+    {"rms": False},
+]
+
+
+def check_normalised(machine: device.Device, name: str, p: Problem, number: int) -> None:
+    """The product of the normalised rows, which are what NumPy makes of them in double to within two units of the type
+    and what else a float sum may do; the product then is compared for the rows as the device has them."""
+    form, k, dtype = dict(NORMS[number]), p.spec.k, p.spec.dtype
+    rng = np.random.default_rng([number, k])
+    given: dict[str, NDArray[np.float64]] = {}
+    for key, shape in (("skip", (form.get("skip"), k)), ("bias", k), ("scale", k), ("shift", k)):
+        if form.get(key):
+            values = device.to_bytes(rng.standard_normal(shape).astype(np.float32), dtype)
+            form[key] = values
+            given[key] = device.from_bytes(values, dtype).astype(np.float64)
+    norm = device.Norm(**form)
+    got = machine.matmul(p.spec, p.a, p.codes, p.scales, p.column_scale, p.bias, name, norm=norm)
+    v = device.from_bytes(p.a, dtype).astype(np.float64)
+    v = v + np.resize(given["skip"], v.shape) if "skip" in given else v
+    v = v + given.get("bias", 0)
+    mean = 0 if norm.rms else v.mean(1, keepdims=True)
+    y = (v - mean) / np.sqrt(((v - mean) ** 2).mean(1, keepdims=True) + norm.epsilon)
+    y = y * given.get("scale", 1) + given.get("shift", 0)
+    if not norm.stores:
+        again = device.Norm(**(form | {"stores": True}))
+        machine.matmul(p.spec, p.a, p.codes, p.scales, p.column_scale, p.bias, name, norm=again)
+        stored = again.results
+    else:
+        stored = norm.results
+    of_type = OUTPUT_EPSILON[dtype]
+    for key, want in (("sum", v), ("y", y)):
+        # A row's moments are sums of k terms and some fifteen roundings; all of v's own size, which may cancel.
+        allowed = 2 * of_type * np.abs(want) + (k / 64 + 16) * FP32_EPSILON * (np.abs(want) + np.abs(v).max())
+        allowed = allowed + (FLOAT16_TINY if dtype == "float16" else 0)
+        assert (np.abs(device.from_bytes(stored[key], dtype) - want) <= allowed).all(), (
+            p.spec,
+            name,
+            number,
+            key,
+        )
+    p.a = stored["y"]
+    p.check(got, name)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 #ifndef MXORT_KERNELS_HIP_ARGS_H_
 #define MXORT_KERNELS_HIP_ARGS_H_
 
+#include "kernels/hip/args_rows.h"
+
 namespace mxort::hip {
 
 // Of a tensor's elements; the first three in the order of mxort::DataType. Bool: a byte, 0 or 1.
@@ -57,6 +59,10 @@ struct DirectArgs {
   int emulated;    // of bf16 operands: whose quantised values they are (Operand), or kNoElement
   int activation;  // Follow
   int gated;       // Y = f(gates) * values: columns 0 .. 31 of each 64 of N are the gates of the next 32
+  // Whether the product is of what `norm` makes of A, its x, rounded to out_type; sum and y null: nobody else wants
+  // them.
+  int normalised;
+  NormArgs norm;
 };
 
 // Y = f(P), or f(gates) * values where gated (DirectArgs). Grid x: 1024 columns, grid y: rows.

@@ -13,6 +13,7 @@
 
 #include "kernels/hip/activate.h"
 #include "kernels/hip/args.h"
+#include "kernels/hip/norm.h"
 #include "kernels/hip/prepare.h"
 #include "kernels/hip/skinny.h"
 
@@ -117,18 +118,111 @@ MXORT_DEVICE void PrepareUnit(const DirectArgs& args, const PreparedRows<kOperan
   }
 }
 
-// A thread takes a block of 32 of one row; a block's neighbours in a rotation are those of the neighbouring lanes.
-template <bool kEmulates, Operand kOperand>
-MXORT_DEVICE void PrepareRows(const DirectArgs& args, const PreparedRows<kOperand>& rows) {
-  const u32 blocks = args.steps * kStepBlocks;
+// A value as if nothing were known of it, and the kernel's arguments, read here and now: what is held, or made of them,
+// in scalar registers from the beginning of the kernel to its end pushes others out.
+MXORT_DEVICE u32 Again(u32 x) {
+  asm volatile("" : "+s"(x));
+  return x;
+}
+MXORT_DEVICE DirectArgs ReadAgain() {
+  u64 at = reinterpret_cast<u64>(__builtin_amdgcn_kernarg_segment_ptr());
+  asm volatile("" : "+s"(at));
+  return *reinterpret_cast<__attribute__((address_space(4))) const DirectArgs*>(at);
+}
+
+// Mean and inverse deviation of the rows of a normalisation, in LDS: those that its own kernel finds, bit for bit.
+struct RowMoments {
+  LdsFloats slots;  // of teams, then two floats a row
+  static constexpr u32 kTeams = kDirectThreads / kRowThreads, kTeamSlots = kReductions * kRowWaves;
+  static constexpr u32 kFloats = kTeams * kTeamSlots + 2 * kFragmentRows;
+
+  MXORT_METHOD LdsFloats Of(u32 row) const { return slots + kTeams * kTeamSlots + 2 * row; }
+  MXORT_METHOD Moments Load(u32 row) const { return {Of(row)[0], Of(row)[1]}; }
+
+  template <bool kMany>
+  MXORT_METHOD void Find(const NormArgs& args, u32 row, bool wanted, const Team<kMany>& team) const {
+    const Moments moments = MomentsOf(NormRow(args, row), team);
+    if (!wanted || team.First() != 0) return;
+    Of(row)[0] = moments.mean;
+    Of(row)[1] = moments.inverse;
+  }
+  MXORT_METHOD void FindAll(const NormArgs& args, u32 rows) const {
+    if (args.shape.n <= kWaveRowMost) {
+      for (u32 row = WaveIndex(); row < rows; row += kDirectWaves) Find(args, row, true, Team<false>{nullptr});
+    } else {
+      const u32 of = Uniform(Thread() / kRowThreads);
+      for (u32 row = of; row < rows + of; row += kTeams) {  // as many turns for every team: they meet at barriers
+        Find(args, row < rows ? row : 0, row < rows, Team<true>{slots + of * kTeamSlots});
+        Synchronize();
+      }
+    }
+    Synchronize();
+  }
+};
+
+// What makes a block of the operand out of memory, one after the other; null: left out.
+enum Part : u32 { kX, kSkip, kBias, kScale, kShift, kParts };
+
+// A block of a row: of A, or of what the normalisation makes of its row, rounded to the type that it gives it.
+MXORT_DEVICE void LoadOperand(const RowMoments& all, u32 row, u32 k, float (&x)[kBlockSize]) {
+  const bool normalised = ReadAgain().normalised != 0;
+  // A loop, because a load is long: every type, wide and narrow.
 #pragma clang loop unroll(disable)
-  for (u32 i = Thread(); i < blocks * args.m; i += kDirectThreads) {
-    const u32 row = i / blocks, block = i % blocks, k = block * kBlockSize;
-    const i32 left = static_cast<i32>(args.k) - static_cast<i32>(k);  // may be negative
+  for (u32 part = kX; part < (normalised ? kParts : kX + 1); ++part) {
+    const DirectArgs now = ReadAgain();
+    const NormArgs& norm = now.norm;
+    const void* from = part == kX       ? now.a
+                       : part == kSkip  ? norm.skip
+                       : part == kBias  ? norm.bias
+                       : part == kScale ? norm.scale
+                                        : norm.shift;
+    if (from) {
+      const u32 of_part = part == kX ? row : part == kSkip ? static_cast<u32>(row % norm.skip_rows) : 0;
+      const i32 left = static_cast<i32>(now.k) - static_cast<i32>(k);  // may be negative
+      float other[kBlockSize];
+      LoadBlock(part < kScale ? now.type : norm.scale_type, from, left > 0 ? static_cast<u64>(of_part) * now.k + k : 0,
+                left, now.k, other);
+      Unroll<0, kBlockSize>([&](auto i) __attribute__((always_inline)) {
+        float& v = x[i.value];
+        v = part == kX ? other[i.value] : part == kScale ? v * other[i.value] : v + other[i.value];
+      });
+    }
+    if (part == kBias) {
+      const Moments moments = all.Load(row);
+      Unroll<0, kBlockSize>(
+          [&](auto i) __attribute__((always_inline)) { x[i.value] = (x[i.value] - moments.mean) * moments.inverse; });
+    }
+  }
+  if (!normalised) return;
+  const DirectArgs now = ReadAgain();
+  const i32 left = static_cast<i32>(now.k) - static_cast<i32>(k);
+  Unroll<0, kBlockSize>([&](auto i) __attribute__((always_inline)) {
+    x[i.value] = i.value < left ? Rounded(now.norm.out_type, x[i.value]) : 0.0f;
+  });
+}
+
+// A thread takes a block of 32 of one row; a block's neighbours in a rotation are those of the neighbouring lanes.
+// `first`: the one workgroup that stores what other nodes want of the normalisation.
+template <bool kEmulates, Operand kOperand>
+MXORT_DEVICE void PrepareRows(u32 lds, const RowMoments& moments, bool first) {
+  if (ReadAgain().normalised) {
+    moments.FindAll(ReadAgain().norm, ReadAgain().m);
+    if (first) {
+      const DirectArgs now = ReadAgain();
+      for (u32 row = 0; row < now.m; ++row) {
+        StoreNormalised(NormRow(now.norm, row), moments.Load(row), Thread(), kDirectThreads);
+      }
+    }
+  }
+  const u32 blocks = ReadAgain().steps * kStepBlocks, units = blocks * ReadAgain().m;
+#pragma clang loop unroll(disable)
+  for (u32 i = Thread(); i < units; i += kDirectThreads) {
+    const u32 row = i / blocks, block = i % blocks;
     float x[kBlockSize];
-    LoadBlock(args.type, args.a, left > 0 ? static_cast<u64>(row) * args.k + k : 0, left, args.k, x);
-    Rotate<1>(args.rotation, x);
-    PrepareUnit<kOperand, kEmulates>(args, rows, row, block, x);
+    LoadOperand(moments, row, block * kBlockSize, x);
+    const DirectArgs now = ReadAgain();
+    Rotate<1>(now.rotation, x);
+    PrepareUnit<kOperand, kEmulates>(now, PreparedRows<kOperand>(now, lds), row, block, x);
   }
 }
 
@@ -181,42 +275,65 @@ MXORT_DEVICE void AddAndFinish(const DirectArgs& args, u32 lds, u32 panel, u32 f
   }
 }
 
+// The columns of a workgroup: kCount fragments of a panel from `first` on.
+template <class Mma, int kCount>
+struct Place {
+  u32 tile, panel, first;
+  MXORT_METHOD explicit Place(const DirectArgs& args)
+      : tile(OrderTiles(Again(GroupX()), 1, args.tiles).n),
+        panel(tile / (kFragments / kCount)),
+        first(tile % (kFragments / kCount) * kCount) {}
+  MXORT_METHOD Stream Weights(const DirectArgs& args) const {
+    const u64 bytes = static_cast<u64>(args.steps) * WeightRecordBytes(Mma::kWeight);
+    return Stream(static_cast<const u8*>(args.w) + panel * bytes, static_cast<u32>(bytes));
+  }
+};
+
 // kCount: fragments of 16 columns that a workgroup computes, 1 or 4.
 template <class Mma, int kCount>
 MXORT_DEVICE void Direct(const DirectArgs& args) {
   static MXORT_LDS __attribute__((aligned(16))) u8 memory[kDirectLds];
-  constexpr u32 kSteps = kCount == 1 ? 8 : 4 / WeightSlots(Mma::kWeight);  // in flight in a wave
-  constexpr u32 kRecord = WeightRecordBytes(Mma::kWeight), kGroups = kFragments / kCount;
-  const u32 tile = OrderTiles(GroupX(), 1, args.tiles).n, panel = tile / kGroups, first = tile % kGroups * kCount;
+  static MXORT_LDS float of_rows[RowMoments::kFloats];
+  // In flight in a wave: what is loaded takes 32 to 64 registers, beside those of a preparation.
+  constexpr int kSlots = WeightSlots(Mma::kWeight);
+  constexpr u32 kSteps = kCount == 1 ? 8 / kSlots : kSlots == 1 ? 4 : 1;
+  constexpr u32 kRecord = WeightRecordBytes(Mma::kWeight);
+  constexpr bool kEmulates = Mma::kWeight != WeightCode::kFp4 || !kHasScaledMma;
   const u32 lds = LdsAddress((LdsBytes)memory);
-  const PreparedRows<Mma::kOperand> rows(args, lds);
-  const Stream w(static_cast<const u8*>(args.w) + static_cast<u64>(panel) * args.steps * kRecord, args.steps * kRecord);
   WeightStep<Mma, kCount> weights[kSteps];
-  const auto load = [&](u32 step) __attribute__((always_inline)) {
+  const auto load = [&](const DirectArgs& from, const Place<Mma, kCount>& at, u32 step) __attribute__((always_inline)) {
+    const Stream w = at.Weights(from);
     Unroll<0, static_cast<int>(kSteps)>([&](auto i) __attribute__((always_inline)) {
       const u32 s = step + i.value * kDirectWaves;
-      weights[i.value].Load(w, s < args.steps ? s * kRecord : kBehind, first);  // behind the end: nothing is fetched
+      weights[i.value].Load(w, s < from.steps ? s * kRecord : kBehind, at.first);  // behind the end: nothing is fetched
     });
   };
-  load(WaveIndex());
-  PrepareRows<Mma::kWeight != WeightCode::kFp4 || !kHasScaledMma>(args, rows);
+  {
+    const Place<Mma, kCount> at(args);
+    load(args, at, WaveIndex());
+    PrepareRows<kEmulates, Mma::kOperand>(lds, RowMoments{(LdsFloats)of_rows}, at.tile == 0);
+  }
   Synchronize();
+
+  const DirectArgs now = ReadAgain();
+  const Place<Mma, kCount> at(now);
+  const PreparedRows<Mma::kOperand> rows(now, lds);
   f32x4 sum[kCount];
   Unroll<0, kCount>([&](auto n) __attribute__((always_inline)) { sum[n.value] = f32x4{0, 0, 0, 0}; });
-  for (u32 step = WaveIndex(); step < args.steps; step += kDirectWaves * kSteps) {
+  for (u32 step = Again(WaveIndex()); step < now.steps; step += kDirectWaves * kSteps) {
     Unroll<0, static_cast<int>(kSteps)>([&](auto i) __attribute__((always_inline)) {
       const u32 s = step + i.value * kDirectWaves;
-      if (s < args.steps) {
-        const i32 scales = static_cast<i32>(static_cast<u32>(weights[i.value].scales) >> (8 * first));
-        for (u32 term = 0; term < args.terms; ++term) {
+      if (s < now.steps) {
+        const i32 scales = static_cast<i32>(static_cast<u32>(weights[i.value].scales) >> (8 * at.first));
+        for (u32 term = 0; term < now.terms; ++term) {
           MultiplyPrepared<Mma, kCount>(weights[i.value], scales, rows, s, term, sum);
         }
       }
     });
-    load(step + kDirectWaves * kSteps);
+    load(now, at, step + kDirectWaves * kSteps);
   }
   Synchronize();  // the sums take the place of A
-  AddAndFinish<kCount>(args, lds, panel, first, sum);
+  AddAndFinish<kCount>(ReadAgain(), lds, at.panel, at.first, sum);
 }
 
 }  // namespace mxort::hip

@@ -65,7 +65,7 @@ MXORT_LAYOUT constexpr int WeightRecordBytes(WeightCode code) {
 // A kernel that prepares its rows itself (direct.h) keeps them in LDS, a block of 32 of one row at UnitBytes and a byte
 // of scale where there are scales.
 inline constexpr int kDirectThreads = 512;
-inline constexpr int kDirectLds = 64 * 1024;  // all that a workgroup has on gfx942
+inline constexpr int kDirectLds = 63 * 1024;  // the 64th of what a workgroup has on gfx942 is for moments of rows
 MXORT_LAYOUT constexpr int UnitBytes(Operand f) { return LaneBytes(f) == 24 ? 32 : LaneBytes(f); }
 
 // Output column, inside its panel, that row r of fragment i computes.

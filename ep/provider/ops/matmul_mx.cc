@@ -6,10 +6,8 @@
 #include <mutex>
 #include <utility>
 
-#include "device/matmul_plan.h"
-#include "ops/matmul_inputs.h"
-#include "ops/matmul_spec.h"
 #include "provider/op_table.h"
+#include "provider/ops/quantised_product.h"
 
 namespace mxort::provider {
 namespace {
@@ -17,10 +15,9 @@ namespace {
 static_assert(static_cast<int>(Activation::kSilu) == static_cast<int>(hip::Follow::kSilu));
 
 const WeightOperator& OperatorNamed(const std::string& name) {
-  for (const WeightOperator& op : MatMulOperators()) {
-    if (op.name == name) return op;
-  }
-  throw std::invalid_argument("operator " + name + " is not known");
+  const WeightOperator* op = QuantisedProductNamed(kDomain, name);
+  if (!op) throw std::invalid_argument("operator " + name + " is not known");
+  return *op;
 }
 
 // What the plan computes: the columns of both operands of a gate in turns, 32 and 32 (device::PlanOptions).
@@ -85,18 +82,7 @@ class MatMulMx : public NodeKernel {
 
  private:
   void Pack(const std::vector<mxort::Inputs>& operands) {
-    device::PlanOptions options;
-    options.self_check = ep().options().self_check;
-    options.follow = static_cast<hip::Follow>(activation_);
-    if (op_.operands == 2) options.gated_columns = spec_.N;
-    std::unique_ptr<device::MatMulPlan> plan;
-    if (operands.size() == 1) {
-      Check(device::MatMulPlan::Create(ep().arena(), spec_, type_, HostInputs(operands[0]).get(), options, &plan));
-    } else {
-      const JoinedWeights weights(spec_, operands);
-      Check(device::MatMulPlan::Create(ep().arena(), Joined(spec_, op_), type_, weights.get(), options, &plan));
-    }
-    plan_ = std::move(plan);
+    plan_ = MakePlan(ep(), op_, spec_, activation_, type_, operands);
   }
 
   void PackInFirstRun(const NodeCall& call) {
@@ -149,6 +135,31 @@ std::string WhyLeft(const Ep& ep, const NodeView& node) {
 }
 
 }  // namespace
+
+const WeightOperator* QuantisedProductNamed(const std::string& domain, const std::string& type) {
+  if (domain != kDomain) return nullptr;
+  for (const WeightOperator& op : MatMulOperators()) {
+    if (op.name == type) return &op;
+  }
+  return nullptr;
+}
+
+std::unique_ptr<const device::MatMulPlan> MakePlan(const Ep& ep, const WeightOperator& op, const MatMulSpec& spec,
+                                                   Activation activation, DataType type,
+                                                   const std::vector<Inputs>& operands) {
+  device::PlanOptions options;
+  options.self_check = ep.options().self_check;
+  options.follow = static_cast<hip::Follow>(activation);
+  if (op.operands == 2) options.gated_columns = spec.N;
+  std::unique_ptr<device::MatMulPlan> plan;
+  if (operands.size() == 1) {
+    Check(device::MatMulPlan::Create(ep.arena(), spec, type, HostInputs(operands[0]).get(), options, &plan));
+  } else {
+    const JoinedWeights weights(spec, operands);
+    Check(device::MatMulPlan::Create(ep.arena(), Joined(spec, op), type, weights.get(), options, &plan));
+  }
+  return plan;
+}
 
 void AddMatMulMx(Rows& rows) {
   for (const WeightOperator& op : MatMulOperators()) {
