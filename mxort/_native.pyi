@@ -85,6 +85,17 @@ def hip_runtime() -> dict[str, Any]: ...
 def devices() -> list[dict[str, Any]]: ...
 def check_gpu_kernels(device: int, activation_format: str, accuracy_level: int, dtype: str) -> None: ...
 def gpu_kernel_checks() -> list[dict[str, Any]]: ...
+def gpu_launches(
+    rows: int,
+    K: int,
+    N: int,
+    weight_format: str = "mxfp4",
+    activation_format: str = "none",
+    accuracy_level: int = 0,
+    dtype: str = "float16",
+    arch: str = "gfx950",
+    compute_units: int = 256,
+) -> int: ...
 
 class GpuMatMulMXFP4:
     def __init__(

@@ -19,6 +19,8 @@ import onnx
 from rich.console import Console
 from rich.table import Table
 
+from mxort import _native
+
 BYTES_PER_SECOND = 8e12  # HBM3E of an MI355X, AMD's data sheet
 CLOCKS_PER_SECOND, COMPUTE_UNITS = 2.4e9, 256
 FLOP_PER_CLOCK = (
@@ -30,14 +32,33 @@ LAUNCH_SECONDS = (2e-6, 5e-6)
 BITS = {"MXFP4": 4.25, "MXINT8": 8.25, "MXFP8": 8.25, "MXFP6": 6.25, "float16": 16.0, "float": 32.0}
 CACHE_BITS = {"float16": 16.0, "mxfp8": 8.25, "mxfp4": 4.25}
 
-# Launches of an operator in a decode step (docs/mi355x.md): a product is prepared and multiplied; what is split over K
-# is summed by a third; attention appends, attends and joins its splits; views and shapes are free. Experts of few rows
-# are routed beside the preparation and summed in the second product.
+# Launches of an operator in a decode step (docs/mi355x.md): attention appends, attends and joins its splits; views and
+# shapes are free. Experts of few rows are routed beside the preparation and summed in the second product. What is no
+# product with quantised weights and not here is one.
 EXPERTS_FEW_ROWS, EXPERTS_LAUNCHES = 16, (4, 7)
 LAUNCHES = {
-    "MatMul": 2, "FusedMatMul": 3, "GatedMatMul": 3, "GroupQueryAttention": 3, "MultiHeadAttention": 1,
-    "Reshape": 0, "Squeeze": 0, "Unsqueeze": 0, "Flatten": 0, "Identity": 0, "Shape": 0, "Size": 0, "Constant": 0,
+    "MatMul": 2, "GroupQueryAttention": 3, "MultiHeadAttention": 1, "Reshape": 0, "Squeeze": 0,
+    "Unsqueeze": 0, "Flatten": 0, "Identity": 0, "Shape": 0, "Size": 0, "Constant": 0,
 }  # fmt: skip
+NORM = "SkipSimplifiedLayerNormalization"
+NORMS = {
+    NORM,
+    "SimplifiedLayerNormalization",
+    "SkipLayerNormalization",
+    "LayerNormalization",
+    "RMSNormalization",
+}
+WEIGHT_FORMATS = {"MXFP4": "mxfp4", "MXINT8": "mxint8", "MXFP8": "mxfp8_e4m3", "MXFP6": "mxfp6_e2m3"}
+
+
+def product_launches(operator: str, rows: int, k: int, n: int) -> int:
+    """Of a product with quantised weights: what the provider's selection answers for 256 compute units. An activation
+    is one more where the product is not a single kernel that has it in it."""
+    prefix, weights = operator.split("MatMulMX")
+    gated = prefix == "Gated"
+    columns = 2 * 32 * -(-n // 32) if gated else n
+    count = int(_native.gpu_launches(rows, k, columns, WEIGHT_FORMATS["MX" + weights]))
+    return count + (bool(prefix) and count > 1)
 
 
 @dataclass(frozen=True)
@@ -49,12 +70,13 @@ class Work:
     flop: float = 0  # in units of the FP4 rate: a product in bfloat16 counts four times
     count: int = 1
     rows: int = 1
+    kernels: int | None = None  # None: LAUNCHES
 
     @property
     def launches(self) -> int:
         if self.operator == "MoEMXFP4":
             return EXPERTS_LAUNCHES[self.rows > EXPERTS_FEW_ROWS]
-        return LAUNCHES.get(self.operator.split("MX")[0], 1)
+        return LAUNCHES.get(self.operator, 1) if self.kernels is None else self.kernels
 
 
 @dataclass(frozen=True)
@@ -86,10 +108,13 @@ PUBLISHED = {
 }
 
 
-def product(operator: str, rows: float, k: int, n: int, weights: str) -> Work:
-    """Activations of a quantised product are two FP6 terms (docs/mi355x.md), those of the others bfloat16."""
+def product(operator: str, rows: int, k: int, n: int, weights: str) -> Work:
+    """Activations of a quantised product are two FP6 terms (docs/mi355x.md), those of the others bfloat16. ``n``: of
+    one operand of a gate."""
     slower = 2 if weights == "MXFP4" else BFLOAT16_SLOWER
-    return Work(operator, k * n * BITS[weights] / 8, 2 * rows * k * n * slower)
+    columns = 2 * n if operator.startswith("Gated") else n
+    kernels = product_launches(operator, rows, k, n) if "MatMulMX" in operator else None
+    return Work(operator, k * columns * BITS[weights] / 8, 2 * rows * k * columns * slower, kernels=kernels)
 
 
 def attention(tokens: int, context: int, s: Shape, cache: str) -> Work:
@@ -100,25 +125,29 @@ def attention(tokens: int, context: int, s: Shape, cache: str) -> Work:
 
 def works_of(s: Shape, tokens: int, context: int, cache: str) -> Iterator[Work]:
     """A step of ``tokens`` with ``context`` tokens in the cache when it ends."""
-    norm = Work("SkipSimplifiedLayerNormalization")
+
+    def normalised(work: Work) -> Iterator[Work]:
+        yield Work(
+            NORM, kernels=0 if work.kernels == 1 else 1
+        )  # a product that is one kernel normalises its rows
+        yield work
+
     for _ in range(s.layers):
-        yield product("MatMulMXFP4", tokens, s.hidden, (s.heads + 2 * s.kv_heads) * s.head_size, "MXFP4")
+        qkv = (s.heads + 2 * s.kv_heads) * s.head_size
+        yield from normalised(product("MatMulMXFP4", tokens, s.hidden, qkv, "MXFP4"))
         yield attention(tokens, context, s, cache)
         yield product("MatMulMXFP4", tokens, s.heads * s.head_size, s.hidden, "MXFP4")
-        yield norm
         if s.experts:
-            yield product("MatMul", tokens, s.hidden, s.experts, "float16")
+            yield from normalised(product("MatMul", tokens, s.hidden, s.experts, "float16"))
             reached = s.experts * (1 - (1 - s.active / s.experts) ** tokens)  # expected, of an even router
             weights = 3 * s.hidden * s.intermediate * reached * BITS["MXFP4"] / 8
             flop = 2 * tokens * s.active * 3 * s.hidden * s.intermediate * 2
             yield Work("MoEMXFP4", weights, flop, rows=tokens)
         else:
-            yield product("GatedMatMulMXFP4", tokens, s.hidden, 2 * s.intermediate, "MXFP4")
+            yield from normalised(product("GatedMatMulMXFP4", tokens, s.hidden, s.intermediate, "MXFP4"))
             yield product("MatMulMXFP4", tokens, s.intermediate, s.hidden, "MXFP4")
-        yield norm
     yield Work("GatherMXINT8")
-    yield norm
-    yield product("MatMulMXINT8", 1, s.hidden, s.vocabulary, "MXINT8")
+    yield from normalised(product("MatMulMXINT8", 1, s.hidden, s.vocabulary, "MXINT8"))
 
 
 def works_of_file(path: Path, tokens: int, context: int) -> Iterator[Work]:
@@ -126,12 +155,17 @@ def works_of_file(path: Path, tokens: int, context: int) -> Iterator[Work]:
     model = onnx.load(path, load_external_data=False)
     constants = {t.name: t for t in model.graph.initializer}
     inputs = {v.name: v.type.tensor_type for v in model.graph.input}
+    readers = collections.defaultdict(list)  # products of a value, each as its launches
+    for node in model.graph.node:
+        if node.domain == "mxort" and "MatMulMX" in node.op_type:
+            readers[node.input[0]].append(_product_of_node(node, tokens))
     for node in model.graph.node:
         tensors = [constants[name] for name in node.input if name in constants]
         held = sum(_bytes(t.data_type, t.dims) for t in tensors)
         attributes = {a.name: a.i for a in node.attribute if a.type == onnx.AttributeProto.INT}
-        flop = 0.0
-        if node.domain == "mxort" and {"K", "N"} <= set(attributes):
+        flop, kernels = 0.0, None
+        if node.domain == "mxort" and {"K", "N"} <= set(attributes) and "MatMulMX" in node.op_type:
+            kernels = _product_of_node(node, tokens)
             slower = 2 if node.op_type.endswith("MXFP4") else BFLOAT16_SLOWER
             operands = 2 if node.op_type.startswith("Gated") else 1
             flop = 2.0 * tokens * attributes["K"] * attributes["N"] * operands * slower
@@ -144,7 +178,14 @@ def works_of_file(path: Path, tokens: int, context: int) -> Iterator[Work]:
         cache = sum(
             _cache_bytes(inputs[name], context) for name in node.input if name in inputs and "past" in name
         )
-        yield Work(node.op_type, held + cache, flop, rows=tokens)
+        if node.op_type in NORMS and set(readers[node.output[0]]) == {1}:
+            kernels = 0  # its products normalise the rows themselves
+        yield Work(node.op_type, held + cache, flop, rows=tokens, kernels=kernels)
+
+
+def _product_of_node(node: onnx.NodeProto, tokens: int) -> int:
+    sizes = {a.name: a.i for a in node.attribute if a.name in ("K", "N")}
+    return product_launches(node.op_type, tokens, sizes["K"], sizes["N"])
 
 
 def _bytes(data_type: int, dims: Iterable[int]) -> float:
@@ -162,9 +203,9 @@ def _cache_bytes(value: onnx.TypeProto.Tensor, context: int) -> float:
 
 def bound(works: Iterable[Work]) -> dict[str, Any]:
     rows = list(works)
-    launches = sum(work.launches * work.count for work in rows)
-    read = sum(work.bytes * work.count for work in rows)
-    clocks = sum(work.flop * work.count for work in rows) / FLOP_PER_CLOCK / COMPUTE_UNITS
+    launches = sum(work.launches for work in rows)
+    read = sum(work.bytes for work in rows)
+    clocks = sum(work.flop for work in rows) / FLOP_PER_CLOCK / COMPUTE_UNITS
     seconds = max(read / BYTES_PER_SECOND, clocks / CLOCKS_PER_SECOND)
     return {
         "launches": launches,

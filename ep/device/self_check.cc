@@ -64,12 +64,16 @@ bool Rotated(const MatMulSpec& spec) { return !Exact(spec) || spec.rotation != 1
 // Two problems: whole tiles with K split, and ragged ones in one piece with odd sizes.
 Status Check(const std::shared_ptr<Device>& device, const hip::GemmRow& row, const MatMulSpec& spec, DataType type,
              KernelCheck* check) {
+  constexpr int kSteps = 17;
   check->bound = CheckBound(spec);
   const bool rotated = Rotated(spec);
   MatMulSpec whole = spec, ragged = spec;
-  whole.K = 17 * hip::kStepK, whole.N = row.columns, whole.rotation = rotated ? 128 : 1;
+  whole.K = kSteps * hip::kStepK, whole.N = row.columns, whole.rotation = rotated ? 128 : 1;
   ragged.K = 9 * hip::kStepK + 29, ragged.N = row.columns - 3, ragged.rotation = rotated ? 32 : 1;
-  for (const CheckProblem& problem : {CheckProblem(whole, row.rows, type), CheckProblem(ragged, row.rows - 5, type)}) {
+  const auto terms = static_cast<unsigned>(check->terms);
+  const int64_t rows = row.direct ? std::min<int64_t>(row.rows, hip::DirectRows(row.operand, kSteps, terms)) : row.rows;
+  const int64_t fewer = std::max<int64_t>(1, rows - 5);
+  for (const CheckProblem& problem : {CheckProblem(whole, rows, type), CheckProblem(ragged, fewer, type)}) {
     std::vector<float> y;
     MXORT_RETURN_IF_ERROR(Run(device, problem, type, row.name, &y));
     Comparison comparison(type);

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "provider/ep.h"
+#include "provider/fusion.h"
 #include "provider/op_table.h"
 
 namespace mxort::provider {
@@ -117,6 +118,25 @@ class CpuPreferred {
   std::priority_queue<size_t, std::vector<size_t>, std::greater<>> waiting_;  // in topological order
 };
 
+void Claim(const Ep& ep, OrtEpGraphSupportInfo* support, const std::vector<const NodeView*>& taken) {
+  const Runtime& runtime = ep.runtime();
+  std::unordered_set<size_t> fused;
+  if (ep.options().fusion) {
+    OrtNodeFusionOptions options{};
+    options.ort_version_supported = runtime.version;
+    options.drop_constant_initializers = true;  // FusedNode keeps what it needs
+    for (const std::vector<size_t>& group : FindFusions(taken)) {
+      std::vector<const OrtNode*> nodes;
+      for (const size_t i : group) nodes.push_back(taken[i]->node());
+      runtime.Check(runtime.ep->EpGraphSupportInfo_AddNodesToFuse(support, nodes.data(), nodes.size(), &options));
+      fused.insert(group.begin(), group.end());
+    }
+  }
+  for (size_t i = 0; i < taken.size(); ++i) {
+    if (!fused.count(i)) runtime.Check(runtime.ep->EpGraphSupportInfo_AddSingleNode(support, taken[i]->node()));
+  }
+}
+
 }  // namespace
 
 void ClaimNodes(const Ep& ep, const OrtGraph* graph, OrtEpGraphSupportInfo* support, const Logger& logger) {
@@ -141,14 +161,16 @@ void ClaimNodes(const Ep& ep, const OrtGraph* graph, OrtEpGraphSupportInfo* supp
     }
   }
   const std::unordered_set<size_t> cpu = CpuPreferred(runtime, graph, candidates).Find();
+  std::vector<const NodeView*> taken;
   for (size_t i = 0; i < candidates.size(); ++i) {
     if (!candidates[i].row) continue;
     if (cpu.count(i)) {
       log_left(candidates[i].view, "everything it reads is on the host");
     } else {
-      runtime.Check(runtime.ep->EpGraphSupportInfo_AddSingleNode(support, candidates[i].view.node()));
+      taken.push_back(&candidates[i].view);
     }
   }
+  Claim(ep, support, taken);
 }
 
 }  // namespace mxort::provider

@@ -3,12 +3,14 @@
 #include <charconv>
 #include <cstring>
 #include <utility>
+#include <vector>
 
 #include "device/experts.h"
 #include "device/matmul_plan.h"
 #include "device/self_check.h"
 #include "ops/device_status.h"
 #include "provider/capability.h"
+#include "provider/fusion.h"
 #include "provider/stream.h"
 
 namespace mxort::provider {
@@ -35,6 +37,18 @@ Ep::Ep(const Runtime& runtime, const Logger& logger, const Gpu& gpu, std::shared
   GetCapability = [](OrtEp* self, const OrtGraph* graph, OrtEpGraphSupportInfo* support) noexcept -> OrtStatus* {
     Ep& ep = Self(self);
     return Guard(*ep.runtime_.api, kEpName, [&] { ClaimNodes(ep, graph, support, ep.logger_); });
+  };
+  Compile = [](OrtEp* self, const OrtGraph** graphs, const OrtNode** fused, size_t count, OrtNodeComputeInfo** infos,
+               OrtNode**) noexcept -> OrtStatus* {
+    Ep& ep = Self(self);
+    return Guard(*ep.runtime_.api, kEpName, [&] {
+      std::vector<std::unique_ptr<FusedNode>> made;
+      for (size_t i = 0; i < count; ++i) made.push_back(std::make_unique<FusedNode>(ep, graphs[i], fused[i]));
+      for (size_t i = 0; i < count; ++i) infos[i] = made[i].release();
+    });
+  };
+  ReleaseNodeComputeInfos = [](OrtEp*, OrtNodeComputeInfo** infos, size_t count) noexcept {
+    for (size_t i = 0; i < count; ++i) delete static_cast<FusedNode*>(infos[i]);
   };
   GetKernelRegistry = [](OrtEp* self, const OrtKernelRegistry** registry) noexcept -> OrtStatus* {
     Ep& ep = Self(self);

@@ -276,7 +276,11 @@ OrtEp* Factory::MakeEp(const OrtHardwareDevice* const* hardware, size_t count, c
   OrtKeyValuePairs* entries = nullptr;
   runtime_.Check(runtime_.api->GetSessionOptionsConfigEntries(session, &entries));
   const KeyValuePairsPtr owner(entries, KeyValuePairsDeleter{runtime_.api});
-  const Options options = ParseOptions(SelectOptions(ReadKeyValues(runtime_, entries)));
+  const KeyValues config = ReadKeyValues(runtime_, entries);
+  Options options = ParseOptions(SelectOptions(config));
+  // A session that writes a compiled model wants a node for every fusion, in a form that we have none of.
+  const auto context = config.find("ep.context_enable");
+  if (context != config.end() && context->second == "1") options.fusion = false;
   std::string offered;
   bool host = false;
   for (size_t i = 0; i < count; ++i) {

@@ -136,4 +136,13 @@ bool NodeView::IsConstant(size_t index) const {
   return is_constant;
 }
 
+const OrtValue* NodeView::Constant(size_t index) const {
+  bool outer = false;
+  runtime_.Check(runtime_.api->ValueInfo_IsFromOuterScope(Input(index), &outer));
+  if (outer || !IsConstant(index)) return nullptr;
+  const OrtValue* value = nullptr;
+  runtime_.Check(runtime_.api->ValueInfo_GetInitializerValue(Input(index), &value));
+  return value;
+}
+
 }  // namespace mxort::provider

@@ -38,6 +38,8 @@ class NodeView : public Attributes {
   ONNXTensorElementDataType InputType(size_t index) const;
   Shape InputShape(size_t index) const;  // -1 where a dimension is not known; empty: a scalar, or nothing is known
   bool IsConstant(size_t index) const;
+  // A constant of this very graph, in host memory, as long as the graph exists; null: it is none.
+  const OrtValue* Constant(size_t index) const;
 
   const OrtNode* node() const { return node_; }
 

@@ -43,6 +43,7 @@ const std::vector<OpRow>& OpTable() {
     AddGroupQueryAttention(rows);
     AddMatMulMx(rows);
     AddMovement(rows);
+    AddNormalisations(rows);
     AddPointwise(rows);
     AddProducts(rows);
     AddRotaryEmbedding(rows);

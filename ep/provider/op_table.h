@@ -55,6 +55,7 @@ void AddGatherMx(Rows& rows);
 void AddGroupQueryAttention(Rows& rows);
 void AddMatMulMx(Rows& rows);
 void AddMovement(Rows& rows);
+void AddNormalisations(Rows& rows);
 void AddPointwise(Rows& rows);
 void AddProducts(Rows& rows);
 void AddRotaryEmbedding(Rows& rows);

@@ -51,6 +51,8 @@ constexpr Row kRows[] = {
        if (text != "all" && text != "mx") Fail(name, text, "all or mx");
        options.only_mx = text == "mx";
      }},
+    {"fusion", [](Options& options, const std::string& name,
+                  const std::string& text) { options.fusion = ReadSwitch(name, text); }},
     {"graph_capture", [](Options& options, const std::string& name,
                          const std::string& text) { options.graph_capture = ReadSwitch(name, text); }},
 };

@@ -14,6 +14,7 @@ struct Options {
   uint64_t memory_limit = 0;     // bytes of device memory the session may hold; 0: what the device has
   bool self_check = true;        // run each kernel on a small problem before it is first used
   bool only_mx = false;          // take the operators of domain mxort alone, and leave the others to other providers
+  bool fusion = true;            // several nodes in one launch where a kernel has them
   bool graph_capture = false;    // record the first run's launches and replay them; wants bound inputs and outputs
 };
 

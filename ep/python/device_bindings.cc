@@ -89,6 +89,15 @@ void CheckFor(int ordinal, const std::string& activation_format, int accuracy_le
   Check(CheckKernels(device, spec, type, true, &disabled));
 }
 
+// Launches of a product without what follows it: selection is a pure function, so that no device is needed.
+int Launches(int64_t rows, const MatMulAttributes& attributes, const std::string& dtype, const std::string& arch,
+             int compute_units) {
+  const hip::Plan plan =
+      hip::Select({arch.c_str(), compute_units}, CheckAttributes(attributes), TypeNamed(dtype), rows);
+  if (!plan.gemm) throw std::invalid_argument("no kernel for " + arch + " computes " + std::to_string(rows) + " rows");
+  return plan.gemm->direct ? 1 : plan.splits > 1 ? 3 : 2;
+}
+
 // Weights on a GPU with a stream and an arena of its own: what a session's node holds there.
 class GpuNode {
  public:
@@ -195,6 +204,17 @@ void BindDevices(py::module_& m) {
   m.def("check_gpu_kernels", &CheckFor, py::arg("device"), py::arg("activation_format"), py::arg("accuracy_level"),
         py::arg("dtype"), "Runs the self-check of the kernels for such nodes, unless it ran in this process.");
   m.def("gpu_kernel_checks", &Checks, "Results of all self-checks of GPU kernels in this process, as dicts.");
+  m.def(
+      "gpu_launches",
+      [](int64_t rows, int64_t k, int64_t n, const std::string& weight_format, const std::string& activation_format,
+         int accuracy_level, const std::string& dtype, const std::string& arch, int compute_units) {
+        return Launches(rows, {k, n, 1, activation_format, accuracy_level, WeightFormatOf(weight_format)}, dtype, arch,
+                        compute_units);
+      },
+      py::arg("rows"), py::arg("K"), py::arg("N"), py::arg("weight_format") = "mxfp4",
+      py::arg("activation_format") = "none", py::arg("accuracy_level") = 0, py::arg("dtype") = "float16",
+      py::arg("arch") = "gfx950", py::arg("compute_units") = 256,
+      "Kernels that a product of `rows` rows is on such a GPU: 1, and what follows it is in that one; else 2 or 3.");
   py::class_<GpuNode>(m, "GpuMatMulMXFP4", "One operator with constant weights on a GPU.")
       .def(py::init([](const Array<uint8_t>& codes, const Array<uint8_t>& scales, const Array<float>& column_scale,
                        const Array<float>& bias, int64_t k, int rotation, const std::string& activation_format,

@@ -15,10 +15,10 @@ def check_doctor() -> None:
     checks, kernels = doctor.check_gpus()
     assert [(c.name, c.status) for c in checks] == [("gpu:0", doctor.OK), ("gpu:1", doctor.INFO)]
     assert checks[0].detail == (
-        "hipsim gfx942 (simulated), gfx942, 304 compute units, 17.2 GB, 0000:05:00.0; 12 self-checks of kernels right"
+        "hipsim gfx942 (simulated), gfx942, 304 compute units, 17.2 GB, 0000:05:00.0; 24 self-checks of kernels right"
     )
     assert checks[1].detail.endswith("not used, mxort has no kernels for gfx90a, only for gfx950, gfx942")
-    assert len(kernels) == 12 and all(k.passed and 0 < k.error <= k.bound for k in kernels)
+    assert len(kernels) == 24 and all(k.passed and 0 < k.error <= k.bound for k in kernels)
     assert {k.preparation for k in kernels} == {
         "prepare_bf16", "prepare_fp4_bf16", "prepare_e2m3_bf16", "prepare_e3m2_bf16", "prepare_e4m3_bf16"
     }  # fmt: skip
@@ -65,7 +65,7 @@ def check_bench_output() -> None:
         main(arguments)
         main([*arguments, "--json"])
     table, brace, data = text.getvalue().partition("{")
-    assert "SIMULATED DEVICE" in table and "gemm_bf16_skinny" in table
+    assert "SIMULATED DEVICE" in table and "gemm_bf16_16x" in table
     result = json.loads(brace + data)
     assert result["simulated"] and not result["wrong"]
     assert [row["activation_format"] for row in result["rows"]] == [

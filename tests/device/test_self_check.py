@@ -7,14 +7,15 @@ from machine_process import run
 
 
 def broken(kernels: list[str], folder: Path) -> None:
-    """gemm_mx.gfx950.co in ``folder`` with one scale of each of these kernels' main loops picked wrongly."""
+    """Code objects in ``folder`` with one scale of each of these kernels' main loops picked wrongly."""
     from hipsim import mutate
     from mxort import _native
 
-    (image,) = (data for name, arch, data in _native.code_objects() if (name, arch) == ("gemm_mx", "gfx950"))
-    path = folder / "gemm_mx.gfx950.co"
-    path.write_bytes(image)
+    for name, arch, image in _native.code_objects():
+        if arch == "gfx950" and name in ("gemm_mx", "gemm_direct"):
+            (folder / f"{name}.{arch}.co").write_bytes(image)
     for kernel in kernels:
+        path = folder / f"{'gemm_direct' if '_16x' in kernel else 'gemm_mx'}.gfx950.co"
         mutation = next(iter(mutate.CodeObject(path).mutations(kernel, ("opsel_a",))))
         path.write_bytes(mutation.image)
 
@@ -30,15 +31,15 @@ def check_one_broken_kernel() -> None:
     problem = Problem(Spec(130, 128, 128, "float16", "mxfp4"))
     rows = (1, 16, 17, 500, 60000)
     assert {node(problem, self_check=False).kernel_for(m) for m in rows} >= {
-        "gemm_fp4_skinny",
+        "gemm_fp4_16x16",
         "gemm_fp4_64x64",
     }
     checked = node(problem)
     used = [checked.kernel_for(m) for m in rows]
-    assert not {"gemm_fp4_skinny", "gemm_fp4_64x64"} & set(used) and all(used), used
+    assert not {"gemm_fp4_16x16", "gemm_fp4_64x64"} & set(used) and all(used), used
     results = {c["kernel"]: c for c in _native.gpu_kernel_checks()}
-    assert {name for name, c in results.items() if not c["passed"]} == {"gemm_fp4_skinny", "gemm_fp4_64x64"}
-    assert len(results) == 4 and results["gemm_fp4_64x64"]["error"] > results["gemm_fp4_64x64"]["bound"]
+    assert {name for name, c in results.items() if not c["passed"]} == {"gemm_fp4_16x16", "gemm_fp4_64x64"}
+    assert len(results) == 6 and results["gemm_fp4_64x64"]["error"] > results["gemm_fp4_64x64"]["bound"]
     problem.check(compute(problem))  # by the next row of the table
     launches = sim.counters()["launches"]
     again = node(problem)  # nothing is checked twice, and what is known counts without a check too
@@ -46,17 +47,17 @@ def check_one_broken_kernel() -> None:
     assert [again.kernel_for(m) for m in rows] == used
     assert [node(problem, self_check=False).kernel_for(m) for m in rows] == used
     # Another format is another kernel.
-    assert node(Problem(Spec(1, 64, 8, "float16", "mxfp8_e4m3"))).kernel_for(1) == "gemm_e4m3_skinny"
+    assert node(Problem(Spec(1, 64, 8, "float16", "mxfp8_e4m3"))).kernel_for(1) == "gemm_e4m3_16x16"
     del checked, again
     assert_clean(sim)
 
 
 def test_a_wrong_kernel_is_left_out_and_reported_once(tmp_path):
-    broken(["gemm_fp4_64x64", "gemm_fp4_skinny"], tmp_path)
+    broken(["gemm_fp4_64x64", "gemm_fp4_16x16"], tmp_path)
     stderr = run(check_one_broken_kernel, env={"MXORT_CODE_OBJECTS": str(tmp_path)})
     warnings = [line for line in stderr.splitlines() if "warning" in line]
     assert len(warnings) == 2, stderr
-    for line, kernel in zip(warnings, ("gemm_fp4_64x64", "gemm_fp4_skinny"), strict=True):
+    for line, kernel in zip(warnings, ("gemm_fp4_64x64", "gemm_fp4_16x16"), strict=True):
         assert line.startswith(
             f"mxort: warning: kernel {kernel} (prepare_fp4, float16) disagrees with the CPU on GPU 0"
         )
@@ -78,7 +79,10 @@ def check_all_broken() -> None:
 
 
 def test_no_kernel_is_left(tmp_path):
-    broken([f"gemm_e3m2_{tile}" for tile in ("256x256", "128x128", "64x64", "skinny")], tmp_path)
+    broken(
+        [f"gemm_e3m2_{tile}" for tile in ("256x256", "128x128", "64x64", "skinny", "16x16", "16x64")],
+        tmp_path,
+    )
     run(check_all_broken, env={"MXORT_CODE_OBJECTS": str(tmp_path)})
 
 

@@ -9,7 +9,7 @@ import os
 import struct
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +39,8 @@ OBJECTS = {
         "product",
     )
     for arch, gemm in {
-        "gfx950": ("experts_mx", "gemm_mx", "gemm_bf16", "gemm_byte"),
-        "gfx942": ("gemm_bf16", "gemm_byte"),
+        "gfx950": ("experts_mx", "gemm_mx", "gemm_bf16", "gemm_byte", "gemm_direct"),
+        "gfx942": ("gemm_bf16", "gemm_byte", "gemm_direct"),
     }.items()
 }
 FORMATS = list(formats.ACTIVATION_FORMATS)
@@ -164,6 +164,43 @@ def from_bytes(x: NDArray[Any], dtype: str) -> NDArray[np.float32]:
     return x.astype(np.float32)
 
 
+@dataclass
+class Norm:
+    """A normalisation in front of a product (NormArgs): arrays in the device's type, or None."""
+
+    rms: bool
+    skip: NDArray[Any] | None = None
+    bias: NDArray[Any] | None = None
+    scale: NDArray[Any] | None = None
+    shift: NDArray[Any] | None = None
+    stores: bool = False
+    epsilon: float = 1e-5
+    results: dict[str, NDArray[Any]] = field(default_factory=dict)
+    """What a kernel stored: y and sum."""
+
+    def device_args(
+        self, machine: Device, spec: Spec, x: int
+    ) -> tuple[bytes, dict[str, harness.DeviceArray]]:
+        kind = list(TYPES).index(spec.dtype)
+        made = {
+            name: machine.sim.to_device(given)
+            for name in ("skip", "bias", "scale", "shift")
+            if (given := getattr(self, name)) is not None
+        }
+        if self.stores:
+            dtype = np.uint16 if spec.dtype == "bfloat16" else TYPES[spec.dtype]
+            made |= {name: machine.sim.empty((spec.m, spec.k), dtype) for name in ("y", "sum")}
+        pointers = [
+            made[name].ptr if name in made else 0 for name in ("skip", "bias", "scale", "shift", "y", "sum")
+        ]
+        skip_rows = len(self.skip) if self.skip is not None else 1
+        args = struct.pack(
+            "<QII9QQfiiii4x", spec.m, spec.k, 1, x, *pointers, 0, 0, skip_rows, self.epsilon, kind, kind, kind,
+            int(self.rms),
+        )  # fmt: skip
+        return args, made
+
+
 class Device:
     """A simulated device with the project's kernels loaded on demand."""
 
@@ -214,10 +251,17 @@ class Device:
         bias: NDArray[np.float32],
         kernel: str = "",
         splits: int | None = None,
+        follow: int = 0,
+        gated: int = 0,
+        norm: Norm | None = None,
     ) -> NDArray[np.float32]:
-        """Y as float32; ``a`` in the device's type."""
+        """Y as float32; ``a`` in the device's type. ``follow`` (Follow), ``gated`` (columns of Y) and ``norm`` are for
+        kernels that prepare A themselves."""
         p = plan(spec, kernel)
         assert p is not None, (spec, kernel)
+        if p["direct"]:
+            return self.direct(spec, p, a, codes, scales, column_scale, bias, follow, gated, norm)
+        assert not follow and not gated and not norm
         if splits is not None:
             p["steps_per_split"] = -(-p["steps"] // splits)
             p["splits"] = -(-p["steps"] // p["steps_per_split"])
@@ -243,5 +287,37 @@ class Device:
             self.module("prepare").launch("reduce", (-(-spec.n // 256), rows), (256,), [args])
         out = from_bytes(y.numpy(), spec.dtype)
         for array in (records, weights, cs, bi, y, *([partial] if partial else [])):
+            array.free()
+        return out
+
+    def direct(
+        self,
+        spec: Spec,
+        p: dict[str, Any],
+        a: NDArray[Any],
+        codes: NDArray[np.uint8],
+        scales: NDArray[np.uint8],
+        column_scale: NDArray[np.float32],
+        bias: NDArray[np.float32],
+        follow: int,
+        gated: int,
+        norm: Norm | None,
+    ) -> NDArray[np.float32]:
+        source, cs, bi = self.sim.to_device(a), self.sim.to_device(column_scale), self.sim.to_device(bias)
+        weights = self.sim.to_device(preshuffle(codes, scales, spec.k, spec.weights))
+        columns, kind = gated or spec.n, list(TYPES).index(spec.dtype)
+        y = self.sim.empty((spec.m, columns), np.uint16 if spec.dtype == "bfloat16" else TYPES[spec.dtype])
+        normalised, sources = norm.device_args(self, spec, source.ptr) if norm else (bytes(136), {})
+        args = struct.pack(
+            "<QQQQQIIIIIIIiiiiiii136s", source.ptr, weights.ptr, cs.ptr, bi.ptr, y.ptr,
+            spec.m, spec.n, spec.k, p["steps"], p["terms"], p["tiles_n"], columns,
+            kind, kind, spec.rotation, p["emulated"], follow, int(gated > 0), int(norm is not None),
+            normalised,
+        )  # fmt: skip
+        self.module(p["object"]).launch(p["gemm"], p["gemm_grid"], (p["threads"],), [args])
+        out = from_bytes(y.numpy(), spec.dtype)
+        if norm:
+            norm.results = {name: sources[name].numpy() for name in ("y", "sum") if name in sources}
+        for array in (source, weights, cs, bi, y, *sources.values()):
             array.free()
         return out

@@ -38,9 +38,10 @@ const char* mxort_rows() {
     const GemmRow& r = rows[i];
     out += Format(
         "%s{\"name\":\"%s\",\"object\":\"%s\",\"arch\":\"%s\",\"operand\":%d,\"rows\":%d,\"columns\":%d,"
-        "\"threads\":%d,\"steps\":%d,\"skinny\":%s,\"clocks\":%d,\"weights\":%d}",
+        "\"threads\":%d,\"steps\":%d,\"skinny\":%s,\"clocks\":%d,\"weights\":%d,"
+        "\"direct\":%s}",
         i ? "," : "", r.name, r.object, r.arch ? r.arch : "", static_cast<int>(r.operand), r.rows, r.columns, r.threads,
-        r.steps, r.skinny ? "true" : "false", r.clocks, static_cast<int>(r.weights));
+        r.steps, r.skinny ? "true" : "false", r.clocks, static_cast<int>(r.weights), r.direct ? "true" : "false");
   }
   out += "]";
   return out.c_str();
@@ -60,9 +61,9 @@ const char* mxort_plan(const char* arch, int units, int64_t m, int64_t k, int64_
   if (p.gemm == nullptr) return "null";
   out = Format(
       "{\"gemm\":\"%s\",\"object\":\"%s\",\"threads\":%d,\"prepare\":\"%s\",\"operand\":%d,\"steps\":%u,\"terms\":%u,"
-      "\"steps_per_split\":%u,\"splits\":%u,\"tiles_m\":%u,\"tiles_n\":%u,",
+      "\"steps_per_split\":%u,\"splits\":%u,\"tiles_m\":%u,\"tiles_n\":%u,\"direct\":%s,\"emulated\":%d,",
       p.gemm->name, p.gemm->object, p.gemm->threads, p.prepare.kernel, static_cast<int>(p.prepare.operand), p.steps,
-      p.terms, p.steps_per_split, p.splits, p.tiles_m, p.tiles_n);
+      p.terms, p.steps_per_split, p.splits, p.tiles_m, p.tiles_n, p.gemm->direct ? "true" : "false", p.emulated);
   out += "\"prepare_grid\":" + Json(p.prepare_grid) + ",\"gemm_grid\":" + Json(p.gemm_grid) +
          ",\"reduce_grid\":" + Json(p.reduce_grid);
   out += Format(",\"activation_bytes\":%zu,\"partial_bytes\":%zu}", p.activation_bytes, p.partial_bytes);

@@ -27,7 +27,7 @@ def operands(row, arch):
 KERNELS = [
     pytest.param(row, arch, id=f"{arch}-{row['name']}")
     for row in device.gemm_rows()
-    if not row["weights"]  # those are in test_gemm_byte.py
+    if not row["weights"] and not row["direct"]  # those are in test_gemm_byte.py and test_direct.py
     for arch in ([row["arch"]] if row["arch"] else device.ARCHITECTURES)
 ]
 

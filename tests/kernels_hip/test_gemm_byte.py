@@ -15,7 +15,7 @@ KERNELS = {w: "gemm_int8w" if w == "mxint8" else "gemm_fp8w" for w in WEIGHTS}
 
 
 @pytest.mark.parametrize("dtype", device.TYPES)
-@pytest.mark.parametrize("tile, m", [("64x64", 69), ("skinny", 7)])
+@pytest.mark.parametrize("tile, m", [("64x64", 69), ("skinny", 7), ("16x16", 7), ("16x64", 3)])
 @pytest.mark.parametrize("weights", WEIGHTS)
 @pytest.mark.parametrize("arch", device.ARCHITECTURES)
 def test_ragged_shapes(machines, arch, weights, tile, m, dtype):
@@ -45,7 +45,7 @@ def test_split_k(machines, weights, tile):
 
 
 @pytest.mark.parametrize("weights", WEIGHTS)
-@pytest.mark.parametrize("tile", ["64x64", "skinny"])
+@pytest.mark.parametrize("tile", ["64x64", "skinny", "16x16", "16x64"])
 @pytest.mark.parametrize("arch", device.ARCHITECTURES)
 def test_every_code_and_scale_is_exact(machines, arch, tile, weights):
     """A is the unit matrix, so that Y is the weights: every code, with every scale that bfloat16 has room for."""

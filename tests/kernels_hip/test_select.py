@@ -30,6 +30,7 @@ def test_every_problem_has_a_consistent_plan(arch, fmt):
             assert p["tiles_m"] * row["rows"] >= m and p["tiles_n"] * row["columns"] >= n
             assert p["steps"] * 128 >= k > (p["steps"] - 1) * 128
             assert p["splits"] * p["steps_per_split"] >= p["steps"] > (p["splits"] - 1) * p["steps_per_split"]
+            assert (p["prepare_grid"][0] > 0) == (p["activation_bytes"] > 0) == (not row["direct"])
             assert p["gemm_grid"][:2] == [p["tiles_m"] * p["tiles_n"], p["splits"]]
             assert (p["reduce_grid"][0] > 0) == (p["splits"] > 1) == (p["partial_bytes"] > 0)
             assert row["skinny"] == (m <= 16)
@@ -41,7 +42,10 @@ def test_every_problem_has_a_consistent_plan(arch, fmt):
         (Spec(4096, 4096, 4096, "bfloat16", "mxfp4"), "gemm_fp4_256x256"),
         (Spec(4096, 4096, 4096, "bfloat16", "mxfp6_e2m3"), "gemm_e2m3_256x256"),
         (Spec(4096, 4096, 4096, "bfloat16", "none"), "gemm_e2m3_256x256"),
-        (Spec(1, 4096, 4096, "bfloat16", "mxfp4"), "gemm_fp4_skinny"),
+        (Spec(1, 4096, 4096, "bfloat16", "mxfp4"), "gemm_fp4_16x16"),
+        (Spec(1, 4096, 28672, "bfloat16", "mxfp4"), "gemm_fp4_16x64"),
+        (Spec(16, 4096, 28672, "bfloat16", "mxfp4"), "gemm_fp4_skinny"),
+        (Spec(1, 4096, 128256, "float16", "none", weights="mxint8"), "gemm_int8w_skinny"),
         (Spec(32, 384, 384, "float16", "mxfp8_e4m3"), "gemm_e4m3_64x64"),
         (Spec(100, 4096, 4096, "float", "none", level=1), "gemm_bf16_64x128"),
         (Spec(4096, 4096, 4096, "float16", "mxfp4", arch="gfx942", units=304), "gemm_bf16_64x128"),
@@ -72,7 +76,7 @@ def test_what_cannot_run_has_no_plan():
 
 
 def test_small_problems_split_k_to_fill_the_device():
-    p = device.plan(Spec(1, 4096, 4096, "bfloat16", "mxfp4"))
+    p = device.plan(Spec(1, 4096, 4096, "bfloat16", "mxfp4"), "gemm_fp4_skinny")
     assert p["splits"] > 1 and p["tiles_n"] * p["splits"] >= 128
     assert device.plan(Spec(4096, 4096, 4096, "bfloat16", "mxfp4"))["splits"] == 1
 
@@ -80,7 +84,7 @@ def test_small_problems_split_k_to_fill_the_device():
 def test_the_clocks_are_those_of_the_compiled_loops():
     """A tile-step's bound, from the instructions of the main loop: its matrix clocks or its loads, whichever is longer.
 
-    The skinny kernels are chosen by M alone: their clocks only rank them.
+    Those of up to 16 rows are chosen by M alone: their clocks only rank them.
     """
     modelled = {
         kernel["name"]: kernel["loop"]["clocks"]

@@ -193,7 +193,7 @@ def test_profile(gfx950: Any, tmp_path: Path) -> None:
     a = rng.standard_normal((1, 3, 64)).astype(np.float32)
     events = gfx950(scenarios.profiled, model(case), {"A": a}, str(tmp_path / "profile"))
     assert [event["args"]["rows"] for event in events] == ["3", "3"]
-    assert {event["name"] for event in events} == {"gemm_fp4_skinny"}
+    assert {event["name"] for event in events} == {"gemm_fp4_16x16"}
     assert {event["args"]["node"] for event in events} == {"MatMulMXFP4 'node'"}
     assert all(event["dur"] >= 0 for event in events)
     assert events[0]["ts"] < events[1]["ts"]

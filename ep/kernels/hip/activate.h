@@ -27,14 +27,14 @@ MXORT_DEVICE float Followed(Follow activation, float x) {
 MXORT_DEVICE void Activate(const ActivateArgs& args) {
   constexpr u32 kThreads = 256, kColumns = 4;
   const auto activation = static_cast<Follow>(args.activation);
-  const u32 stride = args.gated ? 2 * args.n : args.n;
   for (u64 row = GroupY(); row < args.m; row += args.grid_rows) {
-    const float* p = args.p + row * stride;
+    const float* p = args.p + row * args.stride;
     Unroll<0, kColumns>([&](auto i) __attribute__((always_inline)) {
       const u32 column = GroupX() * kThreads * kColumns + i.value * kThreads + Thread();
       if (column < args.n) {
-        const float f = Followed(activation, p[column]);
-        StoreOne(args.type, args.y, row * args.n + column, args.gated ? f * p[args.n + column] : f);
+        const u32 at = args.gated ? column / kGateColumns * 2 * kGateColumns + column % kGateColumns : column;
+        const float f = Followed(activation, p[at]);
+        StoreOne(args.type, args.y, row * args.n + column, args.gated ? f * p[at + kGateColumns] : f);
       }
     });
   }

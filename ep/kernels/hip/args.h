@@ -2,6 +2,8 @@
 #ifndef MXORT_KERNELS_HIP_ARGS_H_
 #define MXORT_KERNELS_HIP_ARGS_H_
 
+#include "kernels/hip/args_rows.h"
+
 namespace mxort::hip {
 
 // Of a tensor's elements; the first three in the order of mxort::DataType. Bool: a byte, 0 or 1.
@@ -39,12 +41,36 @@ struct ReduceArgs {
 // The numbers of mxort::Activation.
 enum class Follow : int { kNone, kRelu, kGelu, kGeluTanh, kSilu };
 
-// Y = f(P), or f(P[:, :n]) * P[:, n:] where gated. Grid x: 1024 columns, grid y: rows.
+// The same product of a kernel that prepares A itself, computes all of K and what follows. Grid x: tiles.
+inline constexpr int kNoElement = -1;
+inline constexpr int kGateColumns = 32;
+struct DirectArgs {
+  const void* a;              // T [M, K]
+  const void* w;              // weight records [ceil(N/64)][steps]
+  const float* column_scale;  // [N]
+  const float* bias;          // [N]
+  void* y;                    // [M, y_columns]
+  unsigned m, n, k;
+  unsigned steps, terms;
+  unsigned tiles;      // of 16 or 64 columns of N
+  unsigned y_columns;  // n, or half of it where gated
+  int type, y_type;    // Type of a, of y
+  int rotation;
+  int emulated;    // of bf16 operands: whose quantised values they are (Operand), or kNoElement
+  int activation;  // Follow
+  int gated;       // Y = f(gates) * values: columns 0 .. 31 of each 64 of N are the gates of the next 32
+  // Whether the product is of what `norm` makes of A, its x, rounded to out_type; sum and y null: nobody else wants
+  // them.
+  int normalised;
+  NormArgs norm;
+};
+
+// Y = f(P), or f(gates) * values where gated (DirectArgs). Grid x: 1024 columns, grid y: rows.
 struct ActivateArgs {
-  const float* p;  // [M, n], or [M, 2 n]
+  const float* p;  // [M, stride]
   void* y;         // T [M, n]
   unsigned long long m;
-  unsigned n;
+  unsigned n, stride;
   unsigned grid_rows;  // grid y
   int gated;
   int activation;  // Follow

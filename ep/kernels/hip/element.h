@@ -43,6 +43,13 @@ MXORT_DEVICE float LoadOne(int type, const void* x, u64 index) {
   return LoadOne<Type::kBFloat16>(x, index);
 }
 
+// What is left of x in a tensor of that type.
+MXORT_DEVICE float Rounded(int type, float x) {
+  if (type == static_cast<int>(Type::kFloat)) return x;
+  if (type == static_cast<int>(Type::kFloat16)) return FromFloat16(ToFloat16(x));
+  return FromBFloat16(ToBFloat16(x));
+}
+
 }  // namespace mxort::hip
 
 #endif  // MXORT_KERNELS_HIP_ELEMENT_H_

@@ -15,6 +15,17 @@ struct TileIndex {
   u32 m, n;
 };
 
+// Workgroups are dealt to the 8 compute dies (XCDs, each with its own L2) in turn: give each die a run of consecutive
+// tiles, and order tiles in bands of 8 tile rows, so that the tiles that run together on a die share rows and columns.
+MXORT_DEVICE TileIndex OrderTiles(u32 group, u32 tiles_m, u32 tiles_n) {
+  constexpr u32 kDies = 8, kBand = 8;
+  const u32 total = tiles_m * tiles_n, die = group % kDies, extra = total % kDies;
+  const u32 tile = die * (total / kDies) + (die < extra ? die : extra) + group / kDies;
+  const u32 band = tile / (kBand * tiles_n), inside = tile % (kBand * tiles_n);
+  const u32 rows = tiles_m - band * kBand < kBand ? tiles_m - band * kBand : kBand;
+  return {Uniform(band * kBand + inside % rows), Uniform(inside / rows)};
+}
+
 // Stores kCount consecutive columns, 16 bytes at a time; those of one store are in or out as a whole.
 template <Type kType, int kCount>
 MXORT_DEVICE void StoreWide(void* y, u64 index, i32 column, i32 columns, const float (&v)[kCount]) {

@@ -179,7 +179,7 @@ MXORT_DEVICE void ExpertsDown(const ExpertsGemmArgs& args) {
   const DownPlace place;
   if (place.panel * kPanelRows >= args.gemm.n) return;
   memory[WaveIndex()][Lane()] = DownSum<Mma>(args, place);
-  WorkgroupBarrier();
+  Synchronize();
   if (WaveIndex() != 0) return;
   const DownLane lane(place);
   f32x4 total = memory[0][Lane()];

@@ -125,7 +125,7 @@ MXORT_DEVICE void InnerPrepare(const InnerArgs& args) {
   if (gates != Gates::kNone) {
     Unroll<0, kBlockSize>([&](auto i) __attribute__((always_inline)) { x[i.value] *= up[i.value]; });
   }
-  Rotate(args.rotation, x);
+  Rotate<16>(args.rotation, x);
   Sink::Store({static_cast<u8*>(args.records), place.panel, GroupX(), args.steps, args.terms, place.fragment}, x);
 }
 

@@ -4,6 +4,7 @@
 
 #include "kernels/hip/args_experts.h"
 #include "kernels/hip/element.h"
+#include "kernels/hip/lds.h"
 #include "kernels/hip/math.h"
 #include "kernels/hip/wave.h"
 
@@ -99,7 +100,7 @@ MXORT_DEVICE void RouteFew(const RouterLogits& router, const Slots& slots) {
     });
     if (Lane() == 0) lost[row] = choices.nan ? 1u << row : 0;
   }
-  WorkgroupBarrier();
+  Synchronize();
   u32 active = 0;
 #pragma clang loop unroll(disable)
   for (u32 first = 0; first < router.experts; first += kWave) {
@@ -189,7 +190,7 @@ MXORT_DEVICE void Arrange(const ArrangeArgs& args) {
     total[i.value] = all, before[i.value] = earlier, tiles[i.value] = (all + height - 1) / height;
     sums[0][expert] = tiles[i.value];
   });
-  WorkgroupBarrier();
+  Synchronize();
   u32 turn = 0;
 #pragma clang loop unroll(disable)
   for (u32 distance = 1; distance < kMostExperts; distance *= 2, turn ^= 1) {
@@ -197,7 +198,7 @@ MXORT_DEVICE void Arrange(const ArrangeArgs& args) {
       const u32 expert = i.value * kThreads + Thread();
       sums[turn ^ 1][expert] = sums[turn][expert] + (expert >= distance ? sums[turn][expert - distance] : 0);
     });
-    WorkgroupBarrier();
+    Synchronize();
   }
   Unroll<0, static_cast<int>(kOwn)>([&](auto i) __attribute__((always_inline)) {
     const u32 expert = i.value * kThreads + Thread(), tile = sums[turn][expert] - tiles[i.value];
@@ -212,7 +213,7 @@ MXORT_DEVICE void Arrange(const ArrangeArgs& args) {
     }
   });
   if (GroupX() == 0 && Thread() == 0) args.slots.count[0] = sums[turn][kMostExperts - 1];
-  WorkgroupBarrier();
+  Synchronize();
   const u32 end_wave = args.waves - first_wave < args.group_waves ? args.waves : first_wave + args.group_waves;
 #pragma clang loop unroll(disable)
   for (u32 wave = first_wave; wave < end_wave; ++wave) {
@@ -227,12 +228,12 @@ MXORT_DEVICE void Arrange(const ArrangeArgs& args) {
       }
       args.slot[pair] = slot;
     }
-    WorkgroupBarrier();
+    Synchronize();
     Unroll<0, static_cast<int>(kOwn)>([&](auto i) __attribute__((always_inline)) {
       const u32 expert = i.value * kThreads + Thread();
       if (expert < args.experts) next[expert] += args.counts[static_cast<u64>(wave) * args.experts + expert];
     });
-    WorkgroupBarrier();
+    Synchronize();
   }
 }
 

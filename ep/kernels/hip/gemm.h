@@ -11,17 +11,6 @@
 
 namespace mxort::hip {
 
-// Workgroups are dealt to the 8 compute dies (XCDs, each with its own L2) in turn: give each die a run of consecutive
-// tiles, and order tiles in bands of 8 tile rows, so that the tiles that run together on a die share rows and columns.
-MXORT_DEVICE TileIndex OrderTiles(u32 group, u32 tiles_m, u32 tiles_n) {
-  constexpr u32 kDies = 8, kBand = 8;
-  const u32 total = tiles_m * tiles_n, die = group % kDies, extra = total % kDies;
-  const u32 tile = die * (total / kDies) + (die < extra ? die : extra) + group / kDies;
-  const u32 band = tile / (kBand * tiles_n), inside = tile % (kBand * tiles_n);
-  const u32 rows = tiles_m - band * kBand < kBand ? tiles_m - band * kBand : kBand;
-  return {Uniform(band * kBand + inside % rows), Uniform(inside / rows)};
-}
-
 // Fills LDS stages of one wave, in order. A wave's part of a stage is fixed; only scalar offsets move.
 template <class T>
 struct Loader {

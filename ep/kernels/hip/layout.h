@@ -62,6 +62,12 @@ MXORT_LAYOUT constexpr int WeightRecordBytes(WeightCode code) {
   return kScaleRecordBytes + kFragments * WeightSlots(code) * kSlotBytes;
 }
 
+// A kernel that prepares its rows itself (direct.h) keeps them in LDS, a block of 32 of one row at UnitBytes and a byte
+// of scale where there are scales.
+inline constexpr int kDirectThreads = 512;
+inline constexpr int kDirectLds = 63 * 1024;  // the 64th of what a workgroup has on gfx942 is for moments of rows
+MXORT_LAYOUT constexpr int UnitBytes(Operand f) { return LaneBytes(f) == 24 ? 32 : LaneBytes(f); }
+
 // Output column, inside its panel, that row r of fragment i computes.
 MXORT_LAYOUT constexpr unsigned ColumnOfRow(unsigned fragment, unsigned row) {
   return 16 * (row / 4) + 4 * fragment + row % 4;

@@ -20,6 +20,13 @@ MXORT_DEVICE void WriteLds(u32 address, T x) {
   *reinterpret_cast<__attribute__((address_space(3))) T*>(static_cast<__UINTPTR_TYPE__>(address)) = x;
 }
 
+// Every wave of the workgroup has come here, and sees what the others have written.
+MXORT_DEVICE void Synchronize() {
+  __builtin_amdgcn_fence(__ATOMIC_RELEASE, "workgroup");
+  __builtin_amdgcn_s_barrier();
+  __builtin_amdgcn_fence(__ATOMIC_ACQUIRE, "workgroup");
+}
+
 }  // namespace mxort::hip
 
 #endif  // MXORT_KERNELS_HIP_LDS_H_

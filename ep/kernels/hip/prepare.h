@@ -61,7 +61,8 @@ MXORT_DEVICE void ExchangeButterfly(u32 mask, float (&x)[kBlockSize]) {
   });
 }
 
-// Blocks of 64 and 128 are neighbouring lanes' blocks: lanes l and l ^ 16, then l ^ 32.
+// Blocks of 64 and 128 are several lanes' blocks: lanes l and l ^ kNeighbour, then l ^ 2 kNeighbour.
+template <u32 kNeighbour>
 MXORT_DEVICE void Rotate(i32 rotation, float (&x)[kBlockSize]) {
   if (rotation == 1) return;
   Unroll<0, 5>([&](auto s) __attribute__((always_inline)) {
@@ -74,8 +75,8 @@ MXORT_DEVICE void Rotate(i32 rotation, float (&x)[kBlockSize]) {
       }
     });
   });
-  if (rotation >= 64) ExchangeButterfly(16, x);
-  if (rotation >= 128) ExchangeButterfly(32, x);
+  if (rotation >= 64) ExchangeButterfly(kNeighbour, x);
+  if (rotation >= 128) ExchangeButterfly(2 * kNeighbour, x);
   // float(1 / sqrt(rotation)), as in activation.h.
   const float normalizer = rotation == 32 ? 0.17677669529663687f : rotation == 64 ? 0.125f : 0.08838834764831845f;
   Unroll<0, kBlockSize>([&](auto i) __attribute__((always_inline)) { x[i.value] *= normalizer; });
@@ -166,52 +167,86 @@ MXORT_DEVICE void StoreBFloat16(u8* record, u32 fragment, const u32 (&v)[kBlockS
   });
 }
 
+// The block of A that begins at element `index`, of which `left` elements lie inside the row; of `k` elements.
+MXORT_DEVICE void LoadBlock(int type, const void* a, u64 index, i32 left, u32 k, float (&x)[kBlockSize]) {
+  const bool is_float = type == static_cast<int>(Type::kFloat);
+  const bool wide = k % (is_float ? 4 : 8) == 0;
+  if (is_float) {
+    LoadBlock<Type::kFloat>(static_cast<const float*>(a) + index, left, wide, x);
+  } else if (type == static_cast<int>(Type::kFloat16)) {
+    LoadBlock<Type::kFloat16>(static_cast<const u16*>(a) + index, left, wide, x);
+  } else {
+    LoadBlock<Type::kBFloat16>(static_cast<const u16*>(a) + index, left, wide, x);
+  }
+}
+
 // kTerms = 2: the second term quantises what the first left, x - value * scale, which float represents exactly.
-template <class F, Operand kOperand, int kTerms>
-struct Quantized {
-  MXORT_DEVICE void Store(const Record& to, float (&x)[kBlockSize]) {
-    Unroll<0, kTerms>([&](auto term) __attribute__((always_inline)) {
+template <class F, int kTerms, class Store>
+MXORT_DEVICE void QuantizeTerms(u32 terms, float (&x)[kBlockSize], const Store& store) {
+  Unroll<0, kTerms>([&](auto term) __attribute__((always_inline)) {
+    if (term.value < static_cast<i32>(terms)) {
       const Block block = Quantize<F>(x);
-      StoreQuantized<kOperand>(to.Of(term.value, RecordBytes(kOperand)), to.fragment, block);
+      store(term.value, block);
       if constexpr (term.value + 1 < kTerms) {
         const float scale = DecodeScale(block.scale);
         Unroll<0, kBlockSize>([&](auto i) __attribute__((always_inline)) {
           x[i.value] = block.scale == kScaleNaN ? 0.0f : x[i.value] - block.value[i.value] * scale;
         });
       }
-    });
-  }
-};
-
-// A as a sum of bf16: all terms but the last cut off the low bits, so that three terms hold every float exactly (8 bits
-// each) and none overflows; the last rounds. A value that is not finite is its own first term.
-struct BFloat16Terms {
-  MXORT_DEVICE void Store(const Record& to, float (&x)[kBlockSize]) {
-#pragma clang loop unroll(disable)
-    for (u32 term = 0; term < to.terms; ++term) {
-      u32 v[kBlockSize];
-      Unroll<0, kBlockSize>([&](auto i) __attribute__((always_inline)) {
-        const u32 bits = FloatBits(x[i.value]);
-        const bool nan = (bits & kFloatMagnitude) > kFloatExponent, finite = (bits & kFloatMagnitude) < kFloatExponent;
-        const u32 cut = nan ? kFloatNaN >> 16 : bits >> 16;
-        v[i.value] = term + 1 == to.terms && finite ? ToBFloat16(x[i.value]) : cut;
-        x[i.value] = finite ? x[i.value] - BitsFloat(cut << 16) : 0.0f;
-      });
-      StoreBFloat16(to.Of(term, RecordBytes(Operand::kBf16)), to.fragment, v);
     }
+  });
+}
+
+// x as a sum of bf16: all terms but the last cut off the low bits, so that three terms hold every float exactly (8 bits
+// each) and none overflows; the last rounds. A value that is not finite is its own first term.
+template <class Store>
+MXORT_DEVICE void SplitBFloat16(u32 terms, float (&x)[kBlockSize], const Store& store) {
+#pragma clang loop unroll(disable)
+  for (u32 term = 0; term < terms; ++term) {
+    u32 v[kBlockSize];
+    Unroll<0, kBlockSize>([&](auto i) __attribute__((always_inline)) {
+      const u32 bits = FloatBits(x[i.value]);
+      const bool nan = (bits & kFloatMagnitude) > kFloatExponent, finite = (bits & kFloatMagnitude) < kFloatExponent;
+      const u32 cut = nan ? kFloatNaN >> 16 : bits >> 16;
+      v[i.value] = term + 1 == terms && finite ? ToBFloat16(x[i.value]) : cut;
+      x[i.value] = finite ? x[i.value] - BitsFloat(cut << 16) : 0.0f;
+    });
+    store(term, v);
   }
-};
+}
 
 // Quantised values as bf16, exact: at most 4 significant bits.
 template <class F>
+MXORT_DEVICE void QuantizedBFloat16(const float (&x)[kBlockSize], u32 (&v)[kBlockSize]) {
+  const Block block = Quantize<F>(x);
+  const float scale = DecodeScale(block.scale);
+  Unroll<0, kBlockSize>([&](auto i) __attribute__((always_inline)) {
+    v[i.value] = block.scale == kScaleNaN ? kFloatNaN >> 16 : FloatBits(block.value[i.value] * scale) >> 16;
+  });
+}
+
+template <class F, Operand kOperand, int kTerms>
+struct Quantized {
+  MXORT_DEVICE void Store(const Record& to, float (&x)[kBlockSize]) {
+    QuantizeTerms<F, kTerms>(kTerms, x, [&](u32 term, const Block& block) __attribute__((always_inline)) {
+      StoreQuantized<kOperand>(to.Of(term, RecordBytes(kOperand)), to.fragment, block);
+    });
+  }
+};
+
+struct BFloat16Terms {
+  MXORT_DEVICE void Store(const Record& to, float (&x)[kBlockSize]) {
+    SplitBFloat16(to.terms, x, [&](u32 term, const u32(&v)[kBlockSize]) __attribute__((always_inline)) {
+      StoreBFloat16(to.Of(term, RecordBytes(Operand::kBf16)), to.fragment, v);
+    });
+  }
+};
+
+template <class F>
 struct Emulated {
   MXORT_DEVICE void Store(const Record& to, float (&x)[kBlockSize]) {
-    const Block block = Quantize<F>(x);
-    const float scale = DecodeScale(block.scale);
     u32 v[kBlockSize];
-    Unroll<0, kBlockSize>([&](auto i) __attribute__((always_inline)) {
-      v[i.value] = block.scale == kScaleNaN ? kFloatNaN >> 16 : FloatBits(block.value[i.value] * scale) >> 16;
-    });
+    QuantizedBFloat16<F>(x, v);
     StoreBFloat16(to.Of(0, RecordBytes(Operand::kBf16)), to.fragment, v);
   }
 };
@@ -220,17 +255,8 @@ struct Emulated {
 MXORT_DEVICE void LoadRotated(const PrepareArgs& args, u64 row, bool there, float (&x)[kBlockSize]) {
   const u32 k = GroupX() * kStepK + Lane() / 16 * kBlockSize;
   const i32 left = there ? static_cast<i32>(args.k) - static_cast<i32>(k) : 0;  // may be negative
-  const u64 index = left > 0 ? row * args.k + k : 0;
-  const bool is_float = args.type == static_cast<int>(Type::kFloat);
-  const bool wide = args.k % (is_float ? 4 : 8) == 0;
-  if (is_float) {
-    LoadBlock<Type::kFloat>(static_cast<const float*>(args.a) + index, left, wide, x);
-  } else if (args.type == static_cast<int>(Type::kFloat16)) {
-    LoadBlock<Type::kFloat16>(static_cast<const u16*>(args.a) + index, left, wide, x);
-  } else {
-    LoadBlock<Type::kBFloat16>(static_cast<const u16*>(args.a) + index, left, wide, x);
-  }
-  Rotate(args.rotation, x);
+  LoadBlock(args.type, args.a, left > 0 ? row * args.k + k : 0, left, args.k, x);
+  Rotate<16>(args.rotation, x);
 }
 
 // A workgroup of 4 waves makes the records of a step and a panel.

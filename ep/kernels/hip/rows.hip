@@ -4,15 +4,14 @@
 #include "kernels/hip/args_rows.h"
 #include "kernels/hip/copy.h"
 #include "kernels/hip/math.h"
+#include "kernels/hip/norm.h"
 #include "kernels/hip/strided.h"
+#include "kernels/hip/team.h"
 #include "kernels/hip/wave.h"
 
 #if defined(__gfx950__) || defined(__gfx942__)
 using namespace mxort::hip;
 
-struct Add {
-  MXORT_METHOD float operator()(float x, float y) const { return x + y; }
-};
 struct Multiply {
   MXORT_METHOD float operator()(float x, float y) const { return x * y; }
 };
@@ -24,37 +23,6 @@ struct Smaller {
   MXORT_METHOD float operator()(float x, float y) const { return IsNaN(x) || x < y ? x : y; }
 };
 
-inline constexpr u32 kWaves = kRowThreads / kWave;
-inline constexpr u32 kReductions =
-    4;  // that one kernel may do, each with LDS of its own, so that none waits for another
-
-typedef __attribute__((address_space(3))) float* LdsFloats;
-
-// The lanes that share a row: a wave, or all of a workgroup.
-template <bool kMany>
-struct Team {
-  static constexpr u32 kThreads = kMany ? kRowThreads : kWave;
-  LdsFloats slots;  // kReductions * kWaves, of many
-  MXORT_METHOD u64 Row() const { return kMany ? u64{GroupX()} : u64{GroupX()} * kWaves + WaveIndex(); }
-  MXORT_METHOD u32 First() const { return kMany ? Thread() : Lane(); }
-
-  // Of all lanes, in a fixed order, the same in all of them. Every call of a kernel has another kSlot.
-  template <u32 kSlot, class Op>
-  MXORT_METHOD float Reduce(float x, const Op& op) const {
-    static_assert(kSlot < kReductions);
-    Unroll<0, 6>([&](auto i) __attribute__((always_inline)) { x = op(x, FromLane(x, Lane() ^ (1u << i.value))); });
-    if constexpr (kMany) {
-      if (Lane() == 0) slots[kSlot * kWaves + WaveIndex()] = x;
-      __builtin_amdgcn_fence(__ATOMIC_RELEASE, "workgroup");
-      __builtin_amdgcn_s_barrier();
-      __builtin_amdgcn_fence(__ATOMIC_ACQUIRE, "workgroup");
-      x = slots[kSlot * kWaves];
-      Unroll<1, kWaves>([&](auto i) __attribute__((always_inline)) { x = op(x, slots[kSlot * kWaves + i.value]); });
-    }
-    return x;
-  }
-};
-
 struct Row {
   u64 base;
   u32 n, inner;
@@ -62,12 +30,6 @@ struct Row {
       : base(row / shape.inner * shape.n * shape.inner + row % shape.inner), n(shape.n), inner(shape.inner) {}
   MXORT_METHOD u64 At(u32 k) const { return base + static_cast<u64>(k) * inner; }
 };
-
-template <bool kMany, class Body>
-MXORT_DEVICE void ForRow(const Team<kMany>& team, u32 n, const Body& body) {
-#pragma clang loop unroll(disable)
-  for (u32 k = team.First(); k < n; k += Team<kMany>::kThreads) body(k);
-}
 
 template <bool kMany>
 MXORT_DEVICE void Softmax(const SoftmaxArgs& args, Team<kMany> team) {
@@ -87,38 +49,14 @@ MXORT_DEVICE void Softmax(const SoftmaxArgs& args, Team<kMany> team) {
 
 template <bool kMany>
 MXORT_DEVICE void Normalise(const NormArgs& args, Team<kMany> team) {
-  if (team.Row() >= args.shape.rows) return;
-  const Row row(args.shape, team.Row());
-  const u64 skip = args.skip ? team.Row() % args.skip_rows * row.n : 0;
-  const auto value = [&](u32 k) __attribute__((always_inline)) {
-    float v = LoadOne(args.type, args.x, row.base + k);
-    if (args.skip) v += LoadOne(args.type, args.skip, skip + k);
-    if (args.bias) v += LoadOne(args.type, args.bias, k);
-    return v;
-  };
-  const float over_n = 1.0f / static_cast<float>(row.n);
-  float mean = 0, squares = 0;
-  if (!args.rms) {
-    ForRow(team, row.n, [&](u32 k) { mean += value(k); });
-    mean = team.template Reduce<0>(mean, Add()) * over_n;
-  }
-  ForRow(team, row.n, [&](u32 k) {
-    const float d = value(k) - mean;
-    squares = Fma(d, d, squares);
-  });
-  const float variance = team.template Reduce<1>(squares, Add()) * over_n;
-  const float inverse = 1.0f / __builtin_sqrtf(variance + args.epsilon);
-  ForRow(team, row.n, [&](u32 k) {
-    const float v = value(k);
-    float y = (v - mean) * inverse;
-    if (args.scale) y *= LoadOne(args.scale_type, args.scale, k);
-    if (args.shift) y += LoadOne(args.scale_type, args.shift, k);
-    if (args.sum) StoreOne(args.type, args.sum, row.base + k, v);
-    StoreOne(args.out_type, args.y, row.base + k, y);
-  });
+  const u64 row = team.Row();
+  if (row >= args.shape.rows) return;
+  const NormRow values(args, row);
+  const Moments moments = MomentsOf(values, team);
+  StoreNormalised(values, moments, team.First(), Team<kMany>::kThreads);
   if (team.First() != 0) return;
-  if (args.mean) args.mean[team.Row()] = mean;
-  if (args.inverse) args.inverse[team.Row()] = inverse;
+  if (args.mean) args.mean[row] = moments.mean;
+  if (args.inverse) args.inverse[row] = moments.inverse;
 }
 
 template <bool kMany>
@@ -225,7 +163,7 @@ MXORT_DEVICE bool Before(const TopArgs& args, Entry x, Entry y) {
 
 // One wave a row. Place after place: the first of those that come behind the one found before.
 MXORT_DEVICE void Top(const TopArgs& args) {
-  const u64 index = u64{GroupX()} * kWaves + WaveIndex();
+  const u64 index = u64{GroupX()} * kRowWaves + WaveIndex();
   if (index >= args.shape.rows) return;
   const Row row(args.shape, index);
   const u64 out = index / row.inner * args.k * row.inner + index % row.inner;
@@ -255,7 +193,7 @@ MXORT_DEVICE void Top(const TopArgs& args) {
 #define MXORT_ROWS(name, Args, Function)                                                \
   MXORT_KERNEL(256, 4) name##_wave(Args args) { Function(args, Team<false>{nullptr}); } \
   MXORT_KERNEL(256, 4) name##_group(Args args) {                                        \
-    static MXORT_LDS float slots[kReductions * kWaves];                                 \
+    static MXORT_LDS float slots[kReductions * kRowWaves];                              \
     Function(args, Team<true>{(LdsFloats)slots});                                       \
   }
 MXORT_ROWS(softmax, SoftmaxArgs, Softmax)

@@ -42,13 +42,6 @@ MXORT_DEVICE u32 BitsBelow(u64 bits) {
 }
 MXORT_DEVICE u32 CountBits(u64 bits) { return static_cast<u32>(__builtin_popcountll(bits)); }
 
-// What waves wrote to LDS before it, all read behind it.
-MXORT_DEVICE void WorkgroupBarrier() {
-  __builtin_amdgcn_fence(__ATOMIC_RELEASE, "workgroup");
-  __builtin_amdgcn_s_barrier();
-  __builtin_amdgcn_fence(__ATOMIC_ACQUIRE, "workgroup");
-}
-
 }  // namespace mxort::hip
 
 #endif  // MXORT_KERNELS_HIP_WAVE_H_

@@ -1,15 +1,13 @@
 // Products with quantised weights: MatMulMX*, FusedMatMulMX* and GatedMatMulMX*. The weights are packed on the device,
-// one plan a node (device/matmul_plan.h); the two weights of a gate are one of twice the columns. An activation is a
-// kernel of its own over the product in float.
+// one plan a node (device/matmul_plan.h) with the activation in it; the two weights of a gate are one of twice the
+// columns.
 #include <algorithm>
 #include <memory>
 #include <mutex>
 #include <utility>
 
-#include "device/matmul_plan.h"
-#include "ops/matmul_inputs.h"
-#include "ops/matmul_spec.h"
 #include "provider/op_table.h"
+#include "provider/ops/quantised_product.h"
 
 namespace mxort::provider {
 namespace {
@@ -17,38 +15,43 @@ namespace {
 static_assert(static_cast<int>(Activation::kSilu) == static_cast<int>(hip::Follow::kSilu));
 
 const WeightOperator& OperatorNamed(const std::string& name) {
-  for (const WeightOperator& op : MatMulOperators()) {
-    if (op.name == name) return op;
-  }
-  throw std::invalid_argument("operator " + name + " is not known");
+  const WeightOperator* op = QuantisedProductNamed(kDomain, name);
+  if (!op) throw std::invalid_argument("operator " + name + " is not known");
+  return *op;
 }
 
-// What the plan computes: the products of all operands side by side.
+// What the plan computes: the columns of both operands of a gate in turns, 32 and 32 (device::PlanOptions).
 MatMulSpec Joined(MatMulSpec spec, const WeightOperator& op) {
-  spec.N *= static_cast<int64_t>(op.operands);
+  constexpr int64_t kTurn = hip::kGateColumns;
+  if (op.operands == 2) spec.N = (spec.N + kTurn - 1) / kTurn * kTurn * 2;
   return spec;
 }
 
-// The inputs B to bias of several operands, row after row.
+// The inputs B to bias of both operands of a gate in that order; the columns that fill up a turn are zeros.
 class JoinedWeights {
  public:
   JoinedWeights(const MatMulSpec& spec, const std::vector<Inputs>& operands) {
-    const int64_t blocks = spec.N * BlocksOf(spec.K);
-    for (const Inputs& inputs : operands) {
-      const HostInputs host(inputs);
-      const device::HostWeights& of = host.get();
-      Append(of.weights.codes, blocks * BlockBytes(spec.weight_format), &codes_);
-      Append(of.weights.scales, blocks, &scales_);
-      Append(of.column_scale, spec.N, &column_scale_);
-      Append(of.bias, spec.N, &bias_);
+    const HostInputs gates(operands[0]), values(operands[1]);
+    const int64_t blocks = BlocksOf(spec.K), bytes = blocks * BlockBytes(spec.weight_format);
+    for (int64_t begin = 0; begin < spec.N; begin += hip::kGateColumns) {
+      const int64_t count = std::min<int64_t>(hip::kGateColumns, spec.N - begin);
+      for (const HostInputs* host : {&gates, &values}) {
+        const device::HostWeights& of = host->get();
+        Append(of.weights.codes, begin, count, bytes, &codes_);
+        Append(of.weights.scales, begin, count, blocks, &scales_);
+        Append(of.column_scale, begin, count, 1, &column_scale_);
+        Append(of.bias, begin, count, 1, &bias_);
+      }
     }
   }
   device::HostWeights get() const { return {{codes_.data(), scales_.data()}, column_scale_.data(), bias_.data()}; }
 
  private:
+  // `count` columns, of `size` elements each, and zeros to the end of the turn.
   template <class T>
-  static void Append(const T* values, int64_t count, std::vector<T>* all) {
-    all->insert(all->end(), values, values + count);
+  static void Append(const T* values, int64_t begin, int64_t count, int64_t size, std::vector<T>* all) {
+    all->insert(all->end(), values + begin * size, values + (begin + count) * size);
+    all->resize(all->size() + static_cast<size_t>((hip::kGateColumns - count) * size));
   }
   std::vector<uint8_t> codes_, scales_;
   std::vector<float> column_scale_, bias_;
@@ -65,7 +68,6 @@ class MatMulMx : public NodeKernel {
         spec_(CheckAttributes(ReadAttributes(node.attributes, op_))),
         activation_(ActivationOf(op_, node.attributes)),
         type_(DataTypeOf(kA, node.InputType(kA))) {
-    if (op_.activated) activate_ = Load("prepare", "activate");
     PrePackWeight = [](OrtKernelImpl* self, const OrtValue*, int input, OrtAllocator*, OrtSharedPrePackedWeightCache*,
                        bool* is_packed) noexcept -> OrtStatus* {
       *is_packed = input != kA && static_cast<MatMulMx*>(self)->plan_ != nullptr;
@@ -80,17 +82,7 @@ class MatMulMx : public NodeKernel {
 
  private:
   void Pack(const std::vector<mxort::Inputs>& operands) {
-    device::PlanOptions options;
-    options.self_check = ep().options().self_check;
-    if (op_.activated) options.y_type = DataType::kFloat;
-    std::unique_ptr<device::MatMulPlan> plan;
-    if (operands.size() == 1) {
-      Check(device::MatMulPlan::Create(ep().arena(), spec_, type_, HostInputs(operands[0]).get(), options, &plan));
-    } else {
-      const JoinedWeights weights(spec_, operands);
-      Check(device::MatMulPlan::Create(ep().arena(), Joined(spec_, op_), type_, weights.get(), options, &plan));
-    }
-    plan_ = std::move(plan);
+    plan_ = MakePlan(ep(), op_, spec_, activation_, type_, operands);
   }
 
   void PackInFirstRun(const NodeCall& call) {
@@ -113,31 +105,15 @@ class MatMulMx : public NodeKernel {
     const int64_t m = ElementsOf(shape) / spec_.N;
     if (m == 0) return;
     if (!a.data) throw OrtError(ORT_EP_FAIL, "no device memory for A");
-    const size_t work = device::Aligned(plan_->WorkspaceBytes(m));
     const ProfiledLaunch profiled = ep().Profile(call.stream(), where(), *plan_, m);
-    if (!op_.activated) {
-      return Check(plan_->Launch(call.stream(), a.data, m, y.data, call.Workspace(work)));
-    }
-    auto* memory = static_cast<char*>(
-        call.Workspace(work + static_cast<size_t>(m * plan_->spec().N) * sizeof(float)));  // and P behind it
-    Check(plan_->Launch(call.stream(), a.data, m, memory + work, memory));
-    hip::ActivateArgs args{};
-    args.p = reinterpret_cast<const float*>(memory + work);
-    args.y = y.data;
-    args.m = static_cast<uint64_t>(m);
-    args.n = static_cast<unsigned>(spec_.N);
-    args.grid_rows = static_cast<unsigned>(std::min<int64_t>(m, 65535));
-    args.gated = op_.operands == 2;
-    args.activation = static_cast<int>(activation_);
-    args.type = static_cast<int>(type_);
-    Check(activate_.Launch({(args.n + 1023) / 1024, args.grid_rows, 1}, 256, call.stream(), &args));
+    const size_t work = plan_->WorkspaceBytes(m);
+    Check(plan_->Launch(call.stream(), a.data, m, y.data, work ? call.Workspace(work) : nullptr));
   }
 
   const WeightOperator& op_;
   const MatMulSpec spec_;
   const Activation activation_;
   const DataType type_;
-  device::Kernel activate_;
   std::once_flag packed_;
   std::unique_ptr<const device::MatMulPlan> plan_;
 };
@@ -159,6 +135,31 @@ std::string WhyLeft(const Ep& ep, const NodeView& node) {
 }
 
 }  // namespace
+
+const WeightOperator* QuantisedProductNamed(const std::string& domain, const std::string& type) {
+  if (domain != kDomain) return nullptr;
+  for (const WeightOperator& op : MatMulOperators()) {
+    if (op.name == type) return &op;
+  }
+  return nullptr;
+}
+
+std::unique_ptr<const device::MatMulPlan> MakePlan(const Ep& ep, const WeightOperator& op, const MatMulSpec& spec,
+                                                   Activation activation, DataType type,
+                                                   const std::vector<Inputs>& operands) {
+  device::PlanOptions options;
+  options.self_check = ep.options().self_check;
+  options.follow = static_cast<hip::Follow>(activation);
+  if (op.operands == 2) options.gated_columns = spec.N;
+  std::unique_ptr<device::MatMulPlan> plan;
+  if (operands.size() == 1) {
+    Check(device::MatMulPlan::Create(ep.arena(), spec, type, HostInputs(operands[0]).get(), options, &plan));
+  } else {
+    const JoinedWeights weights(spec, operands);
+    Check(device::MatMulPlan::Create(ep.arena(), Joined(spec, op), type, weights.get(), options, &plan));
+  }
+  return plan;
+}
 
 void AddMatMulMx(Rows& rows) {
   for (const WeightOperator& op : MatMulOperators()) {

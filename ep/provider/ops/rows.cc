@@ -1,4 +1,4 @@
-// Operators over rows: softmax, normalisation, reductions, the best of a row.
+// Operators over rows: softmax, reductions, the best of a row.
 #include "device/rows.h"
 
 #include <algorithm>
@@ -10,8 +10,6 @@ namespace mxort::provider {
 namespace {
 
 using hip::Reduction;
-
-constexpr const char* kMicrosoft = "com.microsoft";
 
 hip::RowShape RowsAlong(const Shape& shape, size_t axis) {
   hip::RowShape rows{};
@@ -46,104 +44,6 @@ class Softmax : public NodeKernel {
   const bool log_;
   device::RowKernel kernel_;
 };
-
-// ---- normalisation --------------------------------------------------------------------------------------------------
-
-// Where an operator has its inputs and outputs; -1: it has none.
-struct NormForm {
-  const char* domain;
-  const char* type;
-  int since;
-  bool rms;
-  int skip, scale, shift, bias;
-  int mean, inverse, sum;  // outputs
-};
-
-constexpr NormForm kNorms[] = {
-    {"", "LayerNormalization", 17, false, -1, 1, 2, -1, 1, 2, -1},
-    {"", "RMSNormalization", 23, true, -1, 1, -1, -1, -1, -1, -1},
-    {"", "SimplifiedLayerNormalization", 1, true, -1, 1, -1, -1, -1, 1, -1},
-    {kMicrosoft, "SkipLayerNormalization", 1, false, 1, 2, 3, 4, 1, 2, 3},
-    {kMicrosoft, "SkipSimplifiedLayerNormalization", 1, true, 1, 2, -1, 3, 1, 2, 3},
-};
-
-class Normalisation : public NodeKernel {
- public:
-  Normalisation(const NodeInfo& node, const NormForm& form)
-      : NodeKernel(node),
-        form_(form),
-        axis_(node.Int("axis", -1)),
-        epsilon_(node.Float("epsilon", *form.domain ? 1e-12f : 1e-5f)),
-        outputs_(node.Outputs()) {
-    Check(device::RowKernel::Load(ep().device(), "norm", &kernel_));
-  }
-
- private:
-  Tensor Optional(const NodeCall& call, int index) const {
-    return index >= 0 && call.Has(static_cast<size_t>(index)) ? call.Input(static_cast<size_t>(index)) : Tensor{};
-  }
-  // Null where nobody asks for it.
-  void* Asked(const NodeCall& call, int index, const Shape& shape) const {
-    return index >= 0 && static_cast<size_t>(index) < outputs_ ? call.Output(static_cast<size_t>(index), shape).data
-                                                               : nullptr;
-  }
-
-  void Run(NodeCall& call) override {
-    const Tensor x = call.Input(0);
-    const size_t rank = x.shape.size(), axis = form_.skip >= 0 ? rank - 1 : AxisOf(axis_, rank);
-    const int64_t rows = ElementsOf(x.shape, 0, axis), n = ElementsOf(x.shape, axis, rank);
-    const Tensor skip = Optional(call, form_.skip), bias = Optional(call, form_.bias);
-    const Tensor scale = Optional(call, form_.scale), shift = Optional(call, form_.shift);
-    for (const Tensor* vector : {&bias, &scale, &shift}) {
-      if (vector->data && ElementsOf(vector->shape) != n) {
-        Fail("scale or bias", Text(vector->shape), std::to_string(n) + " elements");
-      }
-    }
-    if (skip.data && (ElementsOf(skip.shape) % n != 0 || ElementsOf(skip.shape) > rows * n)) {
-      Fail("skip", Text(skip.shape), "rows of " + Text(x.shape));
-    }
-    const Tensor y = call.Output(0, x.shape);
-    Shape per_row = x.shape;
-    std::fill(per_row.begin() + static_cast<int64_t>(axis), per_row.end(), 1);
-    hip::NormArgs args{};
-    args.mean = form_.rms ? nullptr : static_cast<float*>(Asked(call, form_.mean, per_row));
-    args.inverse = static_cast<float*>(Asked(call, form_.inverse, per_row));
-    args.sum = Asked(call, form_.sum, x.shape);
-    if (!y.data) return;
-    Check(device::MakeRowShape(rows, n, 1, &args.shape));
-    args.x = x.data;
-    args.skip = skip.data;
-    args.bias = bias.data;
-    args.scale = scale.data;
-    args.shift = shift.data;
-    args.y = y.data;
-    args.skip_rows = static_cast<uint64_t>(skip.data ? ElementsOf(skip.shape) / n : 1);
-    args.epsilon = epsilon_;
-    args.type = static_cast<int>(call.TypeOf(x));
-    args.scale_type = scale.data ? static_cast<int>(call.TypeOf(scale)) : args.type;
-    args.out_type = static_cast<int>(call.TypeOf(y));
-    args.rms = form_.rms;
-    Check(kernel_.Launch(call.stream(), args));
-  }
-
-  const NormForm form_;
-  const int64_t axis_;
-  const float epsilon_;
-  const size_t outputs_;
-  device::RowKernel kernel_;
-};
-
-// What the device writes of mean and inverse deviation is float; a graph that wants them in another type is rare.
-std::string WhyNormLeft(const Ep&, const NodeView& node) {
-  const int64_t float_type = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
-  if (node.IntOr("stash_type", float_type) != float_type) return "stash_type is not float";
-  const bool skips = node.domain() == kMicrosoft;
-  if (node.HasOutput(1) && !skips && node.type() != "LayerNormalization" && node.InputType(0) != float_type) {
-    return "output 1 is asked for";
-  }
-  if (skips && (node.HasOutput(1) || node.HasOutput(2))) return "outputs for training are asked for";
-  return "";
-}
 
 // ---- reductions -----------------------------------------------------------------------------------------------------
 
@@ -329,15 +229,6 @@ void AddRows(Rows& rows) {
   const Types &floats = FloatTypes(), indices = {ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64};
   for (const char* type : {"Softmax", "LogSoftmax"}) {
     rows.push_back({"", type, 13, kNewest, {{"T", floats}}, Create<Softmax>});
-  }
-  for (const NormForm& form : kNorms) {
-    rows.push_back({form.domain,
-                    form.type,
-                    form.since,
-                    *form.domain || form.since == 1 ? 1 : kNewest,
-                    {{"T", floats}},
-                    [form](const NodeInfo& node) { return std::make_unique<Normalisation>(node, form); },
-                    WhyNormLeft});
   }
   // Axes in an attribute, later in an input: ReduceSum from 13, the others from 18.
   for (const ReductionForm& form : kReductions) {
