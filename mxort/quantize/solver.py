@@ -36,8 +36,9 @@ _PANEL = 128
 _NOTHING = 2.0**-100
 """Part of the mean square of all inputs below which an input's is taken for zero: in float32 it soon would be."""
 
-DRIFT_DAMPING = 0.1
-"""As ``damping``, for what makes good the error of earlier layers: it is fitted to few data."""
+DRIFT_DAMPING = 1.0
+"""As ``damping``, for what makes good the error of earlier layers: it is fitted to few data, and other data drift
+otherwise (docs/accuracy.md)."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import weakref
-from contextlib import nullcontext
 from itertools import pairwise
 
 import numpy as np
@@ -21,7 +20,7 @@ from mxort.formats import (
     hadamard_rotate,
     to_blocks,
 )
-from mxort.quantize import ALGORITHMS, Settings, Statistics, base, gptq, moments, rtn, solver
+from mxort.quantize import ALGORITHMS, Settings, Statistics, base, gptq, rtn, solver
 from mxort.quantize.moments import Moments, round_activations, round_elements
 from mxort.scales import quantize_blocks
 
@@ -367,12 +366,6 @@ def test_moments_are_those_of_the_operand(activation_format, exact_products):
         expected = getattr(want, name)
         np.testing.assert_allclose(getattr(got, name), expected, atol=1e-4 * np.abs(expected).max())
     assert got.rows == len(x)
-
-
-@pytest.fixture
-def exact_products(monkeypatch):
-    """torch multiplies float32 as it is, on every processor."""
-    monkeypatch.setattr(moments, "_fast_products", nullcontext)
 
 
 def sums(x, wanted):
