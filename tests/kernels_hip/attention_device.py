@@ -65,10 +65,24 @@ class Problem:
     window: int = 0
     offset: int | None = 0  # None: what is left of the keys before the queries
     lengths: list[int] | None = None
+    holds: tuple[int, int, int] | None = (
+        None  # capacity, window and new positions of a cache that holds a window
+    )
     mask: NDArray[Any] | None = None  # broadcasts to [batch, heads, length, keys]
     padding: NDArray[np.int32] | None = None  # [batch, keys]
     sink: NDArray[np.float32] | None = None
     cache: str = ""  # mxfp8, mxfp4: k and v are quantised
+
+    def filled(self, batch: int) -> int:
+        """Keys there are: of a cache that holds a window fewer, as positions coming one after the other leave it."""
+        assert self.lengths is not None
+        if self.holds is None:
+            return self.lengths[batch]
+        capacity, window, fresh = self.holds
+        held = 0
+        for _ in range(self.lengths[batch] - fresh):
+            held = window if held == capacity else held + 1
+        return held + fresh
 
     def rows(self, x: NDArray[np.float32]) -> NDArray[np.uint8]:
         """The bytes of a quantised cache: the codes of a head at a position, then their scales."""
@@ -134,7 +148,9 @@ def run(machine: device.Device, p: Problem, splits: int = 1, prefill: bool = Fal
     a.tiles = -(-length * group // ROWS)
     a.from_end, a.offset = int(p.offset is None), p.offset or 0
     if p.lengths is not None:
-        a.lengths = DeviceLengths(send(np.array(p.lengths, np.int32) - 1, typed=False), 1, 1)
+        a.lengths = DeviceLengths(
+            send(np.array(p.lengths, np.int32) - 1, typed=False), 1, 1, *(p.holds or ())
+        )
     if p.mask is not None:
         mask = p.mask.reshape((1,) * (4 - p.mask.ndim) + p.mask.shape)
         is_bool = mask.dtype == np.bool_
@@ -204,7 +220,7 @@ def seen_keys(p: Problem) -> NDArray[np.bool_]:
     seen = np.ones((batch, 1, length, keys), bool)
     position, key = np.arange(length)[:, None], np.arange(keys)
     for b in range(batch):
-        have = keys if p.lengths is None else p.lengths[b]
+        have = keys if p.lengths is None else p.filled(b)
         seen[b] &= key < have
         last = position + (have - length if p.offset is None else p.offset)
         if p.causal:

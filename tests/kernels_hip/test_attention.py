@@ -136,6 +136,13 @@ def forms(rng: np.random.Generator) -> dict[str, dict[str, Any]]:
     some[0, 0, 2] = False
     return {
         "window": {"causal": True, "window": 6, "offset": 50},
+        "a cache that holds a window": {
+            "causal": True,
+            "window": 40,
+            "offset": None,
+            "lengths": [200, 30],
+            "holds": (61, 40, 9),
+        },
         "nothing seen": {"causal": True, "offset": -3},
         "softcap": {"softcap": 2.5},
         "sink": {"sink": np.array([0.5, -2, -np.inf, 80], np.float32)},
@@ -164,6 +171,60 @@ def test_forms(machines, form, prefill):
         check(p, attention_device.run(machines("gfx950"), p, prefill=prefill))
         if not prefill:
             check(p, attention_device.run(machines("gfx950"), p, splits=2))
+
+
+def kernels(dtypes: list[str], sizes: list[int], arch: str) -> list[Any]:
+    """Those of a type and size; by default the ones that differ most."""
+    few = {("gfx950", "bfloat16", 128), ("gfx950", "float", 64), ("gfx942", "float16", 256)}
+    return [
+        pytest.param(arch, d, s, marks=[] if (arch, d, s) in few else [pytest.mark.slow])
+        for d in dtypes
+        for s in sizes
+    ]
+
+
+ALL = [k for arch in ARCHITECTURES for k in kernels(TYPES, list(attention_device.SIZES), arch)]
+
+
+@pytest.mark.parametrize("arch, dtype, size", ALL)
+def test_every_instruction_of_few_rows_runs(counting_machines, arch, dtype, size):
+    """What no shape executes has been tested by nobody."""
+    machine = counting_machines(arch)
+    options: dict[str, Any] = {"dtype": dtype, "scale": size**-0.5}
+    for form in forms(np.random.default_rng(7)).values():
+        check(p := problem(3, 2, 9, 4, 2, 70, size, **options, **form), attention_device.run(machine, p))
+    ragged: dict[str, Any] = {"lengths": [600, 141], "causal": True, "offset": None}
+    for keys, splits, other in [(300, 2, {}), (600, 3, ragged), (129, 1, {})]:
+        p = problem(size, 2, 1, 6, 2, keys, size, **options, **other)
+        check(p, attention_device.run(machine, p, splits))
+    assert machine.unexecuted("attention", f"attention_{dtype}_{size}") == []
+
+
+@pytest.mark.parametrize("arch, dtype, size", ALL)
+def test_every_instruction_of_many_rows_runs(counting_machines, arch, dtype, size):
+    """But for a few that choose a block, which clang has put behind a branch that never leads to them."""
+    machine = counting_machines(arch)
+    options: dict[str, Any] = {"dtype": dtype, "scale": size**-0.5}
+    for form in forms(np.random.default_rng(7)).values():
+        p = problem(3, 2, 9, 4, 2, 70, size, **options, **form)
+        check(p, attention_device.run(machine, p, prefill=True))
+    behind: dict[str, Any] = {"causal": True, "offset": None}
+    cases: list[tuple[int, int, dict[str, Any]]] = [
+        (4, 421, {}),
+        (4, 357, {"causal": True, "offset": 350, "window": 333}),
+        (4, 64, {}),
+        (100, 300, {"causal": True, "offset": 200}),
+        (150, 400, behind | {"window": 290}),
+        (1, 1, {}),
+        (300, 300, {"causal": True}),
+    ]
+    for length, keys, other in cases:
+        for growth in (1, 40):  # of scores: what is summed is scaled where they grow
+            p = problem(size + keys, 1, length, 2, 1, keys, size, **options, **other)
+            p.k *= np.linspace(0.1, growth, keys, dtype=np.float32)[:, None]
+            if growth == 1 or length == 4:
+                check(p, attention_device.run(machine, p, prefill=True))
+    assert len(machine.unexecuted("attention_prefill", f"prefill_{dtype}_{size}")) <= 6
 
 
 def test_values_that_are_not_numbers_reach_the_rows_that_see_them(machines):

@@ -34,7 +34,6 @@ class AppendArgs(ctypes.Structure):
         ("part", Part * 3),
         *[(n, POINTER) for n in ("cos", "sin", "ids")],
         ("lengths", DeviceLengths),
-        ("turned", DeviceLengths),
         ("ids_batch", LONG),
         *[(n, INT) for n in ("ids_position", "rotation_batch")],
         *[(n, UINT) for n in ("batch", "length", "capacity", "past", "pairs", "positions")],

@@ -82,7 +82,6 @@ struct AppendArgs {
   const void* sin;
   const long long* ids;   // positions of rotation; null: see below
   DeviceLengths lengths;  // of keys once these are appended: past is what that leaves. None: past is `past`
-  DeviceLengths turned;   // of which the past is the one that is rotated by. None: `lengths`
   long long ids_batch;    // stride of ids, whose elements count from 0 at `ids_position` 0, or are one a position
   int ids_position;       // 1: ids[b][p]. 0: ids[b] + p
   int rotation_batch;     // without ids: position past + p + b * rotation_batch

@@ -28,13 +28,17 @@ MXORT_DEVICE u32 PastOf(const DeviceLengths& lengths, u32 batch, u32 past, u32 l
   const i32 before = static_cast<i32>(LengthOf(lengths, batch, capacity)) - static_cast<i32>(length);
   return static_cast<u32>(Most(before, 0));
 }
-MXORT_DEVICE NewPosition PositionOf(const AppendArgs& args, u32 batch, u32 position) {
+MXORT_DEVICE NewPosition PositionOf(const AppendArgs& before, u32 batch, u32 position) {
+  const AppendArgs& args = Reloaded(before);
   NewPosition at;
   at.batch = batch;
   at.position = position;
   const u32 past = PastOf(args.lengths, batch, args.past, args.length, args.capacity);
   at.stored = past + position;
-  const u32 turned = args.turned.data ? PastOf(args.turned, batch, 0, args.length, 0x7fffffff) : past;
+  // Rotated by positions, of which a cache that holds a window has fewer.
+  DeviceLengths all = args.lengths;
+  all.capacity = 0;
+  const u32 turned = PastOf(all, batch, args.past, args.length, args.lengths.capacity ? 0x7fffffff : args.capacity);
   long long row = static_cast<long long>(turned) + position + static_cast<long long>(batch) * args.rotation_batch;
   if (args.ids)
     row = args.ids[batch * args.ids_batch + (args.ids_position ? position : 0)] + (args.ids_position ? 0 : position);
@@ -143,8 +147,9 @@ MXORT_DEVICE void Append(const AppendArgs& args) {
   const u32 batch = row / args.length;
   const NewPosition at = PositionOf(args, batch, row - batch * args.length);
   Unroll<0, 3>([&](auto p) __attribute__((always_inline)) {
-    const AppendPart& part = args.part[p.value];
-    if (head < part.heads && part.to) AppendHead(args, part, at, head);
+    const AppendArgs& again = Reloaded(args);  // a part's own numbers only while it is worked on
+    const AppendPart& part = again.part[p.value];
+    if (head < part.heads && part.to) AppendHead(again, part, at, head);
     head -= part.heads;  // of those before, a number beyond all heads
   });
 }

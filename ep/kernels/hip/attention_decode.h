@@ -116,7 +116,7 @@ MXORT_DEVICE void StoreTile(const AttentionArgs& before, const Place& at, u32 fi
   // Every lane has row l % 16: the first 16 of the workgroup say what the others multiply with.
   if (Thread() < kAttentionRows) {
     const Row row = RowOf(args, at, first_row + Thread());
-    from.largest[0][Thread()] = whole ? Share(args, row.head, largest, total) : 1.0f;
+    from.largest[0][Thread()] = whole ? Share<Head::Mma::kType>(args, row.head, largest, total) : 1.0f;
     if (!whole) {
       partial[kAttentionRows * size + Thread()] = largest;
       partial[kAttentionRows * (size + 1) + Thread()] = total;
@@ -210,7 +210,10 @@ MXORT_DEVICE void MergeSplits(const AttentionArgs& args) {
     }
     const long long to = at.batch * args.y_strides.batch + row.position * args.y_strides.position +
                          row.head * args.y_strides.head + (index - r * size);
-    StoreOne(args.type, args.y, static_cast<u64>(to), sum * Share(args, row.head, largest, total));
+    const float share =
+        Share(args, row.head, largest, total,
+              [&](const void* from, u32 n) __attribute__((always_inline)) { return LoadOne(args.type, from, n); });
+    StoreOne(args.type, args.y, static_cast<u64>(to), sum * share);
   }
 }
 

@@ -103,7 +103,7 @@ struct PrefillRows {
     const Row row = RowOf(args, at, first_row + Lane() % kPrefillRows);
     const float all = OverRow<kPrefillRows>(total[0] + total[1],
                                             [](float a, float b) __attribute__((always_inline)) { return a + b; });
-    const float share = Share(args, row.head, reference, all);
+    const float share = Share<Mma::kType>(args, row.head, reference, all);
     if (!row.exists) return;
     const long long to =
         at.batch * args.y_strides.batch + row.position * args.y_strides.position + row.head * args.y_strides.head;
@@ -189,11 +189,11 @@ MXORT_DEVICE void Prefill(const AttentionArgs& args) {
     if (Shape::kBuffers == 1) Meet();
     stage.Store(then.keys, then.values);
   };
-  const auto step = [&](i32 n, const auto& work) __attribute__((always_inline)) {
+  const auto step = [&](i32 n, const auto& first_key, const auto& work) __attribute__((always_inline)) {
     Meet();  // `now` is filled, `then` has been read
     work(n, *now);
     finish(*then);
-    fetch(n + 3, blocks[n + 3], blocks[n + 2]);
+    fetch(n + 3, first_key(n + 3), first_key(n + 2));
     Buffer* const last = now;
     now = then, then = last;
   };
@@ -204,9 +204,11 @@ MXORT_DEVICE void Prefill(const AttentionArgs& args) {
   stage.StoreKeys(now->keys);
   fetch(1, blocks[1], blocks[0]);
 
+  const auto any = [&](i32 n) __attribute__((always_inline)) { return blocks[n]; };
+  const auto plain_one = [&](i32 n) __attribute__((always_inline)) { return blocks.Plain(n); };
   i32 n = -1;
   for (; n + 1 < blocks.others; ++n) {
-    step(n, [&](i32 n, const Buffer& from) __attribute__((always_inline)) {
+    step(n, any, [&](i32 n, const Buffer& from) __attribute__((always_inline)) {
       if (n >= 0 && seen(n)) mine.Add(from.values);
       if (seen(n + 1)) {
         mine.Multiply(from.keys, mine.s);
@@ -217,7 +219,7 @@ MXORT_DEVICE void Prefill(const AttentionArgs& args) {
   if (blocks.count == 0) n = 0;
   if (n >= 0 && !seen(n)) mine.Forget();
   if (n < 0) {
-    step(n++, [&](i32, const Buffer& from) __attribute__((always_inline)) {
+    step(n++, plain_one, [&](i32, const Buffer& from) __attribute__((always_inline)) {
       mine.Multiply(from.keys, mine.s);
       mine.template Accept<true>(args, own, 0);
     });
@@ -238,7 +240,7 @@ MXORT_DEVICE void Prefill(const AttentionArgs& args) {
     plain(n + 1, *then, *now);
   }
   for (; n < blocks.count; ++n) {
-    step(n, [&](i32 n, const Buffer& from) __attribute__((always_inline)) {
+    step(n, plain_one, [&](i32 n, const Buffer& from) __attribute__((always_inline)) {
       mine.Add(from.values);
       if (n + 1 >= blocks.count) return;
       mine.Multiply(from.keys, mine.s);

@@ -216,15 +216,22 @@ MXORT_DEVICE float Weigh(f32x4 (&s)[kTiles], Gathered& gathered) {
   return shrinks;
 }
 
-// What a row's sums are multiplied with at the end, `total` being that of all its lanes; the sink is one more score.
-MXORT_DEVICE float Share(const AttentionArgs& args, u32 head, float largest, float total) {
+// What a row's sums are multiplied with at the end, `total` being that of all its lanes; the sink is one more score,
+// which `load` reads for a head.
+template <class Load>
+MXORT_DEVICE float Share(const AttentionArgs& args, u32 head, float largest, float total, const Load& load) {
   if (args.sink || args.smooth) {
-    const float sink = args.sink ? LoadOne(args.type, args.sink, head) * kLog2E : 0.0f;
+    const float sink = args.sink ? load(args.sink, head) * kLog2E : 0.0f;
     const float reference = Reference(Larger(largest, sink)), factor = Exp2(Reference(largest) - reference);
     total = total * factor + Exp2(sink - reference);
     return total == 0 ? 0.0f : factor * __builtin_amdgcn_rcpf(total);
   }
   return total == 0 ? 0.0f : __builtin_amdgcn_rcpf(total);
+}
+template <Type kType>
+MXORT_DEVICE float Share(const AttentionArgs& args, u32 head, float largest, float total) {
+  return Share(args, head, largest, total,
+               [](const void* from, u32 n) __attribute__((always_inline)) { return LoadOne<kType>(from, n); });
 }
 
 // The lane's row of the queries, of a tile of kTileRows, as right operands; zeros behind the head's size.

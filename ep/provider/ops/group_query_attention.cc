@@ -249,7 +249,6 @@ class GroupQueryAttention : public AttentionNode {
       append.part[1].norm = call.Input(in_.k_norm).data;
     }
     append.lengths = step.seen;
-    if (holds_window_ && !step.first) append.turned = step.lengths;
     append.batch = static_cast<unsigned>(step.q.batch);
     append.length = static_cast<unsigned>(step.q.positions);
     append.capacity = static_cast<unsigned>(step.rows);
