@@ -72,9 +72,9 @@ float frexp_mant(float a) {
 }
 int exponent(float a) { return static_cast<int>(bits(a) >> 23 & 255); }
 
-// v_div_scale_f32 d, vcc, s0, s1 (denominator), s2 (numerator): ISA pseudocode, single precision, but for one sign: of a
-// denominator whose reciprocal and quotient are both denormal it says 2^64, which would make it infinite; only 2^-64 gives
-// the quotient that v_div_fmas then divides by 2^64.
+// v_div_scale_f32 d, vcc, s0, s1 (denominator), s2 (numerator): ISA pseudocode, single precision, but for one sign: of
+// a denominator whose reciprocal and quotient are both denormal it says 2^64, which would make it infinite; only 2^-64
+// gives the quotient that v_div_fmas then divides by 2^64.
 void div_scale(Wave& w, const Inst& i) {
   u32 t[3][kLanes], r[kLanes];
   Poison p;

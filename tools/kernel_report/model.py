@@ -19,7 +19,7 @@ MFMA_ISSUE = (
     12  # clocks a scaled matrix instruction blocks its SIMD's issue; any other instruction OTHER_ISSUE
 )
 OTHER_ISSUE = 4
-TRANSCENDENTAL_ISSUE = 16  # of v_exp_f32 and its like, at a quarter of the rate (CDNA3 ISA guide)
+TRANSCENDENTAL_ISSUE = 16  # of v_exp_f32 and its like, a quarter of the rate, an assumption
 LDS_BYTES_PER_CLOCK = 256
 VMEM_BYTES_PER_CLOCK = 45.056  # 44 KB in flight per about 1000 clocks of latency
 L2_BYTES_PER_CLOCK = 64  # own estimate
