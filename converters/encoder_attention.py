@@ -22,7 +22,7 @@ from mxort.converters import functions, head_scale
 from mxort.converters.attention import Fused, add_function
 from mxort.converters.constants import NotConstantError
 from mxort.converters.resolving import resolve
-from mxort.converters.rewrite import drop_dead
+from mxort.converters.rewrite import drop_steps
 from mxort.converters.shapes import width
 
 NAME = "MultiHeadAttention"
@@ -268,20 +268,4 @@ def _replace(graph: ir.Graph, steps: _Steps) -> None:
     result.name, result.type, result.shape = old.name, old.type, old.shape
     inputs = [value for value in last.inputs if value is not None]
     ir.convenience.replace_nodes_and_values(graph, last, [last], new, [old], [result])
-    _drop(inputs)
-
-
-def _drop(values: Sequence[ir.Value]) -> None:
-    """Removes the steps that nothing reads any more, back to where others do."""
-    pending = list(values)
-    while pending:
-        value = pending.pop()
-        node = value.producer()
-        if value.uses() or value.is_graph_output():
-            continue
-        if node is None:
-            drop_dead([value])
-        elif node.graph is not None and not any(o.uses() or o.is_graph_output() for o in node.outputs):
-            inputs = [v for v in node.inputs if v is not None]
-            node.graph.remove(node, safe=True)
-            pending += inputs
+    drop_steps(inputs)

@@ -303,3 +303,19 @@ def drop_dead(values: Iterable[ir.Value]) -> None:
         ):
             pending += [v for v in node.inputs if v is not None]
             node.graph.remove(node, safe=True)
+
+
+def drop_steps(values: Iterable[ir.Value | None]) -> None:
+    """Removes the steps that nothing reads any more, back to where others do."""
+    pending = [value for value in values if value is not None]
+    while pending:
+        value = pending.pop()
+        node = value.producer()
+        if value.uses() or value.is_graph_output():
+            continue
+        if node is None:
+            drop_dead([value])
+        elif node.graph is not None and not any(o.uses() or o.is_graph_output() for o in node.outputs):
+            inputs = [v for v in node.inputs if v is not None]
+            node.graph.remove(node, safe=True)
+            pending += inputs

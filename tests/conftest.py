@@ -32,13 +32,3 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     left_out = set(kernels[1::2])
     items[:] = [item for item in items if item not in left_out]
     config.hook.pytest_deselected(items=list(left_out))
-
-
-@pytest.fixture
-def exact_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Second moments are of float32 as it is, on every processor: for tests of which operands they are of."""
-    from contextlib import nullcontext
-
-    from mxort.quantize import moments
-
-    monkeypatch.setattr(moments, "_fast_products", nullcontext)

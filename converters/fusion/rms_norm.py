@@ -14,7 +14,6 @@ from mxort.converters.attention import Fused
 from mxort.converters.fusion.steps import (
     Builder,
     Other,
-    drop,
     inner,
     kind,
     maker,
@@ -24,6 +23,7 @@ from mxort.converters.fusion.steps import (
     scalar,
     take_over,
 )
+from mxort.converters.rewrite import drop_steps
 from mxort.converters.shapes import Inferred
 
 NAME = "RMSNormalization"
@@ -60,7 +60,7 @@ def replace(model: ir.Model, found: list[_Norm]) -> None:
         made = Builder(model, norm.last).add(NAME, [norm.source, norm.weight], attributes)
         old = norm.last.outputs[0]
         take_over(old, made.outputs[0])
-        drop([old])
+        drop_steps([old])
 
 
 def _is_square(node: ir.Node, ir_version: int) -> bool:

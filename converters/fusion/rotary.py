@@ -17,7 +17,6 @@ from mxort.converters.fusion.steps import (
     HEADS_FIRST,
     Builder,
     Other,
-    drop,
     heads_and_size,
     inner,
     kind,
@@ -28,6 +27,7 @@ from mxort.converters.fusion.steps import (
     scalar,
     take_over,
 )
+from mxort.converters.rewrite import drop_steps
 from mxort.converters.shapes import Inferred
 
 NAME = "RotaryEmbedding"
@@ -159,7 +159,7 @@ def _replace(model: ir.Model, found: _Rotation, angles: dict[ir.Value, ir.Value]
     again.shape = split.shape
     result = build.add("Transpose", [again], {"perm": HEADS_FIRST})
     take_over(old, result.outputs[0])
-    drop([old])
+    drop_steps([old])
 
 
 def _first_half(build: Builder, whole: ir.Value, split: ir.Value, size: int) -> ir.Value:

@@ -16,8 +16,9 @@ import onnxscript
 from onnxscript import opset23 as op
 
 from mxort.converters.attention import Fused, add_function
-from mxort.converters.fusion.steps import Builder, drop, kind, maker, take_over
+from mxort.converters.fusion.steps import Builder, kind, maker, take_over
 from mxort.converters.opset import opset_of
+from mxort.converters.rewrite import drop_steps
 from mxort.converters.shapes import Inferred, width
 
 NAME = "SkipSimplifiedLayerNormalization"
@@ -93,9 +94,9 @@ def _replace(model: ir.Model, add: ir.Node, norm: ir.Node) -> None:
         unused.name = ""
     old = norm.outputs[0]
     take_over(old, node.outputs[0])
-    drop([old])
+    drop_steps([old])
     if total.uses() or total.is_graph_output():
         take_over(total, node.outputs[3])
     else:
         node.outputs[3].name = ""
-    drop([total])
+    drop_steps([total])

@@ -19,7 +19,6 @@ from mxort.converters.fusion.steps import (
     HEADS_FIRST,
     Builder,
     Other,
-    drop,
     heads_of_transposed,
     inner,
     kind,
@@ -31,6 +30,7 @@ from mxort.converters.fusion.steps import (
     take_over,
     users,
 )
+from mxort.converters.rewrite import drop_steps
 from mxort.converters.shapes import Inferred
 
 NAME = "Attention"
@@ -289,8 +289,8 @@ def _replace(model: ir.Model, steps: _Steps) -> None:
     split = build.add("Reshape", [node.outputs[0], shape], like=steps.query)
     old = last.outputs[0]
     take_over(old, split.outputs[0])
-    drop([old])
+    drop_steps([old])
     for append, present in zip(appends, node.outputs[1:], strict=True):
         before = append.outputs[0]
         take_over(before, present)
-        drop([before])
+        drop_steps([before])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -10,7 +10,6 @@ import onnx_ir as ir
 from mxort.converters import head_scale
 from mxort.converters.constants import NotConstantError
 from mxort.converters.resolving import resolve
-from mxort.converters.rewrite import drop_dead
 from mxort.converters.shapes import width
 
 HEADS_FIRST = [0, 2, 1, 3]
@@ -166,19 +165,3 @@ def take_over(old: ir.Value, new: ir.Value) -> None:
     ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
     old.name = f"{name}_before"
     new.name, new.type, new.shape = name, type_, shape
-
-
-def drop(values: Iterable[ir.Value | None]) -> None:
-    """Removes the steps that nothing reads any more, back to where others do."""
-    pending = [value for value in values if value is not None]
-    while pending:
-        value = pending.pop()
-        node = value.producer()
-        if value.uses() or value.is_graph_output():
-            continue
-        if node is None:
-            drop_dead([value])
-        elif node.graph is not None and not any(o.uses() or o.is_graph_output() for o in node.outputs):
-            inputs = [v for v in node.inputs if v is not None]
-            node.graph.remove(node, safe=True)
-            pending += inputs

@@ -54,21 +54,6 @@ _NEAR = 16
 """Binary orders between operands that are summed in one unit: squares of float32 have no room for all there are."""
 
 
-@contextmanager
-def _fast_products() -> Iterator[None]:
-    """Lets torch round what it multiplies to bfloat16 (sums stay float32), where the processor has units for that.
-
-    The sum is then the exact one of operands that are off by 2**-9 of each number at most, at random. That is a 512th
-    of what it would be off anyway, being taken over so many rows and not all there are.
-    """
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("medium")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
-
-
 class _Sum:
     """The sum over rows of a^T b, float64 [K, K], by products in float32 of a few thousand rows.
 
@@ -88,16 +73,14 @@ class _Sum:
 
     def add(self, a: Tensor, b: Tensor) -> None:
         """a, b float32 [n, K]"""
-        with _fast_products():
-            self._part.addmm_(a.T, b)
+        self._part.addmm_(a.T, b)
         self._count(len(a))
 
     def add_symmetric(self, x: Tensor) -> None:
         """x^T x, of which the part below the diagonal is filled in by :meth:`symmetric`."""
         step = max(1, -(-x.shape[1] // _PANELS))
-        with _fast_products():
-            for stop in range(step, x.shape[1] + step, step):
-                self._part[:stop, stop - step : stop].addmm_(x[:, :stop].T, x[:, stop - step : stop])
+        for stop in range(step, x.shape[1] + step, step):
+            self._part[:stop, stop - step : stop].addmm_(x[:, :stop].T, x[:, stop - step : stop])
         self._count(len(x))
 
     def _count(self, rows: int) -> None:

@@ -49,7 +49,7 @@ def calibrated(path, data, quantize=lambda site, statistics: None, **settings):
 
 @pytest.mark.parametrize("memory", [1 << 30, 30_000, 0])
 @pytest.mark.parametrize("sequential", [False, True])
-def test_statistics_are_those_of_the_model(model, memory, sequential, exact_products):
+def test_statistics_are_those_of_the_model(model, memory, sequential):
     """Where no weight changes, every site sees what the float model computes; on disk or in memory."""
     data, seen = feeds(), {}
     found, reached = calibrated(
@@ -69,7 +69,7 @@ def test_statistics_are_those_of_the_model(model, memory, sequential, exact_prod
             assert np.abs(s.drift).max() < 1e-4
 
 
-def test_sequential_sees_the_quantised_layers_before(model, tmp_path, exact_products):
+def test_sequential_sees_the_quantised_layers_before(model, tmp_path):
     """The operand is what the converted model computes, and the drift leads back to the float model's."""
     data, seen = feeds(), {}
     original = packing.Packer._calibrated

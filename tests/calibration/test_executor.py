@@ -100,7 +100,7 @@ def model_of(nodes):
 
 @pytest.mark.parametrize("memory", [0, 1 << 30])
 @pytest.mark.parametrize("name", MODELS)
-def test_values_of_every_type_cross_the_cuts(name, memory, exact_products):
+def test_values_of_every_type_cross_the_cuts(name, memory):
     """The last site's operand in the stages, against the same value of the whole model."""
     proto, rng = model_of(MODELS[name]), np.random.default_rng(1)
     data = [{"x": rng.standard_normal((8 + i, K), np.float32)} for i in range(2)]

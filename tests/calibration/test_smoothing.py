@@ -67,7 +67,7 @@ def test_smoothing_outliers_brings_the_model_nearer(tmp_path, activation_format)
     assert errors["smooth-gptq"] < errors["smoothquant"] < errors["rtn"]
 
 
-def test_the_calibration_run_sees_what_the_converted_model_computes(tmp_path, monkeypatch, exact_products):
+def test_the_calibration_run_sees_what_the_converted_model_computes(tmp_path, monkeypatch):
     """The statistics of `down` are of its divided operand in the converted model."""
     seen = {}
     original = mxort.conversion.weights.Packer._calibrated

@@ -52,9 +52,10 @@ struct Program {
     env->RegisterExecutionProviderLibrary(kName, path);
     std::vector<Ort::ConstEpDevice> devices;
     for (const Ort::ConstEpDevice& device : env->GetEpDevices()) {
-      if (!std::strcmp(device.EpName(), "MxortExecutionProvider")) devices.push_back(device);
+      const bool ours = !std::strcmp(device.EpName(), "MxortExecutionProvider");
+      if (ours && device.Device().Type() == OrtHardwareDeviceType_GPU) devices.push_back(device);
     }
-    if (devices.size() != 1) throw std::runtime_error("expected one device");
+    if (devices.size() != 1) throw std::runtime_error("expected one GPU");
     for (auto& session : sessions) {
       Ort::SessionOptions options;
       options.SetIntraOpNumThreads(1);
