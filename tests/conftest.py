@@ -1,6 +1,7 @@
 """`MXORT_TEST_LIBRARIES=<folder>` runs the suite on another build of the native libraries (the sanitizer build)."""
 
-# There the kernels' cases take minutes: `make check` runs every second one, `make check-full` all.
+# The kernels' cases are thousands: `make check` runs half of them, and on that other build the other half; `make
+# check-full` runs all on both. A case is of the same half in both, whose kernels are not the same.
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ import importlib.util
 import os
 import sys
 from pathlib import Path
+from zlib import crc32
 
 import pytest
 
@@ -26,9 +28,12 @@ if _folder:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if not _folder or not config.option.markexpr:
+    if not config.option.markexpr:
         return
-    kernels = [item for item in items if item.path.parent.name == "kernels"]
-    left_out = set(kernels[1::2])
-    items[:] = [item for item in items if item not in left_out]
-    config.hook.pytest_deselected(items=list(left_out))
+    left_out = [
+        item
+        for item in items
+        if item.path.parent.name == "kernels" and crc32(item.name.encode()) % 2 != bool(_folder)
+    ]
+    items[:] = [item for item in items if item not in set(left_out)]
+    config.hook.pytest_deselected(items=left_out)

@@ -190,6 +190,7 @@ def test_machine():
     assert status_bytes("NoSuchField") == 0
 
 
+@pytest.mark.slow  # llvm-mca of every loop; tests/kernels_hip/test_gate.py has the figures
 def test_kernels_of_the_build(capsys):
     """Every shipped GPU kernel is in the report, and none uses scratch memory."""
     if not _native.code_objects():
