@@ -84,11 +84,8 @@ sanitize: build/.dev hipsim
 # WHEEL_PYTHONS="python3.12 python3.13" builds and tests for those instead of the environment's own.
 wheel: dist/.built
 dist/.built: build/.wheel $(SOURCES) $(shell find mxort converters -name '*.py' -o -name '*.jinja' -o -name '*.html') scripts/wheel.sh
-	MXORT_HIP_OBJECTS="$(HIP_OBJECTS)" scripts/wheel.sh $(WHEEL_PYTHONS)
+	scripts/wheel.sh $(WHEEL_PYTHONS)
 	@touch $@
-
-# What build/.dev compiled for the GPUs, where it had a compiler for that.
-HIP_OBJECTS = $(if $(wildcard build/cmake/hip/*.co),$(abspath build/cmake/hip))
 
 wheel-test: dist/.built $(OTHER_ONNXRUNTIMES:%=build/ort/%)
 	scripts/wheel_test.sh $(WHEEL_PYTHONS)

@@ -32,8 +32,10 @@ if ! .venv/bin/python -c 'import sys' 2>/dev/null; then
   python3 -m venv --clear .venv
 fi
 pip() { .venv/bin/python -m pip --disable-pip-version-check -q "$@"; }
-if ! [ -x .venv/bin/cmake ] || ! .venv/bin/python -c 'import scikit_build_core, pybind11, ninja' 2>/dev/null; then
-  pip install 'scikit-build-core>=0.11' 'pybind11>=3.0' 'cmake>=3.24' ninja
+if ! [ -x .venv/bin/cmake ] || ! .venv/bin/python -c 'import scikit_build_core, pybind11, ninja, ziglang' 2>/dev/null; then
+  pip install 'scikit-build-core>=0.11' 'pybind11>=3.0' 'cmake>=3.24' ninja \
+    "$(sed -n 's/^  "\(ziglang==.*\)",$/\1/p' pyproject.toml)"
 fi
 echo "setup: mxort[$extras] (compiles the library)"
-PATH=$PWD/.venv/bin:$PATH pip install --no-build-isolation -e ".[$extras]"
+PATH=$PWD/.venv/bin:$PATH pip install --no-build-isolation -e ".[$extras]" \
+  -C cmake.define.CMAKE_TOOLCHAIN_FILE="$PWD/cmake/zig.cmake" -C cmake.define.MXORT_WERROR=ON
