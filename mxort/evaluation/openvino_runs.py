@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import time
 from collections.abc import Callable, Collection
@@ -31,7 +32,7 @@ class OpenVinoModel:
 
     def __init__(self, path: str, threads: int, sliding: Collection[str] = ()) -> None:
         try:
-            import openvino  # type: ignore[import-not-found]
+            openvino = importlib.import_module("openvino")
         except ImportError:
             raise MxortError(f"{path}: this file runs in OpenVINO, which is not installed") from None
         threads = threads or len(os.sched_getaffinity(0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import logging
 import os
@@ -40,8 +41,7 @@ def quantize_int4(source: str | os.PathLike[str], target: str | os.PathLike[str]
 
 def write_openvino(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
     """OpenVINO's own file of the model, its weights as they are."""
-    import openvino  # type: ignore[import-not-found]
-
+    openvino = importlib.import_module("openvino")
     openvino.save_model(openvino.convert_model(os.fspath(source)), os.fspath(target), compress_to_fp16=False)
 
 
