@@ -36,9 +36,9 @@ _ON_THE_WAY = frozenset(
         "Squeeze",
         "Sub",
     }
-    | {"Tanh", "Transpose", "Unsqueeze"}
+    | {"ReduceMax", "Tanh", "Transpose", "Unsqueeze", "Where"}
 )
-"""What stands between the product and the choice: a bias, probabilities, a scale."""
+"""What stands between the product and the choice: a bias, probabilities, a scale, groups."""
 
 _MOST_EXPERTS = 2048
 """More columns than that are a vocabulary, from which a model with sampling inside of it takes the best."""

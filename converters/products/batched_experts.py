@@ -1,5 +1,6 @@
 """Experts as torch exports them of transformers (``batched_mm``): for each choice of a row the expert's matrices are
-picked from their stacks, and multiplied as a batch. The whole, from the choice to the sum, is one com.microsoft MoE.
+picked from their stacks, and multiplied as a batch. The whole, from the choice to the sum, is one com.microsoft MoE,
+which chooses by softmax; another choice stays before it (choices.py).
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from mxort.converters.opset import opset_of
 from mxort.converters.products.base import Builder, Context, Left
+from mxort.converters.products.choices import as_logits, never_negative
 
 _SHAPES = ("Identity", "Reshape", "Squeeze", "Unsqueeze")
 """What lies between the parts: one row for each choice, as a row, a column or a batch of one."""
@@ -54,14 +57,28 @@ def express(context: Context, node: ir.Node) -> None:
 
 
 @dataclass(frozen=True)
+class _Routing:
+    """``k`` experts of a row by softmax of ``logits`` [rows, E], their weights made to sum to 1 or not; or (logits
+    None) those that ``choice`` and ``weights`` say."""
+
+    k: int
+    choice: ir.Value
+    weights: ir.Value
+    logits: ir.Value | None = None
+    normalize: bool = True
+
+    @property
+    def ends(self) -> tuple[ir.Value, ...]:
+        return (self.choice, self.weights) if self.logits is None else (self.logits,)
+
+
+@dataclass(frozen=True)
 class _Experts:
     rows: ir.Value
-    logits: ir.Value
     first: _Product
     second: _Product
     gate: _Gate
-    k: int
-    normalize: bool
+    routing: _Routing
 
     @staticmethod
     def of(context: Context, node: ir.Node) -> _Experts:
@@ -76,10 +93,10 @@ class _Experts:
                 continue
             gate = _gate(context, _peeled(second.x))
             first = _product(context, gate.product)
-            logits, k, normalize = _routing(context, first.choice, weights)
+            routing = _routing(context, first.choice, weights)
             if second.choice is not first.choice:
                 raise _OtherError
-            return _Experts(_rows(context, first.x, k), logits, first, second, gate, k, normalize)
+            return _Experts(_rows(context, first.x, routing.k), first, second, gate, routing)
         raise _OtherError
 
     def put(self, context: Context, node: ir.Node) -> None:
@@ -89,8 +106,12 @@ class _Experts:
             context.check(
                 node, context.constant(product.stack), *((a, b) if product.turned else (b, a)), "MoE"
             )
-        build = Builder(context, node)
-        inputs: list[ir.Value | None] = [self.rows, self.logits]
+        build, routing, sums = Builder(context, node), self.routing, None
+        logits = routing.logits
+        if logits is None:
+            experts = context.constant(self.first.stack).shape[0]
+            logits, sums = as_logits(build, routing.choice, routing.weights, routing.k, experts)
+        inputs: list[ir.Value | None] = [self.rows, logits]
         for product in products:
             stack: ir.Value = product.stack
             if product.turned:
@@ -101,9 +122,9 @@ class _Experts:
                     _in_turns(context, build, value, product) if halves and value is not None else value
                 )
         attributes: dict[str, Any] = {
-            "k": self.k,
+            "k": routing.k,
             "activation_type": "swiglu",
-            "normalize_routing_weights": int(self.normalize),
+            "normalize_routing_weights": int(routing.normalize),
             "swiglu_fusion": 1,
             "activation_alpha": self.gate.alpha,
             "activation_beta": self.gate.beta,
@@ -111,7 +132,9 @@ class _Experts:
         if self.gate.limit:
             attributes["swiglu_limit"] = self.gate.limit
         y = build.product_of("MoE", inputs, attributes, origin="MoE", domain="com.microsoft")
-        parts = _between(node, (self.rows, self.logits))
+        if sums is not None:
+            y = build.op("Mul", [y, sums])
+        parts = _between(node, (self.rows, *routing.ends))
         build.replace([y])
         context.model.opset_imports.setdefault("com.microsoft", 1)
         _drop(parts)
@@ -285,30 +308,50 @@ def _column(context: Context, value: ir.Value | None) -> tuple[ir.Value, int]:
     return node.inputs[0], start
 
 
-def _routing(context: Context, choice: ir.Node, weights: ir.Value | None) -> tuple[ir.Value, int, bool]:
-    """(logits [rows, E], how many are chosen, whether the weights of the chosen are made to sum to 1)."""
+def _routing(context: Context, choice: ir.Node, weights: ir.Value | None) -> _Routing:
     (k,) = _integers(context, choice.inputs, 1)
+    value = _peeled(weights)
+    try:
+        logits, normalize = _softmax(context, choice, value)
+    except _OtherError:
+        is_float = value.dtype in (None, ir.DataType.FLOAT)
+        if (
+            not is_float
+            or opset_of(context.model.graph) < _AXES_AS_INPUT
+            or not never_negative(context, value)
+        ):
+            raise
+        return _Routing(k, choice.outputs[1], value)
+    return _Routing(k, choice.outputs[1], value, logits, normalize)
+
+
+_AXES_AS_INPUT = 13
+"""The opset from which on ReduceSum and Unsqueeze have their axes as an input."""
+
+
+def _softmax(context: Context, choice: ir.Node, value: ir.Value) -> tuple[ir.Value, bool]:
+    """(logits [rows, E], whether the weights of the chosen are made to sum to 1)."""
     if choice.attributes.get_int("axis", -1) not in (-1, 1) or not choice.attributes.get_int("largest", 1):
         raise _OtherError
-    scores, value = choice.inputs[0], _peeled(weights)
+    scores = choice.inputs[0]
     if scores is None:
         raise _OtherError
     node = value.producer()
     if node is not None and node.op_type == "Softmax" and node.inputs[0] is choice.outputs[0]:
-        return scores, k, True  # the softmax of the chosen ones is that of all, made to sum to 1
+        return scores, True  # the softmax of the chosen ones is that of all, made to sum to 1
     softmax = _made_by(scores, "Softmax")
     logits = softmax.inputs[0]
     if logits is None or softmax.attributes.get_int("axis", -1) not in (-1, 1):
         raise _OtherError
     if value is choice.outputs[0]:
-        return logits, k, False
+        return logits, False
     div = _made_by(value, "Div")
     total = _made_by(div.inputs[1], "ReduceSum")
     if div.inputs[0] is not choice.outputs[0] or total.inputs[0] is not choice.outputs[0]:
         raise _OtherError
     if _integers(context, total.inputs, 1) not in ([-1], [1]) or not total.attributes.get_int("keepdims", 1):
         raise _OtherError
-    return logits, k, True
+    return logits, True
 
 
 def _rows(context: Context, value: ir.Value, k: int) -> ir.Value:

@@ -40,9 +40,16 @@ class Memory {
   uint8_t* const data_;
 };
 
+// The packed weights of one expert.
+struct PackedExpert {
+  const uint8_t* data;
+  ScaleRange scales;
+};
+
 // The rows of one expert as panels of a kernel.
 struct Group {
   int64_t expert, first, rows;  // first: of the shares
+  const uint8_t* packed;
   const Kernel* kernel;
   int panel_rows;
   int64_t panels;
@@ -52,19 +59,27 @@ struct Group {
 // One of the two products for all shares: their rows in panels, by expert.
 class Product {
  public:
-  Product(const MatMulSpec& spec, const Kernels& kernels, const MatMulOperand& operand, int64_t experts,
-          const Routing& routing)
-      : spec_(spec), operand_(operand), columns_(spec.N / experts), shares_(routing.shares.size()) {
+  // `held`: of the experts that have rows, in their order, where the operand's weights are not all packed.
+  Product(const MatMulSpec& spec, const Kernels& kernels, const MatMulOperand& operand, const Routing& routing,
+          const std::vector<LazyExperts::Packed>& held)
+      : spec_(OfOneExpert(spec, routing.experts())),
+        operand_(operand),
+        columns_(spec_.N),
+        shares_(routing.shares.size()) {
     size_t bytes = 0;
-    for (int64_t e = 0; e < experts; ++e) {
+    for (const int64_t e : routing.Used()) {
       const int64_t first = routing.begin[static_cast<size_t>(e)];
       const int64_t rows = routing.begin[static_cast<size_t>(e + 1)] - first;
-      if (rows == 0) continue;
-      const Kernel& kernel = KernelFor(kernels, rows, operand.packed->scales());
+      const PackedExpert packed =
+          operand.packed
+              ? PackedExpert{operand.packed->data() + static_cast<size_t>(e) * kernels[0]->layout->bytes(spec_),
+                             operand.packed->scales()}
+              : PackedExpert{held[groups_.size()]->data(), held[groups_.size()]->scales()};
+      const Kernel& kernel = KernelFor(kernels, rows, packed.scales);
       const int64_t panels = CeilDiv(rows, kernel.max_panel_rows(spec));
       const int panel_rows = static_cast<int>(CeilDiv(rows, panels));
       const size_t stride = (kernel.panel_bytes(spec, panel_rows) + 63) / 64 * 64;
-      groups_.push_back({e, first, rows, &kernel, panel_rows, CeilDiv(rows, panel_rows), stride, bytes});
+      groups_.push_back({e, first, rows, packed.data, &kernel, panel_rows, CeilDiv(rows, panel_rows), stride, bytes});
       bytes += stride * static_cast<size_t>(groups_.back().panels);
     }
     prepared_ = std::make_unique<Memory>(bytes);
@@ -99,37 +114,40 @@ class Product {
 
   // Columns of `count` strips of the group's expert, from strip `first` of it on, for a panel: to `y`, `stride` apart.
   void Compute(const Group& group, int64_t panel, int64_t first, int64_t count, float* y, int64_t stride) const {
-    const int64_t column = group.expert * columns_ + first * kStripColumns, strip = column / kStripColumns;
+    const int64_t before = group.expert * columns_;
     const MatMulArgs args = {&spec_,
                              BlocksOf(spec_.K),
                              group.rows,
                              group.panel_rows,
                              prepared_->get() + group.offset,
                              group.stride,
-                             operand_.packed->data(),
-                             operand_.column_scale,
-                             operand_.bias,
+                             group.packed,
+                             operand_.column_scale + before,
+                             operand_.bias + before,
                              DataType::kFloat,
                              y,
                              stride,
                              panel * group.panel_rows,
-                             column};
-    group.kernel->compute(args, {panel, panel + 1}, {strip, strip + count});
+                             first * kStripColumns};
+    group.kernel->compute(args, {panel, panel + 1}, {first, first + count});
   }
 
   // A declined row's columns, in double precision.
   void ComputeReference(int64_t expert, DataType type, const void* a, float* y) const {
     const int64_t blocks = BlocksOf(spec_.K), row = expert * columns_;
-    MatMulSpec one = spec_;
-    one.N = columns_;
     const Weights weights = {operand_.weights.codes + row * blocks * BlockBytes(spec_.weight_format),
                              operand_.weights.scales + row * blocks};
-    ReferenceMatMul(one, type, a, weights, operand_.column_scale + row, operand_.bias + row, {0, 1}, DataType::kFloat,
+    ReferenceMatMul(spec_, type, a, weights, operand_.column_scale + row, operand_.bias + row, {0, 1}, DataType::kFloat,
                     y);
   }
 
  private:
-  const MatMulSpec& spec_;
+  static MatMulSpec OfOneExpert(MatMulSpec spec, int64_t experts) {
+    spec.N /= experts;
+    return spec;
+  }
+
+  const MatMulSpec spec_;
   const MatMulOperand& operand_;
   const int64_t columns_;
   const size_t shares_;
@@ -152,10 +170,12 @@ class Block {
   void Run() {
     const auto x = [&](int64_t share) { return Row(call_.x, Share(share).row); };
     const auto h = [&](int64_t share) { return static_cast<const void*>(Inner(share)); };
-    Product first(spec_.first, *call_.kernels, call_.first, spec_.experts, routing_);
+    LazyExperts::Held held;
+    if (call_.lazy) held = call_.lazy->Hold(routing_.Used(), parallel_);
+    Product first(spec_.first, *call_.kernels, call_.first, routing_, held[0]);
     first.Prepare(call_.type, x, parallel_);
     ComputeInner(first);
-    Product second(spec_.second, *call_.kernels, call_.second, spec_.experts, routing_);
+    Product second(spec_.second, *call_.kernels, call_.second, routing_, held[1]);
     second.Prepare(DataType::kFloat, h, parallel_);
     ComputeOuter(second);
   }

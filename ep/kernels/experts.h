@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "kernels/lazy_experts.h"
 #include "kernels/matmul.h"
 
 namespace mxort {
@@ -31,8 +32,9 @@ struct ExpertsCall {
   const ExpertsSpec* spec;
   const Kernels* kernels;
   Activate activate;
-  MatMulOperand first, second;
-  DataType type;  // of x, router and y
+  MatMulOperand first, second;  // of all experts; `packed` null: `lazy` has them
+  LazyExperts* lazy;            // or null
+  DataType type;                // of x, router and y
   int64_t rows;
   const void* x;       // [rows, hidden]
   const void* router;  // [rows, experts]: logits
@@ -49,6 +51,9 @@ struct Routing {
   std::vector<Share> shares;
   std::vector<int64_t> begin;     // [experts + 1]: of each expert in `shares`
   std::vector<int64_t> unrouted;  // rows with NaN logits
+
+  int64_t experts() const { return static_cast<int64_t>(begin.size()) - 1; }
+  std::vector<int64_t> Used() const;  // experts that have rows
 };
 // Rows [rows.begin, rows.end) of `router`: the `chosen` largest logits, of equal ones the first.
 Routing Route(const ExpertsSpec& spec, DataType type, const void* router, Range rows);

@@ -58,11 +58,11 @@ ScaleRange Pack(const MatMulSpec& spec, const WeightLayout& layout, const Weight
 }
 
 std::unique_ptr<PackedWeights> PackedInFolder(const PackedFolder& folder, const PackedFolder::Contents& contents,
-                                              const WeightLayout& layout, const Weights& weights) {
+                                              const WeightLayout& layout, const Weights& weights,
+                                              const ParallelFor& parallel) {
   ScaleRange occurring = {};
-  std::shared_ptr<const uint8_t> data = folder.Map(contents, &occurring, [&](uint8_t* packed) {
-    return Pack(contents.spec, layout, weights, ThreadedFor(0), packed);
-  });
+  std::shared_ptr<const uint8_t> data = folder.Map(
+      contents, &occurring, [&](uint8_t* packed) { return Pack(contents.spec, layout, weights, parallel, packed); });
   return std::make_unique<PackedWeights>(std::move(data), contents.bytes, occurring);
 }
 
@@ -77,7 +77,7 @@ PackedWeights::PackedWeights(const MatMulSpec& spec, const WeightLayout& layout,
 }
 
 std::shared_ptr<const PackedWeights> SharedPackedWeights(const MatMulSpec& spec, const WeightLayout& layout,
-                                                         const Weights& weights) {
+                                                         const Weights& weights, const ParallelFor& parallel) {
   using Key = std::tuple<std::string_view, WeightFormat, int64_t, int64_t, Fingerprint, Fingerprint>;
   static auto& cache = *new ContentCache<Key, PackedWeights>;
   const std::optional<PackedFolder> folder = PackedFolder::OfEnvironment();
@@ -88,8 +88,9 @@ std::shared_ptr<const PackedWeights> SharedPackedWeights(const MatMulSpec& spec,
   const auto code_bytes = scale_bytes * static_cast<size_t>(BlockBytes(spec.weight_format));
   const Fingerprint codes = fingerprint(weights.codes, code_bytes), scales = fingerprint(weights.scales, scale_bytes);
   return cache.Get({layout.name, spec.weight_format, spec.K, spec.N, codes, scales}, [&] {
-    return folder ? PackedInFolder(*folder, {codes, scales, layout.name, spec, layout.bytes(spec)}, layout, weights)
-                  : std::make_unique<PackedWeights>(spec, layout, weights, ThreadedFor(0));
+    return folder ? PackedInFolder(*folder, {codes, scales, layout.name, spec, layout.bytes(spec)}, layout, weights,
+                                   parallel)
+                  : std::make_unique<PackedWeights>(spec, layout, weights, parallel);
   });
 }
 

@@ -28,10 +28,11 @@ class PackedWeights {
   std::shared_ptr<const uint8_t> data_;
 };
 
-// Packs by threads of its own, or hands out what another session of this process has packed of the same content, or,
-// where there is a folder for that (packed_folder.h), another process.
+// Packs, or hands out what another session of this process has packed of the same content, or, where there is a folder
+// for that (packed_folder.h), another process.
 std::shared_ptr<const PackedWeights> SharedPackedWeights(const MatMulSpec& spec, const WeightLayout& layout,
-                                                         const Weights& weights);
+                                                         const Weights& weights,
+                                                         const ParallelFor& parallel = ThreadedFor(0));
 
 }  // namespace mxort
 

@@ -42,6 +42,14 @@ bool Choose(const ExpertsSpec& spec, const std::vector<float>& logits, int64_t r
 
 }  // namespace
 
+std::vector<int64_t> Routing::Used() const {
+  std::vector<int64_t> used;
+  for (int64_t e = 0; e < experts(); ++e) {
+    if (begin[static_cast<size_t>(e)] < begin[static_cast<size_t>(e + 1)]) used.push_back(e);
+  }
+  return used;
+}
+
 Routing Route(const ExpertsSpec& spec, DataType type, const void* router, Range rows) {
   const int64_t experts = spec.experts;
   Routing routing;

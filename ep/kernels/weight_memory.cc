@@ -29,6 +29,14 @@ std::shared_ptr<uint8_t> MapChunk(size_t bytes) {
   return {begin, [start, mapped](uint8_t*) { munmap(start, mapped); }};
 }
 
+// Those that are nobody else's.
+void ReturnPages(uint8_t* data, size_t bytes) {
+  const auto page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+  const size_t first = RoundUp(reinterpret_cast<uintptr_t>(data), page);
+  const size_t last = (reinterpret_cast<uintptr_t>(data) + bytes) / page * page;
+  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
+}
+
 }  // namespace
 
 std::shared_ptr<uint8_t> AllocateWeights(size_t bytes) {
@@ -47,7 +55,7 @@ std::shared_ptr<uint8_t> AllocateWeights(size_t bytes) {
   }
   uint8_t* data = chunk.get() + used;
   used += rounded;
-  return {chunk, data};
+  return {data, [chunk, rounded](uint8_t* p) { ReturnPages(p, rounded); }};
 }
 
 void DropFilePages([[maybe_unused]] const void* data, [[maybe_unused]] size_t bytes) {

@@ -10,8 +10,8 @@ namespace mxort {
 
 // `bytes` bytes at a multiple of 64, in huge pages where the system gives them: a product with one row of A reads every
 // byte of the weights once, and in a virtual machine the walks through two levels of tables for pages of 4 KB halve the
-// speed of that. Weights smaller than a huge page share one; a chunk is returned with the last weights in it. Throws
-// std::bad_alloc.
+// speed of that. Weights smaller than a huge page share one. Pages go back with the weights in them, a chunk's
+// addresses with its last weights. Throws std::bad_alloc.
 std::shared_ptr<uint8_t> AllocateWeights(size_t bytes);
 
 // Takes pages that are a file's, as it is on disk, out of this process: they stay in the system's cache of files, and

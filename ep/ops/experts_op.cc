@@ -60,14 +60,15 @@ class ExpertsKernel {
     for (size_t i = 0; i < kProducts; ++i) {
       const std::array<Tensor, kParts>& product = tensors[i];
       std::shared_ptr<const PackedWeights> packed = packed_[i];
-      if (!packed) {
+      if (!packed && !lazy_) {
         packed = made[i] =
             std::make_shared<PackedWeights>(*specs[i], *kernels_[0]->layout, WeightsOf(product), parallel);
       }
       operands[i] = {packed.get(), WeightsOf(product), Widened(kColumnScale, product[kColumnScales], &widened[i][0]),
                      Widened(kBias, product[kBiases], &widened[i][1])};
     }
-    Experts({&spec, &kernels_, activate_, operands[0], operands[1], type_.a.type, rows, x.data, router.data, y},
+    Experts({&spec, &kernels_, activate_, operands[0], operands[1], lazy_.get(), type_.a.type, rows, x.data,
+             router.data, y},
             parallel);
   }
 
@@ -79,6 +80,13 @@ class ExpertsKernel {
     }
     const ExpertsSpec spec = attributes_.SpecOf(ShapesOf(constants_));
     const MatMulSpec* specs[kProducts] = {&spec.first, &spec.second};
+    if (const std::optional<size_t> limit = LazyExperts::LimitOfEnvironment()) {
+      lazy_ = std::make_unique<LazyExperts>(
+          std::array<LazyExperts::Product, LazyExperts::kProducts>{
+              {{spec.first, WeightsOf(constants_[0])}, {spec.second, WeightsOf(constants_[1])}}},
+          *kernels_[0]->layout, spec.experts, *limit);
+      return;
+    }
     for (size_t i = 0; i < kProducts; ++i) {
       const std::array<Tensor, kParts>& product = constants_[i];
       packed_[i] = SharedPackedWeights(*specs[i], *kernels_[0]->layout, WeightsOf(product));
@@ -95,7 +103,8 @@ class ExpertsKernel {
   const Kernels kernels_;
   Activate activate_;
   ExpertsTensors constants_;
-  std::shared_ptr<const PackedWeights> packed_[kProducts];  // null: not constant
+  std::shared_ptr<const PackedWeights> packed_[kProducts];  // null: not constant, or
+  std::unique_ptr<LazyExperts> lazy_;
 };
 
 const ExpertsOp& Self(const OrtCustomOp* op) { return *static_cast<const ExpertsOp*>(op); }

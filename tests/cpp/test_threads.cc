@@ -1,5 +1,6 @@
 // Several threads pack the same weights and multiply with them at the same time, as sessions of one process do. Built
 // with ThreadSanitizer by `make sanitize`; the results are compared here.
+#include <array>
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
@@ -177,7 +178,8 @@ void TestAttention(int64_t length, CacheFormat format) {
   Expect(run(true, ThreadedLoop) == expected, "attention: and so does a cache that grows in place");
 }
 
-// Experts: rows of one are prepared and multiplied by different threads, and so are the columns of their sums.
+// Experts: rows of one are prepared and multiplied by different threads, and so are the columns of their sums. Then two
+// nodes of the same weights, packed when they are used, of which fewer stay than a call needs, used by eight threads.
 void TestExperts(int64_t rows, Gating gating) {
   constexpr int64_t kExperts = 5, kWidth = 96, kInner = 160;
   ExpertsSpec spec;
@@ -221,15 +223,34 @@ void TestExperts(int64_t rows, Gating gating) {
   std::vector<float> x = numbers(rows * kWidth);
   const std::vector<float> router = numbers(rows * kExperts);
   x[7] = 1e38f;  // one row goes through the reference
-  const auto run = [&](const ParallelFor& parallel) {
+  const auto run = [&](const ParallelFor& parallel, LazyExperts* lazy = nullptr) {
     std::vector<float> y(x.size());
-    Experts({&spec, &kernels, SelectFunctions(DetectCpu(), "").activate, operands[0], operands[1], DataType::kFloat,
-             rows, x.data(), router.data(), y.data()},
+    MatMulOperand used[2] = {operands[0], operands[1]};
+    if (lazy) used[0].packed = used[1].packed = nullptr;
+    Experts({&spec, &kernels, SelectFunctions(DetectCpu(), "").activate, used[0], used[1], lazy, DataType::kFloat, rows,
+             x.data(), router.data(), y.data()},
             parallel);
     return y;
   };
   const std::vector<float> expected = run(SerialFor);
   for (int i = 0; i < kRuns; ++i) Expect(run(ThreadedLoop) == expected, "experts: threads give the same bits");
+
+  const std::array<LazyExperts::Product, 2> lazy_products = {
+      {{spec.first, operands[0].weights}, {spec.second, operands[1].weights}}};
+  const size_t limit = (products[0].packed->bytes() + products[1].packed->bytes()) * 3 / 2 / kExperts;
+  LazyExperts nodes[2] = {{lazy_products, *kernels[0]->layout, kExperts, limit},
+                          {lazy_products, *kernels[0]->layout, kExperts, limit}};
+  std::atomic<int> wrong{0};
+  std::vector<std::thread> threads;
+  for (int t = 0; t < 8; ++t) {
+    threads.emplace_back([&, t] {
+      for (int i = 0; i < kRuns / 10; ++i) {
+        wrong += run(i % 2 ? ParallelFor(ThreadedLoop) : ParallelFor(SerialFor), &nodes[t % 2]) != expected;
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  Expect(wrong == 0, "experts: packed when they are used they give the same bits");
 }
 
 // ---- the cache of contents ------------------------------------------------------------------------------------------
