@@ -345,7 +345,8 @@ std::unique_ptr<NodeKernel> CreateMicrosoft(const NodeInfo& node) {
   return std::make_unique<GroupQueryAttention>(node, kMicrosoft);
 }
 std::unique_ptr<NodeKernel> CreateOwn(const NodeInfo& node) {
-  return std::make_unique<GroupQueryAttention>(node, std::string(node.row.type).rfind("Sink", 0) == 0 ? kOwnSink : kOwn);
+  return std::make_unique<GroupQueryAttention>(node,
+                                               std::string(node.row.type).rfind("Sink", 0) == 0 ? kOwnSink : kOwn);
 }
 
 }  // namespace
