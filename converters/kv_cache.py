@@ -38,9 +38,9 @@ _PLACES = (1, 2)
 _DOMAIN = onnxscript.values.Opset(functions.DOMAIN, functions.VERSION)
 
 
-def operator(cache: str) -> str:
-    """The operator for a format of :data:`CACHES`."""
-    return attention.NAME + cache.upper()
+def operator(cache: str, base: str = attention.NAME) -> str:
+    """The operator of ``attention.OPERATORS`` for a format of :data:`CACHES`."""
+    return base + cache.upper()
 
 
 def row_bytes(head_size: int, fmt: ElementFormat) -> int:
@@ -54,7 +54,9 @@ def quantise(model: ir.Model, cache: str) -> int:
     Raises MxortError where there is none, or one whose cache is not the model's own input and output.
     """
     nodes = [
-        n for n in model.graph.all_nodes() if (n.domain, n.op_type) == (functions.DOMAIN, attention.NAME)
+        n
+        for n in model.graph.all_nodes()
+        if n.domain == functions.DOMAIN and n.op_type in attention.OPERATORS
     ]
     if not nodes:
         raise MxortError(f"kv_cache {cache}: the model has no attention with a cache that this library knows")
@@ -64,11 +66,13 @@ def quantise(model: ir.Model, cache: str) -> int:
                 f"kv_cache {cache}: {node.name or node.outputs[0].name!r} keeps its own kernel and cache"
             )
     nbytes = 0
+    used = sorted({node.op_type for node in nodes})
     for node in nodes:
         nbytes = _quantise(node, cache, attention.head_size(node, model.ir_version))
-    for proto in functions_of(cache, model.opset_imports[""]):
-        attention.add_function(model, proto)
-    model.functions.pop((functions.DOMAIN, attention.NAME, ""), None)
+    for base in used:
+        for proto in functions_of(cache, model.opset_imports[""], base):
+            attention.add_function(model, proto)
+        model.functions.pop((functions.DOMAIN, base, ""), None)
     return nbytes
 
 
@@ -88,7 +92,7 @@ def _quantise(node: ir.Node, cache: str, head_size: int) -> int:
         value.type = ir.TensorType(ir.DataType.UINT8)
         outer = [None] * 3 if value.shape is None else value.shape[:-1]
         value.shape = ir.Shape([*outer, nbytes])
-    node.op_type = operator(cache)
+    node.op_type = operator(cache, node.op_type)
     return nbytes
 
 
@@ -96,14 +100,14 @@ def _is_read_once(value: ir.Value) -> bool:
     return value.is_graph_input() and len(value.uses()) == 1 and not value.is_graph_output()
 
 
-def functions_of(cache: str, opset: int) -> list[onnx.FunctionProto]:
-    """The operator's function, and those that it calls."""
-    return [*_helpers(cache, opset), _function(cache, opset)]
+def functions_of(cache: str, opset: int, base: str = attention.NAME) -> list[onnx.FunctionProto]:
+    """The function of :func:`operator`, and those that it calls."""
+    return [*_helpers(cache, opset), _function(cache, opset, base)]
 
 
-def _function(cache: str, opset: int) -> onnx.FunctionProto:
+def _function(cache: str, opset: int, base: str) -> onnx.FunctionProto:
     """The operator: the caches decoded, the attention of com.microsoft, its caches encoded."""
-    proto = attention.function(opset)
+    proto = attention.function(opset, base)
     kind = cache.upper()
     helper = onnx.helper.make_node
     caches, made = proto.input[1:3], proto.output[1:3]
@@ -119,7 +123,7 @@ def _function(cache: str, opset: int) -> onnx.FunctionProto:
     nodes = [*decode, node, *encode]
     del proto.node[:]
     proto.node.extend(nodes)
-    proto.name = operator(cache)
+    proto.name = operator(cache, base)
     proto.opset_import.append(onnx.helper.make_opsetid(functions.DOMAIN, functions.VERSION))
     return proto
 

@@ -109,12 +109,25 @@ struct Block {
   float *sums, *largest, *total;  // [rows, head_size], [rows], [rows]
 };
 
+// Nothing gathered yet, but a sink where `sinks`: a score that has no value.
+void Begin(const Places& at, const Block& block, bool sinks) {
+  constexpr float kLowest = -std::numeric_limits<float>::max();
+  std::fill(block.sums, block.sums + block.rows * at.call.head_size, 0.0f);
+  for (int64_t row = 0; row < block.rows; ++row) {
+    const float sink = sinks && at.call.sink ? at.call.sink[block.head * at.group + row % at.group]
+                                             : -std::numeric_limits<float>::infinity();
+    block.largest[row] = std::isfinite(sink) ? sink : kLowest;
+    block.total[row] = std::isinf(sink) && sink < 0 ? 0 : 1 + (sink - sink);  // NaN and infinity: NaN
+  }
+}
+
 void Attend(const Places& at, const Block& block, int64_t first_key, int64_t last_key) {
   const AttentionCall& call = at.call;
   const int64_t size = call.head_size, past = call.past[block.batch];
   thread_local Workspace workspace;
-  thread_local std::vector<int64_t> limits;
-  limits.resize(static_cast<size_t>(block.rows));
+  thread_local std::vector<int64_t> seen;
+  seen.resize(static_cast<size_t>(2 * block.rows));
+  int64_t *firsts = seen.data(), *limits = firsts + block.rows;
   const auto floats = static_cast<size_t>(block.rows * size + AttentionScratch(block.rows, size, call.format));
   auto* q = reinterpret_cast<float*>(workspace.Get(floats * sizeof(float)));
   const float scale = call.spec.scale != 0 ? call.spec.scale : 1.0f / std::sqrt(static_cast<float>(size));
@@ -123,16 +136,17 @@ void Attend(const Places& at, const Block& block, int64_t first_key, int64_t las
     for (int64_t g = 0; g < at.group; ++g, ++row) {
       RotateHead(call, at.Head(block.batch, position, block.head * at.group + g), past + position, scale,
                  q + row * size);
-      limits[static_cast<size_t>(row)] = past + position + 1;
+      limits[row] = past + position + 1;
+      firsts[row] = call.spec.window > 0 ? std::max<int64_t>(0, limits[row] - call.spec.window) : 0;
     }
   }
-  std::fill(block.sums, block.sums + block.rows * size, 0.0f);
-  std::fill(block.largest, block.largest + block.rows, -std::numeric_limits<float>::max());
-  std::fill(block.total, block.total + block.rows, 0.0f);
+  Begin(at, block, first_key == 0);
+  const int64_t begin = std::max(first_key, firsts[0]), end = std::min(last_key, past + block.end);
+  if (begin >= end) return;
   const int64_t cache = at.Present(block.batch, block.head);
   call.kernel({q, block.rows, size, call.present_key + cache, call.present_value + cache, at.row_bytes, call.format,
-               first_key, std::min(last_key, past + block.end), limits.data(), call.spec.softcap, nullptr, 0, 0,
-               block.sums, block.largest, block.total, q + block.rows * size});
+               begin, end, firsts, limits, call.spec.softcap, nullptr, 0, 0, block.sums, block.largest, block.total,
+               q + block.rows * size});
 }
 
 // The sums of several ranges of keys, `parts` blocks behind each other, to rows of Y.
@@ -241,6 +255,7 @@ void DenseAttention(const DenseAttentionCall& call, const ParallelFor& parallel)
   const int64_t size = call.head_size, width = call.heads * size, blocks = CeilDiv(call.length, kRowsOfBlock);
   const int64_t work = call.batch * call.length * call.keys * width;
   const ParallelFor& run = work < kSerialWork ? ParallelFor(SerialFor) : parallel;
+  const std::vector<int64_t> firsts(static_cast<size_t>(kRowsOfBlock), 0);
   const std::vector<int64_t> limits(static_cast<size_t>(kRowsOfBlock), call.keys);
   run(call.batch * call.heads * blocks, [&](int64_t task) {
     thread_local Workspace workspace;  // of a block
@@ -261,8 +276,8 @@ void DenseAttention(const DenseAttentionCall& call, const ParallelFor& parallel)
     const float* mask = call.mask + batch * strides[0] + head * strides[1] + first * strides[2];
     call.kernel({q, rows, size, reinterpret_cast<const char*>(call.key + keys),
                  reinterpret_cast<const char*>(call.value + keys), width * static_cast<int64_t>(sizeof(float)),
-                 CacheFormat::kFloat, 0, call.keys, limits.data(), 0, mask, strides[2], strides[3], sums, largest,
-                 total, total + rows});
+                 CacheFormat::kFloat, 0, call.keys, firsts.data(), limits.data(), 0, mask, strides[2], strides[3], sums,
+                 largest, total, total + rows});
     for (int64_t r = 0; r < rows; ++r) {
       const float share = 1 / total[r];
       for (int64_t i = 0; i < size; ++i) call.y[from + r * width + i] = sums[r * size + i] * share;

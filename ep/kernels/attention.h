@@ -18,6 +18,7 @@ struct AttentionSpec {
   float softcap = 0;     // scores become softcap * tanh(score / softcap); 0: they do not
   bool rotary = false;   // queries and keys are rotated by their position
   bool interleaved = false;
+  int64_t window = 0;  // keys that a query sees, its own the last of them; 0: all up to its own
 };
 
 // How a cache holds the numbers of a head at a position: as floats, or quantised once when they come in, in blocks of
@@ -36,7 +37,7 @@ struct AttentionTile {
   int64_t stride;
   CacheFormat format;
   int64_t begin, end;
-  const int64_t* limits;  // [rows]: each sees the keys before its limit
+  const int64_t *firsts, *limits;  // [rows]: each sees the keys from its first on, before its limit
   float softcap;
   const float* mask;  // null, or what is added to the score of row r and key k: mask[r * mask_row + k * mask_key]
   int64_t mask_row, mask_key;
@@ -64,6 +65,7 @@ struct AttentionCall {
   const int64_t* past;     // [batch]: positions that are in the cache
   const float *cos, *sin;  // [positions, rotary_pairs]
   int64_t rotary_pairs;    // at most head_size / 2: the rest of a head is not rotated
+  const float* sink;       // null, or [heads]: a score more in the softmax of each, of a value of zeros; -inf: none
   float* y;                // [batch, length, heads head_size]
 };
 void Attention(const AttentionCall& call, const ParallelFor& parallel);

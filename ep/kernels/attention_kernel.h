@@ -4,7 +4,8 @@
 //
 // S provides, beside what float_kernel.h asks for: WidenBytes and WidenNibbles (16 of them to DecodePair and Decode),
 // Load, Max (x > y ? x : y), Largest and Sum (of a vector's lanes), SumEach (of 16 vectors), kProductRows and
-// kProductVectors (a product's sums that fit its registers).
+// kProductVectors (a product's sums that fit its registers), and Words: NoWords, or what computes a few rows over an
+// MXFP4 cache in integers (attention_words.h).
 #ifndef MXORT_KERNELS_ATTENTION_KERNEL_H_
 #define MXORT_KERNELS_ATTENTION_KERNEL_H_
 
@@ -118,19 +119,21 @@ MXORT_INLINE void AddMask(const AttentionTile& tile, int64_t begin, int64_t coun
   }
 }
 
-// One row's scores of a block, `visible` of which count, to their share of the softmax; what came before is rescaled.
+// One row's scores of a block, of which those from `hidden` up to `visible` count, to their share of the softmax; what
+// came before is rescaled.
 template <class S>
-MXORT_INLINE void SoftmaxRow(const AttentionTile& tile, int64_t row, int visible, float* scores) {
+MXORT_INLINE void SoftmaxRow(const AttentionTile& tile, int64_t row, int hidden, int visible, float* scores) {
+  const bool partly = hidden > 0 || visible < kKeyBlock;
   if (tile.softcap > 0) SoftCap(tile.softcap, scores);
-  if (visible < kKeyBlock) {
-    for (int k = 0; k < kKeyBlock; ++k) scores[k] = k < visible ? scores[k] : -__builtin_inff();
+  if (partly) {
+    for (int k = 0; k < kKeyBlock; ++k) scores[k] = k >= hidden && k < visible ? scores[k] : -__builtin_inff();
   }
   const float of_block = S::Largest(FoldBlock<S>(scores, [](auto x, auto y) { return S::Max(x, y); }));
   const float largest = of_block > tile.largest[row] ? of_block : tile.largest[row];
   const float factor = Exp(tile.largest[row] - largest);
   for (int k = 0; k < kKeyBlock; ++k) scores[k] = Exp(scores[k] - largest);
-  if (visible < kKeyBlock) {
-    for (int k = 0; k < kKeyBlock; ++k) scores[k] = k < visible ? scores[k] : 0.0f;
+  if (partly) {
+    for (int k = 0; k < kKeyBlock; ++k) scores[k] = k >= hidden && k < visible ? scores[k] : 0.0f;
   }
   const float total = S::Sum(FoldBlock<S>(scores, [](auto x, auto y) { return S::Add(x, y); }));
   tile.total[row] = tile.total[row] * factor + total;
@@ -313,12 +316,15 @@ MXORT_INLINE FloatRows RowsOf(const AttentionTile& tile, const char* rows, int64
   }
 }
 
+// Rows that go key by key.
+inline constexpr int64_t kFewRows = 8;
+MXORT_INLINE bool IsFew(const AttentionTile& tile) { return tile.rows <= kFewRows && tile.head_size % kBlockSize == 0; }
+
 // Scores of `count` keys, [rows, kKeyBlock], and what the values weigh in the sums. A few rows go key by key, more by
 // products of blocks, of a transposed copy of the keys and of values that are floats.
 template <class S, CacheFormat kFormat>
 struct Block {
   static constexpr int kTogether = S::kProductVectors > 2 ? 4 : 2;
-  MXORT_INLINE bool IsFew(const AttentionTile& tile) { return tile.rows <= 8 && tile.head_size % kBlockSize == 0; }
   MXORT_INLINE void Scores(const AttentionTile& tile, const char* keys, int64_t count, float* transposed, float* scores,
                            float* decoded) {
     if (IsFew(tile)) {
@@ -343,24 +349,56 @@ struct Block {
   }
 };
 
-template <class S, CacheFormat kFormat>
-MXORT_INLINE void AttendRangeOf(const AttentionTile& tile) {
+// The block of keys and values from `key` on, to where the next turn finds it.
+MXORT_INLINE void PrefetchBlock(const AttentionTile& tile, int64_t key) {
+  constexpr int64_t kLine = 64;
+  const int64_t count = tile.end - key < kKeyBlock ? tile.end - key : kKeyBlock;
+  const char *keys = tile.keys + key * tile.stride, *values = tile.values + key * tile.stride;
+  for (int64_t at = 0; at < count * tile.stride; at += kLine) {
+    __builtin_prefetch(keys + at);
+    __builtin_prefetch(values + at);
+  }
+}
+
+// Of an instruction set that has no such integers.
+struct NoWords {
+  static constexpr bool kAvailable = false;
+  MXORT_MEMBER NoWords(const AttentionTile&, float*) {}
+  MXORT_MEMBER bool Scores(const AttentionTile&, const char*, int64_t, float*) { return false; }
+  MXORT_MEMBER bool Sums(const AttentionTile&, const char*, int64_t, const float*) { return false; }
+};
+
+template <class S, CacheFormat kFormat, class Words>
+MXORT_INLINE void AttendRangeWith(const AttentionTile& tile) {
   float *transposed = tile.scratch, *scores = transposed + tile.head_size * kKeyBlock;
   float* decoded = scores + tile.rows * kKeyBlock;
+  Words words(tile, transposed);
   for (int64_t begin = tile.begin; begin < tile.end; begin += kKeyBlock) {
     const int64_t count = tile.end - begin < kKeyBlock ? tile.end - begin : kKeyBlock;
-    Block<S, kFormat>::Scores(tile, tile.keys + begin * tile.stride, count, transposed, scores, decoded);
+    const char *keys = tile.keys + begin * tile.stride, *values = tile.values + begin * tile.stride;
+    if (IsFew(tile)) PrefetchBlock(tile, begin + count);
+    if (!words.Scores(tile, keys, count, scores)) {
+      Block<S, kFormat>::Scores(tile, keys, count, transposed, scores, decoded);
+    }
     if (tile.mask) AddMask(tile, begin, count, scores);
     for (int64_t r = 0; r < tile.rows; ++r) {
-      const int64_t left = tile.limits[r] - begin, visible = left < 0 ? 0 : left < count ? left : count;
-      if (visible > 0) {
-        SoftmaxRow<S>(tile, r, static_cast<int>(visible), scores + r * kKeyBlock);
+      const int64_t first = tile.firsts[r] - begin, hidden = first < 0 ? 0 : first;
+      const int64_t left = tile.limits[r] - begin, visible = left < count ? left : count;
+      if (visible > hidden) {
+        SoftmaxRow<S>(tile, r, static_cast<int>(hidden), static_cast<int>(visible), scores + r * kKeyBlock);
       } else {
         __builtin_memset(scores + r * kKeyBlock, 0, kKeyBlock * sizeof(float));
       }
     }
-    Block<S, kFormat>::Sums(tile, tile.values + begin * tile.stride, count, scores, decoded);
+    if (!words.Sums(tile, values, count, scores)) Block<S, kFormat>::Sums(tile, values, count, scores, decoded);
   }
+}
+template <class S, CacheFormat kFormat>
+MXORT_INLINE void AttendRangeOf(const AttentionTile& tile) {
+  if constexpr (kFormat == CacheFormat::kMxfp4 && S::Words::kAvailable) {
+    if (IsFew(tile)) return AttendRangeWith<S, kFormat, typename S::Words>(tile);
+  }
+  AttendRangeWith<S, kFormat, NoWords>(tile);
 }
 
 template <class S>

@@ -27,6 +27,7 @@ struct Avx2 {
   static constexpr int kMaxRows = 4;
   static constexpr float kScaleShare = 0.5f;
 
+  using Words = NoWords;
   static constexpr int kProductRows = 4, kProductVectors = 1;  // 8 sums and a vector of 16 registers
 
   MXORT_INLINE Vector Zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }

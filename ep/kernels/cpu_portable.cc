@@ -35,6 +35,7 @@ struct Generic {
   MXORT_INLINE Vector Fill(float x) {
     return Map([&](int) { return Floats{} + x; });
   }
+  using Words = NoWords;
   static constexpr int kProductRows = 2, kProductVectors = 1;
 
   MXORT_INLINE Vector Zero() { return Fill(0.0f); }

@@ -29,6 +29,13 @@ const VectorFunctions& SelectFunctions([[maybe_unused]] const CpuFeatures& cpu,
                                        [[maybe_unused]] const std::string& first) {
 #if defined(__x86_64__)
   const bool any = first.empty();
+  static const VectorFunctions vnni = [] {
+    VectorFunctions functions = kAvx512Functions;
+    functions.attend_keys = AttendKeysVnni;
+    return functions;
+  }();
+  const bool may_vnni = any || first.rfind("avx512_vnni", 0) == 0 || first == "avx512_amx";
+  if (cpu.avx512_vnni && may_vnni) return vnni;
   if (cpu.avx512 && (any || first.rfind("avx512", 0) == 0)) return kAvx512Functions;
   if (cpu.avx2_fma && (any || first.rfind("avx", 0) == 0)) return kAvx2Functions;
 #endif

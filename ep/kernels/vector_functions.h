@@ -20,6 +20,7 @@ struct VectorFunctions {
   PanelRange gptq_panel, descend_panel;
 };
 extern const VectorFunctions kPortableFunctions, kAvx2Functions, kAvx512Functions;
+void AttendKeysVnni(const AttentionTile& tile);  // attend_keys where AVX-512 has VNNI
 
 // Those for a CPU; `first` is a row of the kernel table (KernelOverride) that their instructions are not to go beyond.
 const VectorFunctions& SelectFunctions(const CpuFeatures& cpu, const std::string& first);

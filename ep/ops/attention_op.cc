@@ -17,17 +17,27 @@
 namespace mxort {
 namespace {
 
-// Operators by what their caches hold.
+// Operators by what their caches hold, and what they know beyond the first.
 struct CacheOperator {
   const char* name;
   CacheFormat format;
+  bool window, sink;  // an attribute; an input
 };
-constexpr CacheOperator kCacheOperators[] = {{"GroupQueryAttention", CacheFormat::kFloat},
-                                             {"GroupQueryAttentionMXFP8", CacheFormat::kMxfp8},
-                                             {"GroupQueryAttentionMXFP4", CacheFormat::kMxfp4}};
+constexpr CacheOperator kCacheOperators[] = {
+    {"GroupQueryAttention", CacheFormat::kFloat, false, false},
+    {"GroupQueryAttentionMXFP8", CacheFormat::kMxfp8, false, false},
+    {"GroupQueryAttentionMXFP4", CacheFormat::kMxfp4, false, false},
+    {"WindowGroupQueryAttention", CacheFormat::kFloat, true, false},
+    {"WindowGroupQueryAttentionMXFP8", CacheFormat::kMxfp8, true, false},
+    {"WindowGroupQueryAttentionMXFP4", CacheFormat::kMxfp4, true, false},
+    {"SinkGroupQueryAttention", CacheFormat::kFloat, true, true},
+    {"SinkGroupQueryAttentionMXFP8", CacheFormat::kMxfp8, true, true},
+    {"SinkGroupQueryAttentionMXFP4", CacheFormat::kMxfp4, true, true},
+};
 constexpr const char* kDenseName = "MultiHeadAttention";
 
-enum Input { kQkv, kPastKey, kPastValue, kLast, kTotal, kCos, kSin, kInputs };
+enum Input { kQkv, kPastKey, kPastValue, kLast, kTotal, kCos, kSin, kSink, kInputs };
+size_t InputCount(const CacheOperator& op) { return op.sink ? kInputs : kSink; }
 enum Output { kY, kPresentKey, kPresentValue, kOutputs };
 
 // Output `index` of a shape.
@@ -42,7 +52,7 @@ void* MakeOutput(const OrtApi& api, OrtKernelContext* context, size_t index, con
 class AttentionKernel {
  public:
   AttentionKernel(const AttentionOp& op, const OrtKernelInfo* info)
-      : api_(*op.api), where_(Where(op, info)), format_(kCacheOperators[op.which].format) {
+      : api_(*op.api), where_(Where(op, info)), operator_(kCacheOperators[op.which]), format_(operator_.format) {
     const KernelAttributes attributes(api_, info);
     spec_.heads = attributes.Required("num_heads");
     spec_.kv_heads = attributes.Required("kv_num_heads");
@@ -59,6 +69,10 @@ class AttentionKernel {
     attributes.Int("rotary_interleaved", &interleaved);
     spec_.rotary = rotary != 0;
     spec_.interleaved = interleaved != 0;
+    int64_t window = -1;
+    if (operator_.window) attributes.Int("local_window_size", &window);
+    if (window == 0 || window < -1) Fail("attribute local_window_size", std::to_string(window), "-1, or 1 or more");
+    spec_.window = std::max<int64_t>(window, 0);
     functions_ = &SelectFunctions(DetectCpu(), KernelOverride());
   }
 
@@ -70,7 +84,7 @@ class AttentionKernel {
 
   void Compute(OrtKernelContext* context) const {
     std::array<Tensor, kInputs> in;
-    for (size_t i = 0; i < in.size(); ++i) in[i] = ReadTensor(api_, InputValue(api_, context, i));
+    for (size_t i = 0; i < InputCount(operator_); ++i) in[i] = ReadTensor(api_, InputValue(api_, context, i));
     std::vector<int64_t> past;
     AttentionCall call = Checked(in, &past);
     const Shape cache = {call.batch, spec_.kv_heads, call.present_capacity, in[kPastKey].shape[3]};
@@ -138,12 +152,17 @@ class AttentionKernel {
     call.past_value = static_cast<const char*>(in[kPastValue].data);
     call.cos = static_cast<const float*>(in[kCos].data);
     call.sin = static_cast<const float*>(in[kSin].data);
+    if (operator_.sink) {
+      CheckShape("head_sink", in[kSink].shape, {spec_.heads});
+      call.sink = static_cast<const float*>(in[kSink].data);
+    }
     call.past = past->data();
     return call;
   }
 
   const OrtApi& api_;
   const std::string where_;
+  const CacheOperator& operator_;
   const CacheFormat format_;
   AttentionSpec spec_;
   const VectorFunctions* functions_;
@@ -267,7 +286,7 @@ std::vector<AttentionOp> AttentionOps(const OrtApi* api, uint32_t version) {
     AttentionOp op = MakeOp<AttentionKernel>(api, version);
     op.which = which;
     op.GetName = [](const OrtCustomOp* self) { return kCacheOperators[Which(self)].name; };
-    op.GetInputTypeCount = [](const OrtCustomOp*) -> size_t { return kInputs; };
+    op.GetInputTypeCount = [](const OrtCustomOp* self) -> size_t { return InputCount(kCacheOperators[Which(self)]); };
     op.GetInputType = [](const OrtCustomOp* self, size_t index) {
       if (index == kLast || index == kTotal) return ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32;
       return CacheType(self, index == kPastKey || index == kPastValue);

@@ -56,13 +56,13 @@ def test_a_cache_of_named_size_gets_its_number(packed: bool, known: int | str) -
     assert session(made).run(None, feeds(1, 40))[1].shape == (1, 2, 41, SIZE)
 
 
+NAME_IN = attention.NAME
 REFUSED = [
-    ({"local_window_size": 16}, "attribute local_window_size"),
-    ({"smooth_softmax": 1}, "attribute smooth_softmax"),
+    ({"qk_output": 1}, "attribute qk_output"),
     ({"something_new": 1}, "attribute something_new"),
     ({"do_rotary": 0}, "it does not rotate"),
     ({"cache": TensorProto.FLOAT16}, "its cache is not float, or of unknown type"),
-    ({"extra": ("positions",)}, "it has an input beyond sin_cache (positions, a bias, a sink, scales)"),
+    ({"extra": ("positions",)}, "it has an input beyond sin_cache (positions, a bias, scales)"),
 ]
 
 
@@ -72,6 +72,40 @@ def test_what_the_kernel_does_not_know_is_left_alone(changes: dict[str, Any], re
     fused = attention.fuse(model)
     assert (fused.count, dict(fused.left)) == (0, {reason: 1})
     assert "mxort" not in model.opset_imports and not model.functions
+
+
+WIDER = [
+    ({"local_window_size": 16}, attention.WINDOW),
+    ({"smooth_softmax": 1}, attention.SINK),
+    ({"local_window_size": 3, "smooth_softmax": 1}, attention.SINK),
+    ({"sink": True}, attention.SINK),
+]
+
+
+@pytest.mark.parametrize("cache", ["float", "mxfp8"])
+@pytest.mark.parametrize(("options", "operator"), WIDER, ids=str)
+def test_windows_and_sinks(options: dict[str, Any], operator: str, cache: str) -> None:
+    """Their own operators. With a cache that is rounded the function attends before that: only floats are compared."""
+    proto = decoder(packed=False, **options)
+    made = mxort.convert(proto, accuracy_level=1, kv_cache=cache).model
+    onnx.checker.check_model(made)
+    suffix = "" if cache == "float" else "MXFP8"
+    assert [n.op_type for n in made.graph.node if NAME_IN in n.op_type] == [operator + suffix]
+    assert [f.name for f in made.functions if NAME_IN in f.name] == [operator + suffix]
+    if cache != "float":
+        return
+    plain = mxort.convert(proto, accuracy_level=1, fuse=False).model
+    for length, past in ((1, 40), (20, 0)):
+        f = feeds(length, past)
+        want = session(plain).run(None, f)
+        for got in (session(made).run(None, f), session(made, library=False).run(None, f)):
+            for x, y in zip(got, want, strict=True):
+                assert np.linalg.norm(x - y) <= 4e-6 * np.linalg.norm(y)  # as above
+
+
+def test_two_sinks_are_left_alone() -> None:
+    model = ir.serde.deserialize_model(decoder(sink=True, smooth_softmax=1))
+    assert dict(attention.fuse(model).left) == {"it has two sinks": 1}
 
 
 def test_attributes_that_ask_for_nothing_are_no_hindrance() -> None:

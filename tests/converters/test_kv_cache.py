@@ -75,7 +75,7 @@ def test_without_the_library_the_cache_holds_the_same(cache):
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ({"local_window_size": 8}, "no attention with a cache that this library knows"),
+        ({"qk_output": 1}, "no attention with a cache that this library knows"),
         ({"cache": TensorProto.FLOAT16}, "no attention with a cache that this library knows"),
     ],
 )
@@ -98,8 +98,8 @@ def test_another_attention_that_keeps_its_cache():
     (old,) = (n for n in proto.graph.node if n.op_type == "GroupQueryAttention")
     other = proto.graph.node.add()
     other.CopyFrom(old)
-    other.name = "windowed"
-    other.attribute.append(onnx.helper.make_attribute("local_window_size", 8))
+    other.name = "scored"
+    other.attribute.append(onnx.helper.make_attribute("qk_output", 1))
     other.output[:] = ["a2", "present_key2", "present_value2"]
     for name, value in zip(other.output, ("y", "present_key", "present_value"), strict=True):
         (like,) = (v for v in proto.graph.output if v.name == value)
@@ -107,7 +107,7 @@ def test_another_attention_that_keeps_its_cache():
         made.CopyFrom(like)
         made.name = name
         made.type.tensor_type.ClearField("shape")
-    with pytest.raises(MxortError, match="'windowed' keeps its own kernel and cache"):
+    with pytest.raises(MxortError, match="'scored' keeps its own kernel and cache"):
         mxort.convert(proto, kv_cache="mxfp8")
 
 

@@ -118,7 +118,7 @@ int Wrong(const Problem& problem, const Kernel& kernel, bool gated) {
 
 // Attention of `length` new positions behind 700 others, in a cache of its own and in the one that was given: the
 // heads, chunks of keys and blocks of queries are computed by different threads.
-void TestAttention(int64_t length, CacheFormat format) {
+void TestAttention(int64_t length, CacheFormat format, int64_t window) {
   constexpr int64_t kPast = 700, kHeads = 6, kKvHeads = 2, kSize = 32, kCapacity = 800, kBatch = 2;
   std::mt19937 random(2);
   std::normal_distribution<float> normal;
@@ -149,11 +149,13 @@ void TestAttention(int64_t length, CacheFormat format) {
   const std::vector<char> keys = cache(), values = cache();
   const std::vector<float> angles = numbers(kCapacity * kSize / 2);
   const std::vector<int64_t> past(kBatch, kPast);
+  const std::vector<float> sinks = numbers(kHeads);
   const auto run = [&](bool shared, const ParallelFor& parallel) {
     std::vector<float> y(static_cast<size_t>(kBatch * length * kHeads * kSize));
     std::vector<char> old_keys = keys, old_values = values, new_keys(keys.size()), new_values(values.size());
     AttentionCall call{};
-    call.spec = {kHeads, kKvHeads, 0, 0, true, false};
+    call.spec = {kHeads, kKvHeads, 0, 0, true, false, window};
+    call.sink = window ? sinks.data() : nullptr;
     call.kernel = functions.attend_keys;
     call.quantize = functions.quantize;
     call.format = format;
@@ -448,7 +450,9 @@ int main() {
     }
   }
   for (const CacheFormat format : {CacheFormat::kFloat, CacheFormat::kMxfp8, CacheFormat::kMxfp4}) {
-    for (const int64_t length : {1, 40}) TestAttention(length, format);
+    for (const int64_t length : {1, 40}) {
+      for (const int64_t window : {0, 300}) TestAttention(length, format, window);
+    }
   }
   for (const Gating gating : {Gating::kNone, Gating::kInterleaved, Gating::kHalves}) {
     for (const int64_t rows : {1, 70}) TestExperts(rows, gating);

@@ -27,11 +27,15 @@ KERNELS = ["avx512_vnni", "avx2", "portable"]
 Arrays = dict[str, np.ndarray]
 
 
-def model(heads: int, kv_heads: int, size: int, **attributes: Any) -> onnx.ModelProto:
+def model(
+    heads: int, kv_heads: int, size: int, operator: str = attention.NAME, **attributes: Any
+) -> onnx.ModelProto:
     values = {"num_heads": heads, "kv_num_heads": kv_heads, "do_rotary": 1} | attributes
+    names = ["query", "past_key", "past_value", "seqlens_k", "total_sequence_length"]
+    names += ["cos_cache", "sin_cache", *(["head_sink"] if operator == attention.SINK else [])]
     node = helper.make_node(
-        attention.NAME,
-        ["query", "past_key", "past_value", "seqlens_k", "total_sequence_length", "cos_cache", "sin_cache"],
+        operator,
+        names,
         ["y", "key", "value"],
         name="node",
         domain="mxort",
@@ -40,6 +44,7 @@ def model(heads: int, kv_heads: int, size: int, **attributes: Any) -> onnx.Model
     cache, info = ["b", kv_heads, None, size], helper.make_tensor_value_info
     floats = {"query": ["b", "s", None], "past_key": cache, "past_value": cache}
     floats |= {"cos_cache": ["m", None], "sin_cache": ["m", None]}
+    floats |= {"head_sink": [None]} if "head_sink" in names else {}
     inputs = [info(name, TensorProto.FLOAT, shape) for name, shape in floats.items()]
     inputs += [
         info("seqlens_k", TensorProto.INT32, ["b"]),
@@ -49,7 +54,9 @@ def model(heads: int, kv_heads: int, size: int, **attributes: Any) -> onnx.Model
     outputs += [info(name, TensorProto.FLOAT, ["b", kv_heads, None, size]) for name in ("key", "value")]
     graph = helper.make_graph([node], "one_node", inputs, outputs)
     opsets = [helper.make_opsetid(domain, version) for domain, version in (("", 21), ("mxort", 1))]
-    return helper.make_model(graph, opset_imports=opsets, functions=[attention.function(21)], ir_version=10)
+    return helper.make_model(
+        graph, opset_imports=opsets, functions=[attention.function(21, operator)], ir_version=10
+    )
 
 
 def feeds(
@@ -93,7 +100,14 @@ def rotated(x: np.ndarray, first: int, f: Arrays, interleaved: bool) -> np.ndarr
 
 
 def expected(
-    f: Arrays, heads: int, kv_heads: int, *, scale: float = 0, softcap: float = 0, rotary_interleaved: int = 0
+    f: Arrays,
+    heads: int,
+    kv_heads: int,
+    *,
+    scale: float = 0,
+    softcap: float = 0,
+    rotary_interleaved: int = 0,
+    local_window_size: int = -1,
 ) -> tuple[np.ndarray, np.ndarray]:
     """(y, a bound of its error): in double. A score errs by the sums' (head size + 8) 2^-24 of their terms'
     magnitudes; a weight of the softmax relatively by twice that, and the sum of values by as much again.
@@ -114,10 +128,15 @@ def expected(
             scores = q[:, h] @ keys.T * scale
             if softcap:
                 scores = softcap * np.tanh(scores / softcap)
-            hidden = np.arange(past + length) > past + np.arange(length)[:, None]
+            key, own = np.arange(past + length), past + np.arange(length)[:, None]
+            hidden = key > own
+            if local_window_size > 0:
+                hidden |= key <= own - local_window_size
             scores = np.where(hidden, -np.inf, scores)
-            weights = np.exp(scores - scores.max(axis=1, keepdims=True))
-            weights /= weights.sum(axis=1, keepdims=True)
+            sink = float(f["head_sink"][h]) if "head_sink" in f else -np.inf
+            largest = np.maximum(scores.max(axis=1, keepdims=True), sink)
+            weights = np.exp(scores - largest)
+            weights /= weights.sum(axis=1, keepdims=True) + np.exp(sink - largest)
             y[b, :, h] = weights @ values
             terms = np.abs(q[:, h]) @ np.abs(keys).T * scale
             error = 2 * (size + 8) * 2.0**-24 * np.where(hidden, 0, terms).max(axis=1) + 64 * 2.0**-24
@@ -159,6 +178,71 @@ def test_oracle(monkeypatch: pytest.MonkeyPatch, case: tuple[Any, ...], kernel: 
         key, stock[1], rtol=0, atol=2.0**-21
     )  # rotated: two products and a sum below 2^3
     np.testing.assert_array_equal(value, stock[2])
+
+
+WIDER = [
+    # batch, length, past, heads, kv_heads, head size, attributes, sinks
+    (1, 1, 1100, 6, 2, 64, {"local_window_size": 100}, None),
+    (2, 1, 600, 4, 4, 32, {"local_window_size": 1}, None),
+    (1, 1, 30, 2, 1, 64, {"local_window_size": 500, "softcap": 3.0}, None),
+    (2, 130, 0, 6, 3, 48, {"local_window_size": 16}, None),
+    (1, 200, 333, 4, 2, 64, {"local_window_size": 130, "scale": 0.3}, None),
+    (1, 7, 90, 4, 2, 32, {"local_window_size": 64}, None),
+    (1, 1, 1100, 6, 2, 64, {}, [0.0, 2.0, -3.0, -np.inf, 30.0, -100.0]),
+    (2, 70, 0, 3, 1, 32, {"softcap": 5.0}, [1.0, -np.inf, 4.0]),
+    (1, 1, 700, 8, 1, 64, {"local_window_size": 128}, [-2.0, -1, 0, 1, 2, 3, 4, 5]),
+    (1, 150, 20, 4, 2, 64, {"local_window_size": 33}, [0.5, -0.5, 3.0, 0.0]),
+]
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("case", WIDER, ids=str)
+def test_windows_and_sinks(monkeypatch: pytest.MonkeyPatch, case: tuple[Any, ...], kernel: str) -> None:
+    batch, length, past, heads, kv_heads, size, attributes, sinks = case
+    monkeypatch.setenv("MXORT_KERNEL", kernel)
+    f = feeds(np.random.default_rng(length + past), batch, length, past, heads, kv_heads, size)
+    operator = attention.WINDOW if sinks is None else attention.SINK
+    if sinks is not None:
+        f["head_sink"] = np.array(sinks, np.float32)
+    proto = model(heads, kv_heads, size, operator, **attributes)
+    y, key, value = op_model.session(proto).run(None, f)
+    want, bound = expected(f, heads, kv_heads, **attributes)
+    assert (np.abs(y - want) <= bound).all(), np.abs((y - want) / bound).max()
+    np.testing.assert_array_equal(op_model.session(proto, threads=3).run(None, f)[0], y)
+    stock = op_model.session(proto, library=False).run(None, f)
+    assert (np.abs(y - stock[0]) <= 2 * bound).all()
+    np.testing.assert_allclose(key, stock[1], rtol=0, atol=2.0**-21)  # as above
+    np.testing.assert_array_equal(value, stock[2])
+
+
+def test_what_is_before_a_window_is_not_read() -> None:
+    f = feeds(np.random.default_rng(8), 1, 1, 700, 4, 2, 64)
+    for name in ("past_key", "past_value"):
+        f[name][:, :, : 700 + 1 - 90] = np.nan
+    y = op_model.session(model(4, 2, 64, attention.WINDOW, local_window_size=90)).run(None, f)[0]
+    f = {n: np.nan_to_num(x) if n.startswith("past") else x for n, x in f.items()}
+    want, bound = expected(f, 4, 2, local_window_size=90)
+    assert (np.abs(y - want) <= bound).all()
+
+
+@pytest.mark.parametrize("sink", [np.nan, np.inf])
+def test_a_sink_that_is_no_number_makes_its_head_nan(sink: float) -> None:
+    f = feeds(np.random.default_rng(9), 1, 1, 20, 4, 2, 16)
+    f["head_sink"] = np.array([0, 0, sink, 0], np.float32)
+    y = op_model.session(model(4, 2, 16, attention.SINK)).run(None, f)[0].reshape(4, 16)
+    assert np.isnan(y[2]).all() and np.isfinite(y[[0, 1, 3]]).all()
+
+
+def test_bad_windows_and_sinks() -> None:
+    f = feeds(np.random.default_rng(7), 1, 2, 10, 4, 2, 16)
+    for window in (0, -2):
+        proto = model(4, 2, 16, attention.WINDOW, local_window_size=window)
+        with pytest.raises(Exception, match=f"attribute local_window_size: got {window}, expected -1, or 1"):
+            op_model.session(proto)
+    with pytest.raises(Exception, match=r"SinkGroup.* input head_sink: got shape \[3\], expected \[4\]"):
+        op_model.session(model(4, 2, 16, attention.SINK)).run(
+            None, f | {"head_sink": np.zeros(3, np.float32)}
+        )
 
 
 def test_fewer_pairs_than_half_a_head_are_rotated() -> None:
@@ -285,15 +369,18 @@ def test_bad_nodes_and_inputs(attributes: dict[str, Any], inputs: Arrays, messag
     lengths=st.lists(st.integers(-3, 200), min_size=1, max_size=3),
     total=st.integers(-3, 200),
     seed=st.integers(0, 9),
+    window=st.sampled_from([-1, 1, 2, 50, 64, 2**62]),
 )
-def test_fuzz(shape: tuple[int, ...], lengths: list[int], total: int, seed: int) -> None:
+def test_fuzz(shape: tuple[int, ...], lengths: list[int], total: int, seed: int, window: int) -> None:
     """Whatever lengths are claimed: an error of one line or finite rows; never memory that is not there."""
     batch, length, past, heads, kv_heads = shape
     f = feeds(np.random.default_rng(seed), batch, length, past, heads * kv_heads, kv_heads, 16)
     f["seqlens_k"] = np.resize(np.array(lengths, np.int32), batch if seed else len(lengths))
     f["total_sequence_length"] = np.array([total], np.int32)
+    f["head_sink"] = np.linspace(-2, 2, heads * kv_heads, dtype=np.float32)
     try:
-        y, _, _ = op_model.session(model(heads * kv_heads, kv_heads, 16)).run(None, f)
+        proto = model(heads * kv_heads, kv_heads, 16, attention.SINK, local_window_size=window)
+        y, _, _ = op_model.session(proto).run(None, f)
     except Exception as error:
         assert "GroupQueryAttention" in str(error), error
         return

@@ -13,7 +13,7 @@ import pytest
 from onnx import TensorProto, helper
 
 import op_model
-from mxort.converters import kv_cache
+from mxort.converters import attention, kv_cache
 from mxort.formats import dequantize, pack_codes
 from mxort.scales import quantize_blocks
 from ops import test_attention as floats
@@ -42,16 +42,18 @@ def unpacked(rows: np.ndarray, cache: str) -> np.ndarray:
     return x.reshape(*rows.shape[:-1], blocks * 32)
 
 
-def model(cache: str, heads: int, kv_heads: int, size: int, **attributes: Any) -> onnx.ModelProto:
-    proto = floats.model(heads, kv_heads, size, **attributes)
+def model(
+    cache: str, heads: int, kv_heads: int, size: int, operator: str = attention.NAME, **attributes: Any
+) -> onnx.ModelProto:
+    proto = floats.model(heads, kv_heads, size, operator, **attributes)
     nbytes = kv_cache.row_bytes(size, kv_cache.CACHES[cache])
     for value in (*proto.graph.input, *proto.graph.output):
         if value.name in ("past_key", "past_value", "key", "value"):
             value.type.tensor_type.elem_type = TensorProto.UINT8
             value.type.tensor_type.shape.dim[3].dim_value = nbytes
-    proto.graph.node[0].op_type = kv_cache.operator(cache)
+    proto.graph.node[0].op_type = kv_cache.operator(cache, operator)
     del proto.functions[:]
-    proto.functions.extend(kv_cache.functions_of(cache, 21))
+    proto.functions.extend(kv_cache.functions_of(cache, 21, operator))
     return proto
 
 
@@ -97,8 +99,11 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("kernel", floats.KERNELS)
-@pytest.mark.parametrize("cache", CACHES)
+KERNELS = [("mxfp4", "avx512"), *((cache, kernel) for cache in CACHES for kernel in floats.KERNELS)]
+"""With MXFP4 few rows are integers on AVX-512, whose products have two forms: with VNNI, and without."""
+
+
+@pytest.mark.parametrize(("cache", "kernel"), KERNELS)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_oracle(monkeypatch: pytest.MonkeyPatch, case: tuple[Any, ...], cache: str, kernel: str) -> None:
     batch, length, past, heads, kv_heads, size, attributes = case
@@ -114,6 +119,91 @@ def test_oracle(monkeypatch: pytest.MonkeyPatch, case: tuple[Any, ...], cache: s
     ):
         np.testing.assert_array_equal(got[:, :, :past], f[old])
         np.testing.assert_array_equal(got[:, :, past:], packed(new, cache))
+
+
+@pytest.mark.parametrize("kernel", ["avx512_vnni", "avx512", "portable"])
+@pytest.mark.parametrize("operator", [attention.WINDOW, attention.SINK])
+@pytest.mark.parametrize("cache", CACHES)
+@pytest.mark.parametrize("length", [1, 40])
+def test_windows_and_sinks(
+    monkeypatch: pytest.MonkeyPatch, length: int, cache: str, operator: str, kernel: str
+) -> None:
+    monkeypatch.setenv("MXORT_KERNEL", kernel)
+    f = feeds(cache, 9, 1, length, 700, 6, 2, 64)
+    if operator == attention.SINK:
+        f["head_sink"] = np.array([0, -np.inf, 3, -2, 8, 1], np.float32)
+    y = op_model.session(model(cache, 6, 2, 64, operator, local_window_size=150)).run(None, f)[0]
+    want, bound = floats.expected(as_floats(f, cache, 6, 2, rounded=True), 6, 2, local_window_size=150)
+    assert (np.abs(y - want) <= bound).all(), np.abs((y - want) / bound).max()
+
+
+def words_bound(f: Arrays, heads: int, kv_heads: int, past: int) -> np.ndarray:
+    """Of one new position of an MXFP4 cache, [heads, size], relative to floats.expected: a row of q is rounded by 2^-16
+    of its largest magnitude, so a score errs by that times the sum of the key's magnitudes, and the weights relatively
+    by twice that; a weight times its block's scale is rounded by 2^-16 of the largest there is, and adds that times the
+    magnitude of its code."""
+    size = f["query"].shape[-1] // (heads + 2 * kv_heads)
+    x = f["query"].reshape(-1, size).astype(np.float64)
+    out = np.empty((heads, size))
+    for h in range(heads):
+        g = h // (heads // kv_heads)
+        keys = np.concatenate([f["past_key"][0, g, :past], x[None, heads + g]]).astype(np.float64)
+        rows = np.concatenate([f["past_value"][0, g, :past], x[None, heads + kv_heads + g]])
+        q, values = x[h] / np.sqrt(size), rows.astype(np.float64)
+        weights = np.exp(keys @ q - (keys @ q).max())
+        weights /= weights.sum()
+        packed_rows = packed(values.astype(np.float32), "mxfp4")
+        scales = 2.0 ** (packed_rows[:, size // 2 :].astype(np.float64) - 127)
+        codes = np.abs(values) / np.repeat(scales, 32, axis=1)
+        rounding = np.repeat((weights[:, None] * scales).max(axis=0), 32) * codes.sum(axis=0)
+        score = np.abs(keys).sum(axis=1).max() * np.abs(q).max()
+        out[h] = 2.0**-16 * (rounding + 2 * score * np.abs(values).max())
+    return out
+
+
+@pytest.mark.parametrize("kernel", ["avx512_vnni", "avx512", "avx2"])
+@pytest.mark.parametrize(
+    ("query", "keys", "values"),
+    [
+        (1, 1, 1),
+        (0, 1, 1),
+        (1e-3, 300, 1),
+        (2.0**-70, 2.0**70, 1),
+        (1, 1, 2.0**-80),
+        (1, 1, 2.0**70),
+        (1, 0, 0),
+    ],
+)
+def test_numbers_of_any_size(
+    monkeypatch: pytest.MonkeyPatch, query: float, keys: float, values: float, kernel: str
+) -> None:
+    """Integers where they can be, floats where not: the same within what integers round."""
+    monkeypatch.setenv("MXORT_KERNEL", kernel)
+    size, past = 64, 200
+    f = floats.feeds(np.random.default_rng(11), 1, 1, past, 6, 2, size)
+    f["cos_cache"][:], f["sin_cache"][:] = 1, 0
+    heads = f["query"].reshape(10, size)
+    heads[:6] *= query
+    heads[6:8] *= keys
+    heads[8:] *= values
+    f["past_key"] *= keys
+    f["past_value"] *= values
+    f["past_value"][..., :32, :] *= 2.0**-9  # blocks far apart
+    f = f | {name: packed(f[name], "mxfp4") for name in ("past_key", "past_value")}
+    y = op_model.session(model("mxfp4", 6, 2, size)).run(None, f)[0].reshape(6, size)
+    exact = as_floats(f, "mxfp4", 6, 2, rounded=True)
+    want, bound = (x.reshape(6, size) for x in floats.expected(exact, 6, 2))
+    assert (np.abs(y - want) <= bound + words_bound(exact, 6, 2, past)).all()
+
+
+@pytest.mark.parametrize("kernel", ["avx512_vnni", "avx512", "avx2"])
+def test_a_scale_of_nan_is_seen(monkeypatch: pytest.MonkeyPatch, kernel: str) -> None:
+    monkeypatch.setenv("MXORT_KERNEL", kernel)
+    f = feeds("mxfp4", 12, 1, 1, 100, 2, 2, 64)
+    f["past_key"][0, 0, 70, -1] = 255  # the first head's weights
+    f["past_value"][0, 1, 3, -2] = 255  # the second's first block of columns
+    y = op_model.session(model("mxfp4", 2, 2, 64)).run(None, f)[0].reshape(2, 64)
+    assert np.isnan(y[0]).all() and np.isnan(y[1, :32]).all() and np.isfinite(y[1, 32:]).all()
 
 
 @pytest.mark.parametrize("cache", CACHES)

@@ -15,7 +15,12 @@ INFO = helper.make_tensor_value_info
 
 
 def decoder(
-    *, packed: bool = True, cache: int = TensorProto.FLOAT, extra: tuple[str, ...] = (), **attributes: Any
+    *,
+    packed: bool = True,
+    cache: int = TensorProto.FLOAT,
+    extra: tuple[str, ...] = (),
+    sink: bool = False,
+    **attributes: Any,
 ) -> onnx.ModelProto:
     """x [b, s, 64] -> a product, attention over a cache, and a product."""
     rng = np.random.default_rng(0)
@@ -35,6 +40,9 @@ def decoder(
         nodes.append(helper.make_node("Split", ["qkv", "parts"], query, axis=-1))
     values = {"num_heads": HEADS, "kv_num_heads": KV_HEADS, "do_rotary": 1} | attributes
     inputs = [*query, "past_key", "past_value", "last", "total", "cos", "sin", *extra]
+    if sink:
+        inputs += [*[""] * (11 - len(inputs)), "sink"]
+        weights["sink"] = rng.standard_normal(HEADS)
     names = ["a", "present_key", "present_value"]
     node = helper.make_node(attention.NAME, inputs, names, name="attention", domain="com.microsoft", **values)
     nodes += [node, helper.make_node("MatMul", ["a", "o"], ["y"], name="o")]

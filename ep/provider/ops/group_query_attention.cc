@@ -15,11 +15,15 @@ struct Inputs {
 };
 constexpr Inputs kMicrosoft = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 14, 15};
 constexpr Inputs kOwn = {0, kAbsent, kAbsent, 1, 2, 3, 4, 5, 6, kAbsent, kAbsent, kAbsent, kAbsent, kAbsent};
+constexpr Inputs kOwnSink = {0, kAbsent, kAbsent, 1, 2, 3, 4, 5, 6, kAbsent, kAbsent, 7, kAbsent, kAbsent};
 constexpr size_t kKeyScale = 12, kValueScale = 13, kScores = 3;  // of com.microsoft's inputs and outputs
 
 hip::CacheFormat FormatOf(const std::string& type) {
-  if (type == "GroupQueryAttentionMXFP8") return hip::CacheFormat::kMxfp8;
-  if (type == "GroupQueryAttentionMXFP4") return hip::CacheFormat::kMxfp4;
+  const auto ends = [&](const std::string& end) {
+    return type.size() >= end.size() && type.compare(type.size() - end.size(), end.size(), end) == 0;
+  };
+  if (ends("MXFP8")) return hip::CacheFormat::kMxfp8;
+  if (ends("MXFP4")) return hip::CacheFormat::kMxfp4;
   return hip::CacheFormat::kPlain;
 }
 
@@ -341,7 +345,8 @@ std::unique_ptr<NodeKernel> CreateMicrosoft(const NodeInfo& node) {
   return std::make_unique<GroupQueryAttention>(node, kMicrosoft);
 }
 std::unique_ptr<NodeKernel> CreateOwn(const NodeInfo& node) {
-  return std::make_unique<GroupQueryAttention>(node, kOwn);
+  return std::make_unique<GroupQueryAttention>(node,
+                                               std::string(node.row.type).rfind("Sink", 0) == 0 ? kOwnSink : kOwn);
 }
 
 }  // namespace
@@ -356,7 +361,10 @@ void AddGroupQueryAttention(Rows& rows) {
                   WhyLeft};
   microsoft.host_inputs = {kMicrosoft.total};
   rows.push_back(microsoft);
-  for (const char* name : {"GroupQueryAttention", "GroupQueryAttentionMXFP8", "GroupQueryAttentionMXFP4"}) {
+  for (const char* name :
+       {"GroupQueryAttention", "GroupQueryAttentionMXFP8", "GroupQueryAttentionMXFP4", "WindowGroupQueryAttention",
+        "WindowGroupQueryAttentionMXFP8", "WindowGroupQueryAttentionMXFP4", "SinkGroupQueryAttention",
+        "SinkGroupQueryAttentionMXFP8", "SinkGroupQueryAttentionMXFP4"}) {
     OpRow own{kDomain, name, 1, 1, {}, CreateOwn};
     own.host_inputs = {kOwn.total};
     rows.push_back(own);
