@@ -21,13 +21,12 @@ import onnxscript
 import torch
 
 from mxort import _native, quantize
-from mxort.calibration.data import Data
 from mxort.conversion.combinations import algorithm_for
 from mxort.conversion.one_weight import level_of, wanted_rotation
 from mxort.conversion.pipeline import convert
 from mxort.conversion.recipe import Recipe, RecipeOptions
 from mxort.conversion.report import Report
-from mxort.conversion.weights import Calibration
+from mxort.conversion.weights import Calibration, CalibrationData
 from mxort.converters import functions, model_io
 from mxort.converters.staged_output import StagedOutput
 from mxort.errors import MxortError, first_line
@@ -44,7 +43,7 @@ def export(
     recipe: Recipe | str = "weight-only",
     *,
     kwargs: Mapping[str, Any] | None = None,
-    calibration: Calibration | Data | None = None,
+    calibration: Calibration | CalibrationData | None = None,
     dynamic_shapes: Any = None,
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,

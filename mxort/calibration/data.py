@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from mxort.calibration import plain_text
 from mxort.calibration.example_inputs import (
     Inputs,
     check_inputs,
@@ -25,25 +26,27 @@ from mxort.errors import MxortError, first_line
 Sample = Mapping[str, NDArray[Any]] | NDArray[Any]
 """Arrays by input name, or the array of the model's main input (tokens: int [n] or [batch, n])."""
 
-Data = str | os.PathLike[str] | Iterable[Sample]
+Data = str | os.PathLike[str] | Iterable["Sample | Data"]
 """Samples, or a file or folder of them: .npz arrays by input name; .npy one array, of the main input; .jsonl a
-line {"input_ids": [...]} for each sample, as Hugging Face's tokenised data sets are written.
+line {"input_ids": [...]} for each sample, as Hugging Face's tokenised data sets are written; a .txt file (not one in a
+folder): :func:`mxort.calibration.plain_text.windows`. Or several of these, one after the other.
 """
 
 _SUFFIXES = (".npz", ".npy", ".jsonl")
+_TEXT = plain_text.SUFFIX
 _MAIN_INPUT = "input_ids"
 _MADE_UP = ("mask", "position", "token_type", "segment", "use_cache")
 
 
 def samples(data: Data, model: ir.Model, name: str) -> Iterator[Inputs]:
-    """The samples, each with all inputs of ``model`` (called ``name`` in errors).
+    """The samples, each with all inputs of ``model`` (called ``name`` in errors: its path, where it is a file).
 
     Inputs whose content is implied may be left out: masks (ones), positions, token types (zeros) and an empty
     KV cache (one over which a window slides has its size, and nothing in it that is read). Raises MxortError for data
     that cannot be read or does not fit, or where there is none.
     """
     found = False
-    for label, sample in _read(data):
+    for label, sample in _read(data, model, name):
         found = True
         try:
             yield complete(sample, model, name)
@@ -51,7 +54,7 @@ def samples(data: Data, model: ir.Model, name: str) -> Iterator[Inputs]:
             raise MxortError(f"{label}: {error}") from None
     if not found:
         where = data if isinstance(data, str | os.PathLike) else "calibration data"
-        raise MxortError(f"{where}: no samples (files ending in {', '.join(_SUFFIXES)})")
+        raise MxortError(f"{where}: no samples (files ending in {', '.join(_SUFFIXES)}, or text in {_TEXT})")
 
 
 def complete(sample: Sample, model: ir.Model, name: str) -> Inputs:
@@ -89,18 +92,25 @@ def digest(inputs: Inputs) -> bytes:
     return result.digest()
 
 
-def _read(data: Data) -> Iterator[tuple[str, Sample]]:
+def _read(data: Data, model: ir.Model, name: str) -> Iterator[tuple[str, Sample]]:
     if not isinstance(data, str | os.PathLike):
-        for number, sample in enumerate(data):
-            yield f"sample {number}", sample
+        for number, part in enumerate(data):
+            if isinstance(part, Mapping | np.ndarray):
+                yield f"sample {number}", part
+            else:
+                yield from _read(part, model, name)
         return
     path = Path(data)
+    if path.is_file() and path.suffix == _TEXT:
+        for number, tokens in enumerate(plain_text.windows(path, model, Path(name))):
+            yield f"{path}, sample {number}", tokens
+        return
     if path.is_dir():
         files = sorted(file for file in path.iterdir() if file.suffix in _SUFFIXES)
     elif path.is_file() and path.suffix in _SUFFIXES:
         files = [path]
     elif path.is_file():
-        raise MxortError(f"{path}: expected a folder or a file ending in {', '.join(_SUFFIXES)}")
+        raise MxortError(f"{path}: expected a folder or a file ending in {', '.join((*_SUFFIXES, _TEXT))}")
     else:
         raise MxortError(f"{path}: no such file or folder")
     for file in files:

@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 from numpy.typing import NDArray
 
+from mxort.calibration import beside
 from mxort.calibration.decoder_loop import DecoderLoop, Tokens
-from mxort.calibration.example_inputs import table_rows
 from mxort.converters import model_io
 from mxort.converters.model_io import Source
 from mxort.errors import MxortError
@@ -43,9 +42,6 @@ _LOGITS_AT_ONCE = 1 << 27
 _TOKENS, _TOKENS_WITHOUT_CACHE = 512, 128
 _WARM = 4
 """Steps after which it is told how long all will take."""
-
-_CONFIGURATIONS = ("genai_config.json", "generation_config.json", "config.json")
-_CONTEXTS = ("context_length", "max_position_embeddings", "n_positions")
 
 
 @dataclass(frozen=True)
@@ -80,6 +76,12 @@ class Written:
 
     def __iter__(self) -> Iterator[Tokens]:
         return iter(self.windows)
+
+
+def asked_for(data: Any) -> bool:
+    """Whether a model is to write calibration data, or a part of them."""
+    parts = data if isinstance(data, list | tuple) else [data]
+    return any(isinstance(part, SelfWritten) or (isinstance(part, str) and part == SELF) for part in parts)
 
 
 def nothing(text: str) -> None:
@@ -130,11 +132,9 @@ class _Writer:
         say: Callable[[str], None],
     ) -> None:
         progress("opening the model", 0.0)
-        configuration = _configuration(source.path)
         self._name = source.name
-        self._ends = np.array(configuration.get("ends", []), np.int64)
-        limits = [configuration.get("context"), _positions(source.model)]
-        longest = _fitting(settings, [limit for limit in limits if limit])
+        self._ends = np.array(beside.configuration(source.path).get("ends", []), np.int64)
+        longest = _fitting(settings, beside.context(source.path, source.model))
         self._loop, self._settings = _open(source, longest, asked=settings.tokens > 0, threads=threads)
         self._clock = _Clock(self._settings, self._loop.cached, progress, say)
 
@@ -204,34 +204,15 @@ def _in_memory(source: Source) -> bytes:
     return data
 
 
-def _fitting(settings: SelfWritten, limits: list[int]) -> SelfWritten:
+def _fitting(settings: SelfWritten, context: int | None) -> SelfWritten:
     """The settings with a number of tokens that the model's context has."""
-    tokens = min([settings.tokens or _TOKENS, *limits])
+    tokens = settings.tokens or _TOKENS
+    tokens = min(tokens, context or tokens)
     if settings.tokens > tokens:
         raise MxortError(
             f"tokens: got {settings.tokens}, expected at most the {tokens} of the model's context"
         )
     return replace(settings, tokens=tokens)
-
-
-def _positions(model: ir.Model) -> int | None:
-    """Rows of the table of positions, where they are an input."""
-    return next((table_rows(v) for v in model.graph.inputs if "position" in (v.name or "")), None)
-
-
-def _configuration(path: Path | None) -> dict[str, Any]:
-    """What lies beside the model says which tokens end a text ("ends") and how long one may be ("context")."""
-    found: dict[str, Any] = {}
-    for name in _CONFIGURATIONS if path is not None else ():
-        assert path is not None
-        with suppress(OSError, ValueError, TypeError, AttributeError):
-            content = json.loads((path.parent / name).read_text())
-            content = content.get("model", content)
-            if (ends := content.get("eos_token_id")) is not None:
-                found.setdefault("ends", [ends] if isinstance(ends, int) else [int(end) for end in ends])
-            if limits := [content[key] for key in _CONTEXTS if isinstance(content.get(key), int)]:
-                found.setdefault("context", limits[0])
-    return found
 
 
 class _Clock:
@@ -259,7 +240,7 @@ class _Clock:
 
 
 def _file_name(source: Source, settings: SelfWritten) -> str:
-    known = {"version": _VERSION, "model": source.sha256, "beside it": _configuration(source.path)}
+    known = {"version": _VERSION, "model": source.sha256, "beside it": beside.configuration(source.path)}
     depends: Mapping[str, Any] = known | vars(settings)
     digest = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
     return f"self-written-{digest}.npy"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mxort.calibration.data import Data
 from mxort.calibration.self_written import SELF, SelfWritten
 from mxort.calibration.site_losses import Sensitivity
 from mxort.cli import folder, options, shared
@@ -13,7 +12,7 @@ from mxort.cli.inspect import print_inspection
 from mxort.console import console
 from mxort.conversion import combinations, inspection, mixed_precision, pipeline, selection
 from mxort.conversion.recipe import Recipe
-from mxort.conversion.weights import Calibration
+from mxort.conversion.weights import Calibration, CalibrationData
 from mxort.converters import model_io
 from mxort.errors import MxortError
 from mxort.progress import silent
@@ -41,8 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument(
         "--calibration",
         type=lambda text: text if text == SELF else Path(text),
+        action="append",
         metavar="PATH|self",
-        help=f"{shared.DATA_HELP}; self: a decoder writes them",
+        help=f"{shared.DATA_HELP}; self: a decoder writes them; several: --calibration self --calibration notes.txt",
     )
     data.add_argument(
         "--self-windows", type=shared.positive, default=32, metavar="N", help="how many it writes (32)"
@@ -116,7 +116,7 @@ def _check_flags(a: argparse.Namespace) -> None:
     measures = goal and a.calibration is not None and (a.sensitivity is None or a.target_kl is not None)
     for flags, useful, needed in (
         (("memory", "threads", "cache", "device"), a.calibration is not None, "--calibration"),
-        (("self_windows", "self_tokens"), a.calibration == SELF, "--calibration self"),
+        (("self_windows", "self_tokens"), SELF in (a.calibration or ()), "--calibration self"),
         (("sensitivity",), goal, "--budget-bits or --target-kl"),
         (("ray_address",), a.ray, "--ray"),
         (("samples",), measures, "a sensitivity that is measured (--calibration and --budget-bits)"),
@@ -166,22 +166,21 @@ def run(arguments: argparse.Namespace) -> int:
     return 0 if report.converted else shared.NOTHING_CONVERTED
 
 
-def _data(arguments: argparse.Namespace) -> Data | SelfWritten | None:
+def _data(arguments: argparse.Namespace) -> CalibrationData | None:
     """What --calibration means."""
-    if arguments.calibration != SELF:
-        path: Path | None = arguments.calibration
-        return path
-    return SelfWritten(arguments.self_windows, arguments.self_tokens)
+    written = SelfWritten(arguments.self_windows, arguments.self_tokens)
+    parts = [written if part == SELF else part for part in arguments.calibration or ()]
+    return parts[0] if len(parts) == 1 else parts or None
 
 
-def _calibration(arguments: argparse.Namespace, data: Data | SelfWritten) -> Calibration:
+def _calibration(arguments: argparse.Namespace, data: CalibrationData) -> Calibration:
     memory = arguments.memory * 1_000_000
     return Calibration(data, memory, arguments.threads, arguments.cache, arguments.device, shared.say)
 
 
 def _mixed(
-    arguments: argparse.Namespace, chosen: Recipe, data: Data | SelfWritten | None
-) -> tuple[Recipe, Data | SelfWritten | None]:
+    arguments: argparse.Namespace, chosen: Recipe, data: CalibrationData | None
+) -> tuple[Recipe, CalibrationData | None]:
     """The recipe with the formats that --budget-bits or --target-kl ask for; the data, written if they had to be."""
     if arguments.budget_bits is None and arguments.target_kl is None:
         return chosen, data
@@ -197,8 +196,7 @@ def _mixed(
     with shared.progress() as progress:
         probe = None
         if data is not None and (known is None or goal.target_kl):
-            if isinstance(data, SelfWritten):
-                source = model_io.load(arguments.model)
-                data = _calibration(arguments, data).read(source, progress or silent)
-            probe = shared.probe(arguments, data, chosen, progress)
+            source = model_io.load(arguments.model)
+            written = data = _calibration(arguments, data).read(source, progress or silent)
+            probe = shared.probe(arguments, written, chosen, progress)
         return mixed_precision.choose(chosen, goal, known, probe, tables), data

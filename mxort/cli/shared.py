@@ -30,7 +30,8 @@ INTERRUPTED = 130
 """Exit statuses."""
 
 DATA_HELP = (
-    "samples: .npz arrays by input name, .npy one array, .jsonl lines with input_ids; or a folder of them"
+    "samples: .npz arrays by input name, .npy one array, .jsonl lines with input_ids; or a folder of them; "
+    "or text, .txt, for the tokenizer.json beside the model"
 )
 
 

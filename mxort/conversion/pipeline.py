@@ -14,15 +14,13 @@ import onnx
 import onnx.checker
 import onnx_ir as ir
 
-from mxort.calibration.data import Data
-from mxort.calibration.self_written import SelfWritten
 from mxort.conversion import combinations, gains, remote, selection
 from mxort.conversion import rows as report_rows
 from mxort.conversion.gains import Gain
 from mxort.conversion.one_weight import operand_of
 from mxort.conversion.recipe import FLOAT, Recipe, RecipeOptions
 from mxort.conversion.report import CONVERTED, SKIPPED, Report, SiteReport
-from mxort.conversion.weights import Calibration, Elsewhere, Packed, Packer
+from mxort.conversion.weights import Calibration, CalibrationData, Elsewhere, Packed, Packer
 from mxort.converters import (
     attention,
     encoder_attention,
@@ -83,7 +81,7 @@ def convert(
     out: str | os.PathLike[str] | None = None,
     recipe: Recipe | str = "weight-only",
     *,
-    calibration: Calibration | Data | SelfWritten | None = None,
+    calibration: Calibration | CalibrationData | None = None,
     progress: Progress | None = None,
     cluster: str | None = None,
     **overrides: Unpack[RecipeOptions],

@@ -6,7 +6,7 @@ import itertools
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,19 +33,26 @@ from mxort.converters.sites import Site
 from mxort.progress import Progress
 from mxort.quantize import ALGORITHMS, QuantizedWeight, Statistics
 
+CalibrationData = (
+    calibration_data.Data
+    | SelfWritten
+    | Sequence[calibration_data.Data | SelfWritten | calibration_data.Sample]
+)
+"""Data as they are given: "self" and a :class:`mxort.SelfWritten` stand for what the model is to write."""
+
 
 @dataclass(frozen=True)
 class Calibration:
     """The data to calibrate on (see :mod:`mxort.calibration.data`) and what the run may use.
 
-    ``data`` may also be "self" or a :class:`mxort.SelfWritten`: a decoder then writes it.
+    ``data`` may also be "self" or a :class:`mxort.SelfWritten`, or have them among its parts: a decoder then writes it.
     ``memory``: bytes of activations held in memory, beyond which they go to temporary files. ``threads``: 0 all
     cores. ``cache``: a folder that keeps finished weights, for a run that is interrupted and started again.
     ``device``: where torch computes (:func:`mxort.runtime.hardware.torch_device`). ``say`` is told once what writing
     its data will take.
     """
 
-    data: calibration_data.Data | SelfWritten
+    data: CalibrationData
     memory: int = 512_000_000
     threads: int = 0
     cache: str | os.PathLike[str] | None = None
@@ -54,11 +61,15 @@ class Calibration:
 
     def read(self, source: Source, progress: Progress) -> calibration_data.Data:
         """The data, written where there are none. Raises MxortError where the model cannot."""
-        settings = (
-            SelfWritten() if isinstance(self.data, str) and self.data == self_written.SELF else self.data
-        )
+        if isinstance(self.data, list | tuple):
+            return [self._written(part, source, progress) for part in self.data]
+        return self._written(self.data, source, progress)
+
+    def _written(self, part: Any, source: Source, progress: Progress) -> calibration_data.Data:
+        settings = SelfWritten() if isinstance(part, str) and part == self_written.SELF else part
         if not isinstance(settings, SelfWritten):
-            return settings
+            given: calibration_data.Data = settings
+            return given
         return self_written.write(
             source, settings, threads=self.threads, cache=self.cache, progress=progress, say=self.say
         )
@@ -129,7 +140,7 @@ class Packer:
         convertible = [s for s in found if not s.skip and s.weight is not None and not s.wide_table]
         self._notes = {site.node: stages.refusal(source.model, site) for site in convertible}
         data = calibration.read(source, progress)
-        self.calibrated_on = data.description if isinstance(data, Written) else _described(data)
+        self.calibrated_on = _described(data)
         feeds: Iterable[Inputs] = calibration_data.samples(data, source.model, source.name)
         if calibration.cache is not None:
             self._cache = WeightCache(Path(calibration.cache), source, self._recipe)
@@ -294,8 +305,13 @@ class Packer:
         )
 
 
-def _described(data: calibration_data.Data) -> str:
-    return os.fspath(data) if isinstance(data, str | os.PathLike) else "samples in memory"
+def _described(data: Any) -> str:
+    if isinstance(data, Written):
+        return data.description
+    if isinstance(data, str | os.PathLike):
+        return os.fspath(data)
+    parts = isinstance(data, list) and not any(isinstance(part, Mapping | np.ndarray) for part in data)
+    return ", ".join(_described(part) for part in data) if parts else "samples in memory"
 
 
 def _gain_db(weight: QuantizedWeight) -> float | None:

@@ -9,10 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any, Unpack
 
-from mxort.calibration.data import Data
 from mxort.conversion.pipeline import convert
 from mxort.conversion.recipe import Recipe, RecipeOptions
-from mxort.conversion.weights import Calibration
+from mxort.conversion.weights import Calibration, CalibrationData
 from mxort.converters import model_io, rewrite
 from mxort.errors import MxortError
 from mxort.models import folder as folders
@@ -29,7 +28,7 @@ def convert_folder(
     out: str | os.PathLike[str],
     recipe: Recipe | str = "weight-only",
     *,
-    calibration: Calibration | Data | None = None,
+    calibration: Calibration | CalibrationData | None = None,
     progress: Progress | None = None,
     overwrite: bool = False,
     cluster: str | None = None,
@@ -131,7 +130,7 @@ def _convert(
     nbytes: int,
     output: StagedFolder,
     recipe: Recipe,
-    calibration: Calibration | Data | None,
+    calibration: Calibration | CalibrationData | None,
     progress: Progress,
     cluster: str | None,
 ) -> ModelReport:

@@ -15,13 +15,12 @@ from typing import Any, Unpack
 import onnx_ir as ir
 from rich.console import Console
 
-from mxort.calibration.data import Data
-from mxort.calibration.self_written import SELF, SelfWritten
+from mxort.calibration.self_written import asked_for
 from mxort.conversion import tables
 from mxort.conversion.pipeline import convert
 from mxort.conversion.recipe import Recipe, RecipeOptions
 from mxort.conversion.report import Report, SiteReport
-from mxort.conversion.weights import CHECKPOINT, Calibration
+from mxort.conversion.weights import CHECKPOINT, Calibration, CalibrationData
 from mxort.converters import hashing, model_io
 from mxort.converters.lazy_weights import LazyWeight, Rows
 from mxort.errors import MxortError
@@ -117,7 +116,7 @@ def import_checkpoint(
     out: str | os.PathLike[str],
     recipe: Recipe | str = "weight-only",
     *,
-    calibration: Calibration | Data | SelfWritten | None = None,
+    calibration: Calibration | CalibrationData | None = None,
     float_activations: bool = False,
     library: bool = True,
     progress: Progress | None = None,
@@ -143,7 +142,7 @@ def import_checkpoint(
         else Recipe.from_preset(recipe, **overrides)
     )
     data = calibration.data if isinstance(calibration, Calibration) else calibration
-    if isinstance(data, SelfWritten) or (isinstance(data, str) and data == SELF):
+    if asked_for(data):
         raise MxortError(f"{checkpoint}: calibration self: there is no model to write before it is imported")
     builder.require()
     report_progress("reading the checkpoint", 0.0)

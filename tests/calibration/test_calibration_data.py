@@ -80,7 +80,7 @@ def test_the_only_input_needs_no_name():
         ("a.jsonl", b'{"input_ids": "text"}\n', "a.jsonl:1: expected a line like"),
         ("a.jsonl", b"\xff\n", "not UTF-8"),
         ("a.jsonl", b"", "no samples"),
-        ("a.txt", b"text", "expected a folder or a file ending in"),
+        ("a.csv", b"text", "expected a folder or a file ending in"),
     ],
 )
 def test_bad_files(tmp_path, name, content, message):

@@ -197,8 +197,15 @@ def test_calibration_that_the_model_writes(folder):
 
     (folder / "self").mkdir()  # a folder of that name has a path
     np.save(folder / "self" / "0.npy", np.load(text)[0])
-    done = run("convert", "decoder.onnx", "-o", "out.onnx", "--calibration", "./self", "--json", cwd=folder)
-    assert json.loads(done.stdout)["calibration"] == "self", done.stderr
+    done = run(*command, "--calibration", "./self", "--json", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    parts = json.loads(done.stdout)["calibration"].split(", ")
+    assert (parts[0], parts[-1]) == (
+        "6 windows of 40 tokens that the model wrote itself (temperature 1",
+        "self",
+    )
+    changed = {path: path.read_bytes() for path in sorted(folder.glob("out.onnx*"))} != first
+    assert changed, "both parts are calibrated on"
 
 
 def test_formats_by_what_the_model_writes(folder):

@@ -22,10 +22,14 @@ import numpy as np
 
 import mxort
 from samples.models import CACHE, ModelError
-from tools.accuracy.subjects import SUBJECTS, Row, Subject
+from tools.accuracy import subjects
+from tools.accuracy.grid import SmolLM2Grid
+from tools.accuracy.subjects import Row, Subject
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENT = ROOT / "docs" / "accuracy.md"
+
+SUBJECTS: tuple[type[Subject], ...] = (*subjects.SUBJECTS, SmolLM2Grid)
 
 FIGURES = {  # what a column holds, and its decimals
     "file, MB": ("file_mb", 1),
@@ -38,9 +42,10 @@ FIGURES = {  # what a column holds, and its decimals
 def measure(subject: Subject, row: Row, folder: Path, arguments: argparse.Namespace) -> dict[str, float]:
     """Convert, in a process of its own whose memory is its own, and measure one row."""
     target = folder / f"{subject.name}-{row.key}.onnx"
-    data = folder / f"{subject.name}-{len(subject.calibration(row.times))}"
+    windows = subject.calibration(row)
+    data = folder / f"{subject.name}-{'-'.join(row.texts) or len(windows)}"
     data.mkdir(exist_ok=True)
-    for number, tokens in enumerate(subject.calibration(row.times)):
+    for number, tokens in enumerate(windows):
         np.save(data / f"{number:04}.npy", tokens)
     if row.quark:
         script = Path(__file__).with_name("quark_weights.py")
@@ -48,9 +53,12 @@ def measure(subject: Subject, row: Row, folder: Path, arguments: argparse.Namesp
     else:
         command = [sys.executable, "-m", "mxort", "convert", subject.model, "-o", target, "--json"]
         command += flags(row)
+        if row.written:
+            command += ["--calibration", "self", "--self-windows", str(row.written)]
+        if row.calibrated and windows:
+            command += ["--calibration", data]
         if row.calibrated:
-            wanted = ["self", "--self-windows", str(row.written)] if row.written else [data]
-            command += ["--calibration", *wanted, "--threads", str(arguments.threads)]
+            command += ["--threads", str(arguments.threads)]
     started, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False)
     if done.returncode:
@@ -133,7 +141,7 @@ def main() -> None:
         subject = kind(arguments.cache, arguments.windows)
         results = {}
         for row in subject.rows:
-            kept = folder / f"{kind.name}-{len(subject.calibration(row.times))}-{row.key}.json"
+            kept = folder / f"{kind.name}-{len(subject.calibration(row))}-{row.key}.json"
             wanted = row.key in arguments.rows if arguments.rows else arguments.quark or not row.quark
             if wanted and (arguments.fresh or not kept.exists()):
                 print(f"{kind.name}: {row.label}", file=sys.stderr, flush=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from pydoc_data.topics import topics
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from tokenizers import Tokenizer
 from mxort.evaluation.evaluate import evaluate
 from samples.models import PLAYS, minilm, minilm_l6, plays, smollm2
 from tools.accuracy.layers import layer_sqnr
+from tools.accuracy.texts import reference
 
 TEST_WINDOWS, WINDOW = 8, 512  # SmolLM2: the first 4096 tokens, as in `make demo`
 SENTENCES, SENTENCE = 64, 128  # MiniLM: windows of text, alternately for calibration and test
@@ -33,7 +33,8 @@ class Row:
     calibrated: bool
     options: Mapping[str, Any] = field(default_factory=dict)
     times: float = 1
-    written: int = 0  # windows that the model writes itself, in the place of data
+    written: int = 0  # windows that the model writes itself, in the place of data or beside them
+    texts: tuple[str, ...] = ()  # kinds of text, where a subject has several
     quark: str = ""  # a preset of AMD Quark, which then makes the weights
 
 
@@ -56,10 +57,6 @@ SMOOTH = Row(
     0.25,
 )
 TABLES = {"table_format": "mxfp4"}
-
-
-def text() -> str:
-    return "\n\n".join(topics[name] for name in sorted(topics))
 
 
 def spread(windows: npt.NDArray[Any], count: int) -> list[Tokens]:
@@ -89,15 +86,18 @@ class SmolLM2:
     def __init__(self, cache: Path, windows: int) -> None:
         folder = smollm2(cache)
         self.model = folder / "model.onnx"
-        tokens = _tokens(folder, text())
+        tokens = tokenised(folder, reference())
         held_out = TEST_WINDOWS * WINDOW
         self.test = list(tokens[:held_out].reshape(-1, WINDOW))
         rest = self.unseen(cache, tokens[held_out:])
         self._windows = rest[: len(rest) // WINDOW * WINDOW].reshape(-1, WINDOW)
         self._count = windows
 
-    def calibration(self, times: float) -> list[Tokens]:
-        return spread(self._windows, round(self._count * times))
+    def calibration(self, row: Row) -> list[Tokens]:
+        """What the row is given, [] for one without data."""
+        if not row.calibrated or row.written:
+            return []
+        return spread(self._windows, round(self._count * row.times))
 
     def unseen(self, cache: Path, rest: Tokens) -> Tokens:
         """What calibration windows are taken from; ``rest`` is the text after the test windows."""
@@ -134,7 +134,7 @@ class SmolLM2OnPlays(SmolLM2):
 
     def unseen(self, cache: Path, rest: Tokens) -> Tokens:
         files = [plays(cache) / name for name in PLAYS.members.values()]
-        return _tokens(smollm2(cache), "\n\n".join(file.read_text("latin-1") for file in files))
+        return tokenised(smollm2(cache), "\n\n".join(file.read_text("latin-1") for file in files))
 
 
 class SmolLM2Tables(SmolLM2):
@@ -222,14 +222,14 @@ class MiniLM:
     def __init__(self, cache: Path, windows: int) -> None:
         folder = self.folder(cache)
         self.model = folder / "model.onnx"
-        tokens = _tokens(folder, text())
+        tokens = tokenised(folder, reference())
         sentences = tokens[: len(tokens) // SENTENCE * SENTENCE].reshape(-1, SENTENCE)
         chosen = np.linspace(0, len(sentences) - 1, 2 * SENTENCES).round().astype(int)
         self.test = list(sentences[chosen[0::2]])
         self._few, self._many = list(sentences[chosen[1::2]]), np.delete(sentences, chosen[0::2], axis=0)
 
-    def calibration(self, times: float) -> list[Tokens]:
-        return self._few if times == 1 else spread(self._many, round(times * SENTENCES))
+    def calibration(self, row: Row) -> list[Tokens]:
+        return self._few if row.times == 1 else spread(self._many, round(row.times * SENTENCES))
 
     def measure(self, converted: Path, threads: int) -> dict[str, float]:
         metrics = dict(evaluate(self.model, converted, self.test, threads=threads).metrics)
@@ -266,7 +266,7 @@ SUBJECTS: tuple[type[Subject], ...] = (
 )
 
 
-def _tokens(folder: Path, content: str) -> Tokens:
+def tokenised(folder: Path, content: str) -> Tokens:
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_truncation()
     tokenizer.no_padding()
