@@ -3,8 +3,10 @@
 #include <algorithm>
 #include <string>
 #include <unordered_map>
+#include <utility>
 
 #include "device/device.h"
+#include "device/pointwise.h"
 #include "device/rows.h"
 #include "provider/op_table.h"
 #include "provider/ops/normalisation.h"
@@ -30,6 +32,24 @@ bool IsProductOf(const NodeView& node, const NodeView& norm) {
     if (!node.Constant(i)) return false;
   }
   return true;
+}
+
+// Whether `add` gives what a normalisation reads, and can be part of it. Everything else that it reads is constant, so
+// no other way leads from the sum to it.
+bool IsSumOf(const NodeView& add, const NodeView& norm) {
+  const NormForm& form = *NormFormOf(norm.domain(), norm.type());
+  if (add.type() != "Add" || !add.domain().empty() || form.skip >= 0) return false;
+  for (size_t i = 1; i < norm.Inputs(); ++i) {
+    if (norm.Has(i) && !norm.Constant(i)) return false;
+  }
+  return true;
+}
+
+// Whether a tensor that is added to one of shape `both` is rows that take turns.
+bool AreRows(const Shape& shape, const Shape& both) {
+  const auto begin = std::find_if(shape.begin(), shape.end(), [](int64_t size) { return size != 1; });
+  const auto rank = shape.end() - begin;
+  return rank > 0 && rank <= static_cast<int64_t>(both.size()) && std::equal(begin, shape.end(), both.end() - rank);
 }
 
 std::string WhereOf(const FusedGraph& graph) {
@@ -58,6 +78,7 @@ class NormedProducts : public FusedNode {
   };
   void AddOperand(const NodeView& norm, int index, const FusedGraph& graph, Operand* operand);
   void AddProduct(const NodeView& node, const FusedGraph& graph);
+  void AddUp(NodeCall& call, Tensor* x, Tensor* skip, void** sum) const;
   Tensor Get(const NodeCall& call, const Operand& operand) const;
   void Run(NodeCall& call) const override;
 
@@ -66,21 +87,33 @@ class NormedProducts : public FusedNode {
   Operand x_, skip_, scale_, shift_, bias_;
   int y_ = -1, sum_ = -1;  // outputs of the fused node; -1: nobody asks
   device::RowKernel norm_;
+  bool adds_ = false;  // x and skip are the operands of an Add
+  device::Pointwise add_;
   std::vector<Product> products_;
 };
 
 NormedProducts::NormedProducts(Ep& ep, const FusedGraph& graph) : FusedNode(ep, WhereOf(graph)) {
   Check(device::RowKernel::Load(ep.device(), "norm", &norm_));
   for (const NodeView& node : graph.nodes) {
-    const NormForm* form = NormFormOf(node.domain(), node.type());
-    if (!form) {
+    if (node.type() == "Add") {
+      adds_ = true;
+      AddOperand(node, 0, graph, &x_);
+      AddOperand(node, 1, graph, &skip_);
+      sum_ = FusedGraph::IndexOf(graph.outputs, node.OutputName(0));
+      const hip::Type type = DeviceType(node.OutputType(0));
+      const device::PointwiseStep add{hip::Function::kAdd, {0, 1, device::kAbsent}, type};
+      Check(device::Pointwise::Load(ep.device(), {type, type}, {add}, &add_));
+    } else if (!NormFormOf(node.domain(), node.type())) {
       AddProduct(node, graph);
-      continue;
     }
+  }
+  for (const NodeView& node : graph.nodes) {
+    const NormForm* form = NormFormOf(node.domain(), node.type());
+    if (!form) continue;
     form_ = form;
     epsilon_ = form->epsilon();
     node.Float("epsilon", &epsilon_);
-    AddOperand(node, 0, graph, &x_);
+    if (!adds_) AddOperand(node, 0, graph, &x_);
     AddOperand(node, form->skip, graph, &skip_);
     AddOperand(node, form->scale, graph, &scale_);
     AddOperand(node, form->shift, graph, &shift_);
@@ -121,30 +154,54 @@ void NormedProducts::AddProduct(const NodeView& node, const FusedGraph& graph) {
   products_.push_back(std::move(product));
 }
 
+// Leaves the sum to the normalisation where one operand has its shape and the other is rows of it.
+void NormedProducts::AddUp(NodeCall& call, Tensor* x, Tensor* skip, void** sum) const {
+  Shape both;
+  if (!device::Broadcast(x->shape, skip->shape, &both)) {
+    Fail("B of Add", "shape " + Text(skip->shape), "one that broadcasts with " + Text(x->shape));
+  }
+  if (x->shape != both) std::swap(*x, *skip);
+  *sum = sum_ < 0 ? nullptr : call.Output(static_cast<size_t>(sum_), both).data;
+  if (x->shape == both && AreRows(skip->shape, both)) return;
+  Tensor added = *x;
+  added.shape = both;
+  added.data = *sum ? *sum : call.Workspace(BytesOf(added));
+  const auto operand = [&](const Tensor& tensor) {
+    return device::Operand{tensor.data, call.TypeOf(tensor), tensor.shape};
+  };
+  Check(add_.Launch(call.stream(), {operand(*x), operand(*skip)}, const_cast<void*>(added.data), both));
+  *sum = nullptr;
+  *skip = {};
+  *x = added;
+}
+
 Tensor NormedProducts::Get(const NodeCall& call, const Operand& operand) const {
   return operand.input < 0 ? operand.constant : call.Input(static_cast<size_t>(operand.input));
 }
 
 void NormedProducts::Run(NodeCall& call) const {
-  const Tensor x = Get(call, x_);
+  Tensor x = Get(call, x_), skip = Get(call, skip_);
+  void* sum = nullptr;
+  if (adds_) AddUp(call, &x, &skip, &sum);
   if (x.shape.empty()) Fail("A", Text(x.shape), "a tensor of rank 1 or more");
-  hip::NormArgs norm =
-      MakeNormArgs(*form_, {x, Get(call, skip_), Get(call, scale_), Get(call, shift_), Get(call, bias_)},
-                   x.shape.size() - 1, epsilon_);
+  hip::NormArgs norm = MakeNormArgs(*form_, {x, skip, Get(call, scale_), Get(call, shift_), Get(call, bias_)},
+                                    x.shape.size() - 1, epsilon_);
   norm.out_type = norm.type;
+  norm.rounds = adds_;
   const auto output = [&](int index, const Shape& shape) {
     return index < 0 ? nullptr : call.Output(static_cast<size_t>(index), shape).data;
   };
   norm.y = output(y_, x.shape);
-  norm.sum = output(sum_, x.shape);
+  norm.sum = adds_ ? sum : output(sum_, x.shape);
   std::vector<void*> results;
   for (const Product& product : products_)
     results.push_back(output(product.output, OutputShape(product.spec, x.shape)));
   const auto m = static_cast<int64_t>(norm.shape.rows);
   if (m == 0) return;
 
-  const bool one_launch = std::all_of(products_.begin(), products_.end(),
-                                      [&](const Product& product) { return product.plan->TakesNorm(norm, m); });
+  const bool one_launch =
+      !products_.empty() && std::all_of(products_.begin(), products_.end(),
+                                        [&](const Product& product) { return product.plan->TakesNorm(norm, m); });
   if (!one_launch) {
     if (!norm.y) norm.y = call.Workspace(static_cast<size_t>(ElementsOf(x.shape)) * BytesOf(x.type));
     Check(norm_.Launch(call.stream(), norm));
@@ -167,13 +224,20 @@ void NormedProducts::Run(NodeCall& call) const {
 
 std::vector<std::vector<size_t>> FindNormedProducts(const std::vector<const NodeView*>& taken) {
   std::unordered_map<std::string, std::vector<size_t>> products;  // by their A
+  std::unordered_map<std::string, size_t> sums;
   for (size_t i = 0; i < taken.size(); ++i) {
     if (QuantisedProductNamed(taken[i]->domain(), taken[i]->type())) products[taken[i]->InputName(kA)].push_back(i);
+    if (taken[i]->type() == "Add") sums[taken[i]->OutputName(0)] = i;
   }
   std::vector<std::vector<size_t>> groups;
   for (size_t i = 0; i < taken.size(); ++i) {
     if (!IsNorm(*taken[i])) continue;
     std::vector<size_t> group = {i};
+    const auto sum = sums.find(taken[i]->InputName(0));
+    if (sum != sums.end() && IsSumOf(*taken[sum->second], *taken[i])) {
+      group.push_back(sum->second);
+      sums.erase(sum);  // of another normalisation's it is an input
+    }
     for (const size_t product : products[taken[i]->OutputName(0)]) {
       if (IsProductOf(*taken[product], *taken[i])) group.push_back(product);
     }

@@ -11,7 +11,6 @@
 
 namespace mxort::provider {
 
-// The normalisation is first in each.
 std::vector<std::vector<size_t>> FindNormedProducts(const std::vector<const NodeView*>& taken);
 
 std::unique_ptr<FusedNode> MakeNormedProducts(Ep& ep, const FusedGraph& graph);
