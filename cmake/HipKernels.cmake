@@ -54,7 +54,7 @@ if(MXORT_HAVE_HIP)
   endif()
   foreach(arch IN LISTS MXORT_HIP_ARCHITECTURES)
     set(names attention attention_append attention_mx attention_prefill experts experts_bf16 gather_mx gemm_bf16
-              gemm_byte gemm_direct prepare product rows strided)
+              gemm_byte gemm_direct pointwise prepare product rows strided)
     if(arch STREQUAL gfx950)
       list(PREPEND names gemm_mx experts_mx)
     endif()

@@ -59,7 +59,7 @@ class _Steps:
     heads: int
     key: _Cached
     value: _Cached
-    mask: ir.Value | None
+    masks: tuple[ir.Value, ...]
     scale: float
     last: ir.Node
 
@@ -82,8 +82,9 @@ def find(model: ir.Model, _known: Inferred) -> tuple[list[_Steps], Fused]:
 
 def replace(model: ir.Model, found: list[_Steps]) -> None:
     """In place."""
+    sums: dict[tuple[ir.Value, ...], ir.Value] = {}
     for steps in found:
-        _replace(model, steps)
+        _replace(model, steps, sums)
 
 
 def weighs(softmax: ir.Node) -> bool:
@@ -108,7 +109,7 @@ class _Reader:
     def steps(self, softmax: ir.Node) -> _Steps:
         if softmax.attributes.get_int("axis", -1) not in (-1, 3):
             raise Other("it is not over the last dimension")
-        scores, mask = self._scores(softmax.inputs[0])
+        scores, masks = self._scores(softmax.inputs[0])
         query, heads, size = self._query(self._unscaled(scores.inputs[0]))
         key = self._cached(self._key(self._unscaled(scores.inputs[1])))
         product = self._product(softmax)
@@ -124,31 +125,32 @@ class _Reader:
             last = next_node(last.outputs[0], "Transpose")
         if last is None or permutation(last) != HEADS_FIRST:
             raise Other("its result is not transposed back")
-        return _Steps(query, heads, key, value, mask, self.scale, last)
+        return _Steps(query, heads, key, value, masks, self.scale, last)
 
-    def _scores(self, value: ir.Value | None) -> tuple[ir.Node, ir.Value | None]:
-        """(the product of queries and keys, the mask)."""
-        mask: ir.Value | None = None
+    def _scores(self, value: ir.Value | None) -> tuple[ir.Node, tuple[ir.Value, ...]]:
+        """(the product of queries and keys, what is added to it: a mask, a bias of positions)."""
+        masks: tuple[ir.Value, ...] = ()
         while True:
             node = inner(value, "MatMul", "Add", "Mul", "Div", "Cast")
             if node is None:
                 raise Other("it has no product of queries and keys that nothing else reads")
             if kind(node) == "MatMul":
-                return node, mask
+                return node, masks
             if kind(node) == "Add":
                 at = next((i for i in (0, 1) if self._leads_to_product(node.inputs[i])), None)
-                if at is None or mask is not None or self.scale != 1:
-                    raise Other("its mask is not added once, after the scale")
-                mask, value = node.inputs[1 - at], node.inputs[at]
+                mask = None if at is None else node.inputs[1 - at]
+                if at is None or mask is None or self.scale != 1:
+                    raise Other("its mask is not added after the scale")
+                masks, value = (mask, *masks), node.inputs[at]
             elif kind(node) == "Cast":
-                if mask is not None:
+                if masks:
                     raise Other("its scores are cast before the mask")
                 value = node.inputs[0]
             else:
                 value = self._factor(node)
 
     def _leads_to_product(self, value: ir.Value | None) -> bool:
-        node = inner(value, "MatMul", "Mul", "Div", "Cast")
+        node = inner(value, "MatMul", "Add", "Mul", "Div", "Cast")
         if node is None or kind(node) == "MatMul":
             return node is not None
         return any(self._leads_to_product(operand) for operand in node.inputs)
@@ -258,7 +260,7 @@ class _Reader:
 def _check_order(steps: _Steps) -> None:
     """The operator makes mask and cache meet: neither may need what the other gives."""
     appends = {node for node in (steps.key.append, steps.value.append) if node is not None}
-    inputs = (steps.mask, steps.query, steps.key.new, steps.value.new, steps.key.past, steps.value.past)
+    inputs = (*steps.masks, steps.query, steps.key.new, steps.value.new, steps.key.past, steps.value.past)
     pending = [value for value in inputs if value is not None]
     seen = set(pending)
     while pending and appends:
@@ -271,14 +273,26 @@ def _check_order(steps: _Steps) -> None:
                 pending.append(value)
 
 
-def _replace(model: ir.Model, steps: _Steps) -> None:
+def _mask(
+    build: Builder, masks: tuple[ir.Value, ...], sums: dict[tuple[ir.Value, ...], ir.Value]
+) -> ir.Value | None:
+    """One mask; what is added in several steps is added up once for all layers."""
+    if len(masks) < 2:
+        return masks[0] if masks else None
+    if masks not in sums:
+        first = _mask(build, masks[:-1], sums)
+        sums[masks] = build.add("Add", [first, masks[-1]], like=first).outputs[0]
+    return sums[masks]
+
+
+def _replace(model: ir.Model, steps: _Steps, sums: dict[tuple[ir.Value, ...], ir.Value]) -> None:
     last = steps.last
     build = Builder(model, last)
 
     def flat(value: ir.Value) -> ir.Value:
         return build.add("Reshape", [value, build.ints(0, 0, -1)], like=value).outputs[0]
 
-    inputs = [flat(steps.query), flat(steps.key.new), flat(steps.value.new), steps.mask]
+    inputs = [flat(steps.query), flat(steps.key.new), flat(steps.value.new), _mask(build, steps.masks, sums)]
     appends = [cached.append for cached in (steps.key, steps.value) if cached.append is not None]
     inputs += [append.inputs[0] for append in appends]
     while inputs[-1] is None:

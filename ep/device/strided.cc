@@ -3,96 +3,12 @@
 #include <algorithm>
 #include <string>
 
+#include "device/views.h"
+
 namespace mxort::device {
 namespace {
 
-constexpr int64_t kMostElements = int64_t{1} << 31;  // of a launch: indices of the device code have 32 bits
-constexpr size_t kWidest = 16;                       // bytes a lane moves at once
-
-template <size_t kOperands>
-using Operands = std::array<Dims, kOperands>;
-
-int64_t Product(const Dims& dims) {
-  int64_t product = 1;
-  for (const int64_t size : dims) product *= size;
-  return product;
-}
-
-// Drops dimensions of size 1 and merges neighbours that every operand passes without a jump.
-template <size_t kOperands>
-void Merge(Dims* dims, Operands<kOperands>* strides) {
-  Dims merged;
-  Operands<kOperands> its;
-  for (size_t d = 0; d < dims->size(); ++d) {
-    if ((*dims)[d] == 1) continue;
-    bool continues = !merged.empty();
-    for (size_t o = 0; o < kOperands && continues; ++o) {
-      continues = its[o].back() == (*strides)[o][d] * (*dims)[d];
-    }
-    if (continues) {
-      merged.back() *= (*dims)[d];
-    } else {
-      merged.push_back((*dims)[d]);
-    }
-    for (size_t o = 0; o < kOperands; ++o) {
-      if (continues) {
-        its[o].back() = (*strides)[o][d];
-      } else {
-        its[o].push_back((*strides)[o][d]);
-      }
-    }
-  }
-  if (merged.empty()) {
-    merged = {1};
-    for (Dims& s : its) s = {0};
-  }
-  *dims = merged;
-  *strides = its;
-}
-
-template <size_t kOperands>
-Status Fill(const Dims& dims, const Operands<kOperands>& strides, hip::Strides<static_cast<int>(kOperands)>* shape) {
-  if (dims.size() > hip::kMostDims) {
-    return {ErrorCode::kUnsupported, "a view of " + std::to_string(dims.size()) + " dimensions, expected at most " +
-                                         std::to_string(hip::kMostDims)};
-  }
-  shape->rank = static_cast<unsigned>(dims.size());
-  for (size_t d = 0; d < dims.size(); ++d) {
-    shape->dims[d] = static_cast<unsigned>(dims[d]);
-    for (size_t o = 0; o < kOperands; ++o) shape->strides[o][d] = strides[o][d];
-  }
-  return {};
-}
-
-hip::Grid GridOf(int64_t count) {
-  return {static_cast<unsigned>((count + hip::kStridedElements - 1) / hip::kStridedElements), 1, 1};
-}
-
-// Calls launch(shape, count, offsets of the operands) for parts of the tensor that 32 bits can index.
-template <size_t kOperands, class Launch>
-Status InParts(Dims dims, Operands<kOperands> strides, const Launch& launch) {
-  if (Product(dims) == 0) return {};
-  Merge(&dims, &strides);
-  const int64_t outer = dims[0], inner = Product(dims) / outer;
-  if (inner > kMostElements) return {ErrorCode::kUnsupported, "a view of more than 2^31 elements in its inner axes"};
-  const int64_t step = std::max<int64_t>(1, kMostElements / inner);
-  for (int64_t begin = 0; begin < outer; begin += step) {
-    dims[0] = std::min(step, outer - begin);
-    hip::Strides<static_cast<int>(kOperands)> shape{};
-    MXORT_RETURN_IF_ERROR(Fill(dims, strides, &shape));
-    std::array<int64_t, kOperands> offsets;
-    for (size_t o = 0; o < kOperands; ++o) offsets[o] = begin * strides[o][0];
-    MXORT_RETURN_IF_ERROR(launch(shape, dims[0] * inner, offsets));
-  }
-  return {};
-}
-
-const void* Advanced(const void* p, int64_t elements, size_t bytes) {
-  return p ? static_cast<const char*>(p) + elements * static_cast<int64_t>(bytes) : nullptr;
-}
-void* Advanced(void* p, int64_t elements, size_t bytes) {
-  return static_cast<char*>(p) + elements * static_cast<int64_t>(bytes);
-}
+constexpr size_t kWidest = 16;  // bytes a lane moves at once
 
 // Takes several elements for one where all operands have them next to each other. `moves`: which operands do; the
 // others (indices) stand still over the innermost dimension.
@@ -180,38 +96,6 @@ bool Broadcast(const Dims& a, const Dims& b, Dims* both) {
   }
   *both = out;
   return true;
-}
-
-Status Pointwise::Load(const std::shared_ptr<Device>& device, hip::Function function, bool whole, float a, float b,
-                       Pointwise* pointwise) {
-  pointwise->args_.function = static_cast<int>(function);
-  pointwise->args_.a = a;
-  pointwise->args_.b = b;
-  return Kernel::Load(device, "strided", whole ? "pointwise_int" : "pointwise_float", &pointwise->kernel_);
-}
-
-Status Pointwise::Launch(void* stream, const std::array<Operand, 3>& in, void* out, hip::Type out_type,
-                         const Dims& dims) const {
-  Operands<4> strides;
-  for (size_t i = 0; i < in.size(); ++i) {
-    strides[i] = in[i].data ? BroadcastStrides(in[i].dims, dims) : Dims(dims.size(), 0);
-    if (strides[i].size() != dims.size()) {
-      return {ErrorCode::kInvalidArgument, "input " + std::to_string(i) + ": its shape cannot be broadcast"};
-    }
-  }
-  strides[3] = ContiguousStrides(dims);
-  return InParts(dims, strides, [&](const hip::Strides<4>& shape, int64_t count, const std::array<int64_t, 4>& at) {
-    hip::PointwiseArgs args = args_;
-    args.shape = shape;
-    args.count = static_cast<unsigned long long>(count);
-    for (size_t i = 0; i < in.size(); ++i) {
-      args.in[i] = Advanced(in[i].data, at[i], BytesOf(in[i].type));
-      args.in_types[i] = static_cast<int>(in[i].type);
-    }
-    args.out = Advanced(out, at[3], BytesOf(out_type));
-    args.out_type = static_cast<int>(out_type);
-    return kernel_.Launch(GridOf(count), hip::kStridedThreads, stream, &args);
-  });
 }
 
 Status Copier::Load(const std::shared_ptr<Device>& device, Copier* copier) {

@@ -1,5 +1,5 @@
-// Kernels that visit every element of a tensor once (kernels/hip/strided.hip): functions of up to three tensors with
-// broadcasting, copies between views, gathering.
+// Kernels that visit every element of a tensor once (kernels/hip/strided.hip): copies between views,
+// gathering.
 #ifndef MXORT_DEVICE_STRIDED_H_
 #define MXORT_DEVICE_STRIDED_H_
 
@@ -30,19 +30,6 @@ struct Operand {
   const void* data = nullptr;  // null: absent
   hip::Type type = hip::Type::kFloat;
   Dims dims;
-};
-
-class Pointwise {
- public:
-  // `whole`: operands and result are whole numbers or bools.
-  static Status Load(const std::shared_ptr<Device>& device, hip::Function function, bool whole, float a, float b,
-                     Pointwise* pointwise);
-  // out[dims] = function of the inputs, each broadcast to `dims`. `out` may be an input of that shape.
-  Status Launch(void* stream, const std::array<Operand, 3>& in, void* out, hip::Type out_type, const Dims& dims) const;
-
- private:
-  Kernel kernel_;
-  hip::PointwiseArgs args_{};
 };
 
 // A view of a tensor of the device.

@@ -124,12 +124,12 @@ void Claim(const Ep& ep, OrtEpGraphSupportInfo* support, const std::vector<const
   if (ep.options().fusion) {
     OrtNodeFusionOptions options{};
     options.ort_version_supported = runtime.version;
-    options.drop_constant_initializers = true;  // FusedNode keeps what it needs
-    for (const std::vector<size_t>& group : FindFusions(taken)) {
+    for (const FusedGroup& group : FindFusions(taken)) {
+      options.drop_constant_initializers = group.keeps_constants;
       std::vector<const OrtNode*> nodes;
-      for (const size_t i : group) nodes.push_back(taken[i]->node());
+      for (const size_t i : group.nodes) nodes.push_back(taken[i]->node());
       runtime.Check(runtime.ep->EpGraphSupportInfo_AddNodesToFuse(support, nodes.data(), nodes.size(), &options));
-      fused.insert(group.begin(), group.end());
+      fused.insert(group.nodes.begin(), group.nodes.end());
     }
   }
   for (size_t i = 0; i < taken.size(); ++i) {

@@ -43,7 +43,7 @@ Ep::Ep(const Runtime& runtime, const Logger& logger, const Gpu& gpu, std::shared
     Ep& ep = Self(self);
     return Guard(*ep.runtime_.api, kEpName, [&] {
       std::vector<std::unique_ptr<FusedNode>> made;
-      for (size_t i = 0; i < count; ++i) made.push_back(std::make_unique<FusedNode>(ep, graphs[i], fused[i]));
+      for (size_t i = 0; i < count; ++i) made.push_back(MakeFusedNode(ep, {ep.runtime_, graphs[i], fused[i]}));
       for (size_t i = 0; i < count; ++i) infos[i] = made[i].release();
     });
   };

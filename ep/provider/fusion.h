@@ -1,10 +1,9 @@
-// Nodes that are one launch together: a normalisation and the products with quantised weights that read it, whose
-// kernels normalise the rows that they prepare (kernels/hip/direct.h).
+// Nodes that are one launch together, claimed as one node:
 //
 //   ClaimNodes --FindFusions--> groups --AddNodesToFuse--> ONNX Runtime --Compile--> FusedNode, one a group
 //
-// A group is claimed as one node: its constants are packed when it is compiled, and ONNX Runtime then knows nothing of
-// what lies between its nodes. Where a run has more rows than one kernel takes, the normalisation is launched first.
+// ONNX Runtime knows nothing of what lies between a group's nodes. A kind of group is a file: which nodes
+// (normed_products.h, pointwise_chain.h), and the FusedNode that computes them.
 #ifndef MXORT_PROVIDER_FUSION_H_
 #define MXORT_PROVIDER_FUSION_H_
 
@@ -12,48 +11,49 @@
 #include <string>
 #include <vector>
 
-#include "device/rows.h"
+#include "provider/node_kernel.h"
 #include "provider/node_view.h"
-#include "provider/ops/normalisation.h"
-#include "provider/ops/quantised_product.h"
 
 namespace mxort::provider {
 
-// The groups among nodes that the provider takes, each as indices into `taken`, the normalisation first.
-std::vector<std::vector<size_t>> FindFusions(const std::vector<const NodeView*>& taken);
+struct FusedGroup {
+  std::vector<size_t> nodes;
+  bool keeps_constants;  // the node that stands for it has them and does not want them as inputs
+};
 
+// The groups among nodes that the provider takes, in topological order, as indices into `taken`. No node is in two.
+std::vector<FusedGroup> FindFusions(const std::vector<const NodeView*>& taken);
+
+// A node that stands for a group.
 class FusedNode : public OrtNodeComputeInfo {
  public:
-  // Of a group's graph and the node that stands for it. Throws where a constant cannot be read or packed.
-  FusedNode(Ep& ep, const OrtGraph* graph, const OrtNode* fused);
+  virtual ~FusedNode() = default;
+  FusedNode(const FusedNode&) = delete;
+  FusedNode& operator=(const FusedNode&) = delete;
+
+ protected:
+  FusedNode(Ep& ep, std::string where);
+  // As NodeKernel::Run.
+  virtual void Run(NodeCall& call) const = 0;
+
+  Ep& ep() const { return ep_; }
 
  private:
-  // A tensor of the normalisation: an input of the fused node, or a constant, which it keeps on the device.
-  struct Operand {
-    int input = -1;
-    device::Buffer memory;
-    Tensor constant;
-  };
-  struct Product {
-    MatMulSpec spec;
-    std::unique_ptr<const device::MatMulPlan> plan;
-    int output;
-    std::string where;
-  };
-  void AddOperand(const NodeView& norm, int index, const std::vector<std::string>& inputs, Operand* operand);
-  void AddProduct(const NodeView& node, const std::vector<std::string>& outputs);
-  Tensor Get(const NodeCall& call, const Operand& operand) const;
-  void Run(NodeCall& call) const;
-
   Ep& ep_;
-  std::string where_;
-  const NormForm* form_ = nullptr;
-  float epsilon_ = 0;
-  Operand x_, skip_, scale_, shift_, bias_;
-  int y_ = -1, sum_ = -1;  // outputs of the fused node; -1: nobody asks
-  device::RowKernel norm_;
-  std::vector<Product> products_;
+  const std::string where_;
 };
+
+// What a group is made of when it is compiled: its nodes, and the names of what the node that stands for it has.
+struct FusedGraph {
+  FusedGraph(const Runtime& runtime, const OrtGraph* graph, const OrtNode* fused);
+
+  std::vector<NodeView> nodes;
+  std::vector<std::string> inputs, outputs;
+  static int IndexOf(const std::vector<std::string>& names, const std::string& name);  // -1: it is none of them
+};
+
+// Throws where a constant cannot be read or packed.
+std::unique_ptr<FusedNode> MakeFusedNode(Ep& ep, const FusedGraph& graph);
 
 }  // namespace mxort::provider
 

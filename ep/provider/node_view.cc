@@ -94,12 +94,17 @@ const OrtValueInfo* NodeView::Input(size_t index) const {
   return inputs_[index];
 }
 
+const OrtValueInfo* NodeView::Output(size_t index) const {
+  if (!HasOutput(index)) throw std::invalid_argument("output " + std::to_string(index) + " is missing");
+  return outputs_[index];
+}
+
 const OrtTensorTypeAndShapeInfo* NodeView::TensorInfo(const OrtValueInfo* value) const {
   const OrtTypeInfo* type = nullptr;  // owned by the value
   const OrtTensorTypeAndShapeInfo* tensor = nullptr;
   runtime_.Check(runtime_.api->GetValueInfoTypeInfo(value, &type));
   if (type) runtime_.Check(runtime_.api->CastTypeInfoToTensorInfo(type, &tensor));
-  if (!tensor) throw std::invalid_argument("an input is no tensor");
+  if (!tensor) throw std::invalid_argument("an input or output is no tensor");
   return tensor;
 }
 
@@ -121,13 +126,34 @@ ONNXTensorElementDataType NodeView::InputType(size_t index) const {
   return type;
 }
 
-Shape NodeView::InputShape(size_t index) const {
-  const OrtTensorTypeAndShapeInfo* info = TensorInfo(Input(index));
+ONNXTensorElementDataType NodeView::OutputType(size_t index) const {
+  ONNXTensorElementDataType type;
+  runtime_.Check(runtime_.api->GetTensorElementType(TensorInfo(Output(index)), &type));
+  return type;
+}
+
+Shape NodeView::ShapeOf(const OrtValueInfo* value) const {
+  const OrtTensorTypeAndShapeInfo* info = TensorInfo(value);
   size_t rank = 0;
   runtime_.Check(runtime_.api->GetDimensionsCount(info, &rank));
   Shape shape(rank);
   runtime_.Check(runtime_.api->GetDimensions(info, shape.data(), rank));
   return shape;
+}
+
+Shape NodeView::InputShape(size_t index) const { return ShapeOf(Input(index)); }
+Shape NodeView::OutputShape(size_t index) const { return ShapeOf(Output(index)); }
+
+size_t NodeView::Readers(size_t output) const {
+  size_t count = 0;
+  runtime_.Check(runtime_.api->ValueInfo_GetValueNumConsumers(Output(output), &count));
+  return count;
+}
+
+bool NodeView::IsGraphOutput(size_t output) const {
+  bool is_output = false;
+  runtime_.Check(runtime_.api->ValueInfo_IsGraphOutput(Output(output), &is_output));
+  return is_output;
 }
 
 bool NodeView::IsConstant(size_t index) const {

@@ -37,6 +37,11 @@ class NodeView : public Attributes {
   std::string OutputName(size_t index) const;
   ONNXTensorElementDataType InputType(size_t index) const;
   Shape InputShape(size_t index) const;  // -1 where a dimension is not known; empty: a scalar, or nothing is known
+  ONNXTensorElementDataType OutputType(size_t index) const;
+  Shape OutputShape(size_t index) const;  // as InputShape
+  // How often nodes read it, those of subgraphs too, and whether the graph gives it to its caller.
+  size_t Readers(size_t output) const;
+  bool IsGraphOutput(size_t output) const;
   bool IsConstant(size_t index) const;
   // A constant of this very graph, in host memory, as long as the graph exists; null: it is none.
   const OrtValue* Constant(size_t index) const;
@@ -46,6 +51,8 @@ class NodeView : public Attributes {
  private:
   const OrtOpAttr* Find(const char* name) const;
   const OrtValueInfo* Input(size_t index) const;
+  const OrtValueInfo* Output(size_t index) const;
+  Shape ShapeOf(const OrtValueInfo* value) const;
   const OrtTensorTypeAndShapeInfo* TensorInfo(const OrtValueInfo* value) const;
 
   const Runtime& runtime_;

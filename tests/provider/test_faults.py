@@ -132,33 +132,30 @@ def judge(fork: Any, reference: Any, function: str) -> str:
     return ""
 
 
-def sweep(model: str, options: dict[str, Any], functions: list[str] | None, most: int) -> dict[str, Any]:
-    """Lets each call of each HIP function fail in turn, or ``most`` of them spread over all: {function: {stage:
-    count}}, and what must not happen."""
+def sweep(model: str, options: dict[str, Any], functions: list[str], most: int) -> dict[str, Any]:
+    """Lets each call of each HIP function fail in turn, or ``most`` of them spread over all."""
     import gpu
+
+    import hammering
 
     gpu.prime()
     first = gpu.forked(attempt, model, options, None)
     reference = first.result
     assert not first.death and reference["stage"] == "ok", first
-    seen: dict[str, dict[str, int]] = {}
-    bad: list[str] = []
-    for function, calls in sorted(reference["calls"].items()):
-        if functions and function not in functions:
-            continue
-        stages = seen.setdefault(function, {})
-        for call in range(1, calls + 1, max(1, calls // most)):
-            fork = gpu.forked(attempt, model, options, (function, call))
-            if wrong := judge(fork, reference, function):
-                bad.append(f"{function} call {call} of {calls}: {wrong}")
-            stage = "died" if fork.death else fork.result["stage"]
-            stages[stage] = stages.get(stage, 0) + 1
-    return {"seen": seen, "bad": bad, "live": reference["live"]}
+
+    def life(function: str, call: int) -> tuple[str, str]:
+        fork = gpu.forked(attempt, model, options, (function, call))
+        return "died" if fork.death else fork.result["stage"], judge(fork, reference, function)
+
+    result = hammering.fail_in_turn(
+        reference["calls"], functions, lambda _, calls: range(1, calls + 1, max(1, calls // most)), life
+    )
+    return result | {"live": reference["live"]}
 
 
 def test_every_call_may_fail(converted: Callable[..., str]) -> None:
     """Registration, opening, two runs, release: every HIP call of it."""
-    result = run(sweep, converted("single", accuracy_level=1), {"self_check": 0}, None, 1000)
+    result = run(sweep, converted("single", accuracy_level=1), {"self_check": 0}, [], 1000)
     assert result["bad"] == []
     assert result["live"] == {}
     for function in ("hipMalloc", "hipMemcpyAsync", "hipModuleLaunchKernel", "hipModuleLoadData"):

@@ -161,6 +161,68 @@ def test_gates_and_products_that_share_rows(arch: str, tmp_path: Path) -> None:
         assert apart - fused == 1  # each of two products normalises the rows itself
 
 
+def added_before(
+    proto: onnx.ModelProto, kind: str, other: list[int] | None, sum_wanted: bool
+) -> onnx.ModelProto:
+    """The normalisation of ``proto`` behind a sum: of its rows and their sines, or a constant of shape ``other``."""
+    graph = proto.graph
+    (norm,) = (n for n in graph.node if n.name == "norm")
+    norm.input[0] = "sum"
+    extra = [helper.make_node("Add", ["A_in", "other"], ["sum"], name="add")]
+    if other is None:
+        extra.insert(0, helper.make_node("Sin", ["A_in"], ["other"]))
+    else:
+        values = np.random.default_rng(len(other)).standard_normal(int(np.prod(other))).tolist()
+        graph.initializer.append(helper.make_tensor("other", TYPES[kind], other, values))
+    outside = graph.output[0].type.tensor_type.elem_type
+    if sum_wanted:
+        extra.append(helper.make_node("Cast", ["sum"], ["S"], to=outside))
+        graph.output.append(helper.make_tensor_value_info("S", outside, None))
+    nodes = [graph.node[0], *extra, *graph.node[1:]]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    if norm.op_type != "RMSNormalization" and not norm.domain:
+        proto.opset_import[0].version = max(proto.opset_import[0].version, 22)  # Sin of bfloat16
+    return proto
+
+
+SUMS = {
+    "its own shape": None,
+    "rows": [K],
+    "rows of a batch": [1, 1, K],
+    "a number": [],
+    "more of them": [2, 1, K],
+}
+
+
+def test_sums_that_are_normalised(tmp_path: Path) -> None:
+    """The sum is part of the launch; one that is no rows of the other operand's shape has a launch of its own."""
+    rng = np.random.default_rng(10)
+    forms = [form for form, (domain, _, _) in FORMS.items() if not domain]
+    made = []
+    for i, (kind, shape) in enumerate(itertools.product(TYPES, SUMS)):
+        case = oracle.random_case(rng, 40, K, 32, activation_format=ACTIVATION_FORMATS[i % 5])
+        proto = normalised(op_model.model(case, elem_type=TYPES[kind]), forms[i % 3], kind)
+        made.append(added_before(proto, kind, SUMS[shape], sum_wanted=i % 2 == 0))
+    results = check(tmp_path, made)
+    for (_, shape), result in zip(itertools.product(TYPES, SUMS), results, strict=True):
+        for rows, most in (("1", 2), ("5", 2), ("40", 1)):  # 40 are more rows than one kernel takes
+            apart, fused = result["launches"][rows]
+            own = shape == "a number" or (shape == "more of them" and rows != "1")
+            assert apart - fused == most - own, (shape, rows)
+
+
+def test_a_sum_that_is_normalised_for_others(tmp_path: Path) -> None:
+    """No quantised product reads the rows: one launch for two nodes."""
+    case = oracle.random_case(np.random.default_rng(11), 40, K, accuracy_level=1)
+    proto = added_before(normalised(op_model.model(case), "LayerNormalization", "float"), "float", None, True)
+    (node,) = (n for n in proto.graph.node if n.name == "node")
+    node.input[0] = "A_in"
+    proto.graph.output.append(helper.make_tensor_value_info("normal", TensorProto.FLOAT, None))
+    (result,) = check(tmp_path, [proto])
+    assert all(apart - fused == 1 for apart, fused in result["launches"].values())
+
+
 def test_normalised_rows_that_others_read_too(tmp_path: Path) -> None:
     """Another operator and the application get what the product's kernel made of the rows."""
     case = oracle.random_case(np.random.default_rng(8), 40, K, accuracy_level=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -80,30 +81,27 @@ def judge(fork: Any, reference: Any, function: str) -> str:
 
 
 def sweep(folder: str, functions: list[str], most: int) -> dict[str, Any]:
-    """Lets calls of HIP functions fail, one a life: at most ``most`` of each, spread from the first to the last. One:
-    a late one, which is of a step. No functions named: of all."""
+    """Lets at most ``most`` calls of each HIP function fail, spread from the first to the last. One: a late one, which
+    is of a step. No functions named: of all."""
     import gpu
+
+    import hammering
 
     gpu.prime()
     first = gpu.forked(attempt, folder, None)
     reference = first.result
     assert not first.death and reference["stage"] == "ok", first
-    seen: dict[str, dict[str, int]] = {}
-    bad: list[str] = []
-    for function, calls in sorted(reference["calls"].items()):
-        if functions and function not in functions:
-            continue
-        places = range(1, calls + 1, max(1, calls // most)) if most > 1 else [max(1, calls * 3 // 4)]
+
+    def places(function: str, calls: int) -> Iterable[int]:
         if function in NOTHING:
-            places = [1, calls // 2]
-        stages = seen.setdefault(function, {})
-        for call in places:
-            fork = gpu.forked(attempt, folder, (function, call))
-            if wrong := judge(fork, reference, function):
-                bad.append(f"{function} call {call} of {calls}: {wrong}")
-            stage = "died" if fork.death else fork.result["stage"]
-            stages[stage] = stages.get(stage, 0) + 1
-    return {"seen": seen, "bad": bad}
+            return [1, calls // 2]
+        return range(1, calls + 1, max(1, calls // most)) if most > 1 else [max(1, calls * 3 // 4)]
+
+    def life(function: str, call: int) -> tuple[str, str]:
+        fork = gpu.forked(attempt, folder, (function, call))
+        return "died" if fork.death else fork.result["stage"], judge(fork, reference, function)
+
+    return hammering.fail_in_turn(reference["calls"], functions, places, life)
 
 
 def test_a_call_of_a_step_may_fail(decoder_folder: str) -> None:

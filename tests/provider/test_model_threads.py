@@ -27,43 +27,20 @@ def prompt_feeds(opened: Any, tokens: list[int], head: int) -> dict[str, Any]:
 def hammer(folder: str, sessions: int, threads: int, runs: int) -> dict[str, Any]:
     """``threads`` threads run prompts of their own, in turns over the sessions."""
     import json
-    import threading
 
     import gpu
-    import numpy as np
+
+    import hammering
 
     head = json.loads((Path(folder) / "genai_config.json").read_text())["model"]["decoder"]["head_size"]
     with gpu.registered():
         opened = [gpu.session(f"{folder}/model.onnx") for _ in range(sessions)]
         feeds = [prompt_feeds(opened[0], [3 + t, *TOKENS[: 1 + t % 4]], head) for t in range(threads)]
-        expected = [opened[0].run(["logits"], x)[0] for x in feeds]
-        for n in range(1, sessions):
-            opened[n].run(["logits"], feeds[0])
-        alone = gpu.sim.counters()["allocations"]
-        wrong: list[str] = []
-        start = threading.Barrier(threads)
-
-        def work(t: int) -> None:
-            start.wait()
-            try:
-                for n in range(runs):
-                    (y,) = opened[(t + n) % sessions].run(["logits"], feeds[t])
-                    if not np.array_equal(y, expected[t]):
-                        wrong.append(f"thread {t}, run {n}")
-            except Exception as error:
-                wrong.append(f"thread {t}: {gpu.message(error)}")
-
-        def round_of_threads() -> int:
-            started = [threading.Thread(target=work, args=(t,)) for t in range(threads)]
-            for thread in started:
-                thread.start()
-            for thread in started:
-                thread.join()
-            return int(gpu.sim.counters()["allocations"])
-
-        levels = [round_of_threads() for _ in range(2)]
+        of_each = [lambda x, session=session: session.run(["logits"], x)[0] for session in opened]
+        result = hammering.agree(of_each, feeds, runs, lambda: int(gpu.sim.counters()["allocations"]))
+        of_each.clear()
         opened.clear()
-    return {"wrong": wrong, "alone": alone, "levels": levels, "live": gpu.live()}
+    return result | {"live": gpu.live()}
 
 
 @pytest.mark.parametrize("runs", [2, pytest.param(20, marks=pytest.mark.slow)])

@@ -39,6 +39,7 @@ struct NormArgs {
   int type, scale_type;  // of x, skip, bias, sum; of scale, shift and y
   int out_type;
   int rms;
+  int rounds;  // v is rounded to the type of x before it is normalised, as the sum is that a node of its own gives
 };
 
 enum class Reduction : int { kSum, kMean, kMax, kMin, kProd, kL1, kL2, kSumSquare, kLogSum, kLogSumExp };

@@ -1,4 +1,4 @@
-// Arguments of the kernels that visit every element of a tensor once, host and device. No headers but args.h.
+// Arguments of the kernels that copy every element of a tensor once, host and device. No headers but args.h.
 #ifndef MXORT_KERNELS_HIP_ARGS_STRIDED_H_
 #define MXORT_KERNELS_HIP_ARGS_STRIDED_H_
 
@@ -19,70 +19,6 @@ struct Strides {
 
 inline constexpr unsigned kStridedThreads = 256;
 inline constexpr unsigned kStridedElements = 1024;  // of a workgroup
-
-// What pointwise.hip can compute: out = f(x, y, z), with the parameters a and b. Comparisons and logic give 0 or 1.
-enum class Function : int {
-  kIdentity,
-  kNeg,
-  kAbs,
-  kSign,
-  kNot,
-  // Of floats only.
-  kSqrt,
-  kReciprocal,
-  kExp,
-  kLog,
-  kErf,
-  kTanh,
-  kSigmoid,
-  kSoftplus,
-  kSin,
-  kCos,
-  kFloor,
-  kCeil,
-  kRound,
-  kIsNaN,
-  kIsInf,  // a: -inf counts, b: +inf counts
-  kLeakyRelu,
-  kElu,  // a: alpha
-  kHardSigmoid,
-  kHardSwish,  // a: alpha, b: beta
-  kSwish,      // x * sigmoid(a * x)
-  kGelu,
-  kGeluTanh,  // of x + y where there is a y
-  kMish,
-  kPow,
-  // Of any number.
-  kRelu,
-  kAdd,
-  kSub,
-  kMul,
-  kDiv,
-  kMin,
-  kMax,
-  kClip,  // Clip: x, least y, most z
-  kEqual,
-  kLess,
-  kLessOrEqual,
-  kGreater,
-  kGreaterOrEqual,
-  kAnd,
-  kOr,
-  kXor,
-  kWhere,  // x ? y : z
-  kPRelu,  // x < 0 ? x * y : x
-};
-
-struct PointwiseArgs {
-  Strides<4> shape;   // operands: x, y, z, out
-  const void* in[3];  // null: absent
-  void* out;
-  unsigned long long count;
-  int in_types[3];  // Type
-  int out_type;
-  int function;  // Function
-  float a, b;
-};
 
 // out[...] = in[...]; the kernel's name says how many bytes an element has.
 struct CopyArgs {

@@ -189,8 +189,10 @@ MXORT_DEVICE void LoadOperand(const RowMoments& all, u32 row, u32 k, float (&x)[
     }
     if (part == kBias) {
       const Moments moments = all.Load(row);
-      Unroll<0, kBlockSize>(
-          [&](auto i) __attribute__((always_inline)) { x[i.value] = (x[i.value] - moments.mean) * moments.inverse; });
+      Unroll<0, kBlockSize>([&](auto i) __attribute__((always_inline)) {
+        const float v = norm.rounds ? Rounded(now.type, x[i.value]) : x[i.value];
+        x[i.value] = (v - moments.mean) * moments.inverse;
+      });
     }
   }
   if (!normalised) return;

@@ -19,7 +19,7 @@ struct NormRow {
     float v = LoadOne(args.type, args.x, base + k);
     if (args.skip) v += LoadOne(args.type, args.skip, skip + k);
     if (args.bias) v += LoadOne(args.type, args.bias, k);
-    return v;
+    return args.rounds ? Rounded(args.type, v) : v;
   }
 };
 

@@ -3,6 +3,7 @@
 #include <limits>
 #include <numeric>
 
+#include "device/pointwise.h"
 #include "device/strided.h"
 #include "provider/op_table.h"
 
@@ -196,8 +197,10 @@ class Pad : public CopyingNode {
  public:
   explicit Pad(const NodeInfo& node) : CopyingNode(node) {
     const ONNXTensorElementDataType type = node.InputType(0);
-    const bool whole = DeviceType(type) >= hip::Type::kInt64;
-    Check(device::Pointwise::Load(ep().device(), hip::Function::kIdentity, whole, 0, 0, &fill_));
+    const bool given = node.InputType(2) != ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;  // else zero
+    std::vector<hip::Type> types(given ? 1 : 0, DeviceType(type));
+    device::PointwiseStep fill{hip::Function::kIdentity, {given ? 0 : device::kAbsent}, DeviceType(type)};
+    Check(device::Pointwise::Load(ep().device(), types, {fill}, &fill_));
   }
 
  private:
@@ -223,9 +226,9 @@ class Pad : public CopyingNode {
     const Tensor out = call.Output(0, shape);
     if (!out.data) return;
     const Shape strides = ContiguousStrides(shape);
-    device::Operand value;  // absent: zero
-    if (call.Has(2)) value = {call.Input(2).data, call.TypeOf(in), {}};
-    Check(fill_.Launch(call.stream(), {value, {}, {}}, out.data, call.TypeOf(out), shape));
+    std::vector<device::Operand> value;
+    if (call.Has(2)) value.push_back({call.Input(2).data, call.TypeOf(in), {}});
+    Check(fill_.Launch(call.stream(), value, out.data, shape));
     int64_t to = 0;
     for (size_t d = 0; d < rank; ++d) to += begins[d] * strides[d];
     CopyView(call, in, from, own, out, to, strides, kept);

@@ -1,86 +1,74 @@
-// Operators that compute every element of their output from the elements at its place in up to three inputs.
-#include <array>
-#include <limits>
-#include <utility>
+// Operators that compute every element of their output from the elements at its place in their inputs.
+#include "provider/ops/pointwise.h"
 
-#include "device/strided.h"
-#include "provider/op_table.h"
+#include <algorithm>
+#include <limits>
 
 namespace mxort::provider {
 namespace {
 
 using hip::Function;
 
-enum class Form {
-  kPlain,     // inputs in order, at most three
-  kVariadic,  // any number of inputs, two at a time
-};
+float FloatOr(const Attributes& attributes, const char* name, float otherwise) {
+  float value = 0;
+  return attributes.Float(name, &value) ? value : otherwise;
+}
 
-struct PointwiseRow {
-  const char* domain;
-  const char* type;
-  int since;
-  Function function;
-  std::vector<std::pair<const char*, Types>> constraints;
-  // a and b of the function (args_strided.h) from the node's attributes; null: it has none.
-  std::array<float, 2> (*parameters)(const NodeInfo& node) = nullptr;
-  Form form = Form::kPlain;
-};
-
-bool IsFloat(ONNXTensorElementDataType type) {
-  return type == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT || type == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16 ||
-         type == ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16;
+float FlagOr(const Attributes& attributes, const char* name, int64_t otherwise) {
+  int64_t value = 0;
+  return static_cast<float>(attributes.Int(name, &value) ? value : otherwise);
 }
 
 class PointwiseNode : public NodeKernel {
  public:
-  PointwiseNode(const NodeInfo& node, const PointwiseRow& row) : NodeKernel(node), form_(row.form) {
-    const std::array<float, 2> p = row.parameters ? row.parameters(node) : std::array<float, 2>{};
-    // Whole numbers are computed as such; a float on either side makes it a function of floats.
-    bool whole = !IsFloat(node.OutputType(0));
-    for (size_t i = 0; i < node.Inputs(); ++i) whole = whole && !IsFloat(node.InputType(i));
-    const bool tanh = row.function == Function::kGelu && node.String("approximate", "none") == "tanh";
-    Check(device::Pointwise::Load(ep().device(), tanh ? Function::kGeluTanh : row.function, whole, p[0], p[1],
-                                  &pointwise_));
+  PointwiseNode(const NodeInfo& node, const PointwiseRow& row) : NodeKernel(node) {
+    std::vector<hip::Type> types;
+    std::vector<int> from;
+    for (size_t i = 0; i < node.Inputs(); ++i) {
+      const ONNXTensorElementDataType type = node.InputType(i);
+      from.push_back(type == ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED ? device::kAbsent
+                                                                     : static_cast<int>(types.size()));
+      if (from.back() == device::kAbsent) continue;
+      given_.push_back(i);
+      types.push_back(DeviceType(type));
+    }
+    std::vector<device::PointwiseStep> steps;
+    AppendSteps(row, node.attributes, from, DeviceType(node.OutputType(0)), &steps);
+    many_ = !device::Pointwise::Fits(types.size(), steps);
+    if (many_) {
+      types.resize(2);
+      steps.resize(1);
+    }
+    Check(device::Pointwise::Load(ep().device(), types, steps, &pointwise_));
   }
 
  private:
   void Run(NodeCall& call) override {
-    std::vector<device::Operand> in(call.Inputs());
-    Shape shape;
-    for (size_t i = 0; i < in.size(); ++i) {
-      if (!call.Has(i)) continue;
-      const Tensor tensor = call.Input(i);
-      in[i] = {tensor.data, call.TypeOf(tensor), tensor.shape};
-      const Shape before = shape;
-      if (device::Broadcast(before, tensor.shape, &shape)) continue;
-      Fail("input " + std::to_string(i), "shape " + Text(tensor.shape), "one that broadcasts with " + Text(before));
-    }
+    std::vector<device::Operand> in;
+    const Shape shape = Operands(call, given_, &in);
     const Tensor out = call.Output(0, shape);
     if (!out.data) return;
-    const auto launch = [&](const device::Operand& x, const device::Operand& y, const device::Operand& z) {
-      Check(pointwise_.Launch(call.stream(), {x, y, z}, out.data, call.TypeOf(out), shape));
-    };
-    if (form_ == Form::kPlain) {
-      in.resize(3);
-      launch(in[0], in[1], in[2]);
-    } else if (in.size() == 1) {
-      call.Copy(out.data, in[0].data, BytesOf(out));
-    } else {
-      launch(in[0], in[1], {});
-      for (size_t i = 2; i < in.size(); ++i) launch({out.data, call.TypeOf(out), shape}, in[i], {});
+    if (!many_) {
+      Check(pointwise_.Launch(call.stream(), in, out.data, shape));
+      return;
+    }
+    // More inputs than a launch has room for, of one type: two at a time.
+    Check(pointwise_.Launch(call.stream(), {in[0], in[1]}, out.data, shape));
+    for (size_t i = 2; i < in.size(); ++i) {
+      Check(pointwise_.Launch(call.stream(), {{out.data, in[0].type, shape}, in[i]}, out.data, shape));
     }
   }
 
-  const Form form_;
+  std::vector<size_t> given_;
+  bool many_ = false;
   device::Pointwise pointwise_;
 };
 
-std::array<float, 2> AlphaBeta(const NodeInfo& node, float alpha, float beta) {
-  return {node.Float("alpha", alpha), node.Float("beta", beta)};
+std::array<float, 2> AlphaBeta(const Attributes& node, float alpha, float beta) {
+  return {FloatOr(node, "alpha", alpha), FloatOr(node, "beta", beta)};
 }
 
-std::vector<PointwiseRow> Table() {
+std::vector<PointwiseRow> MakeTable() {
   const Types &floats = FloatTypes(), &numbers = NumberTypes(), &all = AllTypes();
   const Types is_bool = {ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL};
   const std::vector<std::pair<const char*, Types>> of_floats = {{"T", floats}}, of_numbers = {{"T", numbers}},
@@ -111,18 +99,18 @@ std::vector<PointwiseRow> Table() {
        10,
        Function::kIsInf,
        {{"T1", floats}, {"T2", is_bool}},
-       [](const NodeInfo& node) -> std::array<float, 2> {
-         return {static_cast<float>(node.Int("detect_negative", 1)),
-                 static_cast<float>(node.Int("detect_positive", 1))};
+       [](const Attributes& node) -> std::array<float, 2> {
+         return {FlagOr(node, "detect_negative", 1), FlagOr(node, "detect_positive", 1)};
        }},
       {"", "LeakyRelu", 6, Function::kLeakyRelu, of_floats,
-       [](const NodeInfo& node) { return AlphaBeta(node, 0.01f, 0.0f); }},
-      {"", "Elu", 6, Function::kElu, of_floats, [](const NodeInfo& node) { return AlphaBeta(node, 1.0f, 0.0f); }},
+       [](const Attributes& node) { return AlphaBeta(node, 0.01f, 0.0f); }},
+      {"", "Elu", 6, Function::kElu, of_floats, [](const Attributes& node) { return AlphaBeta(node, 1.0f, 0.0f); }},
       {"", "HardSigmoid", 6, Function::kHardSigmoid, of_floats,
-       [](const NodeInfo& node) { return AlphaBeta(node, 0.2f, 0.5f); }},
+       [](const Attributes& node) { return AlphaBeta(node, 0.2f, 0.5f); }},
       {"", "HardSwish", 14, Function::kHardSwish, of_floats,
-       [](const NodeInfo&) -> std::array<float, 2> { return {1.0f / 6.0f, 0.5f}; }},
-      {"", "Swish", 24, Function::kSwish, of_floats, [](const NodeInfo& node) { return AlphaBeta(node, 1.0f, 0.0f); }},
+       [](const Attributes&) -> std::array<float, 2> { return {1.0f / 6.0f, 0.5f}; }},
+      {"", "Swish", 24, Function::kSwish, of_floats,
+       [](const Attributes& node) { return AlphaBeta(node, 1.0f, 0.0f); }},
       {"", "Mish", 18, Function::kMish, of_floats},
       {"", "Gelu", 20, Function::kGelu, of_floats},
       {"", "PRelu", 7, Function::kPRelu, of_floats},
@@ -132,9 +120,9 @@ std::vector<PointwiseRow> Table() {
       {"", "Mul", 7, Function::kMul, of_numbers},
       {"", "Div", 7, Function::kDiv, of_numbers},
       {"", "Pow", 7, Function::kPow, of_floats},
-      {"", "Min", 8, Function::kMin, of_numbers, nullptr, Form::kVariadic},
-      {"", "Max", 8, Function::kMax, of_numbers, nullptr, Form::kVariadic},
-      {"", "Sum", 8, Function::kAdd, of_floats, nullptr, Form::kVariadic},
+      {"", "Min", 8, Function::kMin, of_numbers, nullptr, true},
+      {"", "Max", 8, Function::kMax, of_numbers, nullptr, true},
+      {"", "Sum", 8, Function::kAdd, of_floats, nullptr, true},
       {"", "Equal", 7, Function::kEqual, compare},
       {"", "Less", 7, Function::kLess, compare},
       {"", "Greater", 7, Function::kGreater, compare},
@@ -150,16 +138,68 @@ std::vector<PointwiseRow> Table() {
       {microsoft, "BiasGelu", 1, Function::kGelu, of_floats},
       {microsoft, "FastGelu", 1, Function::kGeluTanh, of_floats},
       {microsoft, "QuickGelu", 1, Function::kSwish, of_floats,
-       [](const NodeInfo& node) { return AlphaBeta(node, 1.702f, 0.0f); }},
+       [](const Attributes& node) { return AlphaBeta(node, 1.702f, 0.0f); }},
   };
+}
+
+const std::vector<PointwiseRow>& Table() {
+  static const std::vector<PointwiseRow> table = MakeTable();
+  return table;
 }
 
 }  // namespace
 
+const PointwiseRow* PointwiseNamed(const std::string& domain, const std::string& type) {
+  for (const PointwiseRow& row : Table()) {
+    if (domain == row.domain && type == row.type) return &row;
+  }
+  return nullptr;
+}
+
+void AppendSteps(const PointwiseRow& row, const Attributes& attributes, const std::vector<int>& from, hip::Type type,
+                 std::vector<device::PointwiseStep>* steps) {
+  device::PointwiseStep step{row.function, {}, type};
+  step.from.fill(device::kAbsent);
+  if (row.parameters) {
+    const std::array<float, 2> p = row.parameters(attributes);
+    step.a = p[0];
+    step.b = p[1];
+  }
+  std::string form;
+  if (row.function == Function::kGelu && attributes.String("approximate", &form) && form == "tanh") {
+    step.function = Function::kGeluTanh;
+  }
+  if (!row.variadic) {
+    std::copy(from.begin(), from.end(), step.from.begin());
+    steps->push_back(step);
+    return;
+  }
+  step.from[0] = from[0];
+  if (from.size() == 1) step.function = Function::kIdentity;
+  if (from.size() == 1) steps->push_back(step);
+  for (size_t i = 1; i < from.size(); ++i) {
+    step.from[1] = from[i];
+    steps->push_back(step);
+    step.from[0] = device::ResultOf(steps->size() - 1);
+  }
+}
+
+Shape Operands(const NodeCall& call, const std::vector<size_t>& inputs, std::vector<device::Operand>* operands) {
+  Shape shape;
+  for (const size_t i : inputs) {
+    const Tensor tensor = call.Input(i);
+    operands->push_back({tensor.data, call.TypeOf(tensor), tensor.shape});
+    const Shape before = shape;
+    if (device::Broadcast(before, tensor.shape, &shape)) continue;
+    Fail("input " + std::to_string(i), "shape " + Text(tensor.shape), "one that broadcasts with " + Text(before));
+  }
+  return shape;
+}
+
 void AddPointwise(Rows& rows) {
   for (const PointwiseRow& row : Table()) {
     rows.push_back({row.domain, row.type, row.since, *row.domain ? 1 : kNewest, row.constraints,
-                    [row](const NodeInfo& node) { return std::make_unique<PointwiseNode>(node, row); }});
+                    [&row](const NodeInfo& node) { return std::make_unique<PointwiseNode>(node, row); }});
   }
 }
 

@@ -35,6 +35,12 @@ MASK = (
     "zero = Constant<value_float=0.0>() low = Constant<value_float=-3.4028234663852886e+38>() "
     "bias = Where(seen, zero, low) z = Add(sc, bias) "
 )
+POSITIONS = (  # as T5 adds them: a bias before the mask
+    "step = Constant<value_float=0.25>() axis = Constant<value_int=3>() n0 = Cast<to=1>(seen) "
+    "n1 = CumSum(n0, axis) pos = Mul(n1, step) "
+    "zero = Constant<value_float=0.0>() low = Constant<value_float=-3.4028234663852886e+38>() "
+    "bias = Where(seen, zero, low) z0 = Add(sc, pos) z = Add(z0, bias) "
+)
 GUARDED = "w0 = Softmax<axis=-1>(z) bad = IsNaN(w0) w = Where(bad, zero, w0) "
 PLAIN = "w = Softmax<axis=-1>(z) "
 END = (
@@ -55,6 +61,7 @@ FORMS = {
     + EXCHANGED
     + SCALED
     + "zero = Constant<value_float=0.0>() w0 = Softmax<axis=-1>(sc) bad = IsNaN(w0) w = Where(bad, zero, w0) ",
+    "bias of positions": SPLIT + GROUP + EXCHANGED + SCALED + POSITIONS + PLAIN,
     "softmax in float": SPLIT
     + GROUP
     + EXCHANGED
@@ -80,7 +87,7 @@ def feeds(past=PAST, new=NEW, batch=2, dtype=np.float32):
     }
 
 
-def exact(given, masked=True):
+def exact(given, masked=True, positions=False):
     """(y, present keys, present values) in double."""
     wide = {n: x.astype(np.float64) for n, x in given.items() if n != "seen"}
     batch, new = given["q"].shape[:2]
@@ -88,6 +95,8 @@ def exact(given, masked=True):
     nk = np.concatenate([wide["pk"], split(wide["k"], HK)], 2)
     nv = np.concatenate([wide["pv"], split(wide["v"], HK)], 2)
     scores = split(wide["q"], HQ) @ nk.repeat(HQ // HK, 1).swapaxes(2, 3) / 4
+    if positions:
+        scores = scores + np.cumsum(given["seen"], -1) / 4
     if masked:
         scores = np.where(given["seen"], scores, -np.inf)
     weights = np.exp(scores - scores.max(-1, keepdims=True))
@@ -121,7 +130,7 @@ def test_forms(fusing, tools, form, past, new, batch):
     assert fusing.report == {"Attention": {"fused": 1}}
     assert not {"Softmax", "MatMul", "Concat", "Expand"} & set(operators)
     assert fusing.model.opset_import[0].version == 23
-    wants = exact(given, "mask" not in form)
+    wants = exact(given, "mask" not in form, "positions" in form)
     for y, want in zip(fusing.after, wants, strict=True):
         assert (np.abs(y - want) <= bound(given, 2.0**-24)).all()
     np.testing.assert_array_equal(fusing.after[1], wants[1])  # the caches are copies
@@ -148,8 +157,9 @@ LEFT = {
         ("two = Constant<value_ints=[2]>()", "two = Constant<value_ints=[1]>()"),
         ("[1,1,2,1,1]", "[1,2,1,1,1]"),
     ),
-    "its mask is not added once, after the scale": changed(
-        ("z = Add(sc, bias)", "z2 = Add(sc, bias) z = Add(z2, bias)")
+    "its mask is not added after the scale": changed(
+        ("sc = Div(s0, root)", "sc = Div(s0, root) two_ = Constant<value_float=2.0>()"),
+        ("z = Add(sc, bias)", "z2 = Add(sc, bias) z = Mul(z2, two_)"),
     ),
     "its result is not transposed back": changed(),
     "it is not over the last dimension": changed(("axis=-1>(z)", "axis=2>(z)")),
