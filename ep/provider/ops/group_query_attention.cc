@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <array>
 
+#include "device/tensor_check.h"
 #include "provider/ops/attention.h"
 
 namespace mxort::provider {
@@ -356,8 +357,11 @@ void AddGroupQueryAttention(Rows& rows) {
                   WhyLeft};
   microsoft.host_inputs = {kMicrosoft.total};
   rows.push_back(microsoft);
-  for (const char* name : {"GroupQueryAttention", "GroupQueryAttentionMXFP8", "GroupQueryAttentionMXFP4"}) {
+  for (const auto& [name, kernels] : {std::pair("GroupQueryAttention", device::kAttentionKernels),
+                                      std::pair("GroupQueryAttentionMXFP8", device::kMxfp8AttentionKernels),
+                                      std::pair("GroupQueryAttentionMXFP4", device::kMxfp4AttentionKernels)}) {
     OpRow own{kDomain, name, 1, 1, {}, CreateOwn};
+    own.kernels = kernels;
     own.host_inputs = {kOwn.total};
     rows.push_back(own);
   }
