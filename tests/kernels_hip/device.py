@@ -22,6 +22,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "support")]
 
 from hipsim import harness  # noqa: E402
 from mxort import formats  # noqa: E402
+from tools.kernel_report.isa import Kernel, read_code_object  # noqa: E402
 
 SOURCES = ROOT / "ep" / "kernels" / "hip"
 FLAGS = ("-ffp-contract=off", "-Wall", "-Wextra", "-Werror")
@@ -59,6 +60,12 @@ def code_object(arch: str, name: str) -> Path:
     if built.exists() and built.stat().st_mtime >= max(source.stat().st_mtime for source in sources):
         return built
     return harness.compile_hip(SOURCES / f"{name}.hip", arch=arch, flags=FLAGS, include=[ROOT / "ep"])
+
+
+@functools.cache
+def kernels(arch: str, name: str) -> dict[str, Kernel]:
+    """What the kernel report reads of a code object, by kernel."""
+    return {k.resources.name: k for k in read_code_object(code_object(arch, name))}
 
 
 @functools.cache

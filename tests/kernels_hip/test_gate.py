@@ -7,14 +7,11 @@ import experts_device
 import pytest
 
 import device
+from device import kernels
 from tools.kernel_report import model
-from tools.kernel_report.isa import Kernel, find_loops, read_code_object
+from tools.kernel_report.isa import find_loops
 
 OBJECTS = [(arch, name) for arch, names in device.OBJECTS.items() for name in names]
-
-
-def kernels(arch: str, name: str) -> dict[str, Kernel]:
-    return {k.resources.name: k for k in read_code_object(device.code_object(arch, name))}
 
 
 @pytest.mark.parametrize("arch, name", OBJECTS)
