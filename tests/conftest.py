@@ -1,7 +1,7 @@
 """`MXORT_TEST_LIBRARIES=<folder>` runs the suite on another build of the native libraries (the sanitizer build)."""
 
-# The kernels' cases are thousands: `make check` runs a third of them on that other build, where they take three times as
-# long, and the others on the ordinary one; `make check-full` runs all on both.
+# The kernels' cases are thousands: `make check` runs a third of them on that other build, where they take three times
+# as long, and the others on the ordinary one; `make check-full` runs all on both.
 
 from __future__ import annotations
 

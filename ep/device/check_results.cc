@@ -15,16 +15,8 @@
 namespace mxort::device {
 namespace {
 
-// Bound of the relative RMS error where A is quantised and only sums differ. Random signs leave about 1e-7; matrix
-// units that cut sums off instead of rounding them lose up to 2^-23 in each of K / 32 additions, 1e-5 together. The
-// least mistake in an operand, one step of an E4M3 element in every row, is 2e-3.
-constexpr double kSumsBound = 3e-5;
 // A single element may be so many times worse than the root mean square.
 constexpr double kWorstElement = 8;
-
-const char* NameOf(DataType type) {
-  return type == DataType::kFloat ? "float" : type == DataType::kFloat16 ? "float16" : "bfloat16";
-}
 
 // What a check covers: device, kernel, preparation, type, variant.
 using Key = std::tuple<int, std::string, std::string, DataType, int>;
@@ -60,6 +52,10 @@ void Remember(const Key& key, const KernelCheck& check) {
 
 double CheckBound(const MatMulSpec& spec) {
   return spec.activation_format == ActivationFormat::kNone ? PromisedError(spec.accuracy_level) : kSumsBound;
+}
+
+const char* TypeName(DataType type) {
+  return type == DataType::kFloat ? "float" : type == DataType::kFloat16 ? "float16" : "bfloat16";
 }
 
 double RoundingOf(DataType type) {
@@ -108,10 +104,11 @@ Status CheckOnce(const std::shared_ptr<Device>& device, KernelCheck result, int 
   Remember(key, result);
   *passed = result.passed;
   if (result.passed) return {};
+  const std::string how = result.preparation.empty() ? "" : result.preparation + ", ";
   std::fprintf(stderr,
-               "mxort: warning: kernel %s (%s, %s) disagrees with the CPU on GPU %d (%s) and is not used: "
+               "mxort: warning: kernel %s (%s%s) disagrees with the CPU on GPU %d (%s) and is not used: "
                "relative error %.1e, at most %.1e is right\n",
-               result.kernel.c_str(), result.preparation.c_str(), NameOf(result.type), device->ordinal(),
+               result.kernel.c_str(), how.c_str(), TypeName(result.type), device->ordinal(),
                device->info().name.c_str(), result.error, result.bound);
   return {};
 }

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <string>
+#include <utility>
 
 namespace mxort::device {
 namespace {
@@ -13,8 +14,7 @@ constexpr int64_t kSkinnyRows = 16, kSkinnyStep = 512;   // k: two rounds of the
 constexpr int64_t kMostTile = 256;
 constexpr int64_t kTileK = 64;  // the most k of a stage
 
-enum KernelIndex : size_t { kTile64, kTile128, kTile256, kSkinnyAlongK, kSkinnyAlongRows };
-constexpr const char* kNames[] = {"64x64", "128x128", "256x256", "skinny_k", "skinny_rows"};
+constexpr const char* kNames[Product::kKernels] = {"64x64", "128x128", "256x256", "skinny_k", "skinny_rows"};
 
 const char* NameOf(hip::Type type) {
   return type == hip::Type::kFloat ? "float" : type == hip::Type::kFloat16 ? "float16" : "bfloat16";
@@ -93,10 +93,14 @@ double ClocksOf(int64_t tile, int64_t element) {
 
 }  // namespace
 
+bool Product::HasLargest(const Device& device, hip::Type type) {
+  return type != hip::Type::kFloat && device.info().arch == "gfx950";
+}
+
 Status Product::Load(const std::shared_ptr<Device>& device, hip::Type type, Product* product) {
   product->type_ = type;
   product->compute_units_ = device->info().compute_units;
-  product->largest_ = type != hip::Type::kFloat && device->info().arch == "gfx950";
+  product->largest_ = HasLargest(*device, type);
   for (size_t i = 0; i < product->kernels_.size(); ++i) {
     if (i == kTile256 && !product->largest_) continue;
     const std::string name = std::string("product_") + NameOf(type) + "_" + kNames[i];
@@ -105,7 +109,45 @@ Status Product::Load(const std::shared_ptr<Device>& device, hip::Type type, Prod
   return Kernel::Load(device, "product", "product_reduce", &product->reduce_);
 }
 
-Status Product::Plan(const ProductProblem& problem, ProductLaunch* launch) const {
+// What a workgroup computes, and how.
+struct Product::Shape {
+  Kernels kernel = kTile64;
+  int64_t rows = 64, columns = 64;
+  int64_t k_granule = kTileK;  // that splits of K are multiples of
+  int64_t most_groups = 0;     // with splits
+  hip::Access a = hip::Access::kElements, b = hip::Access::kElements;
+};
+
+Product::Shape Product::ShapeOf(const ProductProblem& p, int64_t batches, Kernels only) const {
+  const int64_t element = BytesOf(type_);
+  Shape shape;
+  shape.most_groups = 2 * int64_t{compute_units_};
+  const bool along_k = AlongK(p.b, p.n, p.k, element);
+  const bool few = p.m <= kSkinnyRows && (along_k || AlongRows(p.b, p.n, p.k, 16, element));
+  if (few && (only == kKernels || only >= kSkinnyAlongK)) {
+    shape.kernel = along_k ? kSkinnyAlongK : kSkinnyAlongRows;
+    shape.b = along_k ? hip::Access::kAlongK : hip::Access::kAlongRows;
+    shape.a = AlongK(p.a, p.m, p.k, element) ? hip::Access::kAlongK : hip::Access::kElements;
+    shape.rows = kSkinnyRows, shape.columns = along_k ? 64 : 16 * (16 / element);
+    shape.k_granule = kSkinnyStep, shape.most_groups *= 2;
+    return shape;
+  }
+  const auto bound = [&](int64_t tile) {
+    const int64_t groups = CeilDiv(p.m, tile) * CeilDiv(p.n, tile) * batches;
+    return static_cast<double>(CeilDiv(groups, compute_units_)) * ClocksOf(tile, element);
+  };
+  int64_t side = 64;
+  for (const auto [kernel, tile] : {std::pair(kTile128, 128), std::pair(kTile256, 256)}) {
+    if (only == kKernels ? (kernel == kTile256 && !largest_) || bound(tile) >= bound(side) : kernel != only) continue;
+    shape.kernel = kernel, side = tile;
+  }
+  shape.rows = shape.columns = side;
+  shape.a = AccessOf(p.a, p.m, p.k, side, element);
+  shape.b = AccessOf(p.b, p.n, p.k, side, element);
+  return shape;
+}
+
+Status Product::Plan(const ProductProblem& problem, ProductLaunch* launch, Kernels only) const {
   *launch = {};
   const ProductProblem p = Merged(problem);
   int64_t batches = 1;
@@ -113,46 +155,27 @@ Status Product::Plan(const ProductProblem& problem, ProductLaunch* launch) const
   if (batches == 0 || p.m == 0 || p.n == 0) return {};
   if (p.batch.size() > 3) return {ErrorCode::kUnsupported, "more than three batch dimensions that do not merge"};
   if (std::max({p.m, p.n, p.k}) > kMostOffset) return {ErrorCode::kUnsupported, "a dimension of more than 2^31 - 1"};
-  const int64_t element = BytesOf(type_), chunk = 16 / element;
+  const int64_t element = BytesOf(type_);
   MXORT_RETURN_IF_ERROR(CheckOffsets("A", p.a, p.m, p.k, element));
   MXORT_RETURN_IF_ERROR(CheckOffsets("B", p.b, p.n, p.k, element));
 
-  int64_t rows = kSkinnyRows, columns = 64, k_granule = kTileK, room = 2 * int64_t{compute_units_};
-  hip::Access of_a = hip::Access::kElements, of_b = hip::Access::kElements;
-  const bool along_k = AlongK(p.b, p.n, p.k, element);
-  if (p.m <= kSkinnyRows && (along_k || AlongRows(p.b, p.n, p.k, 16, element))) {
-    launch->kernel = along_k ? kSkinnyAlongK : kSkinnyAlongRows;
-    of_b = along_k ? hip::Access::kAlongK : hip::Access::kAlongRows;
-    of_a = AlongK(p.a, p.m, p.k, element) ? hip::Access::kAlongK : hip::Access::kElements;
-    columns = along_k ? 64 : 16 * chunk;
-    k_granule = kSkinnyStep, room *= 2;
-  } else {
-    rows = 64;
-    const auto bound = [&](int64_t tile) {
-      const int64_t groups = CeilDiv(p.m, tile) * CeilDiv(p.n, tile) * batches;
-      return static_cast<double>(CeilDiv(groups, compute_units_)) * ClocksOf(tile, element);
-    };
-    for (const int64_t tile : {128, 256}) {
-      if ((tile == 128 || largest_) && bound(tile) < bound(rows)) rows = columns = tile;
-    }
-    launch->kernel = rows == 256 ? kTile256 : rows == 128 ? kTile128 : kTile64;
-    of_a = AccessOf(p.a, p.m, p.k, rows, element);
-    of_b = AccessOf(p.b, p.n, p.k, columns, element);
-  }
-  const int64_t tiles_m = CeilDiv(p.m, rows), tiles_n = CeilDiv(p.n, columns), groups = tiles_m * tiles_n * batches;
+  const Shape shape = ShapeOf(p, batches, only);
+  launch->kernel = shape.kernel;
+  const int64_t tiles_m = CeilDiv(p.m, shape.rows), tiles_n = CeilDiv(p.n, shape.columns);
+  const int64_t groups = tiles_m * tiles_n * batches;
   const int64_t elements = batches * p.m * p.n;
   if (groups > kMostGroups) {
     return {ErrorCode::kUnsupported, "a product of " + std::to_string(groups) + " tiles, expected less than 2^24"};
   }
   // Where the tiles leave compute units idle K is split, in pieces that are worth a pass over C.
-  int64_t splits = std::clamp<int64_t>(std::min(room / groups, p.k / kSkinnyStep), 1, 64);
+  int64_t splits = std::clamp<int64_t>(std::min(shape.most_groups / groups, p.k / kSkinnyStep), 1, 64);
   if (elements > kMostOffset) splits = 1;
-  const int64_t k_per_split = splits > 1 ? CeilDiv(CeilDiv(p.k, splits), k_granule) * k_granule : p.k;
+  const int64_t k_per_split = splits > 1 ? CeilDiv(CeilDiv(p.k, splits), shape.k_granule) * shape.k_granule : p.k;
   if (splits > 1) splits = CeilDiv(p.k, k_per_split);
 
   hip::ProductArgs& args = launch->args;
-  args.a = OperandOf(p.a, of_a);
-  args.b = OperandOf(p.b, of_b);
+  args.a = OperandOf(p.a, shape.a);
+  args.b = OperandOf(p.b, shape.b);
   args.bias = p.bias;
   args.c = p.c;
   args.bias_row = p.bias_row, args.bias_column = p.bias_column;

@@ -43,21 +43,28 @@ struct ProductLaunch {
 
 class Product {
  public:
+  // Sides of tiles, and the kernels for few rows.
+  enum Kernels : size_t { kTile64, kTile128, kTile256, kSkinnyAlongK, kSkinnyAlongRows, kKernels };
+
   // `type`: float, float16 or bfloat16.
   static Status Load(const std::shared_ptr<Device>& device, hip::Type type, Product* product);
 
-  // Calls nothing of HIP. kUnsupported: more than three batch dimensions that do not merge, or more elements between
-  // rows than offsets can hold.
-  Status Plan(const ProductProblem& problem, ProductLaunch* launch) const;
+  // Calls nothing of HIP. `only`: this kernel, which must be able to; else the best one. kUnsupported: more than three
+  // batch dimensions that do not merge, or more elements between rows than offsets can hold.
+  Status Plan(const ProductProblem& problem, ProductLaunch* launch, Kernels only = kKernels) const;
+  static bool HasLargest(const Device& device, hip::Type type);  // kTile256
   // `workspace`: launch.workspace_bytes of the device. Calls nothing that a stream under capture forbids.
   Status Launch(void* stream, const ProductLaunch& launch, void* workspace) const;
   const char* KernelOf(const ProductLaunch& launch) const { return kernels_[launch.kernel].name().c_str(); }
 
  private:
+  struct Shape;
+  Shape ShapeOf(const ProductProblem& merged, int64_t batches, Kernels only) const;
+
   hip::Type type_ = hip::Type::kFloat;
   int compute_units_ = 0;
-  std::array<Kernel, 5> kernels_;  // by KernelIndex
-  bool largest_ = false;           // whether there is a tile of 256 x 256
+  std::array<Kernel, kKernels> kernels_;
+  bool largest_ = false;  // whether there is a tile of 256 x 256
   Kernel reduce_;
 };
 

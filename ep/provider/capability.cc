@@ -33,6 +33,24 @@ const OpRow* FindRow(const Ep& ep, const NodeView& view) {
   return nullptr;
 }
 
+// The type whose kernels a node launches: that of its first input of floats, else float.
+DataType FloatTypeOf(const NodeView& view) {
+  for (size_t i = 0; i < view.Inputs(); ++i) {
+    if (!view.Has(i)) continue;
+    switch (view.InputType(i)) {
+      case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT:
+        return DataType::kFloat;
+      case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16:
+        return DataType::kFloat16;
+      case ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16:
+        return DataType::kBFloat16;
+      default:
+        break;
+    }
+  }
+  return DataType::kFloat;
+}
+
 // Empty: the provider can compute the node.
 std::string WhyLeft(const Ep& ep, OrtEpGraphSupportInfo* support, const NodeView& view, const OpRow& row) {
   try {
@@ -42,7 +60,8 @@ std::string WhyLeft(const Ep& ep, OrtEpGraphSupportInfo* support, const NodeView
     }
     const OrtKernelDef* kernel = nullptr;
     ep.runtime().Check(ep.runtime().ep->EpGraphSupportInfo_LookUpKernel(support, view.node(), &kernel));
-    return kernel ? "" : "no kernel has its types";
+    if (!kernel) return "no kernel has its types";
+    return row.kernels ? ep.WhyWrong(row.kernels, FloatTypeOf(view)) : "";
   } catch (const std::exception& error) {
     return error.what();
   }

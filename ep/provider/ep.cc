@@ -8,6 +8,7 @@
 #include "device/experts.h"
 #include "device/matmul_plan.h"
 #include "device/self_check.h"
+#include "device/tensor_check.h"
 #include "ops/device_status.h"
 #include "provider/capability.h"
 #include "provider/fusion.h"
@@ -140,11 +141,20 @@ std::string Ep::WhyUnsupported(const Supported& supports, const Checked& check, 
   if (!status.ok()) return status.message();
   uint64_t disabled = 0;
   status = check(device_, spec, type, options_.self_check, &disabled);
-  if (!status.ok()) {
-    logger_.Log(ORT_LOGGING_LEVEL_WARNING, gpu_.info.name + " cannot be used: " + status.message());
-    return status.message();
-  }
+  if (!status.ok()) return WhyUnusable(status);
   return supports(gpu_.info, spec, type, disabled).message();
+}
+
+std::string Ep::WhyWrong(unsigned kernels, DataType type) const {
+  std::string wrong;
+  const device::Status status = device::CheckTensorKernels(device_, kernels, type, options_.self_check, &wrong);
+  if (!status.ok()) return WhyUnusable(status);
+  return wrong.empty() ? "" : "kernel " + wrong + " failed its self-check";
+}
+
+std::string Ep::WhyUnusable(const device::Status& status) const {
+  logger_.Log(ORT_LOGGING_LEVEL_WARNING, gpu_.info.name + " cannot be used: " + status.message());
+  return status.message();
 }
 
 OrtAllocator* Ep::CreateAllocatorFor(const OrtMemoryInfo* info) const {

@@ -39,6 +39,8 @@ class Ep : public OwnedEp {
   // Why no kernel of the device computes this product, or these experts; empty: one does, and it passed its self-check.
   std::string WhyUnsupported(const MatMulSpec& spec, DataType type) const;
   std::string WhyUnsupported(const ExpertsSpec& spec, DataType type) const;
+  // Which of these kernels (device::KernelFamily) failed its self-check; empty: none.
+  std::string WhyWrong(unsigned kernels, DataType type) const;
 
   // Around a launch: measures it while a profiler listens.
   // Plan: MatMulPlan, ExpertsPlan.
@@ -58,6 +60,7 @@ class Ep : public OwnedEp {
  private:
   template <class Supported, class Checked, class Spec>
   std::string WhyUnsupported(const Supported& supports, const Checked& check, const Spec& spec, DataType type) const;
+  std::string WhyUnusable(const device::Status& status) const;
   void SetRunFunctions();
   void SetGraphFunctions();
   OrtAllocator* CreateAllocatorFor(const OrtMemoryInfo* info) const;

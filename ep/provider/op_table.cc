@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "device/tensor_check.h"
+
 namespace mxort::provider {
 
 const Types& FloatTypes() {
@@ -33,22 +35,41 @@ bool OpRow::OnHost(const std::vector<size_t>& which, size_t index) {
   return std::find(which.begin(), which.end(), index) != which.end();
 }
 
+namespace {
+
+// The operators of a file, and the kernels of those that do not say themselves.
+struct Part {
+  void (*add)(Rows& rows);
+  unsigned kernels;
+};
+constexpr Part kParts[] = {
+    {AddConv, device::kProductKernels | device::kPatchesKernels},
+    {AddDenseAttention, device::kAttentionKernels},
+    {AddExperts, 0},
+    {AddGatherMx, device::kGatherMxKernels},
+    {AddGroupQueryAttention, device::kAttentionKernels},
+    {AddMatMulMx, device::kActivateKernels},
+    {AddMovement, device::kCopyKernels | device::kGatherKernels | device::kPointwiseKernels},
+    {AddNormalisations, device::kNormKernels},
+    {AddPointwise, device::kPointwiseKernels},
+    {AddProducts, device::kProductKernels},
+    {AddRotaryEmbedding, device::kAttentionKernels},
+    {AddRows, device::kRowKernels | device::kCopyKernels},
+    {AddShapes, 0},
+};
+
+}  // namespace
+
 const std::vector<OpRow>& OpTable() {
   static const Rows table = [] {
     Rows rows;
-    AddConv(rows);
-    AddDenseAttention(rows);
-    AddExperts(rows);
-    AddGatherMx(rows);
-    AddGroupQueryAttention(rows);
-    AddMatMulMx(rows);
-    AddMovement(rows);
-    AddNormalisations(rows);
-    AddPointwise(rows);
-    AddProducts(rows);
-    AddRotaryEmbedding(rows);
-    AddRows(rows);
-    AddShapes(rows);
+    for (const Part& part : kParts) {
+      const size_t first = rows.size();
+      part.add(rows);
+      for (size_t i = first; i < rows.size(); ++i) {
+        if (rows[i].kernels == 0) rows[i].kernels = part.kernels;
+      }
+    }
     return rows;
   }();
   return table;

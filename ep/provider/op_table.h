@@ -32,6 +32,8 @@ struct OpRow {
   std::vector<size_t> host_inputs = {};  // read by the CPU: shapes, axes
   std::vector<size_t> host_outputs = {};
   std::vector<std::pair<int, int>> aliases = {};  // input, output: may be the same memory, unchanged
+  // What it launches that has to pass its self-check (device::KernelFamily), beside what why_left checks.
+  unsigned kernels = 0;
 
   static bool OnHost(const std::vector<size_t>& which, size_t index);
 };

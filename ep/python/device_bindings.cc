@@ -13,6 +13,7 @@
 #include "device/device_weights.h"
 #include "device/matmul_plan.h"
 #include "device/self_check.h"
+#include "device/tensor_check.h"
 #include "kernels/float16.h"
 #include "ops/matmul_spec.h"
 #include "python/arrays.h"
@@ -87,6 +88,15 @@ void CheckFor(int ordinal, const std::string& activation_format, int accuracy_le
   Check(Device::Open(ordinal, &device));
   uint64_t disabled = 0;
   Check(CheckKernels(device, spec, type, true, &disabled));
+}
+
+void CheckTensors(int ordinal, const std::string& dtype) {
+  const DataType type = TypeNamed(dtype);
+  const py::gil_scoped_release release;
+  std::shared_ptr<Device> device;
+  Check(Device::Open(ordinal, &device));
+  std::string wrong;
+  Check(CheckTensorKernels(device, kAllTensorKernels, type, true, &wrong));
 }
 
 // Launches of a product without what follows it: selection is a pure function, so that no device is needed.
@@ -203,6 +213,8 @@ void BindDevices(py::module_& m) {
         "GPUs that the HIP runtime shows, supported or not, as dicts. DeviceError: no runtime.");
   m.def("check_gpu_kernels", &CheckFor, py::arg("device"), py::arg("activation_format"), py::arg("accuracy_level"),
         py::arg("dtype"), "Runs the self-check of the kernels for such nodes, unless it ran in this process.");
+  m.def("check_gpu_tensor_kernels", &CheckTensors, py::arg("device"), py::arg("dtype"),
+        "The same of the kernels that take tensors as they are: products, attention, rows, elements, copies, gathers.");
   m.def("gpu_kernel_checks", &Checks, "Results of all self-checks of GPU kernels in this process, as dicts.");
   m.def(
       "gpu_launches",

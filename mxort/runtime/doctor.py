@@ -302,8 +302,13 @@ def _gpu(native: Any, gpu: dict[str, Any]) -> Check:
         return Check(name, INFO, f"{detail}: not used, {gpu['unsupported']}")
     for fmt, level in _GPU_CASES:
         native.check_gpu_kernels(gpu["ordinal"], fmt, level, "float16")
+    native.check_gpu_tensor_kernels(gpu["ordinal"], "float16")
     checks = [c for c in native.gpu_kernel_checks() if c["device"] == gpu["ordinal"]]
-    broken = [f"{c['kernel']} ({c['preparation']}, {c['dtype']})" for c in checks if not c["passed"]]
+    broken = [
+        f"{c['kernel']} ({', '.join(filter(None, (c['preparation'], c['dtype'])))})"
+        for c in checks
+        if not c["passed"]
+    ]
     if broken:
         return Check(name, FAILED, f"{detail}; wrong results, not used: {', '.join(broken)}")
     return Check(name, OK, f"{detail}; {len(checks)} self-checks of kernels right")

@@ -6,6 +6,7 @@ import ctypes
 import functools
 import json
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -21,6 +22,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "support")]
 
 from hipsim import harness  # noqa: E402
 from mxort import formats  # noqa: E402
+from tools.kernel_report.isa import Kernel, read_code_object  # noqa: E402
 
 SOURCES = ROOT / "ep" / "kernels" / "hip"
 FLAGS = ("-ffp-contract=off", "-Wall", "-Wextra", "-Werror")
@@ -37,6 +39,8 @@ OBJECTS = {
         *gemm,
         "prepare",
         "product",
+        "rows",
+        "strided",
     )
     for arch, gemm in {
         "gfx950": ("experts_mx", "gemm_mx", "gemm_bf16", "gemm_byte", "gemm_direct"),
@@ -56,6 +60,12 @@ def code_object(arch: str, name: str) -> Path:
     if built.exists() and built.stat().st_mtime >= max(source.stat().st_mtime for source in sources):
         return built
     return harness.compile_hip(SOURCES / f"{name}.hip", arch=arch, flags=FLAGS, include=[ROOT / "ep"])
+
+
+@functools.cache
+def kernels(arch: str, name: str) -> dict[str, Kernel]:
+    """What the kernel report reads of a code object, by kernel."""
+    return {k.resources.name: k for k in read_code_object(code_object(arch, name))}
 
 
 @functools.cache
@@ -231,6 +241,12 @@ class Device:
             if not count and not (text.startswith("s_branch") and last.startswith("s_cbranch_exec"))
         ]
 
+    def unexecuted_work(self, name: str, kernel: str) -> list[str]:
+        """The same without scalar jumps and the flags that choose among them: clang makes a switch into questions, and
+        does not know that one of them is answered by yes."""
+        flow = re.compile(r"s_branch |s_mov_b64 s\[\d+:\d+\], (0|-1)$")
+        return [line for line in self.unexecuted(name, kernel) if not flow.match(line.split(" ", 1)[1])]
+
     def prepare(self, spec: Spec, p: dict[str, Any], a: NDArray[Any]) -> harness.DeviceArray:
         source, records = self.sim.to_device(a), self.sim.empty(p["activation_bytes"], np.uint8)
         args = struct.pack(
@@ -321,3 +337,10 @@ class Device:
         for array in (source, weights, cs, bi, y, *sources.values()):
             array.free()
         return out
+
+
+def views(dims: tuple[int, ...], *strides: tuple[int, ...]) -> bytes:
+    """Strides<kOperands> of args_strided.h."""
+    pad = [0] * (8 - len(dims))
+    out = struct.pack("<I8I4x", len(dims), *dims, *pad)
+    return out + b"".join(struct.pack("<8q", *of, *pad) for of in strides)

@@ -248,27 +248,44 @@ def test_what_lies_behind_a_filled_cache_is_not_read(machines):
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize("cache", ["mxfp8", "mxfp4"])
-@pytest.mark.parametrize("size", [32, 64, 96, 256])
-def test_quantised_caches(machines, arch, cache, size):
+@pytest.mark.parametrize("sizes", [(32, 64), (96, 128), (256,)])
+def test_quantised_caches_and_every_instruction_runs(counting_machines, arch, cache, sizes):
     """Queries and weights are floats, as three bf16; what the cache holds is exact."""
-    p = problem(
-        size,
-        2,
-        2,
-        4,
-        2,
-        150,
-        size,
-        causal=True,
-        offset=None,
-        lengths=[150, 31],
-        cache=cache,
-        scale=size**-0.5,
-    )
-    p.v[0, 0, 7] *= 2.0**-100
-    p.k[1, 1, 3] *= 2.0**-140
-    for splits in (1, 2):
-        check(p, attention_device.run(machines(arch), p, splits))
+    machine = counting_machines(arch)
+    for size in sizes:
+        options: dict[str, Any] = {"cache": cache, "scale": size**-0.5}
+        ragged: dict[str, Any] = {"causal": True, "offset": None, "lengths": [150, 31]}
+        p = problem(size, 2, 2, 4, 2, 150, size, **options, **ragged)
+        p.v[0, 0, 7] *= 2.0**-100
+        p.k[1, 1, 3] *= 2.0**-140
+        for splits in (1, 2):
+            check(p, attention_device.run(machine, p, splits))
+    for form in forms(np.random.default_rng(7)).values():
+        p = problem(3, 2, 9, 4, 2, 70, sizes[0], **options, **form)
+        check(p, attention_device.run(machine, p))
+    for keys, splits, other in [
+        (300, 2, {}),
+        (600, 3, {"lengths": [600, 141], "causal": True, "offset": None}),
+    ]:
+        p = problem(size, 2, 1, 6, 2, keys, size, **options, **other)
+        check(p, attention_device.run(machine, p, splits))
+    assert machine.unexecuted("attention_mx", f"attention_{cache}_{sizes[-1]}") == []
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_every_instruction_of_the_merge_runs(counting_machines, arch):
+    """Splits of which some have seen nothing, all types, sinks, rows of heads that are no multiple of 64."""
+    machine = counting_machines(arch)
+    for dtype in TYPES:
+        for form in forms(np.random.default_rng(7)).values():
+            p = problem(3, 2, 9, 4, 2, 70, 32, 72, dtype=dtype, **form)
+            check(p, attention_device.run(machine, p, splits=2))
+        for splits in (3, 10):
+            p = problem(
+                4, 2, 1, 6, 2, 1300, 64, 200, dtype=dtype, lengths=[1300, 141], causal=True, offset=None
+            )
+            check(p, attention_device.run(machine, p, splits=splits))
+    assert machine.unexecuted("attention", "attention_merge") == []
 
 
 def test_a_block_that_is_not_a_number(machines):

@@ -66,6 +66,10 @@ class New:
     bias: NDArray[np.float32] | None = None  # [7, size]
     ids: NDArray[np.int64] | None = None
     capacity: int = 24
+    host_past: bool = False  # the same past of all batches, which the host knows
+    first_ids: bool = False  # an id a batch: its first position's
+    holds: tuple[int, int] | None = None  # capacity and window of a cache that holds a window
+    everywhere: bool = False  # queries go to a cache too, and values are normalised and rotated
 
     def number(self, x: NDArray[Any]) -> NDArray[np.float64]:
         x = np.ascontiguousarray(x, np.float32)
@@ -95,33 +99,39 @@ def run(machine: device.Device, new: New) -> tuple[NDArray[np.float32], list[NDA
 
     x, element = send(new.x), 4 if new.dtype == "float" else 2
     queries = send(np.zeros((batch, length, HEADS[0], size)))
-    shape = (batch, 2, new.capacity, row_bytes(new))
-    caches = [send(np.full(shape, 0xA5, np.uint8), typed=False) for _ in range(2)]
+    caches = [
+        send(np.full((batch, heads, new.capacity, row_bytes(new)), 0xA5, np.uint8), typed=False)
+        for heads in HEADS[0 if new.everywhere else 1 :]
+    ]
     a = AppendArgs(
         batch=batch, length=length, capacity=new.capacity, interleaved=new.interleaved, epsilon=1e-5
     )
     a.type = list(device.TYPES).index(new.dtype)
     a.pairs, a.positions = new.angle.shape[1], new.angle.shape[0]
     a.cos, a.sin = send(np.cos(new.angle)).ptr, send(np.sin(new.angle)).ptr
-    a.lengths = DeviceLengths(send(np.array(new.past, np.int32) + length, typed=False).ptr, 1, 0)
+    if new.host_past:
+        a.past = new.past[0]
+    else:
+        lengths = send(np.array(new.past, np.int32) + length, typed=False).ptr
+        a.lengths = DeviceLengths(lengths, 1, 0, *(new.holds or (0, 0)), length if new.holds else 0)
     if new.ids is not None:
-        a.ids, a.ids_batch, a.ids_position = send(new.ids, typed=False).ptr, length, 1
+        a.ids, a.ids_batch, a.ids_position = send(new.ids, typed=False).ptr, length, int(not new.first_ids)
     first = 0
     for i, heads in enumerate(HEADS):
         part = a.part[i]
         part.source = x.ptr + first * size * element
         part.source_strides = HeadStrides(length * all_heads * size, all_heads * size, size)
-        part.heads, part.size, part.rotary = heads, size, i < 2
-        if new.norm is not None and i < 2:
+        part.heads, part.size, part.rotary = heads, size, i < 2 or new.everywhere
+        if new.norm is not None and part.rotary:
             part.norm = send(new.norm).ptr
         if new.bias is not None:
             part.bias = send(new.bias[first : first + heads]).ptr
         first += heads
-        if i == 0:
+        if i == 0 and not new.everywhere:
             part.to, part.to_strides = queries.ptr, HeadStrides(length * heads * size, heads * size, size)
         else:
             row = row_bytes(new) if new.fmt else size
-            part.to, part.past, part.format = caches[i - 1].ptr, 1, new.fmt
+            part.to, part.past, part.format = caches[i - 3].ptr, 1, new.fmt
             part.to_strides = HeadStrides(heads * new.capacity * row, row, new.capacity * row)
     groups = -(-sum(HEADS) // 4)
     machine.module("attention_append").launch(
@@ -139,10 +149,12 @@ def expected(new: New) -> NDArray[np.float64]:
     length = x.shape[1]
     if new.bias is not None:
         x = x + new.number(new.bias)
-    rotated = x[:, :, :5]
+    of_keys = 7 if new.everywhere else 5
+    rotated = x[:, :, :of_keys]
     if new.norm is not None:
         rotated = rotated / np.sqrt((rotated**2).mean(-1, keepdims=True) + 1e-5) * new.number(new.norm)
     position = np.array(new.past)[:, None] + np.arange(length) if new.ids is None else new.ids
+    position = np.clip(position, 0, len(new.angle) - 1)
     cos, sin = (new.number(f(new.angle))[position][:, :, None] for f in (np.cos, np.sin))
     pairs = new.angle.shape[1]
     turned = rotated.copy()
@@ -150,7 +162,7 @@ def expected(new: New) -> NDArray[np.float64]:
         np.s_[..., :pairs], np.s_[..., pairs : 2 * pairs])  # fmt: skip
     turned[first] = rotated[first] * cos - rotated[second] * sin
     turned[second] = rotated[second] * cos + rotated[first] * sin
-    return np.concatenate([turned, x[:, :, 5:]], axis=2)
+    return np.concatenate([turned, x[:, :, of_keys:]], axis=2)
 
 
 def new(seed: int, size: int, pairs: int, past: list[int], length: int = 3, **other: Any) -> New:
@@ -165,39 +177,62 @@ def check_plain(made: New, queries: NDArray[np.float32], caches: list[NDArray[np
     unit = {"float": 2.0**-22, "float16": 2.0**-11, "bfloat16": 2.0**-8}[made.dtype]
     # Two products, a sum and one rounding; with a norm a sum of `size` squares before.
     atol = unit * 2 * (1 + size / 16 if made.norm is not None else 1) * 4
-    np.testing.assert_allclose(queries, want[:, :, :3], rtol=0, atol=atol)
+    if not made.everywhere:
+        np.testing.assert_allclose(queries, want[:, :, :3], rtol=0, atol=atol)
     dtype = np.uint16 if made.dtype == "bfloat16" else device.TYPES[made.dtype]
-    for i, cache in enumerate(caches):
+    for cache, first, heads in zip(caches[::-1], (5, 3, 0), HEADS[::-1], strict=False):
         values = device.from_bytes(cache.view(dtype), made.dtype)
         for b, past in enumerate(made.past):
             got = values[b, :, past : past + length].transpose(1, 0, 2)
-            np.testing.assert_allclose(got, want[b, :, 3 + 2 * i : 5 + 2 * i], rtol=0, atol=atol)
+            np.testing.assert_allclose(got, want[b, :, first : first + heads], rtol=0, atol=atol)
             untouched = np.delete(cache[b], np.s_[past : past + length], axis=1)
             assert (untouched == 0xA5).all()
 
 
 @pytest.mark.parametrize("arch", device.ARCHITECTURES)
-@pytest.mark.parametrize("dtype", list(device.TYPES))
-@pytest.mark.parametrize("interleaved", [False, True])
-def test_rotated_into_a_cache(machines, arch, dtype, interleaved):
-    for size, pairs in ((8, 4), (64, 32), (80, 16), (256, 128)):
-        made = new(size, size, pairs, [0, 7], dtype=dtype, interleaved=interleaved)
-        check_plain(made, *run(machines(arch), made))
+def test_appended_and_every_instruction_runs(counting_machines, arch):
+    machine, rng = counting_machines(arch), np.random.default_rng(1)
+    for dtype in device.TYPES:
+        for size, pairs in ((8, 4), (64, 32), (80, 16), (256, 128)):
+            for interleaved in (False, True):
+                made = new(size, size, pairs, [0, 7], dtype=dtype, interleaved=interleaved)
+                check_plain(made, *run(machine, made))
+        norm, bias = (rng.standard_normal(shape).astype(np.float32) for shape in ((96,), (7, 64)))
+        made = new(3, 96, 48, [2, 5], dtype=dtype, norm=norm)
+        check_plain(made, *run(machine, made))
+        made = new(4, 64, 8, [2, 5], dtype=dtype, bias=bias, ids=rng.integers(0, 30, (2, 3)))
+        check_plain(made, *run(machine, made))
+        # One past and one id for all batches, as attributes and the host have them.
+        made = new(5, 64, 8, [4, 4], dtype=dtype, host_past=True)
+        check_plain(made, *run(machine, made))
+        made = new(6, 256, 8, [2, 5], dtype=dtype, ids=np.array([[9], [20]]) + np.arange(3), first_ids=True)
+        check_plain(made, *run(machine, made))
+        # Positions of rotation beyond the angles' are the last one, before them the first.
+        made = new(7, 64, 8, [2, 5], dtype=dtype, ids=np.array([[-3, 40, 2], [0, 1, 99]]))
+        check_plain(made, *run(machine, made))
+        for pairs, interleaved in itertools.product((128, 16), (False, True)):
+            norm, bias = (rng.standard_normal(shape).astype(np.float32) for shape in ((256,), (7, 256)))
+            for other in ({"norm": norm, "bias": bias}, {"bias": bias}, {"norm": norm}, {}):
+                made = new(
+                    9, 256, pairs, [2, 5], dtype=dtype, interleaved=interleaved, everywhere=True, **other
+                )
+                check_plain(made, *run(machine, made))
+    for fmt in FORMATS:
+        for everywhere in (False, True):
+            check_quantised(machine, fmt, everywhere)
+    check_window_of_positions(machine)
+    assert machine.unexecuted_work("attention_append", "attention_append") == []
 
 
-def test_normalised_biased_and_by_position(machines):
-    rng = np.random.default_rng(1)
-    made = new(3, 96, 48, [2, 5], norm=rng.standard_normal(96).astype(np.float32))
-    check_plain(made, *run(machines("gfx950"), made))
-    made = new(
-        4,
-        64,
-        8,
-        [2, 5],
-        bias=rng.standard_normal((7, 64)).astype(np.float32),
-        ids=rng.integers(0, 30, (2, 3)),
-    )
-    check_plain(made, *run(machines("gfx950"), made))
+def check_window_of_positions(machine: device.Device) -> None:
+    """A cache of 9 that holds a window of 4: stored by what is there, rotated by position."""
+    made = new(8, 64, 8, [12, 3], length=1, holds=(9, 4), capacity=9)
+    queries, caches = run(machine, made)
+    want = expected(made)
+    np.testing.assert_allclose(queries, want[:, :, :3], atol=1e-5)
+    for b, row in ((0, len(held(9, 4, 13)) - 1), (1, 3)):
+        keys = device.from_bytes(caches[0].view(np.float32), "float")[b, :, row]
+        np.testing.assert_allclose(keys, want[b, 0, 3:5], atol=1e-5)
 
 
 def test_nothing_is_stored_behind_the_cache(machines):
@@ -208,18 +243,18 @@ def test_nothing_is_stored_behind_the_cache(machines):
     assert (caches[0][0, :, :20] == 0xA5).all()
 
 
-@pytest.mark.parametrize("fmt", [MXFP8, MXFP4])
-def test_quantised_bit_for_bit(machines, fmt):
+def check_quantised(machine: device.Device, fmt: int, everywhere: bool) -> None:
+    """Bit for bit what NumPy makes of the numbers."""
     for seed, size in enumerate((32, 64, 96, 256)):
-        made = new(seed, size, size // 2, [1, 9], fmt=fmt)
+        made = new(seed, size, size // 2, [1, 9], fmt=fmt, everywhere=everywhere)
         made.x[0, 0, 6, 3] = np.inf  # a value's
         made.x[0, 1, 5] *= 2.0**-120
         made.x[0, 2, 5] = 0
-        _, caches = run(machines("gfx950"), made)
+        _, caches = run(machine, made)
         # Keys as the kernel itself rotates them to a float cache, which other tests compare with double.
-        plain = new(seed, size, size // 2, [1, 9])
+        plain = new(seed, size, size // 2, [1, 9], everywhere=everywhere)
         plain.x[...] = made.x
-        _, floats = run(machines("gfx950"), plain)
+        _, floats = run(machine, plain)
         element = FORMATS[fmt]
         for cache, numbers in zip(caches, floats, strict=True):
             for b, past in enumerate(made.past):
@@ -233,24 +268,42 @@ def test_quantised_bit_for_bit(machines, fmt):
                 np.testing.assert_array_equal(got, want)
 
 
-@pytest.mark.parametrize("row", [(32, 64), (34, 66)])
-def test_caches_that_grow(machines, row):
+@pytest.mark.parametrize("arch", device.ARCHITECTURES)
+def test_caches_that_grow_and_every_instruction_runs(counting_machines, arch):
     """Positions before the new ones are copied, those behind are zeros, the new ones are left."""
-    rng, machine = np.random.default_rng(0), machines("gfx950")
+    machine = counting_machines(arch)
+    for row in ((32, 64), (34, 66)):
+        check_grown(machine, row, lengths=True, past=[5, 2])
+        check_grown(machine, row, lengths=False, past=[4, 4])
+        # Of a cache of 5 that holds a window of 3: 4 of 7 positions are there, 5 of 11.
+        check_grown(machine, row, lengths=True, past=[4, 5], positions=[7, 11], holds=(5, 3))
+    assert machine.unexecuted("attention_append", "attention_copy") == []
+
+
+def check_grown(
+    machine: device.Device,
+    row: tuple[int, int],
+    lengths: bool,
+    past: list[int],
+    positions: list[int] | None = None,
+    holds: tuple[int, int] = (0, 0),
+) -> None:
+    rng = np.random.default_rng(0)
     before = [rng.integers(0, 256, (2, 3, 5, r)).astype(np.uint8) for r in row]
     sources = [machine.sim.to_device(x) for x in before]
     to = [machine.sim.to_device(np.full((2, 3, 9, r), 0xA5, np.uint8)) for r in row]
-    lengths = machine.sim.to_device(np.array([6, 3], np.int32))
-    a = CopyArgs(length=2, kv_heads=3, from_capacity=5, to_capacity=9, groups=2)
+    a = CopyArgs(length=2, kv_heads=3, from_capacity=5, to_capacity=9, groups=2, past=past[0])
     a.source[:], a.to[:], a.row_bytes[:] = [s.ptr for s in sources], [t.ptr for t in to], row
-    a.lengths = DeviceLengths(lengths.ptr, 1, 1)
+    if lengths:
+        of_all = machine.sim.to_device(np.array(positions or past, np.int32) + 1)
+        a.lengths = DeviceLengths(of_all.ptr, 1, 1, *holds, 2 if positions else 0)
     machine.module("attention_append").launch("attention_copy", (2, 6), (256,), [bytes(a)])
     for x, cache in zip(before, to, strict=True):
         got = cache.numpy()
-        for b, past in enumerate((5, 2)):
-            np.testing.assert_array_equal(got[b, :, :past], x[b, :, :past])
-            assert (got[b, :, past : past + 2] == 0xA5).all()
-            assert (got[b, :, past + 2 :] == 0).all()
+        for b, before_new in enumerate(past):
+            np.testing.assert_array_equal(got[b, :, :before_new], x[b, :, :before_new])
+            assert (got[b, :, before_new : before_new + 2] == 0xA5).all()
+            assert (got[b, :, before_new + 2 :] == 0).all()
 
 
 class WindowArgs(ctypes.Structure):
@@ -275,12 +328,16 @@ def held(capacity: int, window: int, positions: int) -> list[int]:
 
 
 @pytest.mark.parametrize("arch", device.ARCHITECTURES)
-@pytest.mark.parametrize(
-    "capacity, window, fresh", [(7, 7, 1), (9, 4, 1), (9, 4, 5), (9, 4, 23), (300, 290, 1)]
-)
-def test_caches_that_hold_a_window(machines, arch, capacity, window, fresh):
+def test_caches_that_hold_a_window_and_every_instruction_runs(counting_machines, arch):
+    machine = counting_machines(arch)
+    for capacity, window, fresh in ((7, 7, 1), (9, 4, 1), (9, 4, 5), (9, 4, 23), (300, 290, 1)):
+        check_window(machine, capacity, window, fresh)
+    assert machine.unexecuted("attention_append", "attention_window") == []
+
+
+def check_window(machine: device.Device, capacity: int, window: int, fresh: int) -> None:
     """A row's bytes are of its position. What moves is what stays; behind that zeros, if asked for."""
-    machine, heads = machines(arch), 2
+    heads = 2
     totals = [fresh, capacity + 1, 3 * capacity + 2, 2 * capacity] if capacity < 300 else [301, 640]
     for row_bytes, in_place, total in itertools.product((16, 80, 128), (False, True), totals):
         if total < fresh or (in_place and fresh > 1):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import struct
 from typing import Any
 
 import numpy as np
@@ -92,6 +93,35 @@ def check_followed(machine: device.Device, name: str, p: Problem, follow: int, g
     allowed = allowed + OUTPUT_EPSILON[p.spec.dtype] * np.abs(want) * 1.01
     allowed += FLOAT16_TINY if p.spec.dtype == "float16" else 0
     assert (np.abs(got - want) <= allowed).all(), (p.spec, name, follow, gated)
+
+
+@pytest.mark.parametrize("arch", device.ARCHITECTURES)
+def test_what_follows_other_kernels_and_every_instruction_runs(counting_machines, arch):
+    """The same functions and gates by a kernel of their own (prepare.h: activate)."""
+    machine, rng = counting_machines(arch), np.random.default_rng(12)
+    p = np.concatenate([rng.uniform(-6, 6, (2, 2304)), np.full((1, 2304), 100), np.full((1, 2304), -100)])
+    p = p.astype(np.float32)
+    sent = machine.sim.to_device(p)
+    for kind, dtype in enumerate(device.TYPES):
+        for follow, function in FUNCTIONS.items():
+            for gated in (0, 1):
+                n = 1140
+                y = machine.sim.empty((4, n), np.uint16 if dtype == "bfloat16" else device.TYPES[dtype])
+                args = struct.pack("<QQQIIIiii", sent.ptr, y.ptr, 4, n, 2304, 3, gated, follow, kind)
+                machine.module("prepare").launch("activate", (-(-n // 1024), 3), (256,), [args])
+                columns = np.arange(n)
+                at = columns // 32 * 64 + columns % 32 if gated else columns
+                with np.errstate(over="ignore"):
+                    want = function(p[:, at].astype(np.float64)) * (p[:, at + 32] if gated else 1)
+                allowed = (16 * FP32_EPSILON + OUTPUT_EPSILON[dtype] * 1.01) * np.abs(want)
+                allowed += 8 * FP32_EPSILON * np.abs(p[:, at + 32] if gated else 1) + FLOAT16_TINY
+                assert (np.abs(device.from_bytes(y.numpy(), dtype) - want) <= allowed).all(), (
+                    dtype,
+                    follow,
+                    gated,
+                )
+                y.free()
+    assert machine.unexecuted_work("prepare", "activate") == []
 
 
 NORMS: list[dict[str, Any]] = [

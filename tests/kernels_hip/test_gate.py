@@ -1,19 +1,17 @@
 """What the compiled kernels use, by the kernel report: no scratch, no spills, and the main loops pass the gate."""
 
+import dataclasses
 import re
 
 import experts_device
 import pytest
 
 import device
+from device import kernels
 from tools.kernel_report import model
-from tools.kernel_report.isa import Kernel, read_code_object
+from tools.kernel_report.isa import find_loops
 
 OBJECTS = [(arch, name) for arch, names in device.OBJECTS.items() for name in names]
-
-
-def kernels(arch: str, name: str) -> dict[str, Kernel]:
-    return {k.resources.name: k for k in read_code_object(device.code_object(arch, name))}
 
 
 @pytest.mark.parametrize("arch, name", OBJECTS)
@@ -74,6 +72,20 @@ def test_other_128x128_tiles_keep_the_matrix_pipe_busy(fmt):
     assert loop.binding == "loads" and loop.mca is not None and loop.mca >= 0.9
     assert (loop.accumulator_moves, loop.early_reads) == (0, 0)
     assert loop.prefetch is not None and loop.prefetch >= model.GATE_PREFETCH
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_the_largest_dense_tile_has_loops_without_questions(dtype):
+    """One for operands along K, one for B along its columns, whose loads are a stage ahead of their use."""
+    kernel = kernels("gfx950", "product")[f"product_{dtype}_256x256"]
+    of_k, of_rows, any_way = sorted(find_loops(kernel.code), key=len)
+    assert kernel.loop == of_k and len(any_way) > 2 * len(of_rows)
+    for loop, least in ((of_k, 0.95), (of_rows, 0.8)):
+        found = model.model_loop(dataclasses.replace(kernel, loop=loop))
+        assert found is not None and (found.matrix_instructions, found.scratch) == (64, 0)
+        assert found.share >= least and found.mca is not None and found.mca >= 0.7
+        assert found.prefetch is not None and found.prefetch >= model.GATE_PREFETCH
+        assert not [i for i in loop if "cndmask" in i.mnemonic or i.mnemonic.startswith("v_cmp")]
 
 
 @pytest.mark.parametrize(

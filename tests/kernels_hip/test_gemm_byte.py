@@ -14,15 +14,31 @@ WEIGHTS = ["mxint8", "mxfp8_e4m3", "mxfp6_e2m3", "mxfp6_e3m2"]
 KERNELS = {w: "gemm_int8w" if w == "mxint8" else "gemm_fp8w" for w in WEIGHTS}
 
 
-@pytest.mark.parametrize("dtype", device.TYPES)
-@pytest.mark.parametrize("tile, m", [("64x64", 69), ("skinny", 7), ("16x16", 7), ("16x64", 3)])
+@pytest.mark.parametrize("tile, m", [("64x64", 69), ("skinny", 7)])
+@pytest.mark.parametrize("kind", ["gemm_int8w", "gemm_fp8w"])
+@pytest.mark.parametrize("arch", device.ARCHITECTURES)
+def test_ragged_shapes_and_every_instruction_runs(counting_machines, arch, kind, tile, m):
+    machine, kernel = counting_machines(arch), f"{kind}_{tile}"
+    for weights in (w for w in WEIGHTS if KERNELS[w] == kind):
+        for dtype in device.TYPES:
+            level = 1 if dtype == "float" else 3
+            for k, n, rotation in ((32 * 21, 72, 32), (5, 1, 1), (128 * 3 + 32, 75, 1)):
+                problem = Problem(Spec(m, k, n, dtype, "none", rotation, level, arch, weights=weights))
+                problem.check(problem.run(machine, kernel), kernel)
+    for dtype in device.TYPES:
+        for n in (72, 75):
+            problem = Problem(Spec(m, 32 * 41, n, dtype, "none", arch=arch, weights=weights))
+            problem.check(problem.run(machine, kernel, 2), kernel)
+    assert machine.unexecuted("gemm_byte", kernel) == []
+
+
+@pytest.mark.parametrize("tile, m", [("16x16", 7), ("16x64", 3)])
 @pytest.mark.parametrize("weights", WEIGHTS)
 @pytest.mark.parametrize("arch", device.ARCHITECTURES)
-def test_ragged_shapes(machines, arch, weights, tile, m, dtype):
-    level = 1 if dtype == "float" else 3
+def test_few_rows_of_ragged_shapes(machines, arch, weights, tile, m):
+    """Their types and other shapes are in test_direct.py."""
     for k, n, rotation in ((32 * 21, 72, 32), (5, 1, 1), (128 * 3 + 32, 75, 1)):
-        spec = Spec(m, k, n, dtype, "none", rotation, level, arch, weights=weights)
-        problem = Problem(spec)
+        problem = Problem(Spec(m, k, n, "float", "none", rotation, 1, arch, weights=weights))
         kernel = f"{KERNELS[weights]}_{tile}"
         problem.check(problem.run(machines(arch), kernel), kernel)
 

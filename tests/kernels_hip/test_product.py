@@ -130,45 +130,61 @@ def matrix(rng: np.random.Generator, rows: int, k: int, how: int, dtype: str) ->
     return numbers(rng, (rows, 2 * k + 1), dtype)[:, 1::2]
 
 
-ACCESSES = [(ALONG_K, ALONG_ROWS), (ALONG_ROWS, ALONG_K), (ELEMENTS, ELEMENTS)]
+ACCESSES = [
+    (ALONG_K, ALONG_ROWS),
+    (ALONG_K, ALONG_K),
+    (ALONG_ROWS, ALONG_K),
+    (ALONG_K, ELEMENTS),
+    (ELEMENTS, ELEMENTS),
+]
+KERNELS = [
+    pytest.param(arch, kernel, dtype, id=f"{arch}-{dtype}-{kernel}")
+    for arch in device.ARCHITECTURES
+    for kernel in TILES
+    for dtype in device.TYPES
+    if kernel != "256x256" or (arch == "gfx950" and dtype != "float")
+]
 
 
-@pytest.mark.parametrize("access", ACCESSES, ids=["k-rows", "rows-k", "elements"])
-@pytest.mark.parametrize("dtype", device.TYPES)
-@pytest.mark.parametrize("kernel", ["64x64", "128x128"])
-@pytest.mark.parametrize("arch", device.ARCHITECTURES)
-def test_tiles_with_tails(machines, arch, kernel, dtype, access):
-    """One whole tile and a rest either way, three stages and a rest."""
+@pytest.mark.parametrize("arch, kernel, dtype", KERNELS)
+def test_tiles_with_tails_and_every_instruction_runs(counting_machines, arch, kernel, dtype):
+    """Tiles of which all but the first are a rest; three stages and a rest (of the largest two), and less than one."""
+    machine, side = counting_machines(arch), TILES[kernel][0]
     rng = np.random.default_rng(5)
-    side = TILES[kernel][0]
-    odd = access == (ELEMENTS, ELEMENTS)
-    m, n, k = (side + 5, side + 3, 211) if odd else (side + 12, side + 4, 208)
-    a, b = matrix(rng, m, k, access[0], dtype), matrix(rng, n, k, access[1], dtype).T
-    bias = np.broadcast_to(numbers(rng, (n,), dtype), (m, n))
-    Product(a, b, dtype, bias, alpha=0.75, beta=-2).check(machines(arch), kernel, access)
+    for access in ACCESSES:
+        odd = access == (ELEMENTS, ELEMENTS)
+        whole = 72 if kernel == "256x256" else 208
+        more, less = (side + 12, side + 12), (side - 4, side - 8)
+        for (m, n), k, splits in ((more, whole, 1), ((20, 36), 24, 1), (less, whole, 2)):
+            n, k = n - odd, k + 3 * odd  # where no four columns are stored at once
+            a, b = matrix(rng, m, k, access[0], dtype), matrix(rng, n, k, access[1], dtype).T
+            bias = np.broadcast_to(numbers(rng, (n,), dtype), (m, n)) if m > side else None
+            Product(a, b, dtype, bias, alpha=0.75, beta=-2).check(machine, kernel, access, splits)
+    a, b, bias = (numbers(rng, shape, dtype) for shape in ((3, 0), (0, 8), (3, 8)))  # no K leaves the bias
+    Product(a, b, dtype, bias).check(machine, kernel, (ALONG_K, ALONG_ROWS))
+    assert machine.unexecuted_work("product", f"product_{dtype}_{kernel}") == []
 
 
-@pytest.mark.parametrize("access", ACCESSES, ids=["k-rows", "rows-k", "elements"])
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_the_largest_tile(machines, dtype, access):
-    rng = np.random.default_rng(10)
-    m, n, k = (257, 258, 67) if access == (ELEMENTS, ELEMENTS) else (264, 268, 72)
-    a, b = matrix(rng, m, k, access[0], dtype), matrix(rng, n, k, access[1], dtype).T
-    bias = np.broadcast_to(numbers(rng, (n,), dtype), (m, n))
-    Product(a, b, dtype, bias, alpha=0.75, beta=-2).check(machines("gfx950"), "256x256", access)
-
-
-@pytest.mark.parametrize("splits", [1, 3])
-@pytest.mark.parametrize("kernel, how", [("skinny_k", ALONG_K), ("skinny_rows", ALONG_ROWS)])
 @pytest.mark.parametrize("dtype", device.TYPES)
 @pytest.mark.parametrize("arch", device.ARCHITECTURES)
-def test_skinny(machines, arch, dtype, kernel, how, splits):
-    rng = np.random.default_rng(6)
-    n, k = skinny_columns(kernel, dtype) + 24, 600
-    for m, of_a in ((16, ALONG_K), (3, ELEMENTS)):
-        a, b = matrix(rng, m, k, of_a, dtype), matrix(rng, n, k, how, dtype).T
-        bias = np.broadcast_to(numbers(rng, (m, 1), dtype), (m, n))
-        Product(a, b, dtype, bias, alpha=2).check(machines(arch), kernel, (of_a, how), splits)
+def test_skinny_and_every_instruction_runs(counting_machines, arch, dtype):
+    machine, rng = counting_machines(arch), np.random.default_rng(6)
+    for kernel, how in (("skinny_k", ALONG_K), ("skinny_rows", ALONG_ROWS)):
+        for m, of_a, rest in ((16, ALONG_K, 24), (3, ELEMENTS, 24), (5, ALONG_K, 23)):
+            n, k = skinny_columns(kernel, dtype) + rest, 600
+            if rest == 23 and how == ALONG_ROWS:  # rows that no wide load takes are others' to read
+                continue
+            a, b = matrix(rng, m, k, of_a, dtype), matrix(rng, n, k, how, dtype).T
+            bias = np.broadcast_to(numbers(rng, (m, 1), dtype), (m, n)) if m != 3 else None
+            for splits in (1, 3):
+                Product(a, b, dtype, bias, alpha=2).check(machine, kernel, (of_a, how), splits)
+    for kernel in ("skinny_k", "skinny_rows"):
+        assert machine.unexecuted("product", f"product_{dtype}_{kernel}") == []
+    for other in device.TYPES:  # the sum of splits is of every type
+        a, b = matrix(rng, 3, 600, ALONG_K, other), matrix(rng, 5, 600, ALONG_K, other).T
+        Product(a, b, other).check(machine, "skinny_k", (ALONG_K, ALONG_K), 3)
+        Product(a, b, other, numbers(rng, (3, 5), other)).check(machine, "skinny_k", (ALONG_K, ALONG_K), 3)
+    assert machine.unexecuted("product", "product_reduce") == []
 
 
 @pytest.mark.parametrize("kernel", ["64x64", "skinny_k"])
@@ -194,7 +210,7 @@ def test_split_tiles_add_in_a_fixed_order(machines, dtype):
     assert first.tobytes() == second.tobytes()
 
 
-@pytest.mark.parametrize("kernel", ["64x64", "128x128", "skinny_k", "skinny_rows"])
+@pytest.mark.parametrize("kernel", ["64x64", "skinny_k", "skinny_rows"])
 @pytest.mark.parametrize("arch", device.ARCHITECTURES)
 def test_no_k_leaves_the_bias(machines, arch, kernel):
     a, b = np.zeros((3, 0), np.float32), np.zeros((0, 8), np.float32)
@@ -219,3 +235,21 @@ def test_infinities_and_nans_stay_in_their_rows_and_columns(machines, arch, dtyp
     special = ~np.isfinite(expected)
     np.testing.assert_array_equal(y[special], expected[special])
     assert np.isnan(expected[1, 1]) and np.isposinf(np.abs(expected[1, 0])) and np.isfinite(y[0, 0])
+
+
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("arch", device.ARCHITECTURES)
+def test_patches_of_images_and_every_instruction_runs(counting_machines, arch, size):
+    """What a window of 2 x 3 sees of images of 6 x 7, strided, dilated and padded."""
+    machine, rng = counting_machines(arch), np.random.default_rng(11)
+    stride, pad, dilation, output = (2, 1), (1, 1), (1, 2), (4, 5)
+    x = rng.integers(1, 2 ** (8 * size), (2, 3, 6, 7)).astype(f"u{size}")
+    sent, columns = machine.sim.to_device(x), machine.sim.empty((2, 18, 20), x.dtype)
+    args = struct.pack("<QQ14I", sent.ptr, columns.ptr, 3, 6, 7, 2, 3, *output, *stride, *pad, *dilation, 360)
+    machine.module("product").launch(f"patches_{size}", (2, 2), (256,), [args])
+    padded = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)))
+    rows = np.arange(4)[:, None, None, None] * 2 + np.arange(2)[:, None]  # [y, 1, i, 1]
+    along = np.arange(5)[:, None, None] + np.arange(3) * 2  # [x, 1, j]
+    want = padded[:, :, rows, along].transpose(0, 1, 4, 5, 2, 3).reshape(2, 18, 20)
+    np.testing.assert_array_equal(columns.numpy(), want)
+    assert machine.unexecuted("product", f"patches_{size}") == []

@@ -8,7 +8,7 @@ import device
 from device import Spec
 from moe_oracle import Experts
 from oracle import Case
-from tools.kernel_report.report import report_built
+from tools.kernel_report import model
 
 SHAPES = [
     (m, k, n)
@@ -87,10 +87,9 @@ def test_the_clocks_are_those_of_the_compiled_loops():
     Those of up to 16 rows are chosen by M alone: their clocks only rank them.
     """
     modelled = {
-        kernel["name"]: kernel["loop"]["clocks"]
-        for only in ("gemm", "experts")
-        for kernel in report_built(only)
-        if kernel["arch"] == "gfx950" and kernel["loop"]
+        name: model.loop_clocks(kernel)
+        for source in ("gemm_mx", "gemm_bf16", "gemm_byte", "experts_mx", "experts_bf16")
+        for name, kernel in device.kernels("gfx950", source).items()
     }
     rows = [row for row in device.gemm_rows() if not row["skinny"]]
     assert len(rows) == 15

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
 from simulated import run, start
 
 from hipsim import mutate
@@ -88,5 +90,43 @@ def test_a_kernel_that_stops_the_device(converted: Callable[..., str], tmp_path:
     outcome = start(checked, model, {}, MXORT_CODE_OBJECTS=broken(tmp_path / "co", [FIRST], "drop_wait"))
     assert outcome.code == 0, outcome.stderr
     assert outcome.result["placement"] == {"CPUExecutionProvider": ["MatMulMXFP4"]}, outcome
+    assert difference(outcome.result, right) < 1e-6
+    assert outcome.result["live"] == {}
+
+
+def products_and_weights(folder: Path) -> str:
+    """softmax(X B), X [5, 24], of floats."""
+    rng = np.random.default_rng(1)
+    b = numpy_helper.from_array(rng.standard_normal((24, 20)).astype(np.float32), "B")
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["X", "B"], ["P"]), helper.make_node("Softmax", ["P"], ["Y"])],
+        "g",
+        [helper.make_tensor_value_info("X", TensorProto.FLOAT, [5, 24])],
+        [helper.make_tensor_value_info("Y", TensorProto.FLOAT, [5, 20])],
+        [b],
+    )
+    path = folder / "softmax.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), path)
+    return str(path)
+
+
+def test_an_operator_with_a_wrong_kernel_is_the_cpus(tmp_path: Path) -> None:
+    """What takes tensors as they are: the node is left, and no other."""
+    model = products_and_weights(tmp_path)
+    right = run(checked, model, {"self_check": 0})
+    (tmp_path / "co").mkdir()
+    image = mutate.CodeObject(OBJECTS / "rows.gfx950.co")
+    exponentials = [i for i in image.functions["softmax_wave"] if i.mnemonic == "v_exp_f32_e32"]
+    opcode, exp, log = 0xFF << 9, 0x20 << 9, 0x21 << 9
+    for i in exponentials:
+        assert i.words[0] & opcode == exp
+        image = mutate.CodeObject(image.mutate(i, (i.words[0] & ~opcode | log,)))
+    (tmp_path / "co" / "rows.gfx950.co").write_bytes(image.image)
+    outcome = start(checked, model, {}, MXORT_CODE_OBJECTS=str(tmp_path / "co"))
+    assert outcome.code == 0, outcome.stderr
+    (line,) = outcome.stderr.splitlines()
+    assert "warning: kernel softmax_wave (float) disagrees" in line
+    expected = {"CPUExecutionProvider": ["Softmax"], "MxortExecutionProvider": ["MatMul"]}
+    assert outcome.result["placement"] == expected
     assert difference(outcome.result, right) < 1e-6
     assert outcome.result["live"] == {}

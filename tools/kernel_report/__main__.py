@@ -1,4 +1,4 @@
-"""``python -m tools.kernel_report [FILE.co ...] [--json]``: of the files, or of the kernels in the library."""
+"""``python -m tools.kernel_report [FILE.co ...] [--json | --write docs/mi355x.md]``: of files, else of the library."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from mxort.errors import MxortError
-from tools.kernel_report.report import print_kernels, report, report_built, wide_console
+from tools.kernel_report.report import print_kernels, report, report_built, wide_console, write_markdown
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -18,9 +18,15 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--json", action="store_true", help="machine-readable output")
     parser.add_argument("--only", default="", help="kernels whose name contains this")
+    parser.add_argument(
+        "--write", type=Path, help="write the table of main loops to this file: docs/mi355x.md"
+    )
     options = parser.parse_args(arguments)
     try:
         kernels = report(options.files, options.only) if options.files else report_built(options.only)
+        if options.write:
+            write_markdown(kernels, options.write)
+            return 0
     except MxortError as error:
         print(f"tools.kernel_report: error: {error}", file=sys.stderr)
         return 2

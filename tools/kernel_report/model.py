@@ -7,6 +7,7 @@ in-order model of one wave shows part of it.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections import deque
 from dataclasses import dataclass, field
@@ -123,27 +124,26 @@ def mca_fraction(arch: str, loop: list[Instruction]) -> float | None:
     Its model counts four-clock passes and does not double FP8; so the pipe's need is 4 (16x16) or 8 (32x32) passes.
     """
     body = [i for i in loop if "branch" not in i.mnemonic]
-    text = "\n".join(i.text for i in body) + "\n"
-    cycles = {}
+    cycles = steady_cycles(arch, "\n".join(i.text for i in body) + "\n")
+    passes = sum(4 if "16x16" in i.mnemonic else 8 for i in body if matrix_clocks(i))
+    return cycles and 20 * passes / cycles
+
+
+@functools.cache
+def steady_cycles(arch: str, text: str) -> int | None:
+    """llvm-mca's cycles of 20 iterations of instructions, after the first ten."""
+    cycles = []
     for iterations in (10, 30):
+        options = ("-mtriple=amdgcn-amd-amdhsa", f"-mcpu={arch}", f"-iterations={iterations}", "-")
         try:
-            out = run_tool(
-                "llvm-mca",
-                "-mtriple=amdgcn-amd-amdhsa",
-                f"-mcpu={arch}",
-                f"-iterations={iterations}",
-                "-",
-                text=text,
-                seconds=MCA_SECONDS,
-            )
+            out = run_tool("llvm-mca", *options, text=text, seconds=MCA_SECONDS)
         except (MxortError, RuntimeError, FileNotFoundError):
             return None
         found = re.search(r"Total Cycles:\s+(\d+)", out)
         if not found:
             return None
-        cycles[iterations] = int(found[1])
-    passes = sum(4 if "16x16" in i.mnemonic else 8 for i in body if matrix_clocks(i))
-    return 20 * passes / (cycles[30] - cycles[10])
+        cycles.append(int(found[1]))
+    return cycles[1] - cycles[0]
 
 
 @dataclass
@@ -177,29 +177,36 @@ def waves_per_simd(kernel: Kernel) -> int:
     return max(1, min(MAX_WAVES, by_registers, by_lds))
 
 
-def model_loop(kernel: Kernel) -> LoopModel | None:
-    """The model of a kernel's main loop; None where it has none."""
+def loop_clocks(kernel: Kernel) -> dict[str, float]:
+    """Clocks of each resource in one iteration of the main loop, of a workgroup on its compute unit."""
     loop = kernel.loop
-    if not loop:
-        return None
     waves = max(1, kernel.resources.threads // 64)
     per_simd = waves / SIMDS
     matrix = [i for i in loop if matrix_clocks(i)]
     vector = [i for i in loop if i.mnemonic.startswith("v_") and not matrix_clocks(i)]
-    own_clocks = sum(map(matrix_clocks, matrix))
     loaded = sum(access_bytes(i) for i in loop if is_vmem_load(i))
     to_lds = sum(access_bytes(i) for i in loop if i.is_lds_load)
     lds = sum(max(256, access_bytes(i)) for i in loop if i.mnemonic.startswith("ds_")) + to_lds
-    others = len(loop) - len(matrix)
     slow = sum(bool(TRANSCENDENTAL.match(i.mnemonic)) for i in vector) * (TRANSCENDENTAL_ISSUE - OTHER_ISSUE)
-    clocks = {
-        "matrix": own_clocks * per_simd,
-        "issue": MFMA_ISSUE * len(matrix) + OTHER_ISSUE * others,  # of one wave: another issues in between
+    return {
+        "matrix": sum(map(matrix_clocks, matrix)) * per_simd,
+        # Of one wave: another issues in between.
+        "issue": MFMA_ISSUE * len(matrix) + OTHER_ISSUE * (len(loop) - len(matrix)),
         "vector": per_simd * (MFMA_ISSUE * len(matrix) + OTHER_ISSUE * len(vector) + slow),
         "lds": waves * lds / LDS_BYTES_PER_CLOCK,
         "loads": waves * loaded / VMEM_BYTES_PER_CLOCK,
         "l2": waves * loaded / L2_BYTES_PER_CLOCK,
     }
+
+
+def model_loop(kernel: Kernel) -> LoopModel | None:
+    """The model of a kernel's main loop; None where it has none."""
+    loop = kernel.loop
+    if not loop:
+        return None
+    clocks = loop_clocks(kernel)
+    matrix = [i for i in loop if matrix_clocks(i)]
+    own_clocks = sum(map(matrix_clocks, matrix))
     binding = max(clocks, key=lambda k: (clocks[k], k == "matrix"))
     distances = read_distances(loop)
     early = prefetch_clocks(loop)
@@ -208,7 +215,7 @@ def model_loop(kernel: Kernel) -> LoopModel | None:
         share=clocks["matrix"] / clocks[binding],
         binding=binding,
         matrix_instructions=len(matrix),
-        others=others / (own_clocks / 16),
+        others=(len(loop) - len(matrix)) / (own_clocks / 16),
         accumulator_moves=accumulator_moves(loop, matrix),
         least_read_distance=min(distances, default=None),
         early_reads=sum(d < GATE_READ_DISTANCE for d in distances),

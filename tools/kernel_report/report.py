@@ -7,6 +7,7 @@ Works on any gfx950 code object, without a GPU. Every time and share it prints i
 from __future__ import annotations
 
 import dataclasses
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -104,6 +105,48 @@ def loop_table(kernels: list[dict[str, Any]]) -> Table:
             _value(loop["prefetch"], "d"), _value(loop["mca"]), verdict,
         )  # fmt: skip
     return table
+
+
+GATED = re.compile(r"(gemm|experts)_\w+_(256x256|128x128)")
+DOCUMENTED = re.compile(
+    GATED.pattern + r"|experts_\w+_(up|down)|(product|prefill)_(float|bfloat16)_\w+"
+    r"|attention_(float|bfloat16|mxfp8|mxfp4)_\d+"
+)
+"""What the document shows; float16 is like bfloat16."""
+MARKDOWN_HEADER = (
+    "| main loop | VGPR + AGPR | LDS KiB | waves / SIMD | share, bound by | others / 16 clk | read to use, clk "
+    "| prefetch, clk | llvm-mca | gate |"
+)
+
+
+def markdown_rows(kernels: list[dict[str, Any]]) -> list[str]:
+    """Of docs/mi355x.md: gfx950's kernels whose loops multiply."""
+    rows = []
+    for k in kernels:
+        loop = k["loop"]
+        if loop is None or k["arch"] != "gfx950" or not DOCUMENTED.fullmatch(k["name"]):
+            continue
+        agprs = k["agprs"]
+        cells = (
+            f"`{k['name']}`", f"{k['vgprs'] - agprs} + {agprs}", f"{k['lds'] / 1024:.0f}", str(k["waves_per_simd"]),
+            f"{loop['share']:.2f} {loop['binding']}", f"{loop['others']:.2f}",
+            _value(loop["least_read_distance"], "d"), _value(loop["prefetch"], "d"), _value(loop["mca"]),
+            "-" if not GATED.fullmatch(k["name"]) else "; ".join(loop["failures"]) or "pass",
+        )  # fmt: skip
+        rows.append("| " + " | ".join(cells) + " |")
+    return rows
+
+
+def write_markdown(kernels: list[dict[str, Any]], path: Path) -> None:
+    """Replaces the table under MARKDOWN_HEADER."""
+    lines = path.read_text().splitlines()
+    if MARKDOWN_HEADER not in lines:
+        raise MxortError(f"{path}: no line '{MARKDOWN_HEADER}'")
+    first = last = lines.index(MARKDOWN_HEADER) + 2  # and the line of dashes
+    while last < len(lines) and lines[last].startswith("|"):
+        last += 1
+    lines[first:last] = markdown_rows(kernels)
+    path.write_text("\n".join(lines) + "\n")
 
 
 def bound_table(kernels: list[dict[str, Any]]) -> Table:

@@ -199,6 +199,7 @@ MXORT_DEVICE void MergeSplits(const AttentionArgs& args) {
     const Row row = RowOf(args, at, first_row + r);
     if (!row.exists) continue;
     float largest = -kInfinity, total = 0, sum = 0;
+#pragma clang loop vectorize(disable)
     for (u32 i = 0; i < used; ++i) {
       largest = Larger(largest, partials[i * PartialFloats(size) + kAttentionRows * size + r]);
     }

@@ -16,7 +16,8 @@ MXORT_DEVICE void MoveWindow(const WindowArgs& args) {
   constexpr u32 kLanesOfRow = kWindowPiece / sizeof(u32x4), kRows = kAttentionWaves * kWave / kLanesOfRow, kTurns = 4;
   const u32 batch = GroupY() / args.kv_heads, pieces = (args.row_bytes + kWindowPiece - 1) / kWindowPiece;
   const u32 which = GroupX() / pieces, lane = Thread() % kLanesOfRow;
-  const i32 all = static_cast<i32>(Uniform(LengthOf(args.lengths, batch, 0x7fffffff)));
+  const DeviceLengths& lengths = args.lengths;  // which there are, of all positions
+  const i32 all = Most(lengths.data[batch * static_cast<u32>(lengths.stride)] + lengths.plus, 0);
   const i32 fresh = Least(static_cast<i32>(args.length), all);
   const i32 before = Resident(args.first ? 0 : all - fresh, args.capacity, args.window);
   const i32 have = before + (args.staged ? fresh : 0);

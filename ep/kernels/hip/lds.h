@@ -20,11 +20,18 @@ MXORT_DEVICE void WriteLds(u32 address, T x) {
   *reinterpret_cast<__attribute__((address_space(3))) T*>(static_cast<__UINTPTR_TYPE__>(address)) = x;
 }
 
-// Every wave of the workgroup has come here, and sees what the others have written.
+// Every wave of the workgroup has come here, and sees what the others have written, to LDS and to memory.
 MXORT_DEVICE void Synchronize() {
   __builtin_amdgcn_fence(__ATOMIC_RELEASE, "workgroup");
   __builtin_amdgcn_s_barrier();
   __builtin_amdgcn_fence(__ATOMIC_ACQUIRE, "workgroup");
+}
+
+// The same of LDS alone: stores to memory stay on their way, which a loop that loads ahead would wait for otherwise.
+MXORT_DEVICE void SynchronizeLds() {
+  __builtin_amdgcn_fence(__ATOMIC_RELEASE, "workgroup", "local");
+  __builtin_amdgcn_s_barrier();
+  __builtin_amdgcn_fence(__ATOMIC_ACQUIRE, "workgroup", "local");
 }
 
 }  // namespace mxort::hip

@@ -14,7 +14,9 @@ struct NormRow {
   const NormArgs& args;
   u64 base, skip;  // of the row's first element
   MXORT_METHOD NormRow(const NormArgs& args, u64 row)
-      : args(args), base(row * args.shape.n), skip(args.skip ? row % args.skip_rows * args.shape.n : 0) {}
+      : args(args),
+        base(row * args.shape.n),
+        skip(args.skip ? u64{static_cast<u32>(row) % static_cast<u32>(args.skip_rows)} * args.shape.n : 0) {}
   MXORT_METHOD float At(u32 k) const {
     float v = LoadOne(args.type, args.x, base + k);
     if (args.skip) v += LoadOne(args.type, args.skip, skip + k);

@@ -106,7 +106,8 @@ MXORT_DEVICE void ProductSkinny(const ProductArgs& args) {
     Unroll<0, static_cast<int>(kProductWaves)>([&](auto w) __attribute__((always_inline)) {
       total += *reinterpret_cast<const f32x4*>(&memory[w.value][row * kPitch + local]);
     });
-    StoreProducts<kType>(args, batch, row, column + local, total);
+    // Loads of several columns: these are whole (Access).
+    StoreProducts<kType, kAccess == Access::kAlongRows>(args, batch, row, column + local, total);
   });
 }
 

@@ -19,6 +19,7 @@ struct Source {
   static constexpr u32 kSlots = kRows * kChunks / kProductThreads;
   static constexpr u32 kPitch = kChunks * 16 + 16;  // bytes of a row in LDS: rows begin in different banks
   static constexpr u32 kBytes = kRows * kPitch;
+  static constexpr int kWords = static_cast<int>(kSlots * kSize / 4);  // of a load along the rows; 0: half a word
 
   const u8* base;   // of the stage
   u64 stage_bytes;  // to the next stage
@@ -74,21 +75,62 @@ struct Source {
     }
   }
 
+  // The same of a stage of which every k exists, known to be read in this way. What is read along the rows stays as it
+  // comes, so that nothing waits for it here, until StoreWhole or Arrange.
+  template <Access kAccess>
+  MXORT_METHOD void LoadWhole() {
+    static_assert(kAccess != Access::kElements);
+    const Window window(base);
+    base += stage_bytes;
+    if constexpr (kAccess == Access::kAlongK) {
+      Unroll<0, static_cast<int>(kSlots)>(
+          [&](auto i) __attribute__((always_inline)) { data[i.value] = window.Load<16>(offset[i.value]); });
+    } else {
+      Unroll<0, static_cast<int>(kOfChunk)>([&](auto e) __attribute__((always_inline)) {
+        const u32x4 x = window.Load<kSlots * kSize>(offset[0] + e.value * k_bytes);
+        Unroll<0, kWords>([&](auto w) __attribute__((always_inline)) {
+          constexpr int kAt = e.value * kWords + w.value;
+          data[kAt / 4][kAt % 4] = x[w.value];
+        });
+      });
+    }
+  }
+  template <Access kAccess, int kSlot>
+  MXORT_METHOD u32x4 WholeChunk(Constant<kSlot>) const {
+    if constexpr (kAccess == Access::kAlongK) {
+      return data[kSlot];
+    } else {
+      u32x4 x[kOfChunk];
+      Unroll<0, static_cast<int>(kOfChunk) * kWords>([&](auto w) __attribute__((always_inline)) {
+        x[w.value / kWords][w.value % kWords] = data[w.value / 4][w.value % 4];
+      });
+      return TransposedChunk<kType, kSlot>(x);
+    }
+  }
+  template <Access kAccess>
+  MXORT_METHOD void StoreWhole(u32 stage) const {
+    constexpr u32 kApart = kAccess == Access::kAlongK ? kProductThreads / kChunks : 1;  // rows of a thread's chunks
+    Unroll<0, static_cast<int>(kSlots)>([&](auto i) __attribute__((always_inline)) {
+      WriteLds(stage + lds[0] + i.value * kApart * kPitch, WholeChunk<kAccess>(i));
+    });
+  }
+  // As Load leaves it.
+  template <Access kAccess>
+  MXORT_METHOD void Arrange() {
+    u32x4 chunk[kSlots];
+    Unroll<0, static_cast<int>(kSlots)>(
+        [&](auto i) __attribute__((always_inline)) { chunk[i.value] = WholeChunk<kAccess>(i); });
+    Unroll<0, static_cast<int>(kSlots)>([&](auto i) __attribute__((always_inline)) { data[i.value] = chunk[i.value]; });
+  }
+
   MXORT_METHOD void Store(u32 stage) const {
     Unroll<0, static_cast<int>(kSlots)>(
         [&](auto i) __attribute__((always_inline)) { WriteLds(stage + lds[i.value], data[i.value]); });
   }
 };
 
-// All waves have written what any of them reads next.
-MXORT_DEVICE void SynchronizeLds() {
-  __builtin_amdgcn_fence(__ATOMIC_RELEASE, "workgroup", "local");
-  __builtin_amdgcn_s_barrier();
-  __builtin_amdgcn_fence(__ATOMIC_ACQUIRE, "workgroup", "local");
-}
-
-// Stores C[batch, row, column .. column + 3], or the partial sums.
-template <Type kType>
+// Stores C[batch, row, column .. column + 3], or the partial sums. kFours: N is a multiple of 4.
+template <Type kType, bool kFours = false>
 MXORT_DEVICE void StoreProducts(const ProductArgs& args, u32 batch, u32 row, u32 column, f32x4 sum) {
   if (row >= args.m) return;
   const u64 index = (static_cast<u64>(batch) * args.m + row) * args.n + column;
@@ -107,7 +149,7 @@ MXORT_DEVICE void StoreProducts(const ProductArgs& args, u32 batch, u32 row, u32
       v[i.value] += args.beta * LoadOne<kType>(args.bias, at);
     }
   });
-  if (args.n % 4 == 0) {  // and so is the index
+  if (kFours || args.n % 4 == 0) {  // and so is the index
     if (column >= args.n) return;
     if constexpr (kType == Type::kFloat) {
       *reinterpret_cast<f32x4*>(static_cast<float*>(args.c) + index) = f32x4{v[0], v[1], v[2], v[3]};
@@ -121,9 +163,6 @@ MXORT_DEVICE void StoreProducts(const ProductArgs& args, u32 batch, u32 row, u32
     });
   }
 }
-
-// Keeps an accumulator in the lower half of the register file (tile.h, kPinned: the same for this tile).
-MXORT_DEVICE void PinAccumulator(f32x4& x) { asm("" : "+v"(x)); }
 
 template <Type kType, int kFragments, u32 kChunks>
 MXORT_DEVICE void ProductTile(const ProductArgs& args) {
@@ -147,21 +186,16 @@ MXORT_DEVICE void ProductTile(const ProductArgs& args) {
   const u32 wave_row = wave % 2 * (kTile / 2), wave_column = wave / 2 * (kTile / 2);
   const u32 at = lane % 16 * Operand::kPitch + lane / 16 * 16;
 
+  constexpr i32 kStage = static_cast<i32>(kChunks * kChunk<kType>);  // k
   i32 left = static_cast<i32>(count);
-  if (left > 0) {
-    a.Load(left);
-    b.Load(left);
-  }
   u32 stage = lds, other = lds + 2 * Operand::kBytes;
-  while (left > 0) {
-    a.Store(stage);
-    b.Store(stage + Operand::kBytes);
+  // The stage that has come is written and multiplied while load() fetches the next.
+  const auto turn = [&](const auto& store, const auto& load) __attribute__((always_inline)) {
+    store();
     SynchronizeLds();
-    left -= static_cast<i32>(kChunks * kChunk<kType>);
-    if (left > 0) {
-      a.Load(left);
-      b.Load(left);
-    }
+    left -= kStage;
+    load();
+    __builtin_amdgcn_sched_barrier(0);
     const u32 of_a = stage + wave_row * Operand::kPitch + at;
     const u32 of_b = stage + Operand::kBytes + wave_column * Operand::kPitch + at;
     Unroll<0, static_cast<int>(kChunks / 4)>([&](auto s) __attribute__((always_inline)) {
@@ -176,13 +210,45 @@ MXORT_DEVICE void ProductTile(const ProductArgs& args) {
         sum[n][m] = MultiplyChunks<kType>(y[n], x[m], sum[n][m]);
       });
     });
-    constexpr int kPinned = kFragments == 8 ? 32 : 0;  // of 64: all 512 registers are one wave's
-    Unroll<0, kPinned>([&](auto q) __attribute__((always_inline)) {
-      PinAccumulator(sum[q.value / kFragments][q.value % kFragments]);
-    });
     const u32 next = other;
     other = stage, stage = next;
+  };
+  // Nearly all stages of what models multiply: a loop for each way to read B, without a question in it.
+  bool loaded = false;
+  const auto whole = [&](auto of_b) __attribute__((always_inline)) {
+    constexpr auto kOfA = Access::kAlongK, kOfB = static_cast<Access>(of_b.value);
+    const auto load = [&]() __attribute__((always_inline)) {
+      a.template LoadWhole<kOfA>();
+      b.template LoadWhole<kOfB>();
+    };
+    const auto store = [&]() __attribute__((always_inline)) {
+      a.template StoreWhole<kOfA>(stage);
+      b.template StoreWhole<kOfB>(stage + Operand::kBytes);
+    };
+    load();
+    while (left >= 2 * kStage) turn(store, load);
+    b.template Arrange<kOfB>();
+    loaded = true;
+  };
+  const bool along_k = b.access == Access::kAlongK, along_rows = b.access == Access::kAlongRows && Operand::kWords > 0;
+  if (a.access == Access::kAlongK && left >= 2 * kStage && (along_k || along_rows)) {
+    if (along_k) {
+      whole(Constant<static_cast<int>(Access::kAlongK)>{});
+    } else if constexpr (Operand::kWords > 0) {
+      whole(Constant<static_cast<int>(Access::kAlongRows)>{});
+    }
   }
+  const auto load = [&]() __attribute__((always_inline)) {
+    if (left <= 0) return;
+    a.Load(left);
+    b.Load(left);
+  };
+  const auto store = [&]() __attribute__((always_inline)) {
+    a.Store(stage);
+    b.Store(stage + Operand::kBytes);
+  };
+  if (!loaded) load();
+  while (left > 0) turn(store, load);
   Unroll<0, kFragments * kFragments>([&](auto q) __attribute__((always_inline)) {
     constexpr int n = q.value / kFragments, m = q.value % kFragments;
     StoreProducts<kType>(args, batch, row + wave_row + m * 16 + lane % 16,

@@ -5,7 +5,7 @@
 #include "kernels/hip/copy.h"
 #include "kernels/hip/math.h"
 #include "kernels/hip/norm.h"
-#include "kernels/hip/strided.h"
+#include "kernels/hip/strided.h"  // i64
 #include "kernels/hip/team.h"
 #include "kernels/hip/wave.h"
 
@@ -26,8 +26,11 @@ struct Smaller {
 struct Row {
   u64 base;
   u32 n, inner;
-  MXORT_METHOD Row(const RowShape& shape, u64 row)
-      : base(row / shape.inner * shape.n * shape.inner + row % shape.inner), n(shape.n), inner(shape.inner) {}
+  // There are less than 2^32 rows (device/rows.cc): a division of 64 bits would be a hundred instructions.
+  MXORT_METHOD Row(const RowShape& shape, u64 row) : n(shape.n), inner(shape.inner) {
+    const u32 outer = static_cast<u32>(row) / inner;
+    base = u64{outer} * n * inner + (static_cast<u32>(row) - outer * inner);
+  }
   MXORT_METHOD u64 At(u32 k) const { return base + static_cast<u64>(k) * inner; }
 };
 
@@ -63,9 +66,7 @@ template <bool kMany>
 MXORT_DEVICE void ReduceRow(const ReduceRowsArgs& args, Team<kMany> team) {
   if (team.Row() >= args.shape.rows) return;
   const Row row(args.shape, team.Row());
-  const auto load = [&](u32 k) __attribute__((always_inline)) {
-    return LoadNumber<float>(args.type, args.x, static_cast<i64>(row.At(k)));
-  };
+  const auto load = [&](u32 k) __attribute__((always_inline)) { return LoadOne(args.type, args.x, row.At(k)); };
   const auto reduction = static_cast<Reduction>(args.reduction);
   float y = 0;
   if (reduction == Reduction::kMax || reduction == Reduction::kMin) {
@@ -98,8 +99,13 @@ MXORT_DEVICE void ReduceRow(const ReduceRowsArgs& args, Team<kMany> team) {
         case Reduction::kLogSumExp:
           y += Exp(x - most);
           break;
-        default:
+        case Reduction::kSum:
+        case Reduction::kMean:
+        case Reduction::kLogSum:
           y += x;
+          break;
+        default:
+          __builtin_unreachable();  // they have loops of their own
       }
     });
     y = team.template Reduce<3>(y, Add());
@@ -107,19 +113,21 @@ MXORT_DEVICE void ReduceRow(const ReduceRowsArgs& args, Team<kMany> team) {
     if (reduction == Reduction::kL2) y = __builtin_sqrtf(y);
     if (reduction == Reduction::kLogSum || reduction == Reduction::kLogSumExp) y = Log(y) + most;
   }
-  if (team.First() == 0) StoreNumber<float>(args.type, args.y, static_cast<i64>(team.Row()), y);
+  if (team.First() == 0) StoreOne(args.type, args.y, team.Row(), y);
 }
 
-// Whole numbers: sum, mean, product, largest, smallest. One lane a row: they are masks and lengths.
+// Of int64 and int32. One lane a row: they are masks and lengths.
 MXORT_DEVICE void ReduceWhole(const ReduceRowsArgs& args) {
   const u64 index = u64{GroupX()} * kRowThreads + Thread();
   if (index >= args.shape.rows) return;
   const Row row(args.shape, index);
   const auto reduction = static_cast<Reduction>(args.reduction);
+  const bool wide = static_cast<Type>(args.type) == Type::kInt64;
   i64 y = reduction == Reduction::kProd ? 1 : 0;
 #pragma clang loop unroll(disable)
   for (u32 k = 0; k < row.n; ++k) {
-    const i64 x = LoadNumber<i64>(args.type, args.x, static_cast<i64>(row.At(k)));
+    const u64 at = row.At(k);
+    const i64 x = wide ? static_cast<const i64*>(args.x)[at] : static_cast<const i32*>(args.x)[at];
     switch (reduction) {
       case Reduction::kProd:
         y *= x;
@@ -136,12 +144,20 @@ MXORT_DEVICE void ReduceWhole(const ReduceRowsArgs& args) {
       case Reduction::kSumSquare:
         y += x * x;
         break;
-      default:
+      case Reduction::kSum:
+      case Reduction::kMean:
         y += x;
+        break;
+      default:
+        __builtin_unreachable();  // the provider leaves them to the CPU
     }
   }
   if (reduction == Reduction::kMean) y /= static_cast<i64>(row.n);
-  StoreNumber<i64>(args.type, args.y, static_cast<i64>(index), y);
+  if (wide) {
+    static_cast<i64*>(args.y)[index] = y;
+  } else {
+    static_cast<i32*>(args.y)[index] = static_cast<i32>(y);
+  }
 }
 
 // A value and its index; `none` comes behind everything.
@@ -166,14 +182,14 @@ MXORT_DEVICE void Top(const TopArgs& args) {
   const u64 index = u64{GroupX()} * kRowWaves + WaveIndex();
   if (index >= args.shape.rows) return;
   const Row row(args.shape, index);
-  const u64 out = index / row.inner * args.k * row.inner + index % row.inner;
+  const u64 out = Row({args.shape.rows, args.k, row.inner}, index).base;
   Entry found{0, kNone};
 #pragma clang loop unroll(disable)
   for (u32 place = 0; place < args.k; ++place) {
     Entry best{0, kNone};
 #pragma clang loop unroll(disable)
     for (u32 k = Lane(); k < row.n; k += kWave) {
-      const Entry x{LoadNumber<float>(args.type, args.x, static_cast<i64>(row.At(k))), k};
+      const Entry x{LoadOne(args.type, args.x, row.At(k)), k};
       if ((place == 0 || Before(args, found, x)) && Before(args, x, best)) best = x;
     }
     Unroll<0, 6>([&](auto i) __attribute__((always_inline)) {
@@ -184,7 +200,7 @@ MXORT_DEVICE void Top(const TopArgs& args) {
     found = best;
     if (Lane() == 0) {
       const u64 at = out + static_cast<u64>(place) * row.inner;
-      if (args.values) StoreNumber<float>(args.type, args.values, static_cast<i64>(at), found.value);
+      if (args.values) StoreOne(args.type, args.values, at, found.value);
       args.indices[at] = found.index;
     }
   }

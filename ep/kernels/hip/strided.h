@@ -92,6 +92,7 @@ MXORT_DEVICE void StoreNumber(int type, void* y, i64 i, Number value) {
       static_cast<u8*>(y)[i] = value != Number{0};
       return;
   }
+  __builtin_unreachable();  // no other type
 }
 
 }  // namespace mxort::hip

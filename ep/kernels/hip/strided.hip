@@ -27,7 +27,9 @@ MXORT_DEVICE void GatherWords(const GatherArgs& args) {
     bool inside = true;
 #pragma clang loop unroll(disable)
     for (u32 q = 0; q < args.axes; ++q) {
-      const i64 i = LoadNumber<i64>(args.index_type, args.indices, offsets.at[1] + q);
+      const i64 from = offsets.at[1] + q;
+      const i64 i = static_cast<Type>(args.index_type) == Type::kInt64 ? static_cast<const i64*>(args.indices)[from]
+                                                                       : static_cast<const i32*>(args.indices)[from];
       const i64 size = args.sizes[q], wrapped = i < 0 ? i + size : i;
       inside = inside && wrapped >= 0 && wrapped < size;
       at += wrapped * args.strides[q];

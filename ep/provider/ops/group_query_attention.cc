@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <array>
 
+#include "device/tensor_check.h"
 #include "provider/ops/attention.h"
 
 namespace mxort::provider {
@@ -361,13 +362,21 @@ void AddGroupQueryAttention(Rows& rows) {
                   WhyLeft};
   microsoft.host_inputs = {kMicrosoft.total};
   rows.push_back(microsoft);
-  for (const char* name :
-       {"GroupQueryAttention", "GroupQueryAttentionMXFP8", "GroupQueryAttentionMXFP4", "WindowGroupQueryAttention",
-        "WindowGroupQueryAttentionMXFP8", "WindowGroupQueryAttentionMXFP4", "SinkGroupQueryAttention",
-        "SinkGroupQueryAttentionMXFP8", "SinkGroupQueryAttentionMXFP4"}) {
-    OpRow own{kDomain, name, 1, 1, {}, CreateOwn};
-    own.host_inputs = {kOwn.total};
-    rows.push_back(own);
+  constexpr std::array<const char*, 3> kPlain = {"GroupQueryAttention", "WindowGroupQueryAttention",
+                                                 "SinkGroupQueryAttention"};
+  constexpr std::array<const char*, 3> kMxfp8 = {"GroupQueryAttentionMXFP8", "WindowGroupQueryAttentionMXFP8",
+                                                 "SinkGroupQueryAttentionMXFP8"};
+  constexpr std::array<const char*, 3> kMxfp4 = {"GroupQueryAttentionMXFP4", "WindowGroupQueryAttentionMXFP4",
+                                                 "SinkGroupQueryAttentionMXFP4"};
+  for (const auto& [names, kernels] :
+       {std::pair(kPlain, device::kAttentionKernels), std::pair(kMxfp8, device::kMxfp8AttentionKernels),
+        std::pair(kMxfp4, device::kMxfp4AttentionKernels)}) {
+    for (const char* name : names) {
+      OpRow own{kDomain, name, 1, 1, {}, CreateOwn};
+      own.kernels = kernels;
+      own.host_inputs = {kOwn.total};
+      rows.push_back(own);
+    }
   }
 }
 
