@@ -30,7 +30,7 @@ class CheckRun {
   // Numbers of the type in [-1, 1); `scale` times that plus `offset`, rounded to the type.
   std::vector<float> Numbers(size_t count, float scale = 1, float offset = 0);
   // In 0 .. below - 1.
-  uint32_t Whole(uint32_t below) { return (random_() >> 8) % below; }
+  uint32_t Whole(uint32_t below) { return static_cast<uint32_t>(random_() >> 8) % below; }
   std::vector<uint8_t> Bytes(size_t count);
 
   // Memory that is freed with the run. Null after an error.

@@ -362,7 +362,7 @@ Status CheckGatherMx(CheckRun& run, int format, KernelCheck* check) {
 }
 
 Status CheckActivate(CheckRun& run, int, KernelCheck* check) {
-  constexpr size_t kRows = 3, kColumns = 128;
+  constexpr unsigned kRows = 3, kColumns = 128;
   Kernel kernel;
   MXORT_RETURN_IF_ERROR(Kernel::Load(run.device(), "prepare", "activate", &kernel));
   std::vector<float> p(kRows * kColumns);

@@ -4,25 +4,14 @@
 #ifndef MXORT_KERNELS_HIP_MMA_BYTE_H_
 #define MXORT_KERNELS_HIP_MMA_BYTE_H_
 
-#include "kernels/hip/layout.h"
-#include "kernels/hip/prelude.h"
+#include "kernels/hip/mma_bf16.h"
 #include "kernels/hip/product_mma.h"
-#include "mx_formats.h"
 
 namespace mxort::hip {
 
 template <WeightCode kCode>
-struct ByteMma {
-  static constexpr Operand kOperand = Operand::kBf16;
+struct ByteMma : BFloat16Activations {
   static constexpr WeightCode kWeight = kCode;
-  static constexpr int kParts = 4, kUnitFragments = 1, kUnitReads = 1;
-  struct Activation {
-    i32x4 v;
-  };
-  template <int kSlot>
-  MXORT_DEVICE void Insert(Activation& a, i32x4 x) {
-    a.v = x;
-  }
 
 #if defined(__gfx950__)
   // Codes number kByte and kByte + 1 of four as bf16. The instruction takes the exponent bits of its scale; what it
@@ -31,7 +20,7 @@ struct ByteMma {
   MXORT_DEVICE u32 Fp8Pair(u32 codes, u8 scale) {
     const float power = BitsFloat(u32{scale} << kFloatMantissaBits);
     const u32 pair = __builtin_bit_cast(u32, __builtin_amdgcn_cvt_scalef32_pk_bf16_fp8(codes, power, kByte / 2 != 0));
-    return scale == kScaleNaN ? 0x7FC07FC0 : pair;
+    return scale == kScaleNaN ? kNaNs : pair;
   }
 #else
   // gfx942 knows another E4M3. Bits of a float whose exponent counts from float's bias instead of E4M3's; subnormals
@@ -48,9 +37,6 @@ struct ByteMma {
     return UpperHalves(Fp8(codes >> (8 * kByte) & 0xFF) * power, Fp8(codes >> (8 * kByte + 8) & 0xFF) * power);
   }
 #endif
-  MXORT_DEVICE u32 UpperHalves(float even, float odd) {
-    return __builtin_amdgcn_perm(FloatBits(odd), FloatBits(even), 0x07060302);
-  }
   template <int kByte>
   MXORT_DEVICE float Int8(u32 codes) {
     return static_cast<float>(static_cast<signed char>(codes >> (8 * kByte) & 0xFF));

@@ -6,23 +6,15 @@
 
 #include "kernels/hip/layout.h"
 #include "kernels/hip/lds.h"
+#include "kernels/hip/mma_bf16.h"
 #include "kernels/hip/prelude.h"
 #include "mx_formats.h"
 
 namespace mxort::hip {
 
 // Two v_mfma_f32_16x16x16_bf16 a part: k 8j .. 8j + 3 and 8j + 4 .. 8j + 7 of every lane's block.
-struct BFloat16Mma {
-  static constexpr Operand kOperand = Operand::kBf16;
+struct BFloat16Mma : BFloat16Activations {
   static constexpr WeightCode kWeight = WeightCode::kFp4;
-  static constexpr int kParts = 4, kUnitFragments = 1, kUnitReads = 1;
-  struct Activation {
-    i32x4 v;
-  };
-  template <int kSlot>
-  MXORT_DEVICE void Insert(Activation& a, i32x4 x) {
-    a.v = x;
-  }
 
   typedef short i16x4 __attribute__((ext_vector_type(4)));
 
@@ -35,9 +27,7 @@ struct BFloat16Mma {
     const float s = DecodeScale(scale);
     u32 pair[4];
     Unroll<0, 4>([&](auto i) __attribute__((always_inline)) {
-      const u32 even = FloatBits(DecodeElement<E2M1>(2 * i.value) * s),
-                odd = FloatBits(DecodeElement<E2M1>(2 * i.value + 1) * s);
-      pair[i.value] = __builtin_amdgcn_perm(odd, even, 0x07060302);  // upper halves
+      pair[i.value] = UpperHalves(DecodeElement<E2M1>(2 * i.value) * s, DecodeElement<E2M1>(2 * i.value + 1) * s);
     });
     Table t;
     Unroll<0, 2>([&](auto i) __attribute__((always_inline)) {

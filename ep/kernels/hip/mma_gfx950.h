@@ -8,6 +8,7 @@
 
 #include "kernels/hip/layout.h"
 #include "kernels/hip/lds.h"
+#include "kernels/hip/mma_bf16.h"
 #include "kernels/hip/prelude.h"
 #include "mx_formats.h"
 
@@ -65,17 +66,8 @@ struct ScaledMma {
 
 // v_mfma_f32_16x16x32_bf16 with the weights decoded, scale included, on the way to it. A part is 32 k: k 8j .. 8j + 7
 // of every lane's block.
-struct BFloat16Mma {
-  static constexpr Operand kOperand = Operand::kBf16;
+struct BFloat16Mma : BFloat16Activations {
   static constexpr WeightCode kWeight = WeightCode::kFp4;
-  static constexpr int kParts = 4, kUnitFragments = 1, kUnitReads = 1;
-  struct Activation {
-    i32x4 v;
-  };
-  template <int kSlot>
-  MXORT_DEVICE void Insert(Activation& a, i32x4 x) {
-    a.v = x;
-  }
 
   typedef __bf16 bf16x2 __attribute__((ext_vector_type(2)));
   typedef __bf16 bf16x8 __attribute__((ext_vector_type(8)));
@@ -95,7 +87,9 @@ struct BFloat16Mma {
     return __builtin_amdgcn_mfma_f32_16x16x32_bf16(__builtin_bit_cast(bf16x8, w), __builtin_bit_cast(bf16x8, a.v), sum,
                                                    0, 0, 0);
   }
-  MXORT_DEVICE i32 Pair(bf16x2 x, u32 scale) { return scale == kScaleNaN ? 0x7FC07FC0 : __builtin_bit_cast(i32, x); }
+  MXORT_DEVICE i32 Pair(bf16x2 x, u32 scale) {
+    return scale == kScaleNaN ? static_cast<i32>(kNaNs) : __builtin_bit_cast(i32, x);
+  }
 };
 
 }  // namespace mxort::hip
