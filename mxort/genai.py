@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from mxort.errors import MxortError
@@ -18,6 +19,10 @@ _Path = str | os.PathLike[str]
 _Options = Mapping[str, object]
 _registered: set[str] = set()
 
+_AMD = "AMDGPUExecutionProvider"
+"""The name of AMD's own provider, under which ours may be registered: genai 0.18 leaves the cache on the device and the
+inputs in pinned memory for this name alone, of decoders that write their cache in place."""
+
 
 def open(
     folder: _Path, *, device: str = "cpu", device_options: _Options | None = None, threads: int = 0
@@ -25,7 +30,8 @@ def open(
     """The onnxruntime_genai.Model of a folder. ``device`` and ``device_options`` are those of :func:`mxort.register`.
     ``threads`` of the decoder; 0: as the folder says, else the cores.
 
-    On a GPU, layers of the decoder and of parts without options of their own run there; the cache stays on the host.
+    On a GPU, layers of the decoder and of parts without options of their own run there. The cache stays there where the
+    folder says that it is written in place (past_present_share_buffer), as for decoders with GroupQueryAttention.
     Raises MxortError where onnxruntime-genai is missing or cannot open the folder, and for a GPU that cannot be used.
     """
     try:
@@ -42,15 +48,21 @@ def open(
         options["custom_ops_library"] = LIBRARY_NAME
         config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
         if chosen.gpu is not None:
-            _add_provider(genai, config, {**(device_options or {}), "device_id": chosen.gpu.ordinal})
+            name = _AMD if _in_place(Path(folder)) else get_ep_name()
+            _add_provider(genai, config, name, {**(device_options or {}), "device_id": chosen.gpu.ordinal})
         return genai.Model(config)
     except Exception as why:  # of several types, without a base of their own
         raise MxortError(f"{os.fspath(folder)}: onnxruntime-genai cannot open it: {one_line(why)}") from why
 
 
-def _add_provider(genai: Any, config: Any, options: _Options) -> None:
-    name = get_ep_name()
-    if not _registered:
+def _in_place(folder: Path) -> bool:
+    """Whether the folder's decoder writes its cache in place."""
+    search = json.loads((folder / "genai_config.json").read_text()).get("search", {})
+    return search.get("past_present_share_buffer") is True
+
+
+def _add_provider(genai: Any, config: Any, name: str, options: _Options) -> None:
+    if name not in _registered:
         # The ending lets the library offer GPUs, too, that onnxruntime does not find in /sys/class/drm.
         genai.register_execution_provider_library(f"{name}.virtual", get_library_path())
         _registered.add(name)

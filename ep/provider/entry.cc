@@ -5,13 +5,13 @@
 
 #define MXORT_EXPORT extern "C" __attribute__((visibility("default")))
 
-MXORT_EXPORT OrtStatus* CreateEpFactories(const char*, const OrtApiBase* base, const OrtLogger* logger,
+MXORT_EXPORT OrtStatus* CreateEpFactories(const char* registration, const OrtApiBase* base, const OrtLogger* logger,
                                           OrtEpFactory** factories, size_t max_factories,
                                           size_t* num_factories) noexcept {
   const OrtApi* oldest = base->GetApi(1);  // CreateStatus has been there from the start
   return mxort::Guard(*oldest, mxort::provider::kEpName, [&] {
     if (max_factories < 1) throw std::invalid_argument("got no room for a factory, expected room for 1");
-    factories[0] = mxort::provider::MakeFactory(mxort::provider::MakeRuntime(base), base, logger);
+    factories[0] = mxort::provider::MakeFactory(mxort::provider::MakeRuntime(base, registration), base, logger);
     *num_factories = 1;
   });
 }

@@ -34,7 +34,7 @@ Ep::Ep(const Runtime& runtime, const Logger& logger, const Gpu& gpu, std::shared
       launches_(std::make_shared<LaunchLog>()),
       live_(std::move(live)) {
   ort_version_supported = runtime.version;
-  GetName = [](const OrtEp*) noexcept { return kEpName; };
+  GetName = [](const OrtEp* self) noexcept { return Self(self).runtime_.name; };
   GetCapability = [](OrtEp* self, const OrtGraph* graph, OrtEpGraphSupportInfo* support) noexcept -> OrtStatus* {
     Ep& ep = Self(self);
     return Guard(*ep.runtime_.api, kEpName, [&] { ClaimNodes(ep, graph, support, ep.logger_); });

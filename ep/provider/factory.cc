@@ -84,7 +84,7 @@ Factory& Self(OrtEpFactory* factory) { return *static_cast<Factory*>(factory); }
 Factory::Factory(const Runtime& runtime, const OrtApiBase* base, const OrtLogger* logger)
     : OrtEpFactory{}, runtime_(runtime), logger_(runtime, logger) {
   ort_version_supported = runtime.version;
-  GetName = [](const OrtEpFactory*) noexcept { return kEpName; };
+  GetName = [](const OrtEpFactory* self) noexcept { return static_cast<const Factory*>(self)->runtime_.name; };
   GetVendor = [](const OrtEpFactory*) noexcept { return "mxort"; };
   GetVendorId = [](const OrtEpFactory*) noexcept { return kVendorId; };
   GetVersion = [](const OrtEpFactory*) noexcept -> const char* { return MXORT_VERSION; };
@@ -277,7 +277,7 @@ OrtEp* Factory::MakeEp(const OrtHardwareDevice* const* hardware, size_t count, c
   runtime_.Check(runtime_.api->GetSessionOptionsConfigEntries(session, &entries));
   const KeyValuePairsPtr owner(entries, KeyValuePairsDeleter{runtime_.api});
   const KeyValues config = ReadKeyValues(runtime_, entries);
-  Options options = ParseOptions(SelectOptions(config));
+  Options options = ParseOptions(SelectOptions(config, runtime_.name));
   // A session that writes a compiled model wants a node for every fusion, in a form that we have none of.
   const auto context = config.find("ep.context_enable");
   if (context != config.end() && context->second == "1") options.fusion = false;

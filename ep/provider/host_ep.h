@@ -24,6 +24,7 @@ class HostEp : public OwnedEp {
   ~HostEp() override { --*live_; }
 
  private:
+  const char* const name_;
   const LiveCount live_;
 };
 

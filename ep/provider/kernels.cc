@@ -46,7 +46,7 @@ class Definition {
     runtime.Check(runtime.ep->KernelDefBuilder_SetDomain(builder_, domain));
     runtime.Check(runtime.ep->KernelDefBuilder_SetOperatorType(builder_, type));
     runtime.Check(runtime.ep->KernelDefBuilder_SetSinceVersion(builder_, since, until));
-    runtime.Check(runtime.ep->KernelDefBuilder_SetExecutionProvider(builder_, kEpName));
+    runtime.Check(runtime.ep->KernelDefBuilder_SetExecutionProvider(builder_, runtime.name));
   }
   ~Definition() { runtime_.ep->ReleaseKernelDefBuilder(builder_); }
   Definition(const Definition&) = delete;

@@ -86,7 +86,7 @@ int NodeView::SinceVersion() const {
 bool NodeView::Free() const {
   const char* provider = nullptr;
   runtime_.Check(runtime_.api->Node_GetEpName(node_, &provider));
-  return !provider || !*provider || std::strcmp(provider, kEpName) == 0;
+  return !provider || !*provider || std::strcmp(provider, runtime_.name) == 0;
 }
 
 const OrtValueInfo* NodeView::Input(size_t index) const {

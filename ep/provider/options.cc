@@ -8,7 +8,8 @@
 namespace mxort::provider {
 namespace {
 
-constexpr const char* kPrefix = "ep.mxortexecutionprovider.";  // ONNX Runtime lower-cases the provider's name
+// What onnxruntime-genai tells AMD's provider of a model; nothing here depends on it.
+constexpr const char* kModelArch = "model_arch";
 
 [[noreturn]] void Fail(const std::string& name, const std::string& got, const std::string& expected) {
   throw std::invalid_argument("provider option " + name + ": got '" + got + "', expected " + expected);
@@ -74,12 +75,14 @@ Options ParseOptions(const KeyValues& values) {
   return options;
 }
 
-KeyValues SelectOptions(const KeyValues& session_config) {
+KeyValues SelectOptions(const KeyValues& session_config, const char* provider) {
   KeyValues selected;
-  const std::string prefix = kPrefix;
+  std::string prefix = std::string("ep.") + provider + ".";  // ONNX Runtime lower-cases the provider's name
+  for (char& c : prefix) c = c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c;
   for (auto it = session_config.lower_bound(prefix); it != session_config.end(); ++it) {
     if (it->first.compare(0, prefix.size(), prefix) != 0) break;
-    selected[it->first.substr(prefix.size())] = it->second;
+    const std::string name = it->first.substr(prefix.size());
+    if (name != kModelArch) selected[name] = it->second;
   }
   return selected;
 }

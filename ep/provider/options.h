@@ -22,8 +22,8 @@ struct Options {
 // must not be ignored.
 Options ParseOptions(const KeyValues& values);
 
-// The options of this provider among the entries of a session's configuration.
-KeyValues SelectOptions(const KeyValues& session_config);
+// The options of the provider of that name among the entries of a session's configuration.
+KeyValues SelectOptions(const KeyValues& session_config, const char* provider);
 
 }  // namespace mxort::provider
 

@@ -1,8 +1,10 @@
 #include "provider/runtime.h"
 
+#include <cstring>
+
 namespace mxort::provider {
 
-Runtime MakeRuntime(const OrtApiBase* base) {
+Runtime MakeRuntime(const OrtApiBase* base, const char* registration) {
   Runtime runtime;
   runtime.api = NegotiateApi(base, &runtime.version);
   if (!runtime.api || runtime.version < kOldestApi) {
@@ -11,6 +13,7 @@ Runtime MakeRuntime(const OrtApiBase* base) {
                              " or later (the CPU operators need 1.22: register_custom_ops_library)");
   }
   runtime.ep = runtime.api->GetEpApi();
+  if (registration && std::strncmp(registration, kAmdName, std::strlen(kAmdName)) == 0) runtime.name = kAmdName;
   return runtime;
 }
 

@@ -14,6 +14,8 @@
 namespace mxort::provider {
 
 inline constexpr const char* kEpName = "MxortExecutionProvider";
+// AMD's own provider, under whose name ours may be registered: for programs that know what to do with that one alone.
+inline constexpr const char* kAmdName = "AMDGPUExecutionProvider";
 inline constexpr uint32_t kVendorId = 0x1002;  // AMD's PCI number: memory is shared with providers that use it too
 
 inline constexpr uint32_t kOldestApi = 24;  // kernel registry, custom op domains of a provider
@@ -21,13 +23,15 @@ inline constexpr uint32_t kOldestApi = 24;  // kernel registry, custom op domain
 struct Runtime {
   const OrtApi* api = nullptr;
   const OrtEpApi* ep = nullptr;
-  uint32_t version = 0;  // negotiated: ort_version_supported of every struct handed over
+  uint32_t version = 0;        // negotiated: ort_version_supported of every struct handed over
+  const char* name = kEpName;  // of the provider under this registration
 
   void Check(OrtStatus* status) const { mxort::Check(*api, status); }
 };
 
 // Throws std::runtime_error with one clear line when the runtime is older than kOldestApi.
-Runtime MakeRuntime(const OrtApiBase* base);
+// `registration`: the name under which the library is registered.
+Runtime MakeRuntime(const OrtApiBase* base, const char* registration);
 
 using KeyValues = std::map<std::string, std::string>;
 KeyValues ReadKeyValues(const Runtime& runtime, const OrtKeyValuePairs* pairs);

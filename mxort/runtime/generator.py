@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from onnx import ModelProto, TensorProto, helper, load, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, helper, load, numpy_helper
 
 from mxort.errors import MxortError
 from mxort.runtime import hardware
@@ -174,6 +174,22 @@ class _Names:
         self.ends = frozenset(ends if isinstance(ends, list) else [ends])
 
 
+def _positions(names: _Names) -> list[NodeProto]:
+    """Of the tokens that come in, the last of which is at length - 1. Their number is also counted on the device,
+    where the length is."""
+    return [
+        helper.make_node("Equal", [names.tokens, names.tokens], ["mxort_tokens"]),
+        helper.make_node("Cast", ["mxort_tokens"], ["mxort_ones"], to=TensorProto.INT64),
+        helper.make_node("ReduceSum", ["mxort_ones", "mxort_axes"], ["mxort_count"], keepdims=0),
+        helper.make_node("Sub", [_LENGTH, "mxort_count"], ["mxort_first"]),
+        helper.make_node("Add", ["mxort_places", "mxort_first"], ["mxort_from_first"]),
+        helper.make_node("Shape", [names.tokens], ["mxort_new"], start=1, end=2),
+        helper.make_node(
+            "Slice", ["mxort_from_first", "mxort_zero", "mxort_new", "mxort_axes"], [names.positions]
+        ),
+    ]
+
+
 def _closed(model: ModelProto, names: _Names, capacity: int) -> ModelProto:
     """The decoder with its loop: see the module."""
     graph = model.graph
@@ -201,13 +217,13 @@ def _closed(model: ModelProto, names: _Names, capacity: int) -> ModelProto:
         helper.make_node("ArgMax", ["mxort_logits"], [_NEXT_TOKEN], axis=1, keepdims=1),
     ]
     if names.positions in given:
-        raise MxortError(
-            f"{names.file}: got the input {names.positions}, expected a decoder that counts by its mask"
-        )
+        graph.initializer.append(numpy_helper.from_array(np.array([0], np.int64), "mxort_zero"))
+        before += _positions(names)
     nodes = [*before, *graph.node, *after]
     del graph.node[:]
     graph.node.extend(nodes)
-    inputs = [value for value in graph.input if value.name != names.mask]
+    made = {names.mask, names.positions}
+    inputs = [value for value in graph.input if value.name not in made]
     outputs = [value for value in graph.output if value.name != names.logits]
     del graph.input[:], graph.output[:]
     graph.input.extend([*inputs, helper.make_tensor_value_info(_LENGTH, TensorProto.INT64, [1])])

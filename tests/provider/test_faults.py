@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 from simulated import run
 
 FREES = (
@@ -24,6 +25,9 @@ ERRORS = {"hipMalloc": 2, "hipHostMalloc": 2, "hipModuleLaunchKernel": 719, "hip
 """hipError_t by function; any other fails with hipErrorUnknown."""
 
 UNKNOWN = 999
+
+ALIKE = {"hipGetDevice", "hipSetDevice", "hipGetDeviceCount", "hipGetLastError", "hipPointerGetAttributes"}
+"""Functions of which one call is like another: they are called before anything else is."""
 
 RUNS = 3
 
@@ -132,8 +136,11 @@ def judge(fork: Any, reference: Any, function: str) -> str:
     return ""
 
 
-def sweep(model: str, options: dict[str, Any], functions: list[str], most: int) -> dict[str, Any]:
-    """Lets each call of each HIP function fail in turn, or ``most`` of them spread over all."""
+def sweep(
+    model: str, options: dict[str, Any], functions: list[str], most: int, alike: int = 4
+) -> dict[str, Any]:
+    """Lets each call of each HIP function fail in turn, or ``most`` of them spread over all; ``alike`` of those of
+    which one is like another."""
     import gpu
 
     import hammering
@@ -147,15 +154,17 @@ def sweep(model: str, options: dict[str, Any], functions: list[str], most: int) 
         fork = gpu.forked(attempt, model, options, (function, call))
         return "died" if fork.death else fork.result["stage"], judge(fork, reference, function)
 
-    result = hammering.fail_in_turn(
-        reference["calls"], functions, lambda _, calls: range(1, calls + 1, max(1, calls // most)), life
-    )
+    def places(function: str, calls: int) -> range:
+        return range(1, calls + 1, max(1, calls // (alike if function in ALIKE else most)))
+
+    result = hammering.fail_in_turn(reference["calls"], functions, places, life)
     return result | {"live": reference["live"]}
 
 
-def test_every_call_may_fail(converted: Callable[..., str]) -> None:
+@pytest.mark.parametrize("alike", [4, pytest.param(1000, marks=pytest.mark.slow)])
+def test_every_call_may_fail(converted: Callable[..., str], alike: int) -> None:
     """Registration, opening, two runs, release: every HIP call of it."""
-    result = run(sweep, converted("single", accuracy_level=1), {"self_check": 0}, [], 1000)
+    result = run(sweep, converted("single", accuracy_level=1), {"self_check": 0}, [], 1000, alike)
     assert result["bad"] == []
     assert result["live"] == {}
     for function in ("hipMalloc", "hipMemcpyAsync", "hipModuleLaunchKernel", "hipModuleLoadData"):

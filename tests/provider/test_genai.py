@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 from simulated import run
 
+import checkpoints
 import mxort
 import mxort.genai
 from model_folders import genai_folder
 from mxort.errors import MxortError
 
 
-def generated(folder: str, device: str, **options: object) -> dict[str, Any]:
+def generated(folder: str, device: str, options: dict[str, object] | None = None) -> dict[str, Any]:
     """Logits behind a prompt, the tokens that follow it, and how often the GPU was called."""
     import onnxruntime_genai as genai
 
@@ -26,19 +27,24 @@ def generated(folder: str, device: str, **options: object) -> dict[str, Any]:
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        model = mxort.genai.open(folder, device=device, device_options=options or None)
+        model = mxort.genai.open(folder, device=device, device_options=options)
     parameters = genai.GeneratorParams(model)
+    sim = harness.Sim.attach()
     parameters.set_search_options(max_length=6)
     generator = genai.Generator(model, parameters)
     generator.append_tokens(np.array([[3, 5, 7]], np.int32))
     logits = generator.get_logits()[0, -1].tolist()
+    steps = []
     while not generator.is_done():
+        before = sim.counters()
         generator.generate_next_token()
-    launches = harness.Sim.attach().counters()["launches"]
+        steps.append({k: v - before[k] for k, v in sim.counters().items() if k.startswith("copies")})
+    launches = sim.counters()["launches"]
     return {
         "logits": logits,
         "tokens": generator.get_sequence(0).tolist(),
         "launches": launches,
+        "steps": steps,
         "warnings": [str(warning.message) for warning in caught],
     }
 
@@ -60,6 +66,17 @@ def test_on_a_gpu(folder: Path) -> None:
     assert np.linalg.norm(np.array(on_gpu["logits"]) - expected) < 4e-2 * np.linalg.norm(expected)
     assert on_gpu["tokens"][:4] == on_cpu["tokens"][:4]
     assert on_gpu["warnings"] == on_cpu["warnings"] == []
+
+
+def test_the_cache_stays_on_the_gpu(tmp_path: Path) -> None:
+    """Of a decoder that writes it in place: the inputs lie in pinned memory, the logits come back. Nothing is rounded
+    at run time but sums, so that CPU and GPU choose the same tokens."""
+    checkpoints.make(tmp_path / "in", "llama", "compressed-tensors")
+    mxort.import_checkpoint(tmp_path / "in", tmp_path / "out", table_format="float", accuracy_level=1)
+    on_gpu = run(generated, str(tmp_path / "out"), "gpu", {"self_check": False})
+    assert on_gpu["tokens"] == run(generated, str(tmp_path / "out"), "cpu")["tokens"]
+    for step in on_gpu["steps"][1:]:  # the first token is that of the prompt's logits
+        assert step == {"copies_to_device": 0, "copies_to_host": 1, "copies_on_device": 0}
 
 
 def test_a_model_that_was_converted_as_a_file(folder: Path, tmp_path: Path) -> None:

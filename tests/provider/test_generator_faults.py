@@ -7,15 +7,12 @@ from typing import Any
 
 import pytest
 from simulated import run
-from test_faults import ERRORS, FREES, GRAPHS, UNKNOWN
+from test_faults import ALIKE, ERRORS, FREES, GRAPHS, UNKNOWN
 
 import mxort
 
 STEPS = 3
 TOKENS = [5, 9, 17, 3]
-
-NOTHING = {"hipGetDevice", "hipSetDevice", "hipGetDeviceCount", "hipGetLastError", "hipPointerGetAttributes"}
-"""Functions of which one call is like another: they are called hundreds of times."""
 
 
 def attempt(folder: str, fault: tuple[str, int] | None) -> dict[str, Any]:
@@ -93,7 +90,7 @@ def sweep(folder: str, functions: list[str], most: int) -> dict[str, Any]:
     assert not first.death and reference["stage"] == "ok", first
 
     def places(function: str, calls: int) -> Iterable[int]:
-        if function in NOTHING:
+        if function in ALIKE:
             return [1, calls // 2]
         return range(1, calls + 1, max(1, calls // most)) if most > 1 else [max(1, calls * 3 // 4)]
 
