@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, no_type_check
 
 import numpy as np
@@ -143,6 +144,7 @@ class _Decoding:
         )
 
 
+@cache
 def _matmul(operator: str) -> Any:
     """The function of a product."""
     d = _Decoding.of(operator)
@@ -210,6 +212,7 @@ def _matmul(operator: str) -> Any:
     return matmul
 
 
+@cache
 def _gather(operator: str) -> Any:
     """The function of a table's rows; only those asked for are decoded."""
     d = _Decoding.of(operator)
@@ -254,6 +257,7 @@ def _gather(operator: str) -> Any:
     return gather
 
 
+@cache
 def _integers(operator: str) -> Any:
     """The function of a product whose elements are integers in units of a power of two.
 
@@ -395,8 +399,6 @@ def _epilogue(operator: str, opset: int) -> onnx.FunctionProto:
     )
 
 
-_FUNCTIONS = {name: _matmul(name) for name in MATMULS} | {name: _gather(name) for name in GATHERS}
-_INTEGER_FUNCTIONS = {name: _integers(name) for name in MATMULS if _is_integer(name)}
 INTEGER_OPSETS = range(19, 28)
 """onnx.reference has DequantizeLinear from 19 on; that of 28 no onnxruntime has yet (1.32)."""
 
@@ -422,8 +424,13 @@ def function(operator: str, opset: int) -> onnx.FunctionProto:
         return experts_function.function(opset)
     if operator in EPILOGUES:
         return _epilogue(operator, opset)
-    definition = _INTEGER_FUNCTIONS.get(operator) if opset in INTEGER_OPSETS else None
-    proto: onnx.FunctionProto = (definition or _FUNCTIONS[operator]).to_function_proto()
+    if operator in GATHERS:
+        definition = _gather(operator)
+    elif opset in INTEGER_OPSETS and _is_integer(operator):
+        definition = _integers(operator)
+    else:
+        definition = _matmul(operator)
+    proto: onnx.FunctionProto = definition.to_function_proto()
     proto.name = operator
     if len(formats_of(operator)) == 1:
         _fix_attribute(proto, EXPONENT_BITS)
