@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 from pathlib import Path
 
@@ -24,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         nargs="+",
         metavar="MODEL",
-        help="the first is what ratios refer to; others may be GGUF files, which llama-cpp-python runs",
+        help="the first is what ratios refer to; others may be .gguf (llama-cpp-python runs them) or .xml (OpenVINO)",
     )
     models.add_argument(
         "--prompt",
@@ -41,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     models.add_argument(
         "--peers",
         action="store_true",
-        help="also what onnxruntime's own quantisers make of the first: dynamic int8, int4 (MatMulNBits)",
+        help="also the first in onnxruntime's dynamic int8 and int4 (MatMulNBits), and in OpenVINO if installed",
     )
     models.add_argument("--profile", action="store_true", help="also the share of each operator in the time")
     add_plot(models)
@@ -75,6 +76,9 @@ def _run_models(arguments: argparse.Namespace) -> int:
     with shared.progress() as progress, tempfile.TemporaryDirectory(prefix="mxort-peers-") as folder:
         made: list[Path] = []
         for name in peers.PEERS if arguments.peers else ():
+            if not peers.is_available(name):
+                print(f"mxort: {name}: {peers.PEERS[name].library} is not installed", file=sys.stderr)
+                continue
             (progress or silent)(f"making {name}", 0.0)
             made.append(peers.make(name, arguments.models[0], Path(folder)))
         result = bench_models(

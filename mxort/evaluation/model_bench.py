@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
@@ -26,8 +26,7 @@ from mxort.calibration.example_inputs import (
 )
 from mxort.converters import model_io
 from mxort.errors import MxortError
-from mxort.evaluation import caches
-from mxort.evaluation.gguf_runs import SUFFIX, GgufModel, size_of_gguf
+from mxort.evaluation import caches, gguf_runs, openvino_runs
 from mxort.evaluation.model_runs import is_decoder, make_runner, node_shares
 from mxort.evaluation.turns import Timing, interleave, pin, session_options, summarize
 from mxort.progress import Progress, silent
@@ -94,25 +93,28 @@ def bench_models(
 
     Decoders with a KV cache (inputs past_key_values.*, outputs present.*) run ``prompt`` tokens where no inputs are
     given (0: as many as are made up), and in another turn ``generate`` single tokens; behind the first model there may
-    be GGUF files of decoders, which llama.cpp runs. Raises
+    be GGUF files of decoders, which llama.cpp runs, and OpenVINO's own files (.xml). Raises
     MxortError for models that cannot be opened or run and for inputs that do not fit every model.
     """
     paths = [Path(model) for model in models]
     report = progress or silent
     report("reading", 0.0)
-    sources = [model_io.load(path) for path in paths if not _is_gguf(path)]
-    if _is_gguf(paths[0]):
-        raise MxortError(f"{paths[0]}: the first model gives the inputs: got a GGUF, expected an ONNX file")
+    sources = [model_io.load(path) for path in paths if not _is_foreign(path)]
+    if _is_foreign(paths[0]):
+        kind = paths[0].suffix.removeprefix(".")
+        raise MxortError(
+            f"{paths[0]}: the first model gives the inputs: got a .{kind}, expected an ONNX file"
+        )
     dims = {**_prompt_dims(sources[0].model, prompt), **(dims or {})}
     feeds = inputs_for(sources[0].model, sources[0].name, inputs, seed=seed, dims=dims)
     for source in sources[1:]:
         check_inputs(caches.fitted(feeds, caches.rows_of_model(source.model)), source.model, source.name)
-    if len(sources) < len(paths) and not is_decoder(feeds):
+    if any(path.suffix == gguf_runs.SUFFIX for path in paths) and not is_decoder(feeds):
         raise MxortError(
             f"{sources[0].name}: a GGUF is compared with decoders that have a KV cache, got none"
         )
     sizes = iter([source.nbytes for source in sources])
-    file_bytes = [size_of_gguf(path) if _is_gguf(path) else next(sizes) for path in paths]
+    file_bytes = [_FOREIGN[path.suffix][0](path) if _is_foreign(path) else next(sizes) for path in paths]
     job = _Job(feeds, threads, generate, sliding_caches(sources[0].model), hint(inputs))
     del sources
     kinds = ("run", "decode") if is_decoder(feeds) and generate else ("run",)
@@ -155,8 +157,8 @@ def bench_models(
     )
 
 
-def _is_gguf(path: Path) -> bool:
-    return path.suffix == SUFFIX
+def _is_foreign(path: Path) -> bool:
+    return path.suffix in _FOREIGN
 
 
 def _prompt_dims(model: ir.Model, prompt: int) -> dict[str, int]:
@@ -183,6 +185,19 @@ class _Job:
     def positions(self) -> int:
         """What a decoder's cache must hold."""
         return max(int(self.feeds["input_ids"].shape[-1]), self.generate)
+
+
+_FOREIGN: Mapping[str, tuple[Callable[[Path], int], Callable[[str, _Job], Any]]] = {
+    gguf_runs.SUFFIX: (
+        gguf_runs.size_of_gguf,
+        lambda model, job: gguf_runs.GgufModel(model, job.threads, job.positions),
+    ),
+    openvino_runs.SUFFIX: (
+        openvino_runs.size_of_openvino,
+        lambda model, job: openvino_runs.OpenVinoModel(model, job.threads, job.sliding),
+    ),
+}
+"""Files that another library runs, by suffix: their bytes, and what loads them."""
 
 
 @dataclass
@@ -264,13 +279,13 @@ def _answer(connection: Connection, model: str, job: _Job) -> None:
     options = session_options(job.threads)
     base, anonymous = status_bytes("VmRSS"), status_bytes("RssAnon")
     start = time.perf_counter()
-    gguf = GgufModel(model, job.threads, job.positions) if _is_gguf(Path(model)) else None
-    session = None if gguf else open_session(model, options)
+    foreign = _FOREIGN[Path(model).suffix][1](model, job) if _is_foreign(Path(model)) else None
+    session = None if foreign else open_session(model, options)
     loaded = {"seconds": time.perf_counter() - start, "base": base}
     connection.send(("ok", loaded | {"anonymous": status_bytes("RssAnon") - anonymous}))
     runner = (
-        gguf.runner(job.feeds, job.generate)
-        if gguf
+        foreign.runner(job.feeds, job.generate)
+        if foreign
         else make_runner(session, job.feeds, job.generate, job.sliding)
     )
     while True:
@@ -278,7 +293,7 @@ def _answer(connection: Connection, model: str, job: _Job) -> None:
         if request == "memory":
             answer: Any = status_bytes("VmHWM")
         elif request == "profile":
-            answer = {} if gguf else node_shares(model, job.feeds, job.generate, job.threads, job.sliding)
+            answer = {} if foreign else node_shares(model, job.feeds, job.generate, job.threads, job.sliding)
         else:
             answer = runner[request]()
         connection.send(("ok", answer))

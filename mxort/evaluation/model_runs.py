@@ -26,6 +26,31 @@ def is_decoder(feeds: Inputs) -> bool:
     return "input_ids" in feeds and any(name.startswith(_PAST) for name in feeds)
 
 
+def empty_cache(feeds: Inputs, sliding: Collection[str] = ()) -> Inputs:
+    """The cache before the first token; one that slides has its full length at once."""
+    return {
+        name: np.asarray(array) if name in sliding else np.asarray(array)[:, :, :0]
+        for name, array in feeds.items()
+        if name.startswith(_PAST)
+    }
+
+
+def token_inputs(feeds: Inputs, step: int) -> Inputs:
+    """What a decoder is given besides its cache for one token behind ``step`` others, of the inputs that it has."""
+    tokens = np.asarray(feeds["input_ids"])[:1]
+    arrays = {
+        "input_ids": tokens[:, [step % tokens.shape[1]]],
+        "attention_mask": np.ones((1, step + 1), np.int64),
+        "position_ids": np.full((1, 1), step, np.int64),
+    }
+    return {name: array for name, array in arrays.items() if name in feeds}
+
+
+def present_of(past: str) -> str:
+    """The output that becomes the input ``past`` of the next token."""
+    return past.replace(_PAST, _PRESENT)
+
+
 def make_runner(
     session: Any, feeds: Inputs, generate: int, sliding: Collection[str] = ()
 ) -> dict[str, Callable[[], float]]:
@@ -46,25 +71,15 @@ def _decode(session: Any, feeds: Inputs, generate: int, sliding: Collection[str]
     returns a grown copy of it, which is small for so few tokens."""
     value = require_onnxruntime().OrtValue.ortvalue_from_numpy
     outputs = [output.name for output in session.get_outputs()]
-    past = {
-        name: value(np.asarray(array) if name in sliding else np.asarray(array)[:, :, :0])
-        for name, array in feeds.items()
-        if name.startswith(_PAST)
-    }
-    tokens = np.asarray(feeds["input_ids"])[:1]
+    past = {name: value(array) for name, array in empty_cache(feeds, sliding).items()}
     times = []
     for step in range(generate):
-        arrays = {
-            "input_ids": tokens[:, [step % tokens.shape[1]]],
-            "attention_mask": np.ones((1, step + 1), np.int64),
-            "position_ids": np.full((1, 1), step, np.int64),
-        }
-        given = {name: value(array) for name, array in arrays.items() if name in feeds}
+        given = {name: value(array) for name, array in token_inputs(feeds, step).items()}
         start = time.perf_counter()
         results = session.run_with_ort_values(outputs, given | past)
         times.append(time.perf_counter() - start)
         named = dict(zip(outputs, results, strict=True))
-        past = {name: named[name.replace(_PAST, _PRESENT)] for name in past}
+        past = {name: named[present_of(name)] for name in past}
     return float(np.median(times))
 
 

@@ -1,11 +1,14 @@
-"""What onnxruntime's own quantisers make of a model, to stand beside a conversion: one table, ``PEERS``."""
+"""What a model becomes with other tools, to stand beside a conversion: one table, ``PEERS``."""
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
@@ -36,17 +39,40 @@ def quantize_int4(source: str | os.PathLike[str], target: str | os.PathLike[str]
         quantizer.model.save_model_to_file(os.fspath(target), use_external_data_format=_is_large(source))
 
 
-PEERS: Mapping[str, Callable[[str | os.PathLike[str], str | os.PathLike[str]], None]] = MappingProxyType(
-    {"ort-int8": quantize_int8, "ort-int4": quantize_int4}
+def write_openvino(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
+    """OpenVINO's own file of the model, its weights as they are."""
+    openvino = importlib.import_module("openvino")
+    openvino.save_model(openvino.convert_model(os.fspath(source)), os.fspath(target), compress_to_fp16=False)
+
+
+@dataclass(frozen=True)
+class Peer:
+    """``write(source, target)`` makes it; ``library`` is what that needs."""
+
+    write: Callable[[str | os.PathLike[str], str | os.PathLike[str]], None]
+    library: str = "onnxruntime"
+    suffix: str = ".onnx"
+
+
+PEERS: Mapping[str, Peer] = MappingProxyType(
+    {
+        "ort-int8": Peer(quantize_int8),
+        "ort-int4": Peer(quantize_int4),
+        "openvino": Peer(write_openvino, "openvino", ".xml"),
+    }
 )
-"""Name -> what writes it: (source, target)."""
+
+
+def is_available(name: str) -> bool:
+    """Whether the library of a peer is installed."""
+    return importlib.util.find_spec(PEERS[name].library) is not None
 
 
 def make(name: str, source: Path, folder: Path) -> Path:
-    """The peer of that name of ``source``, in ``folder``. Raises MxortError where onnxruntime cannot make it."""
-    target = folder / f"{source.stem}.{name}.onnx"
+    """The peer of that name of ``source``, in ``folder``. Raises MxortError where its library cannot make it."""
+    target = folder / f"{source.stem}.{name}{PEERS[name].suffix}"
     try:
-        PEERS[name](source, target)
+        PEERS[name].write(source, target)
     except Exception as error:
         text = " ".join(str(error).split())
         raise MxortError(f"{source}: {name}: {type(error).__name__}: {text}") from None
