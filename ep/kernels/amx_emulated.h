@@ -17,6 +17,10 @@ class AmxTiles {
   MXORT_MEMBER void Store(void* p) {
     __builtin_memcpy(p, tile_[kTile], kBytes);
   }
+  template <int kTile>
+  MXORT_MEMBER void Zero() {
+    __builtin_memset(tile_[kTile], 0, kBytes);
+  }
   template <int kC, int kA, int kB>
   MXORT_MEMBER void Multiply() {
     for (int m = 0; m < 16; ++m) {

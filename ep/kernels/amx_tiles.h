@@ -50,6 +50,10 @@ class AmxTiles {
   MXORT_MEMBER void Store(void* p) {
     asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(p), "r"(kRowBytes), "i"(kTile) : "memory");
   }
+  template <int kTile>
+  MXORT_MEMBER void Zero() {
+    asm volatile("tilezero %%tmm%c0" ::"i"(kTile));
+  }
   // Tile kC += A . B in bf16 pairs: sum over p of A[m][p].(two) * B[p][n].(two).
   template <int kC, int kA, int kB>
   MXORT_MEMBER void Multiply() {

@@ -9,7 +9,7 @@
 
 #include <cstdio>
 
-#include "kernels/cpu_kernels.h"
+#include "kernels/amx_kernels.h"
 #include "kernels/self_check.h"
 
 namespace mxort {
@@ -66,7 +66,7 @@ CpuFeatures DetectCpu() {
   cpu.avx_vnni = cpu.avx2_fma && Has(more.a, 4);
   // Leaf 7: AMX-BF16, AMX-TILE. The kernel was written without a CPU that has AMX: it has to show itself right first.
   static const bool amx = cpu.avx512 && Has(extended.d, 22) && Has(extended.d, 24) && GrantsTiles() &&
-                          (SelfCheck(kAmx) || Warn("avx512_amx"));
+                          ((SelfCheck(kAmx) && SelfCheck(kAmxMxint8)) || Warn("avx512_amx"));
   cpu.amx_bf16 = amx;
   return cpu;
 }

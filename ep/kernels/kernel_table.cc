@@ -3,6 +3,7 @@
 #include <cstdlib>
 #include <stdexcept>
 
+#include "kernels/amx_kernels.h"
 #include "kernels/cpu_kernels.h"
 #include "kernels/vector_functions.h"
 
@@ -41,7 +42,8 @@ const std::vector<const Kernel*>& KernelTable() {
       // of MXFP4
       &kAmx, &kAvx512Vnni, &kAvx512VnniBw, &kAvx512Bw, &kAvx512, &kAvxVnni, &kAvx2Int8, &kAvx2,
       // of MXINT8
-      &kAvx512VnniMxint8, &kAvx512BwMxint8, &kAvx512Mxint8, &kAvxVnniMxint8, &kAvx2Int8Mxint8, &kAvx2Mxint8,
+      &kAmxMxint8, &kAvx512VnniMxint8, &kAvx512BwMxint8, &kAvx512Mxint8, &kAvxVnniMxint8, &kAvx2Int8Mxint8,
+      &kAvx2Mxint8,
       // of the wider minifloats
       &kAvx512Byte, &kAvx2Byte,
 #endif

@@ -4,6 +4,7 @@
 #include <mutex>
 #include <vector>
 
+#include "kernels/amx_kernels.h"
 #include "kernels/cpu_kernels.h"
 #include "kernels/float16.h"
 #include "kernels/layout.h"
@@ -15,19 +16,25 @@ namespace {
 int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Work below which handing it to another thread costs more than it saves: some microseconds.
-constexpr int64_t kTaskValues = 16 * 1024;           // of A, when preparing
-constexpr int64_t kTaskMultiplies = 512 * 1024;      // when multiplying; of several panels four times as many
-constexpr int64_t kTaskStrips = 4;                   // that a panel is read for once, where tasks are enough
-constexpr int64_t kPreparedCacheBytes = 256 * 1024;  // prepared panels of one task stay in L2
+constexpr int64_t kTaskValues = 16 * 1024;       // of A, when preparing
+constexpr int64_t kTaskMultiplies = 512 * 1024;  // when multiplying; of several panels four times as many
+constexpr int64_t kTaskStrips = 4;               // that a panel is read for once, where tasks are enough
 // Panels prepared at once: those of more rows are prepared and multiplied a block of rows after the other. Of one
 // thread they do not leave the second-level cache in between, and what a thread keeps does not grow with M. A block is
 // many tasks of multiplying, so the weights are read no more often than without.
 constexpr int64_t kWorkspaceBytes = 1024 * 1024;
 
+Blocking BlockingFor([[maybe_unused]] const Kernel& kernel) {
+#if defined(__x86_64__)
+  if (&kernel == &kAmx || &kernel == &kAmxMxint8) return kTileBlocking;
+#endif
+  return {};
+}
+
 // Panels of equal height: 16 rows on a kernel of 12 become 8 + 8, not 12 + 4.
 int PanelRows(const MatMulCall& call, const Kernel& kernel) {
-  const int64_t panels = CeilDiv(call.M, kernel.max_panel_rows(*call.spec));
-  return static_cast<int>(CeilDiv(call.M, panels));
+  const int64_t panels = CeilDiv(call.M, kernel.max_panel_rows(*call.spec)), unit = BlockingFor(kernel).rows;
+  return static_cast<int>(CeilDiv(CeilDiv(call.M, panels), unit) * unit);
 }
 
 // Fills the panels and returns the rows that the kernel declined.
@@ -79,19 +86,21 @@ struct Piece {
   int64_t stride;
 };
 
-// A panel after the other: the epilogue follows while the products are in the first-level cache. Of floats they lie
+// Some panels after the others: the epilogue follows while the products are in a core's caches. Of floats they lie
 // where Y does.
 void ComputeActivated(const MatMulCall& call, const Kernel& kernel, const MatMulArgs& args, Range panels,
                       Range strips) {
-  thread_local Workspace workspace;  // two panels' products
+  thread_local Workspace workspace;  // two times the products of a step
   const Epilogue& epilogue = call.epilogue;
   const int64_t column = strips.begin * kStripColumns;
   const int64_t columns = std::min(call.spec->N, strips.end * kStripColumns) - column;
-  const auto floats = static_cast<size_t>(2 * args.panel_rows * columns);
+  const int64_t step = std::min(BlockingFor(kernel).panels, panels.end - panels.begin);
+  const auto floats = static_cast<size_t>(2 * step * args.panel_rows * columns);
   auto* factors = reinterpret_cast<float*>(workspace.Get(floats * sizeof(float)));
-  for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
-    const int64_t row = panel * args.panel_rows, rows = std::min<int64_t>(call.M - row, args.panel_rows);
-    Piece y = {factors + args.panel_rows * columns, columns};
+  for (int64_t panel = panels.begin; panel < panels.end; panel += step) {
+    const int64_t end = std::min(panels.end, panel + step);
+    const int64_t row = panel * args.panel_rows, rows = std::min<int64_t>(call.M, end * args.panel_rows) - row;
+    Piece y = {factors + step * args.panel_rows * columns, columns};
     if (call.type == DataType::kFloat) y = {static_cast<float*>(call.y) + row * call.spec->N + column, call.spec->N};
     const auto compute = [&](MatMulArgs to, const Piece& piece) {
       to.type = DataType::kFloat;
@@ -99,7 +108,7 @@ void ComputeActivated(const MatMulCall& call, const Kernel& kernel, const MatMul
       to.y_stride = piece.stride;
       to.y_row = row;
       to.y_column = column;
-      kernel.compute(to, {panel, panel + 1}, strips);
+      kernel.compute(to, {panel, end}, strips);
     };
     compute(args, y);
     if (epilogue.factor) compute(With(*epilogue.factor, args), {factors, columns});
@@ -111,20 +120,23 @@ void ComputeActivated(const MatMulCall& call, const Kernel& kernel, const MatMul
 }
 
 void ComputeAll(const MatMulCall& call, const Kernel& kernel, const MatMulArgs& args, const ParallelFor& parallel) {
+  const Blocking blocking = BlockingFor(kernel);
   const int64_t strips = StripsOf(call.spec->N), panels = CeilDiv(call.M, args.panel_rows);
   const int64_t panels_per_task = std::clamp<int64_t>(
-      kPreparedCacheBytes / static_cast<int64_t>(std::max<size_t>(1, args.panel_stride)), 1, panels);
+      blocking.prepared_bytes / static_cast<int64_t>(std::max<size_t>(1, args.panel_stride)), 1, panels);
   const int64_t panel_tasks = CeilDiv(panels, panels_per_task);
   const int64_t strip_multiplies = std::min(call.M, panels_per_task * args.panel_rows) * args.blocks * kBlockSize *
                                    kStripColumns * (call.epilogue.factor ? 2 : 1);
   // Tasks of equal size: of two threads neither waits for the other.
   const int64_t task_multiplies = panels > 1 ? 4 * kTaskMultiplies : kTaskMultiplies;
-  const int64_t most = panel_tasks > 1 ? CeilDiv(strips, kTaskStrips) : strips;
+  const int64_t units = CeilDiv(strips, blocking.strips);
+  const int64_t most = panel_tasks > 1 ? CeilDiv(strips, std::max(kTaskStrips, blocking.strips)) : units;
   const int64_t strip_tasks = std::clamp<int64_t>(CeilDiv(strips * strip_multiplies, task_multiplies), 1, most);
   parallel(panel_tasks * strip_tasks, [&](int64_t task) {
     const int64_t panel = task / strip_tasks * panels_per_task, strip = task % strip_tasks;
     const Range of_panels = {panel, std::min(panels, panel + panels_per_task)};
-    const Range of_strips = {strips * strip / strip_tasks, strips * (strip + 1) / strip_tasks};
+    const Range of_strips = {units * strip / strip_tasks * blocking.strips,
+                             std::min(strips, units * (strip + 1) / strip_tasks * blocking.strips)};
     if (call.epilogue.activate) return ComputeActivated(call, kernel, args, of_panels, of_strips);
     kernel.compute(args, of_panels, of_strips);
   });

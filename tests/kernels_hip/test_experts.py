@@ -28,7 +28,7 @@ KERNELS = [
 
 
 def kernel_of(arch: str) -> str:
-    return oracle.TWO_TERMS_KERNEL if arch == "gfx950" else oracle.BFLOAT16_KERNEL
+    return oracle.TWO_TERMS_KERNEL if arch == "gfx950" else oracle.BFLOAT16_KERNELS[0]
 
 
 def rows_of(experts: Experts, rows: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

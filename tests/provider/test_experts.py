@@ -36,7 +36,7 @@ ELEMENTS = {"float": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "bfloat1
 
 def kernel_of(experts: Experts, arch: str) -> str:
     """What the oracle must know of how a device rounds A: two terms, or one of bfloat16, as AMX."""
-    return oracle.TWO_TERMS_KERNEL if arch == "gfx950" else oracle.BFLOAT16_KERNEL
+    return oracle.TWO_TERMS_KERNEL if arch == "gfx950" else oracle.BFLOAT16_KERNELS[0]
 
 
 def rows(
