@@ -91,7 +91,7 @@ wheel-test: dist/.built $(OTHER_ONNXRUNTIMES:%=build/ort/%)
 	scripts/wheel_test.sh $(WHEEL_PYTHONS)
 
 # Those of onnxruntime-genai are in `make test`. PIPELINES="optimum" runs one.
-PIPELINES = optimum sentence_transformers olive triton compressed_tensors ray onnx_genai_server
+PIPELINES = optimum sentence_transformers olive triton compressed_tensors ray onnx_genai_server guidellm
 pipelines: dist/.built hipsim
 	scripts/pipelines.sh $(PIPELINES)
 

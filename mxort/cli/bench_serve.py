@@ -62,6 +62,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MS",
         help="of a token, for a request to count as goodput (default 100)",
     )
+    parser.add_argument(
+        "--client",
+        choices=("own", "guidellm"),
+        default="own",
+        help="who asks and holds the clock (default own; guidellm where it is installed: no ITL)",
+    )
     parser.add_argument("--price", type=shared.positive_float, help="of an hour of the machine, for costs")
     parser.add_argument("--seed", type=shared.natural, default=0, help="of the prompts (default 0)")
     parser.add_argument("--api-key", default=os.environ.get(KEY), help=f"of the servers (default: ${KEY})")
@@ -86,6 +92,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.tpot_limit,
         arguments.price,
         arguments.seed,
+        arguments.client,
     )
     with shared.progress() as progress:
         result = bench_servers(arguments.targets, load, key=arguments.api_key, progress=progress)

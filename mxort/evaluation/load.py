@@ -6,7 +6,7 @@ import asyncio
 import json
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,7 +31,10 @@ class Target:
 
 @dataclass(frozen=True)
 class Seen:
-    """A request as its client saw it: seconds from its start to each piece of text. The server counted the tokens."""
+    """A request as its client saw it: seconds from its start to each piece of text. The server counted the tokens.
+
+    Without ``all_pieces`` the client told of the first and the last alone.
+    """
 
     started: float
     pieces: tuple[float, ...]
@@ -39,6 +42,7 @@ class Seen:
     prompt_tokens: int
     tokens: int
     error: str = ""
+    all_pieces: bool = True
 
     @property
     def first(self) -> float:
@@ -134,7 +138,6 @@ async def run_clients(
     tokens: int,
     max_seconds: float,
     seed: int,
-    done: Callable[[int], None],
 ) -> list[Seen]:
     """``requests`` completions by so many clients at once; none begins later than ``max_seconds`` after the first."""
     seen: list[Seen] = []
@@ -146,7 +149,6 @@ async def run_clients(
             if time.perf_counter() > end and seen:
                 return
             seen.append(await ask(client, target, make_prompt(words, seed + number), tokens))
-            done(len(seen))
 
     await asyncio.gather(*(one() for _ in range(clients)))
     return seen

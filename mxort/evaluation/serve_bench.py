@@ -19,6 +19,7 @@ import numpy as np
 
 from mxort.errors import MxortError
 from mxort.evaluation.energy import CpuEnergy, GpuEnergy
+from mxort.evaluation.guidellm import find_program, run_guidellm
 from mxort.evaluation.load import Seen, Target, fit_words, run_clients
 from mxort.progress import Progress, silent
 from mxort.runtime.machine import Machine, describe_machine
@@ -29,6 +30,9 @@ _PERIOD = 0.05
 _MEMORY = "process_resident_memory_bytes"
 
 Percentiles = dict[str, float]
+
+CLIENTS = {"own": run_clients, "guidellm": run_guidellm}
+"""Who asks and holds the clock. What they see becomes figures in one place, so that rows mean the same."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +49,13 @@ class Load:
     tpot_limit_ms: float = 100.0
     price: float | None = None
     seed: int = 0
+    client: str = "own"
 
 
 @dataclass(frozen=True)
 class Point:
-    """A server, a shape and a number of clients. Times are percentiles over requests, of ITL over all tokens.
+    """A server, a shape and a number of clients. Times are percentiles over requests, of ITL over all tokens,
+    and there are none of ITL where the client does not tell them.
 
     ``prompt_tokens`` and ``generated_tokens`` are means, by the server's count. Energy is the whole machine's.
     """
@@ -104,6 +110,8 @@ def bench_servers(
         import httpx
     except ImportError as error:
         raise MxortError(f'a load needs httpx ({error}): pip install "mxort[serve]"') from error
+    if load.client == "guidellm":
+        find_program()  # before servers are started
     report = progress or silent
     with contextlib.ExitStack() as stack:
         report("starting", 0.0)
@@ -200,7 +208,7 @@ async def _measure(
     client: Any, target: Target, shape: tuple[int, int], clients: int, words: int, load: Load
 ) -> Point:
     cpu, gpu = CpuEnergy(), GpuEnergy()
-    seen = await run_clients(
+    seen = await CLIENTS[load.client](
         client,
         target,
         clients=clients,
@@ -209,7 +217,6 @@ async def _measure(
         tokens=shape[1],
         max_seconds=load.max_seconds,
         seed=load.seed,
-        done=lambda count: None,
     )
     joules = cpu.joules(), gpu.joules()
     return summarize(target.name, shape, clients, seen, load, joules, await _memory(client, target))
@@ -238,7 +245,8 @@ def summarize(
     seconds = max(each.ended for each in seen) - min(each.started for each in seen)
     tokens = sum(each.tokens for each in good)
     prompt = sum(each.prompt_tokens for each in good)
-    gaps = [b - a for each in good for a, b in zip(each.pieces, each.pieces[1:], strict=False)]
+    told = [each for each in good if each.all_pieces]
+    gaps = [b - a for each in told for a, b in zip(each.pieces, each.pieces[1:], strict=False)]
     kept = sum(each.each * 1e3 <= load.tpot_limit_ms for each in good)
     energy = sum(value for value in joules if value is not None)
     return Point(

@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "samples"))
 LIBRARIES = {
     "onnxruntime_genai": "onnxruntime_genai",
     "onnx_genai_server": "onnx_genai_server",
+    "guidellm": "guidellm",
     "optimum": "optimum",
     "sentence_transformers": "sentence_transformers",
     "olive": "olive",
