@@ -14,7 +14,7 @@
 #include <immintrin.h>
 
 #include "kernels/activation.h"
-#include "kernels/amx_kernels.h"
+#include "kernels/cpu_kernels.h"
 #include "kernels/float_kernel.h"
 
 #if defined(MXORT_EMULATE)
@@ -274,15 +274,22 @@ bool Supports(const MatMulSpec&) { return true; }
 constexpr int64_t kFewestRows = 12;
 
 constexpr Kernel Row(const char* name, const WeightLayout* layout, void (*compute)(const MatMulArgs&, Range, Range)) {
-  return {name,       layout,  HasAmx,  Supports,    MaxPanelRows,
-          PanelBytes, Prepare, compute, kFewestRows, {kScaleBias - kPlainExponent, kScaleBias + kPlainExponent}};
+  return {name,
+          layout,
+          HasAmx,
+          Supports,
+          MaxPanelRows,
+          PanelBytes,
+          Prepare,
+          compute,
+          kFewestRows,
+          {kScaleBias - kPlainExponent, kScaleBias + kPlainExponent},
+          {1024 * 1024, kStripsAtOnce, kTile, kPanelsAtOnce}};
 }
 
 }  // namespace
 
 const Kernel kAmx = Row("avx512_amx", &kStrip16, Compute<Nibbles>);
 const Kernel kAmxMxint8 = Row("avx512_amx_mxint8", &kStrip16Int8, Compute<Bytes>);
-
-const Blocking kTileBlocking = {1024 * 1024, kStripsAtOnce, kTile, kPanelsAtOnce};
 
 }  // namespace mxort

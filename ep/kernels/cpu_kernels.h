@@ -14,7 +14,7 @@ extern const Kernel kAvx512VnniBw, kAvx512VnniMxint8;
 extern const Kernel kAvx512Bw, kAvx512BwMxint8;
 extern const Kernel kAvxVnni, kAvxVnniMxint8;
 extern const Kernel kAvx2Int8, kAvx2Int8Mxint8;
-extern const Kernel kAmx;
+extern const Kernel kAmx, kAmxMxint8;
 
 // The oracle: plain loops in double over the operator's own weights. Computes rows [begin, end) of Y, which `y` holds
 // alone.

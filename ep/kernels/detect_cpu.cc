@@ -9,7 +9,7 @@
 
 #include <cstdio>
 
-#include "kernels/amx_kernels.h"
+#include "kernels/cpu_kernels.h"
 #include "kernels/self_check.h"
 
 namespace mxort {

@@ -113,6 +113,15 @@ struct ScaleRange {
   bool Holds(const ScaleRange& other) const { return lowest <= other.lowest && other.highest <= highest; }
 };
 
+// How a product is cut for a kernel, so that what is read again and again stays in a core's caches. As it stands: for
+// kernels that keep their sums in registers.
+struct Blocking {
+  int64_t prepared_bytes = 256 * 1024;  // of the panels of a task: they stay in the second-level cache
+  int64_t strips = 1;                   // tasks are of multiples of so many
+  int64_t rows = 1;                     // panels are of multiples of so many
+  int64_t panels = 1;                   // that are computed before an epilogue: weights are decoded once for them
+};
+
 // One row of the kernel table.
 struct Kernel {
   const char* name;
@@ -133,6 +142,7 @@ struct Kernel {
   int64_t min_rows = 1;
   // The scales it can take; weights with another one are left to the next kernel.
   ScaleRange scales = {0, kScaleNaN};
+  Blocking blocking = {};
 };
 
 inline constexpr int kStripColumns = 16;

@@ -3,7 +3,6 @@
 #include <cstdlib>
 #include <stdexcept>
 
-#include "kernels/amx_kernels.h"
 #include "kernels/cpu_kernels.h"
 #include "kernels/vector_functions.h"
 

@@ -4,7 +4,6 @@
 #include <mutex>
 #include <vector>
 
-#include "kernels/amx_kernels.h"
 #include "kernels/cpu_kernels.h"
 #include "kernels/float16.h"
 #include "kernels/layout.h"
@@ -24,16 +23,9 @@ constexpr int64_t kTaskStrips = 4;               // that a panel is read for onc
 // many tasks of multiplying, so the weights are read no more often than without.
 constexpr int64_t kWorkspaceBytes = 1024 * 1024;
 
-Blocking BlockingFor([[maybe_unused]] const Kernel& kernel) {
-#if defined(__x86_64__)
-  if (&kernel == &kAmx || &kernel == &kAmxMxint8) return kTileBlocking;
-#endif
-  return {};
-}
-
 // Panels of equal height: 16 rows on a kernel of 12 become 8 + 8, not 12 + 4.
 int PanelRows(const MatMulCall& call, const Kernel& kernel) {
-  const int64_t panels = CeilDiv(call.M, kernel.max_panel_rows(*call.spec)), unit = BlockingFor(kernel).rows;
+  const int64_t panels = CeilDiv(call.M, kernel.max_panel_rows(*call.spec)), unit = kernel.blocking.rows;
   return static_cast<int>(CeilDiv(CeilDiv(call.M, panels), unit) * unit);
 }
 
@@ -94,7 +86,7 @@ void ComputeActivated(const MatMulCall& call, const Kernel& kernel, const MatMul
   const Epilogue& epilogue = call.epilogue;
   const int64_t column = strips.begin * kStripColumns;
   const int64_t columns = std::min(call.spec->N, strips.end * kStripColumns) - column;
-  const int64_t step = std::min(BlockingFor(kernel).panels, panels.end - panels.begin);
+  const int64_t step = std::min(kernel.blocking.panels, panels.end - panels.begin);
   const auto floats = static_cast<size_t>(2 * step * args.panel_rows * columns);
   auto* factors = reinterpret_cast<float*>(workspace.Get(floats * sizeof(float)));
   for (int64_t panel = panels.begin; panel < panels.end; panel += step) {
@@ -120,7 +112,7 @@ void ComputeActivated(const MatMulCall& call, const Kernel& kernel, const MatMul
 }
 
 void ComputeAll(const MatMulCall& call, const Kernel& kernel, const MatMulArgs& args, const ParallelFor& parallel) {
-  const Blocking blocking = BlockingFor(kernel);
+  const Blocking& blocking = kernel.blocking;
   const int64_t strips = StripsOf(call.spec->N), panels = CeilDiv(call.M, args.panel_rows);
   const int64_t panels_per_task = std::clamp<int64_t>(
       blocking.prepared_bytes / static_cast<int64_t>(std::max<size_t>(1, args.panel_stride)), 1, panels);
