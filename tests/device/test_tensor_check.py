@@ -148,6 +148,6 @@ def test_a_wrong_kernel_of_each_kind_is_found(tmp_path: Path) -> None:
         wrong += [*kernels, *MULTIPLIED.get(name, [])]
     stderr = run(check_sabotaged, wrong, env={"MXORT_CODE_OBJECTS": str(tmp_path)})
     named = [line.split()[3] for line in stderr.splitlines() if line.startswith("mxort: warning: kernel ")]
-    # That one stores queries and caches of three formats.
-    assert sorted(named) == sorted([*wrong, "attention_append", "attention_append"]), stderr
+    # One stores queries and caches of three formats, one computes floats and whole numbers.
+    assert sorted(named) == sorted([*wrong, "attention_append", "attention_append", "pointwise"]), stderr
     assert "mxort: warning: kernel softmax_wave (float16) disagrees with the CPU on GPU 0" in stderr

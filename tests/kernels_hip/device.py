@@ -184,6 +184,7 @@ class Norm:
     scale: NDArray[Any] | None = None
     shift: NDArray[Any] | None = None
     stores: bool = False
+    rounds: bool = False
     epsilon: float = 1e-5
     results: dict[str, NDArray[Any]] = field(default_factory=dict)
     """What a kernel stored: y and sum."""
@@ -205,8 +206,8 @@ class Norm:
         ]
         skip_rows = len(self.skip) if self.skip is not None else 1
         args = struct.pack(
-            "<QII9QQfiiii4x", spec.m, spec.k, 1, x, *pointers, 0, 0, skip_rows, self.epsilon, kind, kind, kind,
-            int(self.rms),
+            "<QII9QQf5i", spec.m, spec.k, 1, x, *pointers, 0, 0, skip_rows, self.epsilon, kind, kind, kind,
+            int(self.rms), int(self.rounds),
         )  # fmt: skip
         return args, made
 

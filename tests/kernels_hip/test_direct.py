@@ -129,6 +129,7 @@ NORMS: list[dict[str, Any]] = [
     {"rms": True, "skip": 3, "scale": True, "stores": True},
     {"rms": False, "skip": 1, "bias": True, "scale": True, "shift": True, "stores": True},
     {"rms": False},
+    {"rms": False, "skip": 3, "scale": True, "stores": True, "rounds": True},
 ]
 
 
@@ -148,6 +149,8 @@ def check_normalised(machine: device.Device, name: str, p: Problem, number: int)
     v = device.from_bytes(p.a, dtype).astype(np.float64)
     v = v + np.resize(given["skip"], v.shape) if "skip" in given else v
     v = v + given.get("bias", 0)
+    if norm.rounds:  # the sum of two numbers of the type, in float as on the device
+        v = device.from_bytes(device.to_bytes(v.astype(np.float32), dtype), dtype).astype(np.float64)
     mean = 0 if norm.rms else v.mean(1, keepdims=True)
     y = (v - mean) / np.sqrt(((v - mean) ** 2).mean(1, keepdims=True) + norm.epsilon)
     y = y * given.get("scale", 1) + given.get("shift", 0)

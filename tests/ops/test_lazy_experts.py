@@ -74,10 +74,10 @@ def test_an_expert_that_was_not_chosen_is_not_read(monkeypatch):
         np.random.default_rng(1), experts=4, d=64, hidden=64, k=2, accuracy_level=3
     )
     made.down[1].scales[:, 0] = 0xFF
-    x, logits = rows(made, 24)
+    x, logits = rows(made, 16)  # so few for each that no kernel rounds to bfloat16
     (y,) = session(made).run(None, {"X": x, "router": logits})
     hit = (np.argsort(-logits, axis=-1)[:, :2] == 1).any(axis=-1)
-    assert 0 < hit.sum() < 24 and np.isnan(y[hit]).all()
+    assert 0 < hit.sum() < 16 and np.isnan(y[hit]).all()
     moe_oracle.assert_close(made, x[~hit], logits[~hit], y[~hit])
 
 

@@ -4,11 +4,75 @@
 // One kernel computes all functions and every order of them: the branches are the same for all lanes. What lies between
 // steps has the bits that a tensor of its type would have held.
 #include "kernels/hip/args_pointwise.h"
+#include "kernels/hip/element.h"
 #include "kernels/hip/math.h"
 #include "kernels/hip/strided.h"
 
 #if defined(__gfx950__) || defined(__gfx942__)
 using namespace mxort::hip;
+
+// An element of any Type, as float; of those of whole numbers, as i64 (PointwiseStep::whole).
+template <class Number>
+MXORT_DEVICE Number LoadNumber(int type, const void* x, i64 i) {
+  if constexpr (__is_same(Number, float)) {
+    switch (static_cast<Type>(type)) {
+      case Type::kFloat:
+        return static_cast<const float*>(x)[i];
+      case Type::kFloat16:
+        return FromFloat16(static_cast<const u16*>(x)[i]);
+      case Type::kBFloat16:
+        return FromBFloat16(static_cast<const u16*>(x)[i]);
+      default:
+        break;
+    }
+  }
+  switch (static_cast<Type>(type)) {
+    case Type::kInt64:
+      return static_cast<Number>(static_cast<const i64*>(x)[i]);
+    case Type::kInt32:
+      return static_cast<Number>(static_cast<const i32*>(x)[i]);
+    case Type::kInt8:
+      return static_cast<Number>(static_cast<const signed char*>(x)[i]);
+    default:
+      return static_cast<Number>(static_cast<const u8*>(x)[i]);
+  }
+}
+
+template <class Number>
+MXORT_DEVICE void StoreNumber(int type, void* y, i64 i, Number value) {
+  if constexpr (__is_same(Number, float)) {
+    switch (static_cast<Type>(type)) {
+      case Type::kFloat:
+        static_cast<float*>(y)[i] = value;
+        return;
+      case Type::kFloat16:
+        static_cast<u16*>(y)[i] = ToFloat16(value);
+        return;
+      case Type::kBFloat16:
+        static_cast<u16*>(y)[i] = ToBFloat16(value);
+        return;
+      default:
+        break;
+    }
+  }
+  switch (static_cast<Type>(type)) {
+    case Type::kInt64:
+      static_cast<i64*>(y)[i] = static_cast<i64>(value);
+      return;
+    case Type::kInt32:
+      static_cast<i32*>(y)[i] = static_cast<i32>(value);
+      return;
+    case Type::kInt8:
+      static_cast<signed char*>(y)[i] = static_cast<signed char>(static_cast<i32>(value));
+      return;
+    case Type::kUint8:
+      static_cast<u8*>(y)[i] = static_cast<u8>(static_cast<i32>(value));
+      return;
+    default:  // bool
+      static_cast<u8*>(y)[i] = value != Number{0};
+      return;
+  }
+}
 
 MXORT_DEVICE float GeluTanh(float x) { return 0.5f * x * (1.0f + Tanh(0.797884561f * Fma(0.044715f * x * x, x, x))); }
 MXORT_DEVICE float Gelu(float x) { return 0.5f * x * (1.0f + Erf(x * 0.707106781f)); }
