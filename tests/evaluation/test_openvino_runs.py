@@ -10,6 +10,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
+from command import beside_peers
 from mxort import cli
 from mxort.errors import MxortError
 from mxort.evaluation import peers
@@ -58,20 +59,7 @@ def _stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("_stand_in")
 def test_a_peer_takes_its_turns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = mlp(tmp_path / "m.onnx")
-    command = [
-        "bench",
-        "model",
-        str(source),
-        "--peers",
-        "--runs",
-        "2",
-        "--warmup",
-        "0",
-        "--threads",
-        "1",
-        "--json",
-    ]
-    assert cli.main(command) == 0
+    assert cli.main(beside_peers(source, runs=2)) == 0
     models = json.loads(capsys.readouterr().out)["models"]
     assert [Path(model["model"]).suffix for model in models] == [".onnx", ".onnx", ".onnx", ".xml"]
     assert models[-1]["file_bytes"] == source.stat().st_size + 5
@@ -107,20 +95,7 @@ def test_without_the_library_it_is_one_line(
 ) -> None:
     monkeypatch.setattr(peers, "is_available", lambda name: name != "openvino")
     source = mlp(tmp_path / "m.onnx")
-    command = [
-        "bench",
-        "model",
-        str(source),
-        "--peers",
-        "--runs",
-        "1",
-        "--warmup",
-        "0",
-        "--threads",
-        "1",
-        "--json",
-    ]
-    assert cli.main(command) == 0
+    assert cli.main(beside_peers(source, runs=1)) == 0
     printed = capsys.readouterr()
     assert "mxort: openvino: openvino is not installed\n" in printed.err
     assert len(json.loads(printed.out)["models"]) == 3

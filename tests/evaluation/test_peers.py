@@ -10,6 +10,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 
+from command import beside_peers
 from mxort import cli
 from mxort.errors import MxortError
 from mxort.evaluation import peers
@@ -44,20 +45,7 @@ def test_bench_model_times_them_too(
 ) -> None:
     monkeypatch.setattr(peers, "is_available", OPERATORS.__contains__)
     source = str(mlp(tmp_path / "m.onnx"))
-    command = [
-        "bench",
-        "model",
-        source,
-        "--peers",
-        "--runs",
-        "2",
-        "--warmup",
-        "0",
-        "--threads",
-        "1",
-        "--json",
-    ]
-    assert cli.main(command) == 0
+    assert cli.main(beside_peers(source, runs=2)) == 0
     models = json.loads(capsys.readouterr().out)["models"]
     assert [Path(model["model"]).name for model in models] == ["m.onnx", "m.ort-int8.onnx", "m.ort-int4.onnx"]
     assert all(model["timing"]["runs"] == 2 for model in models)

@@ -52,3 +52,20 @@ def _command(words: Sequence[str], cwd: str, environment: Mapping[str, str], str
     os.environ.update(environment)
     sys.argv = ["mxort", *words]
     runpy.run_module("mxort", run_name="__main__", alter_sys=True)
+
+
+def beside_peers(model: object, *, runs: int) -> list[str]:
+    """Arguments of ``mxort bench model`` that time a model and its peers, shortly."""
+    return [
+        "bench",
+        "model",
+        str(model),
+        "--peers",
+        "--runs",
+        str(runs),
+        "--warmup",
+        "0",
+        "--threads",
+        "1",
+        "--json",
+    ]
