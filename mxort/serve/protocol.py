@@ -9,14 +9,25 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
 
 from mxort.serve.errors import unsupported
 from mxort.serve.limits import Limits
 from mxort.serve.sampling import Sampling
 
+
+def _unicode(text: str) -> str:
+    """JSON can name halves of a surrogate pair, which no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"half of a surrogate pair at {error.start}, expected Unicode text") from None
+    return text
+
+
 _MAX_STOPS, _MAX_STOP_LENGTH = 4, 256
-_Stop = Annotated[StrictStr, Field(min_length=1, max_length=_MAX_STOP_LENGTH)]
+_Text = Annotated[StrictStr, AfterValidator(_unicode)]
+_Stop = Annotated[_Text, Field(min_length=1, max_length=_MAX_STOP_LENGTH)]
 _Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 _Token = Annotated[StrictInt, Field(ge=0, lt=2**31)]
 _Count = Annotated[StrictInt, Field(ge=1, lt=2**31)]
@@ -43,7 +54,7 @@ _REFUSED: dict[str, tuple[Any, ...]] = {
 
 class _Request(BaseModel):
     model_config = ConfigDict(extra="allow", protected_namespaces=())
-    model: StrictStr
+    model: _Text
 
     def refuse_unsupported(self) -> None:
         """Raises ApiError for what would change the answer and is not done here."""
@@ -99,14 +110,14 @@ class _Generate(_Request):
 
 class _Part(BaseModel):
     type: Literal["text"]
-    text: StrictStr
+    text: _Text
 
 
 class Message(BaseModel):
     """A turn of a conversation. Of parts, those of text are taken; pictures and sound are refused."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: StrictStr | list[_Part] | None = None
+    content: _Text | list[_Part] | None = None
 
     def plain(self) -> dict[str, str]:
         """As templates know it."""
@@ -127,11 +138,11 @@ class ChatRequest(_Generate):
 class CompletionRequest(_Generate):
     """One prompt a request, as text or as tokens."""
 
-    prompt: StrictStr | list[_Token] | Annotated[list[StrictStr], Field(min_length=1, max_length=1)]
+    prompt: _Text | list[_Token] | Annotated[list[_Text], Field(min_length=1, max_length=1)]
 
 
 class EmbeddingRequest(_Request):
-    input: StrictStr | list[StrictStr] | list[_Token] | list[list[_Token]]
+    input: _Text | list[_Text] | list[_Token] | list[list[_Token]]
     encoding_format: Literal["float", "base64"] | None = None
 
     def inputs(self) -> list[str] | list[list[int]]:

@@ -32,7 +32,7 @@ def error_of(response):
     error = response.json()["error"]
     assert set(error) == {"message", "type", "param", "code"}
     assert error["message"]
-    assert "\n" not in error["message"]
+    assert "\n" not in error["message"] and "onnxruntime_genai." not in error["message"]
     return error
 
 
@@ -59,6 +59,10 @@ BAD = [
     ("/v1/completions", {**GOOD, "model": "../tiny"}, 404),
     ("/v1/completions", {**GOOD, "prompt": "a\0b"}, 400),
     ("/v1/completions", {**GOOD, "prompt": ""}, 400),
+    ("/v1/completions", {**GOOD, "prompt": "a\ud800"}, 400),
+    ("/v1/completions", {**GOOD, "stop": "\udfff"}, 400),
+    ("/v1/completions", {**GOOD, "model": "\ud800"}, 400),
+    ("/v1/embeddings", {"model": "encoder", "input": ["\ud800"]}, 400),
     ("/v1/completions", {**GOOD, "prompt": [1, 2, 40]}, 400),
     ("/v1/completions", {**GOOD, "prompt": [-1]}, 400),
     ("/v1/completions", {**GOOD, "prompt": [2**40]}, 400),
