@@ -302,7 +302,9 @@ PRESETS: dict[str, Recipe] = {
     "mi355x": Recipe(activation_format="mxfp6_e2m3"),
     "w4a8": Recipe(activation_format="mxfp8_e4m3"),
     "w4a4": Recipe(activation_format="mxfp4"),
+    "w8": Recipe(weight_format="mxint8", convert_embedding=True),
     "portable": Recipe(algorithm="gptq", column_multiplier=False, table_format=FLOAT),
 }
-"""Named recipes. mi355x: FP6 activations run at the full FP4 matrix rate there, FP8 at half of it. portable: what other
-formats can say (`mxort export`), calibrated; without data with algorithm="rtn"."""
+"""Named recipes. mi355x: FP6 activations run at the full FP4 matrix rate there, FP8 at half of it. w8: for encoders of
+sentences, whose similarities show what 4 bits cost. portable: what other formats can say (`mxort export`), calibrated;
+without data with algorithm="rtn"."""

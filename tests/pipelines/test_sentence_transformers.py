@@ -36,7 +36,7 @@ def test_the_blocks(folder):
     assert "1 of 1 models converted" in converted
     (value,) = re.findall(r"tensor\(\[\[(.*)\]\]\)", similarity)
     assert -1 < float(value) < 1
-    assert mxort.inspect(folder / "minilm-mxfp4" / "onnx" / "model.onnx").converted
+    assert mxort.inspect(folder / "minilm-w8" / "onnx" / "model.onnx").converted
 
 
 def test_the_kernels_run(folder, tmp_path):
