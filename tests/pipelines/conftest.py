@@ -23,8 +23,15 @@ LIBRARIES = {
 }
 """Pipeline -> the module without which there is none."""
 
+
+def _is_installed(module: str) -> bool:
+    """Not a mere folder of that name, as Ray leaves one in the system's for temporary files."""
+    spec = find_spec(module)
+    return spec is not None and spec.origin is not None
+
+
 collect_ignore = [
     f"test_{name}.py"
     for name, module in LIBRARIES.items()
-    if os.environ.get("MXORT_PIPELINE") != name and find_spec(module) is None
+    if os.environ.get("MXORT_PIPELINE") != name and not _is_installed(module)
 ]
