@@ -31,7 +31,7 @@ def folder(tmp_path_factory):
 
 def test_the_blocks(folder):
     converted, similarity = run_blocks("sentence-transformers", folder)
-    assert "12 nodes converted" in converted
+    assert "13 nodes converted" in converted
     assert "2 x MultiHeadAttention on this library's kernel" in converted
     assert "1 of 1 models converted" in converted
     (value,) = re.findall(r"tensor\(\[\[(.*)\]\]\)", similarity)
