@@ -9,37 +9,9 @@ from typing import Any
 import pytest
 from simulated import run
 
-FREES = (
-    "hipFree",
-    "hipHostFree",
-    "hipModuleUnload",
-    "hipStreamDestroy",
-    "hipEventDestroy",
-    "hipGraphDestroy",
-    "hipGraphExecDestroy",
-    "hipStreamEndCapture",
-)
-"""Functions that give something back or end it: the simulator's failing call has not done so."""
-
-ERRORS = {"hipMalloc": 2, "hipHostMalloc": 2, "hipModuleLaunchKernel": 719, "hipModuleLoadData": 209}
-"""hipError_t by function; any other fails with hipErrorUnknown."""
-
-UNKNOWN = 999
-
-ALIKE = {"hipGetDevice", "hipSetDevice", "hipGetDeviceCount", "hipGetLastError", "hipPointerGetAttributes"}
-"""Functions of which one call is like another: they are called before anything else is."""
+from hip_faults import ALIKE, ERRORS, FREES, GRAPHS, UNKNOWN
 
 RUNS = 3
-
-GRAPHS = (
-    "hipStreamBeginCapture",
-    "hipStreamEndCapture",
-    "hipStreamIsCapturing",
-    "hipGraphInstantiate",
-    "hipGraphLaunch",
-    "hipGraphDestroy",
-    "hipGraphExecDestroy",
-)
 
 SAME = 1e-5
 """Relative difference of results of the same product by other kernels, at accuracy level 1."""

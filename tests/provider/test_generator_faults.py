@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 from simulated import run
-from test_faults import ALIKE, ERRORS, FREES, GRAPHS, UNKNOWN
 
 import mxort
+from hip_faults import ALIKE, ERRORS, FREES, GRAPHS, UNKNOWN
 
 STEPS = 3
 TOKENS = [5, 9, 17, 3]

@@ -144,8 +144,8 @@ def test_smollm2(tmp_path: Path) -> None:
     count = collections.Counter(result["placement"]["MxortExecutionProvider"])
     assert (count["GroupQueryAttention"], count["MatMulMXINT8"]) == (30, 1)
     assert [step["graphs"] for step in result["steps"][1:]] == [1, 1]
-    # A layer: append and attention, and four products, of which two normalise their rows. Eight for the rest: the mask's
-    # arithmetic, the embedding, the head, the choice of a token.
+    # A layer: append and attention, and four products, of which two normalise their rows. Eight for the rest: the
+    # mask's arithmetic, the embedding, the head, the choice of a token.
     assert [step["launches"] for step in result["steps"]] == [6 * 30 + 8] * 3
     session = mxort.InferenceSession(tmp_path / "out" / "model.onnx")
     feeds = {"input_ids": np.array([prompt]), "attention_mask": np.ones((1, 4), np.int64)}
